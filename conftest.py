@@ -1,0 +1,68 @@
+"""Our own test run only: nothing a user could want.
+
+torch and numpy are imported here, once, since pytester forgets what an inner run imports and neither of the two can be
+loaded twice. The run is hermetic: no hub, one torch thread per test process, and after each test every parameter bit and
+every hook of the shared models has to be as before.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import hashlib
+
+import numpy as np  # noqa: F401 - see above
+import pytest
+import torch
+from hypothesis import settings
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import swcheck
+
+pytest_plugins = ["pytester"]
+
+settings.register_profile("dev", max_examples=20, deadline=None)
+settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> swcheck.Loaded:
+    """The embedded model, shared by the whole run; the leak detector watches it."""
+    return swcheck.load("tiny", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def random_llama() -> LlamaForCausalLM:
+    """A Llama of random weights and a few thousand parameters, without a super weight."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def fingerprint(model: torch.nn.Module) -> tuple[str, int]:
+    """A digest of every parameter bit, and the number of hooks and exchanged forwards."""
+    digest = hashlib.blake2b()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().contiguous().view(torch.uint8).numpy())
+    marks = sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) + ("forward" in vars(module))
+        for module in model.modules()
+    )
+    return digest.hexdigest(), marks
+
+
+@pytest.fixture(autouse=True)
+def no_traces(request: pytest.FixtureRequest):
+    """After a test that used a shared model, its parameters and hooks are as before."""
+    names = [name for name in ("tiny", "random_llama") if name in request.fixturenames]
+    models = [getattr(request.getfixturevalue(name), "model", None) for name in names]
+    models = [request.getfixturevalue(n) if n == "random_llama" else m for n, m in zip(names, models, strict=True)]
+    before = [fingerprint(model) for model in models]
+    yield
+    assert [fingerprint(model) for model in models] == before, "the test left traces in a shared model"

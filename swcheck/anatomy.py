@@ -1,0 +1,127 @@
+"""Finds the decoder layers and the down projections of a causal language model, whatever they are called.
+
+A family is one row of ``FAMILIES``: where its decoder layers are, and where a layer keeps its down projection. Nobody
+else knows a module's name. B batch, T time, H residual width, F inner width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from swcheck.errors import ArchitectureError, CoordinateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import torch
+    from torch import nn
+
+    from swcheck.records import SuperWeight
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where one family of models keeps things: ``layers`` from the model, ``down`` from a layer."""
+
+    name: str
+    layers: str
+    down: str
+
+
+FAMILIES: Final = (Family("Llama-like", layers="layers", down="mlp.down_proj"),)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of one model; ``hidden`` and ``inner`` are the widths H and F, None where no module tells."""
+
+    family: Family
+    layers: tuple[nn.Module, ...]
+    down_projections: tuple[nn.Module, ...]
+    path: str
+    hidden: int | None
+    inner: int | None
+
+    def down_name(self, layer: int) -> str:
+        """The qualified name of one layer's down projection."""
+        return f"{self.path}.{layer}.{self.family.down}"
+
+    def check(self, super_weights: Iterable[SuperWeight]) -> None:
+        """Raise ``CoordinateError`` for the first coordinate that lies outside the model."""
+        for weight in super_weights:
+            bounds = {"layer": len(self.layers), "row": self.hidden, "column": self.inner}
+            for name, size in bounds.items():
+                asked = getattr(weight, name)
+                if asked < 0 or (size is not None and asked >= size):
+                    raise CoordinateError(
+                        f"{name} {asked} was asked for (super weight at {weight})",
+                        f"this model has {name}s 0 to {'?' if size is None else size - 1}",
+                        "check that the coordinates belong to this model: (layer, row, column) counts from 0, "
+                        "row is the output channel of down_proj",
+                    )
+
+
+def anatomy(model: nn.Module) -> Anatomy:
+    """Find the parts of ``model``, wrapped (PEFT, a compiled model) or not.
+
+    Raises ``ArchitectureError`` where no family of the table fits.
+    """
+    for family in FAMILIES:
+        for path, layers in _lists_called(model, family.layers):
+            downs = [_submodule(layer, family.down) for layer in layers]
+            found = tuple(down for down in downs if down is not None)
+            if found and len(found) == len(layers):
+                hidden, inner = _widths(model, found[0])
+                return Anatomy(family, tuple(layers), found, path, hidden, inner)
+    lists = [f"{name} ({len(child)} x {type(child[0]).__name__})" for name, child in _module_lists(model)]
+    table = ", ".join(f"{family.layers}.N.{family.down}" for family in FAMILIES)
+    raise ArchitectureError(
+        f"a causal language model with its down projections at {table} was expected",
+        f"{type(model).__name__} with {', '.join(lists[:5]) or 'no list of layers'}",
+        "pass the transformers module itself; another family is one more row in swcheck.anatomy.FAMILIES",
+    )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device that token ids have to be on: the one of the model's first parameter or buffer."""
+    import torch
+
+    for tensor in (*_first(model.parameters()), *_first(model.buffers())):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def _first(tensors: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    for tensor in tensors:
+        return (tensor,)
+    return ()
+
+
+def _module_lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    from torch import nn
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module):
+            yield name, module
+
+
+def _lists_called(model: nn.Module, path: str) -> Iterator[tuple[str, nn.ModuleList]]:
+    for name, module in _module_lists(model):
+        if name == path or name.endswith("." + path):
+            yield name, module
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _widths(model: nn.Module, down: nn.Module) -> tuple[int | None, int | None]:
+    """H and F as the down projection says, else as the config does: packed modules keep no readable shape."""
+    config = getattr(model, "config", None)
+    hidden = getattr(down, "out_features", None) or getattr(config, "hidden_size", None)
+    inner = getattr(down, "in_features", None) or getattr(config, "intermediate_size", None)
+    return hidden, inner

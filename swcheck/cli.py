@@ -1,0 +1,132 @@
+"""``swcheck locate`` and ``swcheck index``, for people who are not in a test.
+
+With ``--json`` nothing but JSON goes to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from swcheck import index
+from swcheck.errors import SwcheckError
+from swcheck.locate import Located, locate
+from swcheck.report import dumps, number
+from swcheck.subject import known, subject_of
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 done, 1 nothing found, 2 wrong use."""
+    parser = argparse.ArgumentParser(prog="swcheck", description="Super weights of language models.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_locate(commands)
+    _add_index(commands)
+    options = parser.parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except SwcheckError as error:
+        sys.stderr.write(f"swcheck: {error}\n")
+        return 2
+
+
+def _add_locate(commands: Any) -> None:
+    parser = commands.add_parser("locate", help="find the super weights of a model, without data")
+    parser.add_argument("model", help="tiny, a known name, a hub id or a directory")
+    parser.add_argument("--prompt", help="another prompt to look at")
+    parser.add_argument("--verify", action="store_true", help="zero what is found and measure the perplexity")
+    parser.add_argument("--no-index", action="store_true", help="start from nothing, not from published coordinates")
+    parser.add_argument("--device", help="an accelerator if there is one")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16; the checkpoint's own by default")
+    parser.add_argument("--json", action="store_true", help="write JSON, and nothing else, to stdout")
+    parser.set_defaults(run=_locate)
+
+
+def _add_index(commands: Any) -> None:
+    parser = commands.add_parser("index", help="show the published coordinates")
+    parser.add_argument("model", nargs="?", help="one model; all of them if left out")
+    parser.add_argument("--json", action="store_true", help="write JSON, and nothing else, to stdout")
+    parser.set_defaults(run=_index)
+
+
+def _locate(options: argparse.Namespace) -> int:
+    from swcheck.engines import load
+
+    loaded = load(options.model, device=options.device, dtype=options.dtype)
+    subject = subject_of(loaded)
+    found = locate(
+        loaded.model,
+        token_ids=subject.prompt_ids(options.prompt),
+        seeds=() if options.no_index else known(loaded.name),
+        verify=subject.windows() if options.verify else None,
+    )
+    if options.json:
+        sys.stdout.write(dumps(located_as_json(loaded.name, found)) + "\n")
+    else:
+        sys.stdout.write("\n".join(located_as_text(loaded.name, found)) + "\n")
+    return 0
+
+
+def located_as_json(name: str, found: Located) -> dict[str, Any]:
+    """What ``swcheck locate MODEL --json`` prints."""
+    effect = found.effect
+    return {
+        "model": name,
+        "super_weights": [weight.as_json() for weight in found.super_weights],
+        "written": list(found.written),
+        "super_activations": [
+            {"layer": a.layer, "channel": a.channel, "position": a.position, "value": a.value, "ratio": a.ratio}
+            for a in found.activations
+        ],
+        "reason": found.reason,
+        "rounds": len(found.rounds),
+        "verified": effect
+        and {
+            "perplexity": effect.intact.perplexity,
+            "zeroed": effect.together.perplexity,
+            "alone": [likelihood.perplexity for likelihood in effect.alone],
+        },
+    }
+
+
+def located_as_text(name: str, found: Located) -> list[str]:
+    """What ``swcheck locate MODEL`` prints: the answer, then what each round saw."""
+    lines = [f"{name}: {found.reason}"]
+    for weight, written in zip(found.super_weights, found.written, strict=True):
+        lines.append(f"  {weight}, writes {number(written)}")
+    for count, look in enumerate(found.rounds, 1):
+        lines += ["", f"round {count}: largest magnitude per layer (value @ token, channel)"]
+        rows = [
+            (str(peaks.layer), *(f"{p.value:+.4g} @ {p.position}, {p.channel}" for p in (peaks.input, peaks.output, peaks.residual)))
+            for peaks in look.layers
+        ]  # fmt: skip
+        lines += _aligned([("layer", "down_proj input", "down_proj output", "residual stream"), *rows])
+        lines += [f"  {remark}" for remark in look.remarks]
+        lines.append(f"  found: {'; '.join(map(str, look.found)) or 'nothing more'}")
+    if found.effect is not None:
+        ratio = found.effect.together.perplexity / found.effect.intact.perplexity
+        lines += ["", f"perplexity {number(found.effect.intact.perplexity)}, all zeroed together x{number(ratio)}"]
+    return lines
+
+
+def _index(options: argparse.Namespace) -> int:
+    chosen = [index.entry(options.model)] if options.model else list(index.entries())
+    if options.json:
+        sys.stdout.write(dumps([index.as_json(entry) for entry in chosen]) + "\n")
+        return 0
+    for entry in chosen:
+        sys.stdout.write("\n".join(index.as_text(entry, full=options.model is not None)) + "\n")
+    return 0
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

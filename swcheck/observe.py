@@ -1,0 +1,169 @@
+"""Looks inside a forward pass, and reads single scalars, without opening any module.
+
+``observe`` is a ``with`` block: name what you want to see, run the model inside, read what passed by. It can end the
+pass after the last layer that is needed. A linear map is a black box here: what a scalar writes is read from what the
+map does, so that packed and plain storage are one. B batch, T time, H residual width, F inner width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from swcheck.anatomy import Anatomy, anatomy
+from swcheck.errors import NotObservedError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class _Enough(Exception):  # noqa: N818 - a signal, no error
+    """Ends a forward pass; never leaves the ``with`` block."""
+
+
+class _Seen(dict[int, torch.Tensor]):
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self._what = what
+
+    def __missing__(self, layer: int) -> torch.Tensor:
+        raise NotObservedError(
+            f"{self._what} of layer {layer}",
+            f"seen so far: {sorted(self) or 'nothing'}",
+            f"name the layer when entering observe({self._what}=...), and run the model inside the block",
+        )
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the last forward pass showed, by layer: tensors as they passed, detached, not copied.
+
+    ``residual`` is the output of the decoder layer ``(B, T, H)``, ``inputs`` and ``outputs`` are those of its down
+    projection, ``(B, T, F)`` and ``(B, T, H)``.
+    """
+
+    residual: dict[int, torch.Tensor] = field(default_factory=lambda: _Seen("residual"))
+    inputs: dict[int, torch.Tensor] = field(default_factory=lambda: _Seen("inputs"))
+    outputs: dict[int, torch.Tensor] = field(default_factory=lambda: _Seen("outputs"))
+
+
+@contextmanager
+def observe(
+    model: nn.Module,
+    *,
+    residual: Sequence[int] = (),
+    inputs: Sequence[int] = (),
+    outputs: Sequence[int] = (),
+    stop: bool = False,
+) -> Iterator[Sight]:
+    """Watch the named layers during the forward passes run inside the block.
+
+    With ``stop`` the pass ends right after the last thing asked for, and the rest of the block with it: read the
+    ``Sight`` after the block. Hooks are placed on entering and removed on leaving, whatever happens in between.
+    """
+    body, sight = anatomy(model), Sight()
+    last = max((*residual, *inputs, *outputs), default=-1)
+    with ExitStack() as hooks:
+        for layer in sorted({*residual, *inputs, *outputs}):
+            _watch(hooks, body, layer, sight, (layer in residual, layer in inputs, layer in outputs))
+        if stop and last >= 0:
+            end = body.layers[last] if last in residual else body.down_projections[last]
+            hooks.callback(end.register_forward_hook(_end).remove)
+        with suppress(_Enough):
+            yield sight
+
+
+def _watch(hooks: ExitStack, body: Anatomy, layer: int, sight: Sight, want: tuple[bool, bool, bool]) -> None:
+    residual, inputs, outputs = want
+    down = body.down_projections[layer]
+
+    def see_residual(_module: nn.Module, _args: Any, output: Any) -> None:
+        sight.residual[layer] = first_tensor(output).detach()
+
+    def see_inputs(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        sight.inputs[layer] = args[0].detach()
+
+    def see_outputs(_module: nn.Module, _args: Any, output: Any) -> None:
+        sight.outputs[layer] = first_tensor(output).detach()
+
+    if residual:
+        hooks.callback(body.layers[layer].register_forward_hook(see_residual).remove)
+    if inputs:
+        hooks.callback(down.register_forward_pre_hook(see_inputs).remove)
+    if outputs:
+        hooks.callback(down.register_forward_hook(see_outputs).remove)
+
+
+def _end(_module: nn.Module, _args: Any, _output: Any) -> None:
+    raise _Enough
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """The tensor a layer returned, alone or first in a tuple, as transformers' versions have it."""
+    tensor: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
+
+
+def contributions(module: nn.Module, x: torch.Tensor, row: int, columns: Sequence[int]) -> torch.Tensor:
+    """What each input channel adds to one output channel: ``[f(x) - f(x with x_column = 0)]_row``.
+
+    ``x`` is the recorded input ``(F,)`` at one token; the result is float32 ``(len(columns),)``, in the unit of the
+    residual stream. Holds for any linear map, packed or not; nothing is modified.
+    """
+    batch = x.repeat(len(columns) + 1, 1)
+    batch[torch.arange(len(columns)), torch.tensor(list(columns))] = 0
+    with torch.no_grad():
+        out = first_tensor(module(batch))[:, row].float()
+    return out[-1] - out[:-1]
+
+
+def effective_weight(module: nn.Module, row: int, column: int) -> float:
+    """The scalar that stands between input ``column`` and output ``row``.
+
+    Read from the tensor where the module keeps it plainly, else by a one-hot probe, which a module that quantizes its
+    activations statically may clip: compare contributions, show this.
+    """
+    weight = plain_weight(module)
+    if weight is not None:
+        return float(weight[row, column])
+    width, dtype, device = _input_of(module)
+    probe = torch.zeros(2, width, dtype=dtype, device=device)
+    probe[1, column] = 1
+    with torch.no_grad():
+        out = first_tensor(module(probe))[:, row].float()
+    return float(out[1] - out[0])
+
+
+def plain_weight(module: nn.Module) -> torch.Tensor | None:
+    """The weight ``(H, F)`` of a module that is an ordinary linear layer and nothing more, else None.
+
+    None for packed storage, tensor subclasses, an exchanged ``forward``, offloaded weights and parametrizations: there
+    a write into the tensor need not be what the next pass computes with.
+    """
+    from torch import nn
+
+    if type(module) is not nn.Linear or "forward" in vars(module) or hasattr(module, "parametrizations"):
+        return None
+    weight = module.weight
+    if type(weight.data) is not torch.Tensor or weight.is_meta or not weight.is_floating_point():
+        return None
+    return weight.data
+
+
+def _input_of(module: nn.Module) -> tuple[int, torch.dtype, torch.device]:
+    width = getattr(module, "in_features", None)
+    if width is None:
+        raise NotObservedError(
+            f"the input width of {type(module).__name__}",
+            "the module has no in_features",
+            "compare contributions at a recorded input instead",
+        )
+    floating = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+    dtype = floating[0].dtype if floating else torch.float32
+    dtype = dtype if dtype.itemsize > 1 else torch.float32
+    device = floating[0].device if floating else torch.device("cpu")
+    return int(width), dtype, device

@@ -1,0 +1,41 @@
+"""Hypothesis strategies: prompts for the shipped checks, coordinates for tests of one's own.
+
+``from swcheck.strategies import prompts``. Lists are drawn whole, because a model scores a list in one pass.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from hypothesis import strategies as st
+
+from swcheck.records import SuperWeight
+
+WORDS: Final = (
+    "the a of and to in is was for that with as on by it not be are this from or an at which but have had his her "
+    "they water city year first time people number night school paper river music winter summer garden doctor market "
+    "def return import class self None True for while lambda yield raise except with open print range len value "
+    "0 1 2 7 42 1984 3.14 alpha beta data model weight layer token"
+).split()
+MARKS: Final = (".", ",", "!", "?", ":", ";", "\n", "(", ")", '"', "-", "=", "\t", "…", "é", "你好", "Привет", "🙂")
+
+
+def prompts(*, longest: int = 24) -> st.SearchStrategy[str]:
+    """One prompt: words, marks, numbers and scripts of several kinds, up to ``longest`` pieces, never empty."""
+    piece = st.one_of(st.sampled_from(WORDS), st.sampled_from(WORDS), st.sampled_from(MARKS), st.text(max_size=4))
+    return st.lists(piece, min_size=1, max_size=longest).map(" ".join).filter(lambda prompt: bool(prompt.strip()))
+
+
+def prompt_lists(*, size: int = 16, longest: int = 24) -> st.SearchStrategy[list[str]]:
+    """``size`` different prompts at once."""
+    return st.lists(prompts(longest=longest), min_size=size, max_size=size, unique=True)
+
+
+def super_weights(*, layers: int, rows: int, columns: int) -> st.SearchStrategy[SuperWeight]:
+    """A coordinate inside a model of these sizes."""
+    return st.builds(
+        SuperWeight,
+        layer=st.integers(0, layers - 1),
+        row=st.integers(0, rows - 1),
+        column=st.integers(0, columns - 1),
+    )

@@ -1,0 +1,106 @@
+"""Named hardships, each a ``with`` block that leaves the model as it was, to the bit.
+
+The two nulls of a causal check stand here: as many weights of matched magnitude from the same matrices, and the
+largest other weights of every matrix (the paper's "Prune Non-SW", a fraction per tensor).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from swcheck.anatomy import anatomy
+from swcheck.errors import OptionError
+from swcheck.intervene import zeroed
+from swcheck.observe import plain_weight
+from swcheck.records import SuperWeight
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NEXT_LARGEST: Final = 100
+"""A matched weight is drawn from this many of the matrix's largest others (the null of a follow-up's audit)."""
+
+LARGEST_SHARE: Final = 1e-4
+"""The share of every matrix that ``without_largest`` zeroes."""
+
+
+def matched(model: nn.Module, super_weights: Sequence[SuperWeight], seed: int) -> tuple[SuperWeight, ...]:
+    """As many weights as ``super_weights``, from the same matrices, none of them a super weight.
+
+    Each is drawn from the ``NEXT_LARGEST`` largest others of its matrix. Raises ``OptionError`` where a matrix is
+    packed and its magnitudes cannot be ranked.
+    """
+    chance = random.Random(seed)
+    drawn: list[SuperWeight] = []
+    for weight in super_weights:
+        choice = [other for other in next_largest(model, weight.layer, super_weights) if other not in drawn]
+        drawn.append(chance.choice(choice))
+    return tuple(drawn)
+
+
+def next_largest(
+    model: nn.Module, layer: int, super_weights: Sequence[SuperWeight], count: int = NEXT_LARGEST
+) -> tuple[SuperWeight, ...]:
+    """The ``count`` largest weights of one down projection that are no super weights, largest first."""
+    body = anatomy(model)
+    tensor = plain_weight(body.down_projections[layer])
+    if tensor is None:
+        raise OptionError(
+            f"the largest weights of {body.down_name(layer)}",
+            f"{type(body.down_projections[layer]).__name__} keeps them packed",
+            "draw the null in the reference",
+        )
+    inner = tensor.shape[1]
+    order = tensor.abs().flatten().float().topk(min(tensor.numel(), count + len(super_weights))).indices.tolist()
+    places = (
+        SuperWeight(layer, flat // inner, flat % inner, float(tensor[flat // inner, flat % inner])) for flat in order
+    )
+    return tuple(place for place in places if place not in super_weights)[:count]
+
+
+@contextmanager
+def without_matched(model: nn.Module, super_weights: Sequence[SuperWeight], seed: int) -> Iterator[None]:
+    """The model without one draw of matched weights."""
+    with zeroed(model, matched(model, super_weights, seed)):
+        yield
+
+
+@contextmanager
+def without_largest(
+    model: nn.Module, super_weights: Sequence[SuperWeight], share: float = LARGEST_SHARE
+) -> Iterator[int]:
+    """The model without the largest ``share`` of every plain linear map in its layers, super weights spared.
+
+    Yields how many weights are zeroed. Embeddings, norms and the head are left alone, as in the paper's code. At least
+    one weight per matrix goes.
+    """
+    saved: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    try:
+        for tensor, spared in _matrices(model, super_weights):
+            flat = tensor.view(-1)
+            count = max(1, int(share * tensor.numel()))
+            size = flat.abs().float()
+            size[spared] = -1
+            places = size.topk(count).indices
+            saved.append((flat, places, flat[places].clone()))
+            flat[places] = 0
+        yield sum(len(places) for _, places, _ in saved)
+    finally:
+        for flat, places, values in reversed(saved):
+            flat[places] = values
+
+
+def _matrices(model: nn.Module, super_weights: Sequence[SuperWeight]) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    body = anatomy(model)
+    for number, layer in enumerate(body.layers):
+        for module in layer.modules():
+            tensor = plain_weight(module)
+            if tensor is not None and tensor.is_contiguous():
+                here = module is body.down_projections[number]
+                inner = tensor.shape[1]
+                yield tensor, [w.row * inner + w.column for w in super_weights if here and w.layer == number]

@@ -1,0 +1,291 @@
+"""A model under test, and every number that is taken of it.
+
+The assertions compare two subjects; a subject measures itself. Where it belongs to a run (``memo`` is not None), each
+number is computed once. Numbers, never tensors, leave this room, except the nats of single tokens, which stay paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import torch
+
+from swcheck import index
+from swcheck.anatomy import Anatomy, anatomy, device_of
+from swcheck.errors import CoordinateError, OptionError, WrongModelError
+from swcheck.intervene import zeroed
+from swcheck.locate import PROMPT, Located, locate
+from swcheck.measure import adds_bos, evaluating, token_nats, vocabulary_of, windows
+from swcheck.observe import contributions, effective_weight, observe
+from swcheck.records import Loaded, SuperActivation, SuperWeight, Verdict
+from swcheck.stress import without_largest, without_matched
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Number = TypeVar("Number")
+
+WINDOWS: Final = 32
+LONGEST_WINDOW: Final = 512
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One prompt at one place: the residual value there, and where the layer's largest value stands."""
+
+    value: float
+    largest: float
+    channel: int
+    position: int
+
+
+@dataclass
+class Subject:
+    """A model, what it is called, and what it is measured on.
+
+    ``module`` is for this package; everybody else asks for ``model``. ``token_ids`` int64 ``(B, T)`` is what perplexity is taken on; None means windows of ``text``, and without a text
+    of the package's evaluation text. ``heard`` is told every verdict about this subject.
+    """
+
+    name: str
+    module: nn.Module
+    tokenizer: Any = None
+    token_ids: torch.Tensor | None = None
+    text: str | None = None
+    memo: dict[Any, Any] | None = None
+    heard: Callable[[Verdict], None] = field(default=lambda _verdict: None, repr=False)
+
+    def once(self, key: Any, compute: Callable[[], Number]) -> Number:
+        """``compute()``, or what it gave before in this run."""
+        if self.memo is None:
+            return compute()
+        if key not in self.memo:
+            self.memo[key] = compute()
+        return self.memo[key]  # type: ignore[no-any-return]
+
+    @property
+    def model(self) -> nn.Module:
+        """The transformers module. Whoever takes it may change it, so nothing is remembered of it from then on."""
+        self.memo = None
+        return self.module
+
+    @property
+    def body(self) -> Anatomy:
+        """The parts of the model."""
+        return anatomy(self.module)
+
+    def windows(self) -> torch.Tensor:
+        """The token ids that perplexity is taken on, int64 ``(B, T)``."""
+        if self.token_ids is not None:
+            return self.token_ids
+        if self.tokenizer is None:
+            raise OptionError(f"measure {self.name}", "a bare module", "pass tokenizer= or token_ids=")
+        return self.once("windows", lambda: windows(self.tokenizer, self._text(), count=WINDOWS, length=self._length()))
+
+    def prompt_ids(self, prompt: str | None = None) -> torch.Tensor:
+        """The ids of one prompt, int64 ``(1, T)``; of the first window where there is no tokenizer."""
+        if self.tokenizer is None:
+            return self.windows()[:1]
+        return torch.tensor([self.tokenizer(prompt or PROMPT)["input_ids"]], dtype=torch.int64)
+
+    def located(self) -> Located:
+        """Its super weights: published ones completed by what is found, or found from nothing."""
+        return self.once("located", self._located)
+
+    def _located(self) -> Located:
+        seeds = known(self.name)
+        try:
+            self.body.check(seeds)
+        except CoordinateError as error:
+            raise WrongModelError(
+                f"the published super weights of {self.name}", error.found, "check that name and checkpoint match"
+            ) from error
+        return locate(self.module, token_ids=self.prompt_ids(), seeds=seeds)
+
+    def weights(self, super_weights: Sequence[SuperWeight]) -> tuple[float, ...]:
+        """The effective value of each scalar."""
+        downs = self.body.down_projections
+        key = ("weights", tuple(super_weights))
+        return self.once(key, lambda: tuple(effective_weight(downs[w.layer], w.row, w.column) for w in super_weights))
+
+    def contributions(
+        self, super_weights: Sequence[SuperWeight], ids: torch.Tensor, positions: Sequence[int]
+    ) -> tuple[float, ...]:
+        """What each scalar writes at its token of the prompt ``ids`` ``(1, T)``: weight times input there."""
+        return self.once(
+            ("contributions", tuple(super_weights), _key(ids), tuple(positions)),
+            lambda: self._contributions(super_weights, ids, positions),
+        )
+
+    def _contributions(
+        self, super_weights: Sequence[SuperWeight], ids: torch.Tensor, positions: Sequence[int]
+    ) -> tuple[float, ...]:
+        layers = sorted({weight.layer for weight in super_weights})
+        with evaluating(self.module), observe(self.module, inputs=layers, stop=True) as sight:
+            self.module(ids.to(device_of(self.module)), use_cache=False)
+        downs = self.body.down_projections
+        return tuple(
+            float(contributions(downs[w.layer], sight.inputs[w.layer][0, position], w.row, [w.column])[0])
+            for w, position in zip(super_weights, positions, strict=True)
+        )
+
+    def sinks(self, super_weights: Sequence[SuperWeight], ids: torch.Tensor) -> tuple[int, ...]:
+        """The token of the prompt at which each scalar's input is largest."""
+
+        def compute() -> tuple[int, ...]:
+            layers = sorted({weight.layer for weight in super_weights})
+            with evaluating(self.module), observe(self.module, inputs=layers, stop=True) as sight:
+                self.module(ids.to(device_of(self.module)), use_cache=False)
+            return tuple(int(sight.inputs[w.layer][0, :, w.column].float().abs().argmax()) for w in super_weights)
+
+        return self.once(("sinks", tuple(super_weights), _key(ids)), compute)
+
+    def places(self, super_weights: Sequence[SuperWeight]) -> tuple[SuperActivation, ...]:
+        """The super activations these scalars write: one per row, at its onset, on the default prompt."""
+        return self.once(("places", tuple(super_weights)), lambda: self._places(super_weights))
+
+    def _places(self, super_weights: Sequence[SuperWeight]) -> tuple[SuperActivation, ...]:
+        ids = self.prompt_ids()
+        layers = range(len(self.body.layers))
+        with evaluating(self.module), observe(self.module, residual=layers, stop=True) as sight:
+            self.module(ids.to(device_of(self.module)), use_cache=False)
+        residual = torch.stack([sight.residual[layer][0].float().cpu() for layer in layers])
+        return tuple(
+            _place(residual, row, min(weight.layer for weight in super_weights if weight.row == row))
+            for row in dict.fromkeys(weight.row for weight in super_weights)
+        )
+
+    def readings(self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int]) -> tuple[Reading, ...]:
+        """The residual stream after the onset layer, one reading per prompt of ``ids`` ``(B, T)``, padded right.
+
+        The value is the one of the place's channel at the token where its magnitude is largest. Under causal masking
+        padding on the right changes nothing to its left.
+        """
+        return self.once(
+            ("readings", place, _key(ids), tuple(lengths)), lambda: self._readings(place, ids, lengths, None)
+        )
+
+    def readings_at(
+        self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int], positions: Sequence[int]
+    ) -> tuple[Reading, ...]:
+        """As ``readings``, the value taken at the given tokens: a candidate is read at the reference's own place."""
+        return self.once(
+            ("readings", place, _key(ids), tuple(lengths), tuple(positions)),
+            lambda: self._readings(place, ids, lengths, positions),
+        )
+
+    def _readings(
+        self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int], positions: Sequence[int] | None
+    ) -> tuple[Reading, ...]:
+        with evaluating(self.module), observe(self.module, residual=[place.layer], stop=True) as sight:
+            self.module(ids.to(device_of(self.module)), use_cache=False)
+        found = []
+        for number, length in enumerate(lengths):
+            values = sight.residual[place.layer][number, :length].float()
+            column = values[:, place.channel]
+            position = int(column.abs().argmax()) if positions is None else positions[number]
+            where, channel = divmod(int(values.abs().argmax()), values.shape[1])
+            value = float(column[position])
+            found.append(
+                Reading(value, float(values[where, channel]), channel, position if positions is None else where)
+            )
+        return tuple(found)
+
+    def nats(self, removed: Sequence[SuperWeight] = (), ids: torch.Tensor | None = None) -> torch.Tensor:
+        """The nats of every token of the windows, float64 ``(B, T - 1)``, without ``removed``."""
+        token_ids = self.windows() if ids is None else ids
+
+        def compute() -> torch.Tensor:
+            with zeroed(self.module, removed):
+                return token_nats(self.module, token_ids)
+
+        return self.once(("nats", tuple(removed), _key(token_ids)), compute)
+
+    def nats_without_matched(self, super_weights: Sequence[SuperWeight], seed: int) -> torch.Tensor:
+        """The nats without one draw of matched weights."""
+
+        def compute() -> torch.Tensor:
+            with without_matched(self.module, super_weights, seed):
+                return token_nats(self.module, self.windows())
+
+        return self.once(("matched", tuple(super_weights), seed), compute)
+
+    def nats_without_largest(self, super_weights: Sequence[SuperWeight]) -> tuple[torch.Tensor, int]:
+        """The nats without the largest other weights of every matrix, and how many weights those are."""
+
+        def compute() -> tuple[torch.Tensor, int]:
+            with without_largest(self.module, super_weights) as count:
+                return token_nats(self.module, self.windows()), count
+
+        return self.once(("largest", tuple(super_weights)), compute)
+
+    @property
+    def vocabulary(self) -> int:
+        """The size of the vocabulary V."""
+        return vocabulary_of(self.module) or 2**17
+
+    @property
+    def has_bos(self) -> bool:
+        """Whether its prompts begin with BOS."""
+        return self.tokenizer is not None and adds_bos(self.tokenizer)
+
+    def _text(self) -> str:
+        return evaluation_text() if self.text is None else self.text
+
+    def _length(self) -> int:
+        longest = getattr(getattr(self.module, "config", None), "max_position_embeddings", None)
+        return min(LONGEST_WINDOW, int(longest)) if longest else LONGEST_WINDOW
+
+
+def subject_of(
+    thing: Any,
+    *,
+    tokenizer: Any = None,
+    token_ids: torch.Tensor | None = None,
+    role: str = "model",
+) -> Subject:
+    """What an assertion was given, as a subject: a ``Subject``, what ``load`` returns, or a bare module."""
+    from torch import nn
+
+    if isinstance(thing, Subject):
+        return thing
+    if isinstance(thing, Loaded):
+        return Subject(thing.name, thing.model, tokenizer or thing.tokenizer, token_ids, thing.text)
+    if isinstance(thing, nn.Module):
+        name = str(getattr(getattr(thing, "config", None), "name_or_path", "") or type(thing).__name__)
+        return Subject(name.rstrip("/").rsplit("/", 1)[-1], thing, tokenizer, token_ids)
+    raise OptionError(
+        f"a {role}: what load() returns, or a torch module", f"{type(thing).__name__}", "swcheck.load('tiny')"
+    )
+
+
+def known(name: str) -> tuple[SuperWeight, ...]:
+    """The published super weights of a model of this name; nothing for a name the index does not have."""
+    entry = index.find(name) if name else None
+    return entry.super_weights if entry else ()
+
+
+def evaluation_text() -> str:
+    """The package's evaluation text: prose of the Python documentation, no model's own text."""
+    from importlib.resources import files
+
+    return (files("swcheck") / "evaluation.txt").read_text(encoding="utf-8")
+
+
+def _place(residual: torch.Tensor, row: int, first: int) -> SuperActivation:
+    """Where a row's activation sets in: the first layer from ``first`` on with half of the later maximum."""
+    series = residual[first:-1, :, row].abs() if first < len(residual) - 1 else residual[first:, :, row].abs()
+    position = int(series.amax(0).argmax())
+    holds = (series[:, position] >= 0.5 * series[:, position].max()).nonzero().flatten()
+    onset = first + int(holds[0])
+    value, median = float(residual[onset, position, row]), float(residual[onset].abs().median())
+    return SuperActivation(onset, row, position, value, median, first + int(holds[-1]))
+
+
+def _key(ids: torch.Tensor) -> tuple[int, ...]:
+    return (*ids.shape, hash(tuple(ids.flatten().tolist())))
+
+
+__all__ = ["Reading", "Subject", "evaluation_text", "known", "subject_of"]
