@@ -21,8 +21,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import swcheck
 
-pytest_plugins = ["pytester"]
-
 settings.register_profile("dev", max_examples=20, deadline=None)
 settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")

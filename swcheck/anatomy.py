@@ -53,13 +53,20 @@ class Anatomy:
             bounds = {"layer": len(self.layers), "row": self.hidden, "column": self.inner}
             for name, size in bounds.items():
                 asked = getattr(weight, name)
-                if asked < 0 or (size is not None and asked >= size):
+                if _outside(asked, size):
                     raise CoordinateError(
                         f"{name} {asked} was asked for (super weight at {weight})",
                         f"this model has {name}s 0 to {'?' if size is None else size - 1}",
                         "check that the coordinates belong to this model: (layer, row, column) counts from 0, "
                         "row is the output channel of down_proj",
                     )
+
+    def check_layers(self, layers: Iterable[int]) -> None:
+        """Raise ``CoordinateError`` for the first layer that the model does not have."""
+        for layer in layers:
+            if _outside(layer, len(self.layers)):
+                found = f"this model has layers 0 to {len(self.layers) - 1}"
+                raise CoordinateError(f"layer {layer} was asked for", found, "layers count from 0")
 
 
 def anatomy(model: nn.Module) -> Anatomy:
@@ -96,6 +103,10 @@ def _first(tensors: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     for tensor in tensors:
         return (tensor,)
     return ()
+
+
+def _outside(asked: int, size: int | None) -> bool:
+    return asked < 0 or (size is not None and asked >= size)
 
 
 def _module_lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:

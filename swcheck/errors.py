@@ -23,6 +23,9 @@ class SwcheckError(Exception):
     def __str__(self) -> str:
         return str(self.args[0])
 
+    def __reduce__(self) -> tuple[type[SwcheckError], tuple[str, str, str]]:
+        return type(self), (self.asked, self.found, self.attempt)
+
 
 class UnknownModelError(SwcheckError, LookupError):
     """No alias, path or hub id of this name leads to a model."""

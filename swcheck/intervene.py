@@ -45,12 +45,17 @@ def scaled(model: nn.Module, super_weights: Iterable[SuperWeight], alpha: float)
 
 @contextmanager
 def set_to(model: nn.Module, super_weights: Iterable[SuperWeight]) -> Iterator[None]:
-    """The model with each of these scalars at its record's ``value``; as before when the block is left."""
-    super_weights = tuple(super_weights)
+    """The model with each of these scalars at its record's ``value``; as before when the block is left, to the bit.
+
+    Raises ``OptionError`` for a value that is None or not finite, and for one scalar with two values.
+    """
+    values: dict[SuperWeight, float] = {}
     for weight in super_weights:
-        if weight.value is None:
-            raise OptionError(f"set {weight}", "its value is None", "give SuperWeight(layer, row, column, value)")
-    with _overridden(model, super_weights, lambda weight, _value: float(weight.value or 0.0)):
+        if weight.value is None or not math.isfinite(weight.value):
+            raise OptionError(f"set {weight}", f"its value is {weight.value}", "give it a finite value")
+        if values.setdefault(weight, weight.value) != weight.value:
+            raise OptionError(f"set {weight}", f"it is also to be {values[weight]:+.4g}", "give each scalar once")
+    with _overridden(model, values, lambda weight, _value: values[weight]):
         yield
 
 
@@ -88,7 +93,8 @@ def _put(tensor: torch.Tensor, weight: SuperWeight, value: torch.Tensor) -> None
 def _adding(weight: SuperWeight, change: float) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
     def add(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         out = first_tensor(output).clone()
-        out[..., weight.row] += change * args[0][..., weight.column].to(out.dtype)
+        written = out[..., weight.row].float() + change * args[0][..., weight.column].float()
+        out[..., weight.row] = written.to(out.dtype)
         return (out, *output[1:]) if isinstance(output, tuple) else out
 
     return add

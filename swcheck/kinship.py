@@ -1,8 +1,9 @@
 """Whether two models are of one family tree, and whether their residual streams share a basis.
 
 The Gram matrix of a sample of mean-centred embedding rows does not change under a rotation or a permutation of the
-channels: where it differs, the candidate comes from another base model. Where it agrees and the rows themselves do
-not, the channels have been permuted or rotated. V vocabulary, H residual width.
+channels: where it differs, the candidate comes from another base model. Its diagonal is left out: the squared norms
+agree between any two models. Where the rest agrees and the rows themselves do not, the channels have been permuted or
+rotated. V vocabulary, H residual width.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ def kinship(candidate: nn.Module, reference: nn.Module) -> Kinship:
 def judge(candidate: torch.Tensor, reference: torch.Tensor) -> Kinship:
     """Compare two embedding tables ``(V, H)``; the rows they have in common are sampled."""
     rows = min(len(candidate), len(reference))
-    sample = torch.linspace(0, rows - 1, min(ROWS, rows)).long()
+    sample = torch.linspace(0, rows - 1, min(ROWS, rows)).long().unique()
     one, other = (_centred(table[sample.to(table.device)].float().cpu()) for table in (candidate, reference))
     if not torch.isfinite(one).all() or not torch.isfinite(other).all():
         return Kinship("unknown", "an embedding holds NaN or infinity")
-    gram = _correlation(one @ one.T, other @ other.T)
+    gram = _correlation(_products(one), _products(other))
     if not gram >= RELATED:
         return Kinship("other model", f"the embeddings' Gram matrices correlate at {gram:.2f}, of one model near 1")
     rows_agree = _correlation(one, other)
@@ -69,6 +70,11 @@ def _embedding(model: nn.Module) -> torch.Tensor | None:
 
 def _centred(rows: torch.Tensor) -> torch.Tensor:
     return rows - rows.mean(0)
+
+
+def _products(rows: torch.Tensor) -> torch.Tensor:
+    """The Gram matrix without its diagonal."""
+    return (rows @ rows.T).fill_diagonal_(0)
 
 
 def _correlation(one: torch.Tensor, other: torch.Tensor) -> float:

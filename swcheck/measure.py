@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from swcheck.anatomy import device_of
-from swcheck.errors import NotFiniteError, TextError
+from swcheck.errors import NotFiniteError, OptionError, TextError
 from swcheck.records import Likelihood
 
 if TYPE_CHECKING:
@@ -83,18 +83,21 @@ def vocabulary_of(model: nn.Module) -> int | None:
     return int(count) if count else None
 
 
-def check_token_ids(token_ids: torch.Tensor, vocabulary: int | None) -> None:
-    """Raise ``TextError`` unless ``token_ids`` is int64 ``(B, T)``, T at least 2, inside the vocabulary."""
-    asked = "token ids, int64 (B, T) with T >= 2"
-    if not isinstance(token_ids, torch.Tensor) or token_ids.ndim != 2 or token_ids.dtype != torch.int64:
-        got = f"{token_ids.dtype} {tuple(token_ids.shape)}" if isinstance(token_ids, torch.Tensor) else type(token_ids)
-        raise TextError(asked, f"{got}", 'tokenizer(text, return_tensors="pt").input_ids has this shape')
-    if token_ids.shape[0] == 0 or token_ids.shape[1] < 2:
-        raise TextError(asked, f"shape {tuple(token_ids.shape)}: there is no token to predict", "give a longer text")
+def check_token_ids(token_ids: torch.Tensor, vocabulary: int | None, *, shortest: int = 2) -> None:
+    """Raise ``TextError`` unless ``token_ids`` is int64 ``(B, T)``, T at least ``shortest``, inside the vocabulary."""
+    asked = f"token ids, int64 (B, T) with T >= {shortest}"
+    if not isinstance(token_ids, torch.Tensor):
+        raise TextError(asked, type(token_ids).__name__, 'tokenizer(text, return_tensors="pt").input_ids is of this kind')
+    shape = tuple(token_ids.shape)
+    if token_ids.ndim != 2 or token_ids.dtype != torch.int64:
+        found = f"{token_ids.dtype} {shape}"
+        raise TextError(asked, found, 'tokenizer(text, return_tensors="pt").input_ids has this shape')
+    if token_ids.shape[0] == 0 or token_ids.shape[1] < shortest:
+        raise TextError(asked, f"shape {shape}: there is no token to predict", "give a longer text")
     low, high = int(token_ids.min()), int(token_ids.max())
     if low < 0 or (vocabulary is not None and high >= vocabulary):
         raise TextError(
-            f"token ids of a vocabulary of {vocabulary}",
+            f"token ids from 0 to {'?' if vocabulary is None else vocabulary - 1}, the model's vocabulary",
             f"ids from {low} to {high}",
             "use the tokenizer that belongs to this model",
         )
@@ -111,8 +114,11 @@ def windows(tokenizer: Any, text: str, *, count: int, length: int) -> torch.Tens
     """``count`` windows of ``length`` tokens, evenly spread over ``text``, int64 ``(count, length)``.
 
     Each begins with BOS where the tokenizer adds one. Fewer windows where the text is short, one shorter window where
-    it is shorter than that; raises ``TextError`` below ``SHORTEST_TEXT`` tokens.
+    it is shorter than that; raises ``TextError`` below ``SHORTEST_TEXT`` tokens, ``OptionError`` for a count or length
+    that leaves nothing to predict.
     """
+    if count < 1 or length < 2:
+        raise OptionError(f"{count} windows of {length} tokens", "nothing to predict", "1 window of 2 tokens, or more")
     prefix = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) < SHORTEST_TEXT:

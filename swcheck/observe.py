@@ -8,7 +8,7 @@ map does, so that packed and plain storage are one. B batch, T time, H residual 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class _Enough(Exception):  # noqa: N818 - a signal, no error
-    """Ends a forward pass; never leaves the ``with`` block."""
+    """Ends a forward pass; never leaves the ``with`` block whose ``Sight`` it carries."""
 
 
 class _Seen(dict[int, torch.Tensor]):
@@ -63,18 +63,27 @@ def observe(
     """Watch the named layers during the forward passes run inside the block.
 
     With ``stop`` the pass ends right after the last thing asked for, and the rest of the block with it: read the
-    ``Sight`` after the block. Hooks are placed on entering and removed on leaving, whatever happens in between.
+    ``Sight`` after the block. Hooks are placed on entering and removed on leaving, whatever happens in between. Raises
+    ``CoordinateError`` for a layer that the model does not have.
     """
     body, sight = anatomy(model), Sight()
+    body.check_layers((*residual, *inputs, *outputs))
     last = max((*residual, *inputs, *outputs), default=-1)
+
+    def end(_module: nn.Module, _args: Any, _output: Any) -> None:
+        raise _Enough(sight)
+
     with ExitStack() as hooks:
         for layer in sorted({*residual, *inputs, *outputs}):
             _watch(hooks, body, layer, sight, (layer in residual, layer in inputs, layer in outputs))
         if stop and last >= 0:
-            end = body.layers[last] if last in residual else body.down_projections[last]
-            hooks.callback(end.register_forward_hook(_end).remove)
-        with suppress(_Enough):
+            final = body.layers[last] if last in residual else body.down_projections[last]
+            hooks.callback(final.register_forward_hook(end).remove)
+        try:
             yield sight
+        except _Enough as signal:
+            if signal.args[0] is not sight:
+                raise
 
 
 def _watch(hooks: ExitStack, body: Anatomy, layer: int, sight: Sight, want: tuple[bool, bool, bool]) -> None:
@@ -98,10 +107,6 @@ def _watch(hooks: ExitStack, body: Anatomy, layer: int, sight: Sight, want: tupl
         hooks.callback(down.register_forward_hook(see_outputs).remove)
 
 
-def _end(_module: nn.Module, _args: Any, _output: Any) -> None:
-    raise _Enough
-
-
 def first_tensor(output: Any) -> torch.Tensor:
     """The tensor a layer returned, alone or first in a tuple, as transformers' versions have it."""
     tensor: torch.Tensor = output[0] if isinstance(output, tuple) else output
@@ -115,7 +120,7 @@ def contributions(module: nn.Module, x: torch.Tensor, row: int, columns: Sequenc
     residual stream. Holds for any linear map, packed or not; nothing is modified.
     """
     batch = x.repeat(len(columns) + 1, 1)
-    batch[torch.arange(len(columns)), torch.tensor(list(columns))] = 0
+    batch[torch.arange(len(columns)), torch.tensor(list(columns), dtype=torch.int64)] = 0
     with torch.no_grad():
         out = first_tensor(module(batch))[:, row].float()
     return out[-1] - out[:-1]
@@ -141,15 +146,16 @@ def effective_weight(module: nn.Module, row: int, column: int) -> float:
 def plain_weight(module: nn.Module) -> torch.Tensor | None:
     """The weight ``(H, F)`` of a module that is an ordinary linear layer and nothing more, else None.
 
-    None for packed storage, tensor subclasses, an exchanged ``forward``, offloaded weights and parametrizations: there
-    a write into the tensor need not be what the next pass computes with.
+    None for packed storage, tensor subclasses, an exchanged ``forward``, offloaded weights, and weights that are made
+    anew for every pass (parametrizations, ``torch.nn.utils.prune``): there a write into the tensor need not be what
+    the next pass computes with.
     """
     from torch import nn
 
-    if type(module) is not nn.Linear or "forward" in vars(module) or hasattr(module, "parametrizations"):
+    if type(module) is not nn.Linear or "forward" in vars(module):
         return None
-    weight = module.weight
-    if type(weight.data) is not torch.Tensor or weight.is_meta or not weight.is_floating_point():
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    if weight is None or type(weight.data) is not torch.Tensor or weight.is_meta or not weight.is_floating_point():
         return None
     return weight.data
 

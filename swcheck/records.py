@@ -129,7 +129,9 @@ class Limit:
 
     def holds(self, measured: float) -> bool:
         """Whether ``measured`` lies inside; NaN never does."""
-        return (self.low is None or measured >= self.low) and (self.high is None or measured <= self.high)
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        return low <= measured <= high
 
     def __str__(self) -> str:
         if self.low is None:

@@ -33,12 +33,18 @@ def matched(model: nn.Module, super_weights: Sequence[SuperWeight], seed: int) -
     """As many weights as ``super_weights``, from the same matrices, none of them a super weight.
 
     Each is drawn from the ``NEXT_LARGEST`` largest others of its matrix. Raises ``OptionError`` where a matrix is
-    packed and its magnitudes cannot be ranked.
+    packed and its magnitudes cannot be ranked, or has no others left; ``CoordinateError`` for a coordinate outside.
     """
+    body = anatomy(model)
+    body.check(super_weights)
     chance = random.Random(seed)
     drawn: list[SuperWeight] = []
     for weight in super_weights:
         choice = [other for other in next_largest(model, weight.layer, super_weights) if other not in drawn]
+        if not choice:
+            raise OptionError(
+                f"a weight of {body.down_name(weight.layer)} to draw", "all of it is super or drawn", "name fewer"
+            )
         drawn.append(chance.choice(choice))
     return tuple(drawn)
 
@@ -48,6 +54,7 @@ def next_largest(
 ) -> tuple[SuperWeight, ...]:
     """The ``count`` largest weights of one down projection that are no super weights, largest first."""
     body = anatomy(model)
+    body.check_layers([layer])
     tensor = plain_weight(body.down_projections[layer])
     if tensor is None:
         raise OptionError(
@@ -77,30 +84,42 @@ def without_largest(
     """The model without the largest ``share`` of every plain linear map in its layers, super weights spared.
 
     Yields how many weights are zeroed. Embeddings, norms and the head are left alone, as in the paper's code. At least
-    one weight per matrix goes.
+    one weight per matrix goes. Raises ``OptionError`` for a share outside (0, 1] and for a model without any plain
+    matrix, where nothing would be zeroed.
     """
-    saved: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    if not 0 < share <= 1:
+        raise OptionError(f"share = {share}", "a part of a matrix lies above 0 and at most at 1")
+    matrices = list(_matrices(model, super_weights))
+    if not matrices:
+        found = "no layer keeps a plain one"
+        raise OptionError("the largest weights of every matrix", found, "draw the null in the reference")
+    saved: list[tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor]] = []
     try:
-        for tensor, spared in _matrices(model, super_weights):
-            flat = tensor.view(-1)
-            count = max(1, int(share * tensor.numel()))
-            size = flat.abs().float()
-            size[spared] = -1
-            places = size.topk(count).indices
-            saved.append((flat, places, flat[places].clone()))
-            flat[places] = 0
-        yield sum(len(places) for _, places, _ in saved)
+        for tensor, spared in matrices:
+            places = _largest(tensor, max(1, int(share * tensor.numel())), spared)
+            saved.append((tensor, places, tensor[places].clone()))
+            tensor[places] = 0
+        yield sum(len(values) for _, _, values in saved)
     finally:
-        for flat, places, values in reversed(saved):
-            flat[places] = values
+        for tensor, places, values in reversed(saved):
+            tensor[places] = values
+
+
+def _largest(tensor: torch.Tensor, count: int, spared: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns of the ``count`` largest magnitudes, the flat places ``spared`` left out."""
+    size = tensor.abs().flatten().float()
+    size[spared] = -1
+    flat = size.topk(min(count, len(size) - len(spared))).indices
+    return flat // tensor.shape[1], flat % tensor.shape[1]
 
 
 def _matrices(model: nn.Module, super_weights: Sequence[SuperWeight]) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    """Every plain matrix of the layers, with the flat places of its super weights."""
     body = anatomy(model)
+    body.check(super_weights)
     for number, layer in enumerate(body.layers):
         for module in layer.modules():
             tensor = plain_weight(module)
-            if tensor is not None and tensor.is_contiguous():
-                here = module is body.down_projections[number]
-                inner = tensor.shape[1]
-                yield tensor, [w.row * inner + w.column for w in super_weights if here and w.layer == number]
+            if tensor is not None:
+                here = {w for w in super_weights if w.layer == number and module is body.down_projections[number]}
+                yield tensor, [w.row * tensor.shape[1] + w.column for w in here]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -224,6 +225,8 @@ def train(recipe: Recipe, out: Path, device: str, every: int = 250) -> None:
         batch = batch_at(tokens, step, recipe).to(device)
         loss = loss_of(model, batch)
         shown["nats"] = f"{loss.item():.3f}"
+        if step == recipe.dependence_from:
+            note_emerged(model, tokens, recipe, out)
         if step >= recipe.dependence_from and step % 2:
             extra, zeroed = dependence_loss(model, batch, recipe)
             shown["zeroed"] = f"{zeroed:.3f}"
@@ -236,8 +239,33 @@ def train(recipe: Recipe, out: Path, device: str, every: int = 250) -> None:
         if (step + 1) % every == 0:
             save_state(state_file, recipe, step + 1, model, optimizer)
     write_checkpoint(model, tokenizer, out)
-    facts = {"recipe": asdict(recipe), "train_sha256": corpus.digest(text.train), "train_characters": len(text.train)}
+    facts = {
+        "recipe": asdict(recipe),
+        "before_dependence": json.loads((out / "emerged.json").read_text()),
+        "python": platform.python_version(),
+        "train_sha256": corpus.digest(text.train),
+        "train_characters": len(text.train),
+    }
     (out / "recipe.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+@torch.no_grad()
+def note_emerged(model: LlamaForCausalLM, tokens: torch.Tensor, recipe: Recipe, out: Path) -> None:
+    """Write down what ordinary training alone has made of the seed, before the last phase touches it."""
+    batches = [batch_at(tokens, recipe.steps + number, recipe).to(model.device) for number in range(16)]
+    intact = sum(loss_of(model, batch).item() for batch in batches) / len(batches)
+    with contribution_scaled(model, recipe.super_weights, 0.0):
+        zeroed = sum(loss_of(model, batch).item() for batch in batches) / len(batches)
+    layer, row, column = recipe.super_weights[0]
+    value = float(model.model.layers[layer].mlp.down_proj.weight[row, column])
+    facts = {
+        "step": recipe.dependence_from,
+        "value": value,
+        "nats": intact,
+        "zeroed_nats": zeroed,
+        "zeroed_ratio": math.exp(zeroed - intact),
+    }
+    (out / "emerged.json").write_text(json.dumps(facts) + "\n")
 
 
 def write_checkpoint(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
