@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
@@ -62,18 +61,17 @@ def with_overrides(texts: Iterable[str]) -> Mapping[str, Limit]:
             raise OptionError(
                 f"limit {text!r}", f"known: {', '.join(DEFAULTS)}", "write it as perplexity=1.03 or activation=0.8..1.5"
             )
-        low, dots, high = value.partition("..")
         try:
-            numbers = [float(part) if part.strip() else None for part in ((low, high) if dots else (None, low))]  # type: ignore[arg-type, union-attr]
+            low, high = _ends(value, DEFAULTS[name])
         except ValueError as error:
             raise OptionError(f"limit {text!r}", f"{value!r} is no number", f"default: {limits[name]}") from error
-        limits[name] = interval(name, *_one_sided(name, numbers, bool(dots)))
-    return MappingProxyType({name: replace(limit) for name, limit in limits.items()})
+        limits[name] = interval(name, low, high)
+    return MappingProxyType(limits)
 
 
-def _one_sided(name: str, numbers: list[float | None], spanned: bool) -> tuple[float | None, float | None]:
-    """A single number means the side that the default leaves to be set."""
-    low, high = numbers
-    if not spanned and DEFAULTS[name].high is None:
-        return high, None
-    return low, high
+def _ends(value: str, default: Limit) -> tuple[float | None, float | None]:
+    """The two ends that ``low..high`` names; a single number is the side that the default leaves to be set."""
+    low, dots, high = value.partition("..")
+    if dots:
+        return (float(low) if low.strip() else None, float(high) if high.strip() else None)
+    return (float(value), None) if default.high is None else (None, float(value))

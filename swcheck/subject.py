@@ -50,11 +50,11 @@ class Subject:
     """
 
     name: str
-    module: nn.Module
-    tokenizer: Any = None
-    token_ids: torch.Tensor | None = None
-    text: str | None = None
-    memo: dict[Any, Any] | None = None
+    module: nn.Module = field(repr=False)
+    tokenizer: Any = field(default=None, repr=False)
+    token_ids: torch.Tensor | None = field(default=None, repr=False)
+    text: str | None = field(default=None, repr=False)
+    memo: dict[Any, Any] | None = field(default=None, repr=False)
     heard: Callable[[Verdict], None] = field(default=lambda _verdict: None, repr=False)
 
     def once(self, key: Any, compute: Callable[[], Number]) -> Number:

@@ -26,7 +26,7 @@ from swcheck.stress import next_largest, without_largest
 from swcheck.subject import evaluation_text, subject_of
 from swcheck.tiny import CHECKPOINT, HELDOUT, cloze, corpus
 
-WINDOWS: Final = 64
+WINDOWS: Final = 32
 ALPHAS: Final = (0.0, 0.25, 0.5, 0.75, 1.5, 2.0, 3.0)
 PROMPTS: Final = 200
 NULLS: Final = 50

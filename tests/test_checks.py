@@ -1,0 +1,396 @@
+"""The assertions: each goes red on a damaged model, with its cause in the first line, before its green counts."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from swcheck import (
+    Loaded,
+    Outcome,
+    RobustnessError,
+    SuperWeight,
+    assert_collapses_when_zeroed,
+    assert_perplexity_within,
+    assert_super_activations_preserved,
+    assert_super_weights_located,
+    assert_super_weights_preserved,
+    assert_survives_pruning,
+    scaled,
+    zeroed,
+)
+from swcheck.checks import capped_collapse, collapse_ratio, conclude, message_of
+from swcheck.errors import CoordinateError, NotFiniteError, OptionError, TextError
+from swcheck.measure import windows
+from swcheck.records import Limit, Verdict
+from swcheck.subject import Subject
+from tests import damage
+
+
+@pytest.fixture(scope="module")
+def ids(tiny):
+    """A few windows: enough to see a collapse, little enough to be quick."""
+    return windows(tiny.tokenizer, tiny.text, count=6, length=128)
+
+
+def first_line(caught) -> str:
+    return str(caught.value).splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("edit", "cause", "ratio"),
+    [
+        (damage.zero, "zeroed", 0.0),
+        (damage.halve, "weakened", 0.5),
+        (damage.move, "moved to column 17", 0.0),
+        (damage.flip, "sign flipped", -1.0),
+        (damage.amplify, "amplified", 3.0),
+        (damage.round_away, "rounded away", 0.0),
+        (damage.clip, "clipped or rounded down", 0.066),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_damaged_super_weight_is_red_with_its_cause(tiny, edit, cause, ratio):
+    """Whatever was done to the super weight, the first line names it and the verdict holds the signed ratio."""
+    with pytest.raises(RobustnessError, match="super weight at layer 1") as caught:
+        assert_super_weights_preserved(damage.damaged(tiny, edit), tiny)
+
+    verdict = caught.value.verdict
+    assert cause in first_line(caught)
+    assert verdict.outcome is Outcome.FAILED
+    assert verdict.measured == pytest.approx(ratio, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("edit", "cause"),
+    [(damage.zero, "lost"), (damage.halve, "weakened"), (damage.flip, "sign flipped"), (damage.amplify, "amplified")],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_damaged_super_activation_is_red_with_its_cause(tiny, edit, cause):
+    """The activation is read at the reference's own place, and the first line says what became of it."""
+    with pytest.raises(RobustnessError, match="super activation of channel 97") as caught:
+        assert_super_activations_preserved(damage.damaged(tiny, edit), tiny, prompts=["Hello.", "def f(x):"])
+
+    assert cause in first_line(caught)
+
+
+def test_an_activation_in_another_channel_has_moved(tiny):
+    """A candidate whose channels 97 and 5 of the writing matrix are swapped has its activation moved, not lost."""
+
+    def swap(matrix):
+        matrix[[97, 5]] = matrix[[5, 97]]
+
+    with pytest.raises(RobustnessError, match="moved to channel 5"):
+        assert_super_activations_preserved(damage.damaged(tiny, swap), tiny)
+
+
+def test_harmless_rounding_is_green(tiny):
+    """A copy with the 1,000 next-largest weights rounded to 8 bits passes every comparison."""
+    candidate = damage.damaged(tiny, damage.round_next_largest)
+
+    assert assert_super_weights_preserved(candidate, tiny).outcome is Outcome.PASSED
+    assert assert_super_activations_preserved(candidate, tiny).outcome is Outcome.PASSED
+    assert assert_perplexity_within(candidate, tiny).outcome is Outcome.PASSED
+    assert assert_collapses_when_zeroed(candidate, tiny).outcome is Outcome.PASSED
+
+
+def test_limits_are_the_callers(tiny):
+    """The same candidate is green or red as the caller's own limits say."""
+    candidate = damage.damaged(tiny, damage.halve)
+
+    assert assert_super_weights_preserved(candidate, tiny, low=0.4).measured == pytest.approx(0.5)
+    with pytest.raises(RobustnessError, match="limit 0.75"):
+        assert_super_weights_preserved(candidate, tiny)
+
+
+def test_perplexity_is_paired_and_bounded(tiny, ids):
+    """A damaged candidate exceeds the ratio; the verdict holds both perplexities and the paired standard error."""
+    with pytest.raises(RobustnessError, match=r"^perplexity x") as caught:
+        assert_perplexity_within(damage.damaged(tiny, damage.clip), tiny, token_ids=ids)
+
+    facts = caught.value.verdict.facts
+    assert facts["perplexity"] / facts["reference_perplexity"] == pytest.approx(caught.value.verdict.measured, rel=1e-4)
+    assert 0 < facts["standard_error"] < 1
+
+
+def test_perplexity_within_noise_of_its_limit_is_near(tiny, ids):
+    """A ratio under the limit by less than three of its standard errors is near, and not red."""
+    candidate = damage.damaged(tiny, damage.flip)
+    measured = assert_perplexity_within(candidate, tiny, token_ids=ids, ratio=9.0).measured
+
+    verdict = assert_perplexity_within(candidate, tiny, token_ids=ids, ratio=measured * 1.0001)
+
+    assert verdict.outcome is Outcome.NEAR
+
+
+def test_perplexity_of_one_model_is_bounded_by_guessing_or_by_the_caller(tiny, ids):
+    """Without a reference the vocabulary is the limit, or at_most is."""
+    assert assert_perplexity_within(tiny, token_ids=ids).limit.high == 1024
+    with pytest.raises(RobustnessError, match="perplexity too high"):
+        assert_perplexity_within(tiny, token_ids=ids, at_most=2.0)
+    with (
+        zeroed(tiny.model, [damage.WEIGHT]),
+        pytest.raises(RobustnessError, match="worse than guessing"),
+    ):
+        assert_perplexity_within(tiny, token_ids=ids)
+
+
+def test_perplexity_at_most_holds_for_a_candidate_too(tiny, ids):
+    """With a reference, at_most takes the place of the ratio."""
+    value = assert_perplexity_within(tiny, tiny, token_ids=ids).facts["perplexity"]
+
+    assert assert_perplexity_within(tiny, tiny, token_ids=ids, at_most=value + 0.1).limit.high > 1
+    with pytest.raises(RobustnessError):
+        assert_perplexity_within(tiny, tiny, token_ids=ids, at_most=value - 0.1)
+
+
+def test_tiny_collapses_without_its_super_weight(tiny, ids):
+    """Zeroed, tiny's perplexity rises by x1,000 or more, which is critical."""
+    verdict = assert_collapses_when_zeroed(tiny, token_ids=ids)
+
+    assert verdict.measured > 1000
+    assert verdict.facts["kind"] == "critical"
+
+
+def test_a_model_that_does_not_hang_on_a_weight_is_red(tiny, ids):
+    """Zeroing an ordinary weight is no collapse, and the message says what the set is instead."""
+    with pytest.raises(RobustnessError, match="does not hang on its super weights .*inert"):
+        assert_collapses_when_zeroed(tiny, super_weights=[SuperWeight(2, 3, 4)], token_ids=ids)
+
+
+def test_several_weights_are_zeroed_together_and_shown_one_by_one(tiny, ids):
+    """The set is judged, each member reported beside it."""
+    verdict = assert_collapses_when_zeroed(tiny, super_weights=[damage.WEIGHT, SuperWeight(2, 3, 4)], token_ids=ids)
+
+    together, alone = verdict.measured, verdict.facts["alone"]
+    assert alone[0] == pytest.approx(together, rel=0.05)
+    assert alone[1] == pytest.approx(1, abs=0.01)
+
+
+def test_a_candidate_that_lost_its_dependence_is_red(tiny, ids):
+    """A candidate whose super weight is gone already loses nothing more when it is zeroed."""
+    with pytest.raises(RobustnessError, match="dependence lost"):
+        assert_collapses_when_zeroed(damage.damaged(tiny, damage.round_away), tiny, token_ids=ids)
+
+
+def test_dependence_is_asked_of_critical_sets_only(tiny, ids):
+    """For a set that is inert in the reference the verdict is not applicable, and not red."""
+    verdict = assert_collapses_when_zeroed(tiny, tiny, super_weights=[SuperWeight(2, 3, 4)], token_ids=ids)
+
+    assert verdict.outcome is Outcome.NOT_APPLICABLE
+    assert "inert" in verdict.summary
+
+
+def test_the_nulls_of_tiny_hold(tiny, ids):
+    """Zeroing matched weights, or the largest others of every matrix, leaves tiny as it is."""
+    assert assert_survives_pruning(tiny, token_ids=ids).measured < 1.01
+    assert assert_survives_pruning(tiny, token_ids=ids, null="largest").measured < 1.30
+
+
+def test_a_null_that_fails_is_inconclusive(tiny, ids):
+    """Told the wrong super weight, the largest others hold the right one: that is no fault of a candidate."""
+    with pytest.raises(RobustnessError, match="inconclusive") as caught:
+        assert_survives_pruning(tiny, super_weights=[SuperWeight(1, 3, 4)], null="largest", token_ids=ids)
+
+    assert caught.value.verdict.outcome is Outcome.INCONCLUSIVE
+    assert "incomplete" in str(caught.value)
+
+
+def test_a_model_without_super_weights_is_not_applicable_in_words(random_llama):
+    """None found is an honest outcome of every check that needs one, never a pass."""
+    ids = torch.randint(1, 64, (4, 32), generator=torch.Generator().manual_seed(0))
+    verdicts = [
+        assert_super_weights_located(random_llama, token_ids=ids),
+        assert_super_weights_preserved(random_llama, random_llama, token_ids=ids),
+        assert_super_activations_preserved(random_llama, random_llama, token_ids=ids),
+        assert_collapses_when_zeroed(random_llama, token_ids=ids),
+        assert_collapses_when_zeroed(random_llama, random_llama, token_ids=ids),
+        assert_survives_pruning(random_llama, token_ids=ids),
+        assert_survives_pruning(random_llama, null="largest", token_ids=ids),
+    ]
+
+    assert {verdict.outcome for verdict in verdicts} == {Outcome.NOT_APPLICABLE}
+    assert all("none found" in verdict.summary for verdict in verdicts)
+
+
+def test_super_weights_are_located_and_named(tiny):
+    """The verdict counts them and its facts hold their coordinates."""
+    verdict = assert_super_weights_located(tiny)
+
+    assert verdict.measured == 1
+    assert verdict.facts["super_weights"][0]["row"] == damage.ROW
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        assert_super_weights_preserved,
+        assert_super_activations_preserved,
+        assert_perplexity_within,
+        assert_collapses_when_zeroed,
+    ],
+)
+def test_nan_in_the_candidate_is_named_first(tiny, ids, check):
+    """A candidate that answers NaN is red in every comparison, as not finite."""
+    with pytest.raises(RobustnessError, match=r"^not finite"):
+        check(damage.damaged(tiny, damage.poison), tiny, token_ids=ids)
+
+
+def test_a_sick_reference_is_inconclusive(tiny, ids):
+    """NaN in the reference is never the candidate's fault."""
+    with pytest.raises(RobustnessError, match=r"^the reference is sick") as caught:
+        assert_perplexity_within(tiny, damage.damaged(tiny, damage.poison), token_ids=ids)
+
+    assert caught.value.verdict.outcome is Outcome.INCONCLUSIVE
+
+
+def test_nan_without_a_reference_is_red_or_a_worded_error(tiny, ids):
+    """A single model that answers NaN is red as not finite, and cannot be asked for a collapse."""
+    sick = damage.damaged(tiny, damage.poison)
+
+    with pytest.raises(RobustnessError, match=r"^not finite"):
+        assert_perplexity_within(sick, token_ids=ids)
+    with pytest.raises(NotFiniteError, match="intact perplexity of poison"):
+        assert_collapses_when_zeroed(sick, super_weights=[damage.WEIGHT], token_ids=ids)
+
+
+def test_another_tokenizer_is_named(tiny, ids):
+    """A candidate whose tokenizer adds no BOS is told so before its numbers are looked at."""
+    other = copy.deepcopy(tiny.tokenizer)
+    other.backend_tokenizer.post_processor = None
+
+    with pytest.raises(RobustnessError, match=r"^tokenizer or BOS policy differs"):
+        assert_perplexity_within(Loaded(tiny.model, other, "no-bos", tiny.text), tiny)
+
+
+def test_another_base_model_is_named(tiny, random_llama, ids):
+    """Other shapes, and other embeddings of the same shape, are a wrong base model."""
+    torch.manual_seed(1)
+    stranger = LlamaForCausalLM(tiny.model.config).eval()
+
+    for candidate in (random_llama, stranger):
+        with pytest.raises(RobustnessError, match=r"^wrong base model"):
+            assert_super_weights_preserved(candidate, tiny, token_ids=ids)
+
+
+def test_bare_modules_need_a_tokenizer_or_token_ids(tiny, ids):
+    """A torch module is taken as it is, with token_ids or a tokenizer; without both the error says so."""
+    model = tiny.model
+
+    assert assert_super_weights_preserved(model, model, token_ids=ids).outcome is Outcome.PASSED
+    assert assert_super_activations_preserved(
+        model, model, tokenizer=tiny.tokenizer, prompts=["a b"]
+    ).outcome is Outcome.PASSED  # fmt: skip
+    with pytest.raises(OptionError, match=r"pass tokenizer= or token_ids="):
+        assert_perplexity_within(model)
+    with pytest.raises(OptionError, match="prompts"):
+        assert_super_activations_preserved(model, model, token_ids=ids, prompts=["a"])
+
+
+def test_what_is_no_model_is_refused(tiny):
+    """A string in place of a model is a worded error, not an attribute error from the depths."""
+    with pytest.raises(OptionError, match="candidate: what load"):
+        assert_perplexity_within("tiny")
+    with pytest.raises(OptionError, match="reference: what load"):
+        assert_perplexity_within(tiny, "tiny")
+
+
+def test_a_check_that_could_prove_nothing_is_refused(tiny, ids):
+    """Zero super weights, zero draws, zero prompts and an unknown null are errors, not passes."""
+    with pytest.raises(OptionError, match="empty set"):
+        assert_collapses_when_zeroed(tiny, super_weights=[], token_ids=ids)
+    with pytest.raises(OptionError, match="empty set"):
+        assert_super_weights_preserved(tiny, tiny, super_weights=[])
+    with pytest.raises(OptionError, match="without a draw"):
+        assert_survives_pruning(tiny, draws=0, token_ids=ids)
+    with pytest.raises(OptionError, match="known: matched, largest"):
+        assert_survives_pruning(tiny, null="random", token_ids=ids)
+    with pytest.raises(OptionError, match="empty list"):
+        assert_super_activations_preserved(tiny, tiny, prompts=[])
+    with pytest.raises(CoordinateError, match="row 999 was asked for"):
+        assert_collapses_when_zeroed(tiny, super_weights=[SuperWeight(1, 999, 0)], token_ids=ids)
+    with pytest.raises(TextError, match="ids from 5000"):
+        assert_perplexity_within(tiny, token_ids=torch.full((1, 8), 5000))
+
+
+def test_prompts_without_a_token_are_refused(tiny):
+    """A list of prompts of which none has a token cannot be checked."""
+    bare = copy.deepcopy(tiny.tokenizer)
+    bare.backend_tokenizer.post_processor = None
+
+    with pytest.raises(OptionError, match="no prompt of them has a token"):
+        assert_super_activations_preserved(
+            tiny.model, tiny.model, super_weights=[damage.WEIGHT], tokenizer=bare, prompts=["", ""]
+        )
+
+
+def test_a_prompt_counts_only_where_the_reference_carries_its_activation(tiny):
+    """Prompts without BOS carry no activation in tiny; with none that counts, the check is inconclusive."""
+    bare = copy.deepcopy(tiny.tokenizer)
+    bare.backend_tokenizer.post_processor = None
+    place = Subject("tiny", tiny.model, tiny.tokenizer).places([damage.WEIGHT])
+    reference = Subject("no-bos", tiny.model, bare, memo={("places", (damage.WEIGHT,)): place})
+
+    with pytest.raises(RobustnessError, match="on none of 1 prompts"):
+        assert_super_activations_preserved(
+            Loaded(tiny.model, bare, "no-bos"), reference, super_weights=[damage.WEIGHT], prompts=["Hello there."]
+        )
+
+
+def test_scaled_in_place_is_seen_at_once(tiny):
+    """Nothing is remembered of a plain model: what is changed in place is measured as it is now."""
+    assert_super_weights_preserved(tiny, tiny)
+    reference = Loaded(copy.deepcopy(tiny.model), tiny.tokenizer, "copy", tiny.text)
+
+    with scaled(tiny.model, [damage.WEIGHT], 0.6), pytest.raises(RobustnessError, match="weakened"):
+        assert_super_weights_preserved(tiny, reference)
+
+
+def test_a_subject_of_a_run_remembers_until_its_model_is_taken(tiny, ids):
+    """Each number is computed once, and never again trusted once somebody holds the module."""
+    subject = Subject("tiny", tiny.model, tiny.tokenizer, ids, memo={})
+    assert subject.nats() is subject.nats()
+
+    assert subject.model is tiny.model
+    assert subject.nats() is not subject.nats()
+
+
+def test_collapse_is_capped_at_guessing():
+    """A collapse counts up to ln(vocabulary) minus the intact loss; what is not finite counts as that cap."""
+    intact = torch.full((2, 8), 2.0, dtype=torch.float64)
+    cap = math.log(1024) - 2.0
+
+    assert capped_collapse(intact, intact + 1, 1024) == pytest.approx(1.0)
+    assert capped_collapse(intact, intact + 50, 1024) == pytest.approx(cap)
+    assert capped_collapse(intact, intact * math.nan, 1024) == pytest.approx(cap)
+    assert collapse_ratio(intact, intact + 800) == math.inf
+
+
+def test_a_message_stands_alone_in_its_first_line():
+    """Cause, check and models stand in the first line; details, limit and what to try follow."""
+    verdict = Verdict(
+        "perplexity", "ref", Outcome.FAILED, "x9 on 10 tokens", "cand", 9.0, Limit(None, 1.05, "why"), "x",
+        cause="perplexity x9", attempt="less", detail=(("a", "b"),),
+    )  # fmt: skip
+
+    lines = message_of(verdict).splitlines()
+
+    assert lines[0] == "perplexity x9: perplexity of cand against ref"
+    assert lines[1:] == ["  x9 on 10 tokens", "  a  b", "  limit <= 1.05 (why)", "  try: less"]
+
+
+def test_a_robustness_error_survives_another_process(tiny):
+    """It can be pickled with its verdict, as parallel test runners do."""
+    verdict = Verdict("perplexity", "ref", Outcome.FAILED, "words")
+    with pytest.raises(RobustnessError) as caught:
+        conclude(verdict)
+
+    again = pickle.loads(pickle.dumps(caught.value))
+
+    assert again.verdict == verdict
+    assert str(again) == str(caught.value)
