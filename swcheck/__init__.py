@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from swcheck.checks import (
         assert_collapses_when_zeroed,
         assert_perplexity_within,
+        assert_predictions_preserved,
         assert_super_activations_preserved,
         assert_super_weights_located,
         assert_super_weights_preserved,
@@ -35,6 +36,7 @@ _ROOMS: Final = {
     "Verdict": "records",
     "assert_collapses_when_zeroed": "checks",
     "assert_perplexity_within": "checks",
+    "assert_predictions_preserved": "checks",
     "assert_super_activations_preserved": "checks",
     "assert_super_weights_located": "checks",
     "assert_super_weights_preserved": "checks",
@@ -57,6 +59,7 @@ __all__ = [
     "Verdict",
     "assert_collapses_when_zeroed",
     "assert_perplexity_within",
+    "assert_predictions_preserved",
     "assert_super_activations_preserved",
     "assert_super_weights_located",
     "assert_super_weights_preserved",

@@ -31,6 +31,7 @@ class SuperWeight:
         return f"layer {self.layer} [{self.row}, {self.column}]{value}"
 
     def as_json(self) -> dict[str, Any]:
+        """Its fields as plain values; ``SuperWeight(**fields)`` makes it again."""
         return {"layer": self.layer, "row": self.row, "column": self.column, "value": self.value}
 
 
@@ -80,11 +81,27 @@ class Likelihood:
 
 
 @dataclass(frozen=True)
+class Scheme:
+    """How the weights of a model are stored and computed with, as far as a limit depends on it.
+
+    ``weight_bits`` and ``activation_bits`` are nominal (16 for any float of two bytes, 32 for float32). ``method`` is
+    the field's name of what made it: rtn, absmax, nf4, fp4, gptq, awq, k-quant, nvfp4, mxfp4, fp8, int8, lora, float.
+    ``calibrated`` says whether data or a search chose the grid.
+    """
+
+    method: str
+    weight_bits: float
+    activation_bits: float = 16
+    calibrated: bool = False
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A model under its name: what ``load`` returns and what the assertions take.
 
     ``model`` is the transformers module, ``tokenizer`` its tokenizer, ``text`` a text that belongs to this model (None
-    means the package's own evaluation text), ``source`` the directory or hub id that it came from.
+    means the package's own evaluation text), ``source`` the directory or hub id that it came from, ``scheme`` how it
+    is quantized, None where nobody says.
     """
 
     model: Any
@@ -92,16 +109,19 @@ class Loaded:
     name: str
     text: str | None = None
     source: str = ""
+    scheme: Scheme | None = None
 
 
 class Engine(Protocol):
-    """A way to obtain a candidate: a loader, a quantizer, a file format. ``huggingface`` is the built-in one."""
+    """A way to obtain a model: a loader, a quantizer, a file format. ``huggingface`` is the built-in loader.
+
+    ``load`` makes what ``spec`` names. A quantizer makes it from ``reference``, a model's name or directory that
+    ``swcheck.engines.load`` understands; a loader ignores it. It raises a ``SwcheckError`` where that is impossible.
+    """
 
     name: str
 
-    def load(self, spec: str, *, device: str | None, dtype: str | None) -> Loaded:
-        """Load what ``spec`` names; raises a ``SwcheckError`` where that is impossible."""
-        ...
+    def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded: ...
 
 
 class Outcome(StrEnum):

@@ -6,7 +6,8 @@ number is computed once. Numbers, never tensors, leave this room, except the nat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -14,12 +15,14 @@ import torch
 
 from swcheck import index
 from swcheck.anatomy import Anatomy, anatomy, device_of
+from swcheck.drift import Drift, Predictions, compare, predict
 from swcheck.errors import CoordinateError, OptionError, WrongModelError
 from swcheck.intervene import zeroed
+from swcheck.kinship import Portrait, portrait
 from swcheck.locate import PROMPT, Located, locate
 from swcheck.measure import adds_bos, evaluating, token_nats, vocabulary_of, windows
-from swcheck.observe import contributions, effective_weight, observe
-from swcheck.records import Loaded, SuperActivation, SuperWeight, Verdict
+from swcheck.observe import contributions, effective_weight, first_tensor, observe, plain_weight
+from swcheck.records import Loaded, Scheme, SuperActivation, SuperWeight, Verdict
 from swcheck.stress import without_largest, without_matched
 
 if TYPE_CHECKING:
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
 Number = TypeVar("Number")
 
 WINDOWS: Final = 32
+LOUDEST: Final = 32
+PROBES: Final = 8
+SHORTEST_PREFIX: Final = 64
+SAMPLES: Final = (PROMPT, "def spam(eggs=1):\n    return [eggs] * 2  # \u00e9, \u4f60\u597d\n")
 LONGEST_WINDOW: Final = 512
 
 
@@ -46,14 +53,16 @@ class Subject:
     """A model, what it is called, and what it is measured on.
 
     ``module`` is for this package; everybody else asks for ``model``. ``token_ids`` int64 ``(B, T)`` is what perplexity is taken on; None means windows of ``text``, and without a text
-    of the package's evaluation text. ``heard`` is told every verdict about this subject.
+    of the package's evaluation text. ``memo`` keeps what was measured for as long as nobody else can change the model.
+    ``heard`` is told every verdict about this subject.
     """
 
     name: str
-    module: nn.Module = field(repr=False)
+    module: nn.Module | None = field(repr=False)
     tokenizer: Any = field(default=None, repr=False)
     token_ids: torch.Tensor | None = field(default=None, repr=False)
     text: str | None = field(default=None, repr=False)
+    scheme: Scheme | None = None
     memo: dict[Any, Any] | None = field(default=None, repr=False)
     heard: Callable[[Verdict], None] = field(default=lambda _verdict: None, repr=False)
 
@@ -69,12 +78,27 @@ class Subject:
     def model(self) -> nn.Module:
         """The transformers module. Whoever takes it may change it, so nothing is remembered of it from then on."""
         self.memo = None
+        return self.live
+
+    @property
+    def live(self) -> nn.Module:
+        """The module, for measuring. Raises ``OptionError`` once it was released."""
+        if self.module is None:
+            raise OptionError(
+                f"a new measurement of {self.name}",
+                "its weights were freed, only earlier numbers are kept",
+                "load it again",
+            )
         return self.module
+
+    def release(self) -> None:
+        """Free the weights; what was measured stays."""
+        self.module = None
 
     @property
     def body(self) -> Anatomy:
         """The parts of the model."""
-        return anatomy(self.module)
+        return anatomy(self.live)
 
     def windows(self) -> torch.Tensor:
         """The token ids that perplexity is taken on, int64 ``(B, T)``."""
@@ -102,13 +126,64 @@ class Subject:
             raise WrongModelError(
                 f"the published super weights of {self.name}", error.found, "check that name and checkpoint match"
             ) from error
-        return locate(self.module, token_ids=self.prompt_ids(), seeds=seeds)
+        return locate(self.live, token_ids=self.prompt_ids(), seeds=seeds)
 
     def weights(self, super_weights: Sequence[SuperWeight]) -> tuple[float, ...]:
         """The effective value of each scalar."""
-        downs = self.body.down_projections
-        key = ("weights", tuple(super_weights))
-        return self.once(key, lambda: tuple(effective_weight(downs[w.layer], w.row, w.column) for w in super_weights))
+
+        def compute() -> tuple[float, ...]:
+            downs = self.body.down_projections
+            return tuple(effective_weight(downs[w.layer], w.row, w.column) for w in super_weights)
+
+        return self.once(("weights", tuple(super_weights)), compute)
+
+    def columns(self, weight: SuperWeight, ids: torch.Tensor, position: int) -> tuple[tuple[int, float], ...]:
+        """What the loudest inner neurons write into the weight's row at a token: (column, contribution), loudest first."""
+
+        def compute() -> tuple[tuple[int, float], ...]:
+            with evaluating(self.live), observe(self.live, inputs=[weight.layer], stop=True) as sight:
+                self.live(ids.to(device_of(self.live)), use_cache=False)
+            x = sight.inputs[weight.layer][0, position]
+            loudest = x.float().abs().topk(min(LOUDEST, len(x))).indices.tolist()
+            written = contributions(self.body.down_projections[weight.layer], x, weight.row, loudest)
+            return tuple(zip(loudest, written.tolist(), strict=True))
+
+        return self.once(("columns", weight, _key(ids), position), compute)
+
+    def sink_norm(self, layer: int, position: int, ids: torch.Tensor) -> float:
+        """The norm of the residual stream after a layer at one token of a prompt; no basis is needed for it."""
+
+        def compute() -> float:
+            with evaluating(self.live), observe(self.live, residual=[layer], stop=True) as sight:
+                self.live(ids.to(device_of(self.live)), use_cache=False)
+            return float(sight.residual[layer][0, position].float().norm())
+
+        return self.once(("norm", layer, position, _key(ids)), compute)
+
+    def residuals(self) -> torch.Tensor:
+        """The residual stream after every layer on the default prompt, float32 ``(L, T, H)``."""
+
+        def compute() -> torch.Tensor:
+            layers = range(len(self.body.layers))
+            with evaluating(self.live), observe(self.live, residual=layers, stop=True) as sight:
+                self.live(self.prompt_ids().to(device_of(self.live)), use_cache=False)
+            return torch.stack([sight.residual[layer][0].float().cpu() for layer in layers])
+
+        return self.once("residuals", compute)
+
+    def probes(self) -> dict[str, tuple[int, torch.Tensor]]:
+        """What every linear map of the layers answers to fixed random inputs: its input width, and float32 ``(8, out)``."""
+        return self.once("probes", lambda: dict(_probes(self.body)))
+
+    def probed(self, expected: Mapping[str, tuple[int, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """The answers of the maps of the same names here, to the same inputs."""
+        layers = dict(enumerate(self.body.layers))
+        answers = {}
+        for name, (width, _) in expected.items():
+            layer, _, path = name.partition(".")
+            with suppress(AttributeError):
+                answers[name] = _answer(layers[int(layer)].get_submodule(path), width)
+        return answers
 
     def contributions(
         self, super_weights: Sequence[SuperWeight], ids: torch.Tensor, positions: Sequence[int]
@@ -123,8 +198,8 @@ class Subject:
         self, super_weights: Sequence[SuperWeight], ids: torch.Tensor, positions: Sequence[int]
     ) -> tuple[float, ...]:
         layers = sorted({weight.layer for weight in super_weights})
-        with evaluating(self.module), observe(self.module, inputs=layers, stop=True) as sight:
-            self.module(ids.to(device_of(self.module)), use_cache=False)
+        with evaluating(self.live), observe(self.live, inputs=layers, stop=True) as sight:
+            self.live(ids.to(device_of(self.live)), use_cache=False)
         downs = self.body.down_projections
         return tuple(
             float(contributions(downs[w.layer], sight.inputs[w.layer][0, position], w.row, [w.column])[0])
@@ -136,22 +211,23 @@ class Subject:
 
         def compute() -> tuple[int, ...]:
             layers = sorted({weight.layer for weight in super_weights})
-            with evaluating(self.module), observe(self.module, inputs=layers, stop=True) as sight:
-                self.module(ids.to(device_of(self.module)), use_cache=False)
+            with evaluating(self.live), observe(self.live, inputs=layers, stop=True) as sight:
+                self.live(ids.to(device_of(self.live)), use_cache=False)
             return tuple(int(sight.inputs[w.layer][0, :, w.column].float().abs().argmax()) for w in super_weights)
 
         return self.once(("sinks", tuple(super_weights), _key(ids)), compute)
+
+    def written(self, super_weights: Sequence[SuperWeight]) -> tuple[float, ...]:
+        """What each scalar writes on the default prompt, at the token where its input is largest."""
+        ids = self.prompt_ids()
+        return self.contributions(super_weights, ids, self.sinks(super_weights, ids))
 
     def places(self, super_weights: Sequence[SuperWeight]) -> tuple[SuperActivation, ...]:
         """The super activations these scalars write: one per row, at its onset, on the default prompt."""
         return self.once(("places", tuple(super_weights)), lambda: self._places(super_weights))
 
     def _places(self, super_weights: Sequence[SuperWeight]) -> tuple[SuperActivation, ...]:
-        ids = self.prompt_ids()
-        layers = range(len(self.body.layers))
-        with evaluating(self.module), observe(self.module, residual=layers, stop=True) as sight:
-            self.module(ids.to(device_of(self.module)), use_cache=False)
-        residual = torch.stack([sight.residual[layer][0].float().cpu() for layer in layers])
+        residual = self.residuals()
         return tuple(
             _place(residual, row, min(weight.layer for weight in super_weights if weight.row == row))
             for row in dict.fromkeys(weight.row for weight in super_weights)
@@ -179,8 +255,8 @@ class Subject:
     def _readings(
         self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int], positions: Sequence[int] | None
     ) -> tuple[Reading, ...]:
-        with evaluating(self.module), observe(self.module, residual=[place.layer], stop=True) as sight:
-            self.module(ids.to(device_of(self.module)), use_cache=False)
+        with evaluating(self.live), observe(self.live, residual=[place.layer], stop=True) as sight:
+            self.live(ids.to(device_of(self.live)), use_cache=False)
         found = []
         for number, length in enumerate(lengths):
             values = sight.residual[place.layer][number, :length].float()
@@ -193,38 +269,91 @@ class Subject:
             )
         return tuple(found)
 
-    def nats(self, removed: Sequence[SuperWeight] = (), ids: torch.Tensor | None = None) -> torch.Tensor:
-        """The nats of every token of the windows, float64 ``(B, T - 1)``, without ``removed``."""
-        token_ids = self.windows() if ids is None else ids
+    def intact(self) -> tuple[torch.Tensor, Predictions]:
+        """One pass over the windows: the nats of every token, float64 ``(B, T - 1)``, and its likeliest tokens."""
+        return self.once("intact", lambda: predict(self.live, self.windows()))
+
+    def against(self, reference: Subject) -> tuple[torch.Tensor, Drift]:
+        """One pass over the reference's windows: the nats of every token, and the drift of the predictions."""
+        ids, expected = reference.windows(), reference.intact()[1]
+        return self.once(("against", _key(ids)), lambda: compare(self.live, ids, expected))
+
+    def causal_ids(self) -> torch.Tensor:
+        """The windows a causal check is scored on: all of them, the first quarter of each, 64 tokens at least.
+
+        Under causal masking the intact nats of a prefix are known from the whole; only the edited pass costs.
+        """
+        ids = self.windows()
+        return ids[:, : max(SHORTEST_PREFIX, ids.shape[1] // 4)]
+
+    def causal_nats(self, removed: Sequence[SuperWeight], ids: torch.Tensor | None = None) -> torch.Tensor:
+        """The nats on ``causal_ids`` without ``removed``, float64 ``(B, P - 1)``."""
+        token_ids = self.causal_ids() if ids is None else ids
 
         def compute() -> torch.Tensor:
-            with zeroed(self.module, removed):
-                return token_nats(self.module, token_ids)
+            with zeroed(self.live, removed):
+                return token_nats(self.live, token_ids)
 
-        return self.once(("nats", tuple(removed), _key(token_ids)), compute)
+        return self.once(("causal", tuple(removed), _key(token_ids)), compute)
+
+    def causal_intact(self) -> torch.Tensor:
+        """The intact nats on ``causal_ids``, a part of those of the windows."""
+        return self.intact()[0][:, : self.causal_ids().shape[1] - 1]
 
     def nats_without_matched(self, super_weights: Sequence[SuperWeight], seed: int) -> torch.Tensor:
-        """The nats without one draw of matched weights."""
+        """The nats on ``causal_ids`` without one draw of matched weights."""
 
         def compute() -> torch.Tensor:
-            with without_matched(self.module, super_weights, seed):
-                return token_nats(self.module, self.windows())
+            with without_matched(self.live, super_weights, seed):
+                return token_nats(self.live, self.causal_ids())
 
         return self.once(("matched", tuple(super_weights), seed), compute)
 
     def nats_without_largest(self, super_weights: Sequence[SuperWeight]) -> tuple[torch.Tensor, int]:
-        """The nats without the largest other weights of every matrix, and how many weights those are."""
+        """The nats on ``causal_ids`` without the largest other weights of every matrix, and how many those are."""
 
         def compute() -> tuple[torch.Tensor, int]:
-            with without_largest(self.module, super_weights) as count:
-                return token_nats(self.module, self.windows()), count
+            with without_largest(self.live, super_weights) as count:
+                return token_nats(self.live, self.causal_ids()), count
 
         return self.once(("largest", tuple(super_weights)), compute)
+
+    def finite(self, ids: torch.Tensor) -> bool:
+        """Whether the model answers a prompt, int64 ``(1, T)``, with finite logits."""
+
+        def compute() -> bool:
+            return bool(torch.isfinite(token_nats(self.live, ids)).all())
+
+        return self.once(("finite", _key(ids)), compute)
+
+    def portrait(self) -> Portrait:
+        """What its kin are known by."""
+        return self.once("portrait", lambda: portrait(self.live))
+
+    def row(self, weight: SuperWeight) -> tuple[float, ...] | None:
+        """The row of the matrix a super weight stands in, None where it is packed."""
+
+        def compute() -> tuple[float, ...] | None:
+            tensor = plain_weight(self.body.down_projections[weight.layer])
+            return None if tensor is None else tuple(tensor[weight.row].float().tolist())
+
+        return self.once(("row", weight), compute)
+
+    def sample_ids(self) -> tuple[tuple[int, ...], ...]:
+        """The ids of two short texts, by which tokenizers are compared; nothing without a tokenizer."""
+        if self.tokenizer is None:
+            return ()
+        return self.once("tokens", lambda: tuple(tuple(self.tokenizer(text)["input_ids"]) for text in SAMPLES))
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters it has, as far as they are counted before packing."""
+        return self.once("parameters", lambda: sum(parameter.numel() for parameter in self.live.parameters()))
 
     @property
     def vocabulary(self) -> int:
         """The size of the vocabulary V."""
-        return vocabulary_of(self.module) or 2**17
+        return self.once("vocabulary", lambda: vocabulary_of(self.live) or 2**17)
 
     @property
     def has_bos(self) -> bool:
@@ -235,7 +364,7 @@ class Subject:
         return evaluation_text() if self.text is None else self.text
 
     def _length(self) -> int:
-        longest = getattr(getattr(self.module, "config", None), "max_position_embeddings", None)
+        longest = getattr(getattr(self.live, "config", None), "max_position_embeddings", None)
         return min(LONGEST_WINDOW, int(longest)) if longest else LONGEST_WINDOW
 
 
@@ -252,10 +381,10 @@ def subject_of(
     if isinstance(thing, Subject):
         return thing
     if isinstance(thing, Loaded):
-        return Subject(thing.name, thing.model, tokenizer or thing.tokenizer, token_ids, thing.text)
+        return Subject(thing.name, thing.model, tokenizer or thing.tokenizer, token_ids, thing.text, thing.scheme, {})
     if isinstance(thing, nn.Module):
         name = str(getattr(getattr(thing, "config", None), "name_or_path", "") or type(thing).__name__)
-        return Subject(name.rstrip("/").rsplit("/", 1)[-1], thing, tokenizer, token_ids)
+        return Subject(name.rstrip("/").rsplit("/", 1)[-1], thing, tokenizer, token_ids, memo={})
     raise OptionError(
         f"a {role}: what load() returns, or a torch module", f"{type(thing).__name__}", "swcheck.load('tiny')"
     )
@@ -282,6 +411,26 @@ def _place(residual: torch.Tensor, row: int, first: int) -> SuperActivation:
     onset = first + int(holds[0])
     value, median = float(residual[onset, position, row]), float(residual[onset].abs().median())
     return SuperActivation(onset, row, position, value, median, first + int(holds[-1]))
+
+
+def _probes(body: Anatomy) -> Iterator[tuple[str, tuple[int, torch.Tensor]]]:
+    from torch import nn
+
+    for number, layer in enumerate(body.layers):
+        for path, module in layer.named_modules():
+            width = getattr(module, "in_features", None)
+            if width and (isinstance(module, nn.Linear) or not any(True for _ in module.children())):
+                yield f"{number}.{path}", (int(width), _answer(module, int(width)))
+
+
+def _answer(module: nn.Module, width: int) -> torch.Tensor:
+    """The map's output for ``PROBES`` random inputs of unit variance, seeded, float32 ``(PROBES, out)``."""
+    tensor = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), None)
+    dtype = tensor.dtype if tensor is not None and tensor.dtype.itemsize > 1 else torch.float32
+    inputs = torch.randn(PROBES, width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        answer = first_tensor(module(inputs.to(dtype=dtype, device=tensor.device if tensor is not None else "cpu")))
+    return answer.float().cpu()
 
 
 def _key(ids: torch.Tensor) -> tuple[int, ...]:

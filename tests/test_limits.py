@@ -17,7 +17,8 @@ def test_every_default_has_a_reason_and_admits_a_healthy_ratio():
     """No default limit refuses what is unchanged, and each says where it comes from."""
     for name, limit in DEFAULTS.items():
         assert limit.source
-        assert limit.holds(1.0) or name == "collapse"
+        unchanged = {"collapse": 20.0, "kl": 0.0}.get(name, 1.0)
+        assert limit.holds(unchanged)
 
 
 @pytest.mark.parametrize("limit", DEFAULTS.values(), ids=DEFAULTS)

@@ -1,0 +1,502 @@
+"""The comparisons behind the assertions: numbers of subjects in, verdicts out. Nothing is raised for a red one.
+
+A ``Pair`` holds a candidate against its reference. What looks like super-weight damage and is none is ruled out first,
+in a fixed order. Bases are compared before coordinates are used: permuted channels and neurons are followed, and a
+rotated candidate is judged by the norm of the sink token instead of a channel it cannot have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+
+from swcheck.diagnosis import explain_loss, weight_cause
+from swcheck.errors import NotFiniteError, OptionError
+from swcheck.kinship import Kinship, related
+from swcheck.limits import CRITICAL, DEFAULTS, for_confidence, kind_of
+from swcheck.locate import PROMPT
+from swcheck.records import Limit, Outcome, SuperActivation, SuperWeight, Verdict
+from swcheck.subject import Reading, Subject
+
+NEAR_ERRORS: Final = 3.0
+"""A ratio within this many of its standard errors of the limit is ``near``."""
+
+FOLLOWED: Final = DEFAULTS["contribution"]
+"""How much of its contribution a weight has to write elsewhere to be the same one, permuted."""
+
+Row = tuple[float | None, SuperActivation, Reading, Reading]
+
+
+def none_found(check: str, subject: Subject, candidate: str | None = None) -> Verdict:
+    """The verdict of every check that has no super weight to check."""
+    reason = subject.located().reason
+    return Verdict(check, subject.name, Outcome.NOT_APPLICABLE, f"no super weight: {reason}", candidate)
+
+
+def located(subject: Subject) -> Verdict:
+    """Whether a model has super weights, and which."""
+    found = subject.located()
+    if not found.super_weights:
+        return none_found("super weights", subject)
+    detail = tuple(
+        (str(w), f"writes {value:+.4g}") for w, value in zip(found.super_weights, found.written, strict=True)
+    )
+    words = "; ".join(f"{name} {text}" for name, text in detail) + f"; {found.reason}"
+    return Verdict(
+        "super weights",
+        subject.name,
+        Outcome.PASSED,
+        words,
+        measured=float(len(found.super_weights)),
+        limit=Limit(1.0, None, "a model without any is not_applicable"),
+        detail=detail,
+        facts={"super_weights": [weight.as_json() for weight in found.super_weights]},
+    )
+
+
+def healthy(subject: Subject, at_most: float | None) -> Verdict:
+    """Whether a model on its own is fit to be measured against: finite, and better than guessing."""
+    nats = subject.intact()[0]
+    source = "given" if at_most is not None else "the size of its vocabulary: above it a model is worse than guessing"
+    limit = Limit(None, float(subject.vocabulary) if at_most is None else at_most, source)
+    value = _perplexity(nats) if torch.isfinite(nats).all() else math.nan
+    passed = limit.holds(value)
+    return Verdict(
+        "perplexity",
+        subject.name,
+        Outcome.PASSED if passed else Outcome.FAILED,
+        f"perplexity {value:.4g} on {nats.numel():,} tokens",
+        measured=value,
+        limit=limit,
+        unit="perplexity",
+        cause="" if passed else ("not finite" if math.isnan(value) else "perplexity too high"),
+        attempt="" if passed else "check dtype, tokenizer and BOS of this checkpoint",
+        facts={"tokens": nats.numel(), "nats": float(nats.sum())},
+    )
+
+
+def collapse(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> Verdict:
+    """How far a model collapses without ``weights``, together and one by one."""
+    if not weights:
+        return none_found("collapse when zeroed", subject)
+    intact, ablated = _causal(subject), subject.causal_nats(weights)
+    ratio = collapse_ratio(intact, ablated)
+    nats = float(ablated.mean() - intact.mean())
+    alone = [ratio] if len(weights) == 1 else [collapse_ratio(intact, subject.causal_nats([w])) for w in weights]
+    passed = limit.holds(ratio) or (limit.low is not None and not math.isfinite(ratio))
+    worse = ", worse than guessing" if _perplexity(ablated) > subject.vocabulary else ""
+    return Verdict(
+        "collapse when zeroed",
+        subject.name,
+        Outcome.PASSED if passed else Outcome.FAILED,
+        f"{_count(weights)} zeroed: perplexity {_times(ratio)} ({nats:+.2f} nats), {kind_of(ratio)}{worse}",
+        measured=ratio,
+        limit=limit,
+        unit="x",
+        cause="" if passed else f"the model does not hang on its super weights ({_times(ratio)}, {kind_of(ratio)})",
+        attempt="" if passed else "relocate: swcheck locate; a set may be incomplete, or the model leans on none",
+        detail=tuple((f"{w} alone", _times(x)) for w, x in zip(weights, alone, strict=True)) if len(alone) > 1 else (),
+        facts={
+            "nats": nats,
+            "capped_nats": capped_collapse(intact, ablated, subject.vocabulary),
+            "kind": kind_of(ratio),
+            "alone": alone,
+        },
+    )
+
+
+def matched_null(subject: Subject, weights: Sequence[SuperWeight], limit: Limit, draws: int) -> Verdict:
+    """As many weights of matched magnitude from the same matrices, ``draws`` times; the worst draw counts."""
+    if draws < 1:
+        raise OptionError(f"draws = {draws}", "a null without a draw proves nothing", "1 or more")
+    if not weights:
+        return none_found("null: matched weights", subject)
+    intact = _causal(subject)
+    ratios = [collapse_ratio(intact, subject.nats_without_matched(weights, seed)) for seed in range(draws)]
+    summary = f"{_count(weights)} of the next-largest of the same matrix zeroed, worst of {draws}: x{max(ratios):.4f}"
+    return _null("null: matched weights", subject, max(ratios), limit, summary, {"draws": ratios})
+
+
+def largest_null(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> Verdict:
+    """The largest other weights of every matrix; the limit is at most the square root of the collapse."""
+    if not weights:
+        return none_found("null: largest others", subject)
+    intact = _causal(subject)
+    ablated, count = subject.nats_without_largest(weights)
+    root = math.sqrt(max(1.0, collapse_ratio(intact, subject.causal_nats(weights))))
+    if limit.high is not None and root < limit.high:
+        limit = replace(limit, high=root, source="the square root of the collapse ratio")
+    ratio = collapse_ratio(intact, ablated)
+    summary = f"the {count:,} largest others (0.01 % of every matrix) zeroed: x{ratio:.4f}"
+    return _null("null: largest others", subject, ratio, limit, summary, {"weights": count})
+
+
+def _null(check: str, subject: Subject, ratio: float, limit: Limit, summary: str, facts: dict[str, Any]) -> Verdict:
+    passed = limit.holds(ratio)
+    return Verdict(
+        check,
+        subject.name,
+        Outcome.PASSED if passed else Outcome.INCONCLUSIVE,
+        summary,
+        measured=ratio,
+        limit=limit,
+        unit="x",
+        cause="" if passed else f"inconclusive, other weights matter as well (x{ratio:.4g})",
+        attempt="" if passed else "the coordinates are incomplete: relocate without the index (swcheck locate)",
+        facts=facts,
+    )
+
+
+def capped_collapse(intact: torch.Tensor, ablated: torch.Tensor, vocabulary: int) -> float:
+    """The rise of the mean loss in nats, at most ln(vocabulary) minus the intact loss; not finite counts as the cap."""
+    cap = math.log(vocabulary) - float(intact.mean())
+    rise = float(ablated.mean()) - float(intact.mean())
+    return min(rise, cap) if math.isfinite(rise) else cap
+
+
+def collapse_ratio(intact: torch.Tensor, ablated: torch.Tensor) -> float:
+    """Perplexity without the weights over perplexity with them, as measured; infinite where that overflows."""
+    rise = float(ablated.mean()) - float(intact.mean())
+    return math.exp(rise) if rise < LARGEST_EXPONENT else math.inf
+
+
+LARGEST_EXPONENT: Final = 700.0
+
+
+def _perplexity(nats: torch.Tensor) -> float:
+    return math.exp(min(LARGEST_EXPONENT, float(nats.mean())))
+
+
+def _causal(subject: Subject) -> torch.Tensor:
+    """The intact nats that a causal check starts from; a model that has none that are finite cannot be asked."""
+    nats = subject.causal_intact()
+    if not torch.isfinite(nats).all():
+        raise NotFiniteError(
+            f"the intact perplexity of {subject.name}", "NaN or infinity", "check its dtype and its weights"
+        )
+    return nats
+
+
+def _count(weights: Sequence[SuperWeight]) -> str:
+    return f"{len(weights)} weight{'s' * (len(weights) > 1)}"
+
+
+def _times(ratio: float) -> str:
+    return f"x{ratio:,.0f}" if 1000 <= ratio < math.inf else f"x{ratio:.4g}"
+
+
+@dataclass
+class Pair:
+    """A candidate beside its reference, for one check. ``chosen`` None means the reference's own super weights."""
+
+    check: str
+    candidate: Subject
+    reference: Subject
+    chosen: tuple[SuperWeight, ...] | None = None
+
+    @property
+    def weights(self) -> tuple[SuperWeight, ...]:
+        """The super weights that are compared."""
+        return self.reference.located().super_weights if self.chosen is None else self.chosen
+
+    @property
+    def kin(self) -> Kinship:
+        """How the two models' residual streams relate."""
+        return related(self.candidate.portrait(), self.reference.portrait())
+
+    def verdict(self, outcome: Outcome, summary: str, **more: Any) -> Verdict:
+        name = None if self.candidate is self.reference else self.candidate.name
+        return Verdict(self.check, self.reference.name, outcome, summary, name, **more)
+
+    def failed(self, cause: str, summary: str, attempt: str = "", **more: Any) -> Verdict:
+        return self.verdict(Outcome.FAILED, summary, cause=cause, attempt=attempt, **more)
+
+    def none(self) -> Verdict:
+        return none_found(self.check, self.reference, None if self.candidate is self.reference else self.candidate.name)
+
+    def confound(self) -> Verdict | None:
+        """What looks like super-weight damage and is none, in a fixed order; None where all is ruled out."""
+        kin, ids = self.kin, self.reference.prompt_ids()
+        base = "give the reference this candidate was made from"
+        if kin.kind == "other shape":
+            return self.failed("wrong base model", kin.words, base)
+        if not self.candidate.finite(ids):
+            advice = "load it in float32 or bfloat16; check its scales"
+            return self.failed("not finite", "the candidate answers NaN or infinity", advice)
+        if not self.reference.finite(ids):
+            summary = "the reference itself answers NaN or infinity"
+            return self.verdict(Outcome.INCONCLUSIVE, summary, cause="the reference is sick", attempt="check its dtype")
+        if not _same_tokens(self.candidate, self.reference):
+            summary = "the two tokenizers give other ids for the same text"
+            advice = "save the reference's tokenizer beside the candidate"
+            return self.failed("tokenizer or BOS policy differs", summary, advice)
+        if kin.kind == "other model":
+            return self.failed("wrong base model", kin.words, base)
+        return None
+
+    def mapped(self, weights: Sequence[SuperWeight]) -> tuple[SuperWeight, ...]:
+        """Where the reference's weights stand in the candidate: rows as its channels are permuted."""
+        channels = self.kin.channels
+        return tuple(replace(weight, row=channels[weight.row]) for weight in weights) if channels else tuple(weights)
+
+    def compare_weights(self, limit: Limit) -> Verdict:
+        """The contributions of the super weights, candidate over reference."""
+        confound = self.confound()
+        if confound is not None:
+            return confound
+        chosen = self.weights
+        if not chosen:
+            return self.none()
+        if self.kin.kind == "rotated":
+            summary = f"{self.kin.words}; its weights have no counterpart, the sink token's norm is judged instead"
+            return self.verdict(Outcome.NOT_APPLICABLE, summary)
+        theirs = self.reference.written(chosen)
+        there, ours, notes = self.followed(chosen)
+        ratios = [_ratio(one, other) for one, other in zip(ours, theirs, strict=True)]
+        worst = _worst(ratios)
+        before, after = self.reference.weights(chosen), self.candidate.weights(there)
+        detail = tuple(
+            (f"layer {w.layer} [{w.row}, {w.column}]", f"weight {a:+.4g} -> {b:+.4g}, writes {d:+.4g} -> {c:+.4g}")
+            for w, a, b, c, d in zip(chosen, before, after, ours, theirs, strict=True)
+        )
+        weight = chosen[worst]
+        summary = f"layer {weight.layer} [{weight.row}, {weight.column}] writes x{ratios[worst]:.3f} of the reference's"
+        more: dict[str, Any] = {
+            "measured": ratios[worst],
+            "limit": limit,
+            "unit": "x",
+            "detail": detail,
+            "facts": {"ratios": ratios, "contributions": list(ours), "weights": list(after), "notes": list(notes)},
+        }
+        if all(limit.holds(ratio) for ratio in ratios):
+            return self.verdict(Outcome.PASSED, "; ".join([summary, *notes]), **more)
+        cause = weight_cause(self.candidate, self.reference, weight, ratios[worst])
+        return self.failed(cause, summary, "keep this down_proj, or this block of it, in higher precision", **more)
+
+    def followed(
+        self, chosen: Sequence[SuperWeight]
+    ) -> tuple[tuple[SuperWeight, ...], tuple[float, ...], tuple[str, ...]]:
+        """Where each weight stands in the candidate, what it writes there, and notes on what was permuted.
+
+        A weight that writes little at its own column, while another inner neuron of the same row writes all of it, has
+        been permuted along with its neuron: harmless.
+        """
+        theirs, ids = self.reference.written(chosen), self.reference.prompt_ids()
+        sinks = self.reference.sinks(chosen, ids)
+        there = list(self.mapped(chosen))
+        ours = list(self.candidate.contributions(tuple(there), ids, sinks))
+        notes = [f"permuted channels followed ({self.kin.words})"] if self.kin.channels else []
+        for number, (weight, written, expected) in enumerate(zip(there, ours, theirs, strict=True)):
+            if FOLLOWED.holds(_ratio(written, expected)):
+                continue
+            column, found = self.candidate.columns(weight, ids, sinks[number])[0]
+            if column != weight.column and FOLLOWED.holds(_ratio(found, expected)) and abs(written) < abs(found) / 2:
+                notes.append(f"its inner neuron {weight.column} is neuron {column} of the candidate")
+                there[number], ours[number] = replace(weight, column=column), found
+        return tuple(there), tuple(ours), tuple(notes)
+
+    def compare_activations(self, prompts: Sequence[str] | None, limit: Limit) -> Verdict:
+        """The super activations at the reference's own place, candidate over reference, on the same prompts."""
+        confound = self.confound()
+        if confound is not None:
+            return confound
+        chosen = self.weights
+        if not chosen:
+            return self.none()
+        if self.kin.kind == "rotated":
+            return self._compare_norms(chosen, limit)
+        ids, lengths = _padded(self.reference, prompts)
+        rows = [row for place in self.reference.places(chosen) for row in self._compare(place, ids, lengths)]
+        counted = [row for row in rows if row[0] is not None]
+        if not counted:
+            summary = f"the reference carries its activation on none of {len(lengths)} prompts"
+            advice = "give prompts that begin with BOS"
+            return self.verdict(Outcome.INCONCLUSIVE, summary, cause="nothing to compare", attempt=advice)
+        ratios = [math.nan if row[0] is None else row[0] for row in counted]
+        worst = _worst(ratios)
+        _, place, ours, theirs = counted[worst]
+        sink = self.reference.has_bos and all(row[3].position == 0 for row in counted)
+        summary = (
+            f"channel {place.channel} at token {theirs.position} after layer {place.layer}: "
+            f"{ours.value:+.4g} for {theirs.value:+.4g} (x{ratios[worst]:.3f}), worst of {len(counted)}"
+            f"{', n = 1 by causality' if sink else ''}"
+        )
+        facts = {"ratios": ratios, "prompts": len(lengths), "counted": len(counted)}
+        more: dict[str, Any] = {"measured": ratios[worst], "limit": limit, "unit": "x", "facts": facts}
+        if all(limit.holds(ratio) for ratio in ratios):
+            return self.verdict(Outcome.PASSED, summary, **more)
+        cause = _activation_cause(place, ratios[worst], ours, theirs)
+        return self.failed(cause, summary, "see the super weights that write it", **more)
+
+    def _compare(self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int]) -> list[Row]:
+        """One row per prompt: the ratio, None where the reference does not carry its activation there."""
+        channels = self.kin.channels
+        there = replace(place, channel=channels[place.channel]) if channels else place
+        theirs = self.reference.readings(place, ids, lengths)
+        ours = self.candidate.readings_at(there, ids, lengths, [reading.position for reading in theirs])
+        carried = [abs(reading.value) >= 0.5 * abs(place.value) for reading in theirs]
+        return [
+            (_ratio(one.value, other.value) if counts else None, there, one, other)
+            for one, other, counts in zip(ours, theirs, carried, strict=True)
+        ]
+
+    def _compare_norms(self, chosen: Sequence[SuperWeight], limit: Limit) -> Verdict:
+        ids = self.reference.prompt_ids()
+        place = self.reference.places(chosen)[0]
+        theirs, ours = (
+            subject.sink_norm(place.layer, place.position, ids) for subject in (self.reference, self.candidate)
+        )
+        ratio = _ratio(ours, theirs)
+        summary = f"rotated: norm of token {place.position} after layer {place.layer} {ours:.4g} for {theirs:.4g} (x{ratio:.3f})"
+        more: dict[str, Any] = {"measured": ratio, "limit": limit, "unit": "x", "facts": {"basis": "rotated"}}
+        if limit.holds(ratio):
+            return self.verdict(Outcome.PASSED, summary, **more)
+        return self.failed(f"the sink token's residual norm is x{ratio:.2f}", summary, **more)
+
+    def compare_perplexity(self, limit: Limit, at_most: float | None) -> Verdict:
+        """The perplexity on the same tokens, differences paired."""
+        confound = self.confound()
+        if confound is not None:
+            return confound
+        theirs, ours = self._both()
+        difference = ours - theirs
+        ratio, error = math.exp(min(LARGEST_EXPONENT, float(difference.mean()))), standard_error(difference)
+        value, base = _perplexity(ours), _perplexity(theirs)
+        if at_most is not None:
+            limit = Limit(None, at_most / base, f"perplexity at most {at_most:g}")
+        spread = f" +- {ratio * error:.4f}" if ratio < 1000 else ""
+        summary = f"perplexity {value:.4g} for {base:.4g}: {_times(ratio)}{spread} on {ours.numel():,} tokens"
+        facts = {"perplexity": value, "reference_perplexity": base, "standard_error": error, "tokens": ours.numel()}
+        more: dict[str, Any] = {"measured": ratio, "limit": limit, "unit": "x", "facts": facts}
+        if limit.holds(ratio):
+            near = limit.high is not None and ratio > 1 and math.log(limit.high / ratio) <= NEAR_ERRORS * error
+            return self.verdict(Outcome.NEAR if near else Outcome.PASSED, summary, **more)
+        cause, detail, attempt = explain_loss(self.candidate, self.reference, *self._standing())
+        return self.failed(f"{cause} (perplexity {_times(ratio)})", summary, attempt, detail=detail, **more)
+
+    def compare_predictions(self, kl: Limit, top1: Limit) -> Verdict:
+        """The mean KL divergence and the agreement on the likeliest token, at sampled positions."""
+        confound = self.confound()
+        if confound is not None:
+            return confound
+        self._both()
+        drift, expected = self.candidate.against(self.reference)[1], self.reference.intact()[1]
+        top1 = for_confidence(top1, expected.confidence)
+        tail = ", ".join(f"{share:.0%} {drift.percentile(share):.4f}" for share in (0.5, 0.95, 0.99))
+        summary = (
+            f"KL {drift.mean:.4f} nats ({tail}), same top token {drift.top1:.1%} (limit {top1}), "
+            f"{expected.covered:.1%} of the mass covered, {len(drift.kl):,} positions"
+        )
+        facts = {"kl": drift.mean, "top1": drift.top1, "covered": expected.covered, "confidence": expected.confidence}
+        more: dict[str, Any] = {"measured": drift.mean, "limit": kl, "unit": "nats", "facts": facts}
+        if kl.holds(drift.mean) and top1.holds(drift.top1):
+            return self.verdict(Outcome.PASSED, summary, **more)
+        what = "the predictions drifted" if not kl.holds(drift.mean) else "the likeliest token changes too often"
+        return self.failed(f"{what} (KL {drift.mean:.3f} nats, same top token {drift.top1:.1%})", summary, **more)
+
+    def compare_dependence(self, limit: Limit) -> Verdict:
+        """How much of the reference's collapse the candidate still shows when the same weights are zeroed."""
+        confound = self.confound()
+        if confound is not None:
+            return confound
+        chosen = self.weights
+        if not chosen:
+            return self.none()
+        before = (_causal(self.reference), self.reference.causal_nats(chosen))
+        kind = kind_of(collapse_ratio(*before))
+        if kind != "critical" or self.kin.kind == "rotated":
+            summary = f"the reference's set is {kind} ({_times(collapse_ratio(*before))}, critical from x{CRITICAL:g})"
+            if self.kin.kind == "rotated":
+                summary = f"{self.kin.words}; there is no single weight to zero"
+            return self.verdict(Outcome.NOT_APPLICABLE, summary, facts={"kind": kind})
+        ids, size = self.reference.causal_ids(), self.reference.vocabulary
+        intact = self._both()[1][:, : ids.shape[1] - 1]
+        after = (intact, self.candidate.causal_nats(self.followed(chosen)[0], ids))
+        if not torch.isfinite(intact).all():
+            return self.failed("not finite", "the candidate's intact pass holds NaN or infinity")
+        share = capped_collapse(*after, size) / capped_collapse(*before, size)
+        summary = (
+            f"{_count(chosen)} zeroed: perplexity {_times(collapse_ratio(*after))} "
+            f"(reference {_times(collapse_ratio(*before))}), {share:.2f} of its capped nats"
+        )
+        more: dict[str, Any] = {"measured": share, "limit": limit, "unit": "share", "facts": {"kind": kind}}
+        if limit.holds(share):
+            return self.verdict(Outcome.PASSED, summary, **more)
+        cause = "dependence lost: the candidate does not hang on these weights any more"
+        return self.failed(cause, summary, "its constant may come from elsewhere: relocate in the candidate", **more)
+
+    def _standing(self) -> tuple[tuple[SuperWeight, ...], tuple[SuperWeight, ...]]:
+        """The super weights, and where they stand in the candidate; none where there is no counterpart."""
+        chosen = () if self.kin.kind == "rotated" else self.weights
+        return chosen, self.followed(chosen)[0] if chosen else ()
+
+    def _both(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The nats of every token of the reference's windows, reference and candidate, each in one pass."""
+        theirs = self.reference.intact()[0]
+        if not torch.isfinite(theirs).all():
+            raise NotFiniteError(
+                f"the perplexity of the reference {self.reference.name}", "NaN or infinity", "check its dtype"
+            )
+        if self.candidate is self.reference:
+            self.candidate.against(self.reference)
+            return theirs, theirs
+        return theirs, self.candidate.against(self.reference)[0]
+
+
+def _padded(subject: Subject, prompts: Sequence[str] | None) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """The prompts as one batch, padded on the right, int64 ``(B, T)``, and the true length of each."""
+    if prompts is None:
+        ids = subject.prompt_ids()
+        return ids, (ids.shape[1],)
+    if subject.tokenizer is None:
+        raise OptionError("prompts", "a bare module without a tokenizer", "pass tokenizer=")
+    if not prompts:
+        raise OptionError("prompts", "an empty list: nothing would be checked", "leave it out for the default one")
+    rows = [row for row in (subject.tokenizer(prompt)["input_ids"] for prompt in prompts) if row]
+    width = max((len(row) for row in rows), default=0)
+    if not width:
+        raise OptionError("prompts", "no prompt of them has a token", f"for example {PROMPT!r}")
+    padded = torch.tensor([row + [row[-1]] * (width - len(row)) for row in rows], dtype=torch.int64)
+    return padded, tuple(len(row) for row in rows)
+
+
+def _same_tokens(one: Subject, other: Subject) -> bool:
+    if one.tokenizer is None or other.tokenizer is None or one.tokenizer is other.tokenizer:
+        return True
+    return one.sample_ids() == other.sample_ids()
+
+
+def _ratio(one: float, other: float) -> float:
+    return one / other if other else math.nan
+
+
+def _worst(ratios: Sequence[float]) -> int:
+    """The index of the ratio that is worst: not finite or of the wrong sign, else farthest from 1."""
+
+    def badness(ratio: float) -> float:
+        return abs(math.log(ratio)) if math.isfinite(ratio) and ratio > 0 else math.inf
+
+    return max(range(len(ratios)), key=lambda number: badness(ratios[number]))
+
+
+def _activation_cause(place: SuperActivation, ratio: float, ours: Reading, theirs: Reading) -> str:
+    where = f"super activation of channel {place.channel} at token {theirs.position}"
+    if not math.isfinite(ratio):
+        return f"{where} is not finite"
+    if abs(ratio) < 0.5 and abs(ours.largest) >= 0.5 * abs(theirs.value) and ours.channel != place.channel:
+        return f"{where} moved to channel {ours.channel} (x{ratio:.2f} at its place)"
+    if ratio < 0:
+        return f"{where} has its sign flipped (x{ratio:.2f})"
+    return f"{where} {'lost' if ratio < 0.5 else 'weakened' if ratio < 1 else 'amplified'} (x{ratio:.2f})"
+
+
+def standard_error(difference: torch.Tensor) -> float:
+    """The standard error of a mean of paired differences ``(B, T - 1)``, windows taken as the independent units."""
+    means = difference.mean(1)
+    if len(means) < 2:
+        return float(difference.std() / math.sqrt(difference.numel())) if difference.numel() > 1 else 0.0
+    return float(means.std() / math.sqrt(len(means)))
