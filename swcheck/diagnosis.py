@@ -26,6 +26,9 @@ PROVEN: Final = 0.5
 """The least share of the lost nats that has to return."""
 
 WORST: Final = 5
+ALIKE: Final = 0.1
+"""Two weights within this share of each other count as the same one."""
+
 Detail = tuple[tuple[str, str], ...]
 
 
@@ -63,6 +66,9 @@ def explain_loss(
         ruled_out: Detail = (("ruled out", f"the super weights ({words})"),)
     else:
         ruled_out = (("ruled out", "the super weights: the reference has none"),)
+    if reference.module is None and not reference.remembers("probes"):
+        detail = (*ruled_out, ("not known", "which layer and matrix: that needs the reference, not only its numbers"))
+        return "not the super weights", detail, "run the gate once with the reference instead of its baseline"
     layer, rise = first_bad_layer(candidate, reference)
     detail = (*ruled_out, ("layers", f"the error away from the sink rises most in layer {layer} (to {rise:.1%})"))
     worst = [(f"layers.{name}", f"answers {error:.1%} off") for name, error in worst_maps(candidate, reference)]
@@ -145,10 +151,8 @@ def _moved_to(candidate: Subject, reference: Subject, weight: SuperWeight) -> in
     if before is None or after is None or not before[weight.column]:
         return None
     value = before[weight.column]
-    for column, (old, new) in enumerate(zip(before, after, strict=True)):
-        if abs(new / value - 1) < 0.1 <= abs(old / value - 1):
-            return column
-    return None
+    new = ((after / value - 1).abs() < ALIKE) & ((before / value - 1).abs() >= ALIKE)
+    return int(new.nonzero()[0]) if new.any() else None
 
 
 def _on_a_grid(candidate: Subject, reference: Subject, weight: SuperWeight) -> bool:
@@ -156,4 +160,4 @@ def _on_a_grid(candidate: Subject, reference: Subject, weight: SuperWeight) -> b
     before, after = reference.row(weight), candidate.row(weight)
     if before is None or after is None:
         return True
-    return len(set(after)) * 2 <= len(set(before))
+    return len(torch.unique(after)) * 2 <= len(torch.unique(before))

@@ -309,7 +309,7 @@ class Pair:
             return self.none()
         if self.kin.kind == "rotated":
             return self._compare_norms(chosen, limit)
-        ids, lengths = _padded(self.reference, prompts)
+        ids, lengths = _padded(self.reference if self.reference.tokenizer is not None else self.candidate, prompts)
         rows = [row for place in self.reference.places(chosen) for row in self._compare(place, ids, lengths)]
         counted = [row for row in rows if row[0] is not None]
         if not counted:
@@ -465,9 +465,8 @@ def _padded(subject: Subject, prompts: Sequence[str] | None) -> tuple[torch.Tens
 
 
 def _same_tokens(one: Subject, other: Subject) -> bool:
-    if one.tokenizer is None or other.tokenizer is None or one.tokenizer is other.tokenizer:
-        return True
-    return one.sample_ids() == other.sample_ids()
+    mine, theirs = one.sample_ids(), other.sample_ids()
+    return mine == theirs or not mine or not theirs
 
 
 def _ratio(one: float, other: float) -> float:

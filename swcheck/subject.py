@@ -95,6 +95,10 @@ class Subject:
         """Free the weights; what was measured stays."""
         self.module = None
 
+    def remembers(self, key: Any) -> bool:
+        """Whether this number was measured before."""
+        return self.memo is not None and key in self.memo
+
     @property
     def body(self) -> Anatomy:
         """The parts of the model."""
@@ -104,15 +108,23 @@ class Subject:
         """The token ids that perplexity is taken on, int64 ``(B, T)``."""
         if self.token_ids is not None:
             return self.token_ids
-        if self.tokenizer is None:
-            raise OptionError(f"measure {self.name}", "a bare module", "pass tokenizer= or token_ids=")
-        return self.once("windows", lambda: windows(self.tokenizer, self._text(), count=WINDOWS, length=self._length()))
+
+        def compute() -> torch.Tensor:
+            if self.tokenizer is None:
+                raise OptionError(f"measure {self.name}", "a bare module", "pass tokenizer= or token_ids=")
+            return windows(self.tokenizer, self._text(), count=WINDOWS, length=self._length())
+
+        return self.once("windows", compute)
 
     def prompt_ids(self, prompt: str | None = None) -> torch.Tensor:
         """The ids of one prompt, int64 ``(1, T)``; of the first window where there is no tokenizer."""
-        if self.tokenizer is None:
-            return self.windows()[:1]
-        return torch.tensor([self.tokenizer(prompt or PROMPT)["input_ids"]], dtype=torch.int64)
+
+        def compute() -> torch.Tensor:
+            if self.tokenizer is None:
+                return self.windows()[:1]
+            return torch.tensor([self.tokenizer(prompt or PROMPT)["input_ids"]], dtype=torch.int64)
+
+        return self.once(("prompt", prompt), compute)
 
     def located(self) -> Located:
         """Its super weights: published ones completed by what is found, or found from nothing."""
@@ -330,20 +342,24 @@ class Subject:
         """What its kin are known by."""
         return self.once("portrait", lambda: portrait(self.live))
 
-    def row(self, weight: SuperWeight) -> tuple[float, ...] | None:
-        """The row of the matrix a super weight stands in, None where it is packed."""
+    def row(self, weight: SuperWeight) -> torch.Tensor | None:
+        """The row of the matrix a super weight stands in, float32 ``(F,)``, None where it is packed."""
 
-        def compute() -> tuple[float, ...] | None:
+        def compute() -> torch.Tensor | None:
             tensor = plain_weight(self.body.down_projections[weight.layer])
-            return None if tensor is None else tuple(tensor[weight.row].float().tolist())
+            return None if tensor is None else tensor[weight.row].float().cpu()
 
         return self.once(("row", weight), compute)
 
     def sample_ids(self) -> tuple[tuple[int, ...], ...]:
         """The ids of two short texts, by which tokenizers are compared; nothing without a tokenizer."""
-        if self.tokenizer is None:
-            return ()
-        return self.once("tokens", lambda: tuple(tuple(self.tokenizer(text)["input_ids"]) for text in SAMPLES))
+
+        def compute() -> tuple[tuple[int, ...], ...]:
+            if self.tokenizer is None:
+                return ()
+            return tuple(tuple(self.tokenizer(text)["input_ids"]) for text in SAMPLES)
+
+        return self.once("tokens", compute)
 
     @property
     def parameters(self) -> int:
@@ -358,7 +374,7 @@ class Subject:
     @property
     def has_bos(self) -> bool:
         """Whether its prompts begin with BOS."""
-        return self.tokenizer is not None and adds_bos(self.tokenizer)
+        return self.once("bos", lambda: self.tokenizer is not None and adds_bos(self.tokenizer))
 
     def _text(self) -> str:
         return evaluation_text() if self.text is None else self.text

@@ -1,0 +1,191 @@
+"""A reference's measurements, to and from one small JSON file, so that a gate need not load the reference.
+
+The file holds what a candidate is compared with: coordinates with values and contributions, activations, the nats of
+every token in float16 (so that differences stay paired), the likeliest tokens of a fixed sample, a portrait of the
+embedding, and the identity of weights, tokenizer and text. Numbers that only explain a red verdict (layer by layer, map by
+map) are left out; they need the reference. Arrays are compressed; nothing in the file is code.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+import zlib
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from swcheck.drift import Predictions
+from swcheck.errors import CheckpointError, OptionError, WrongModelError
+from swcheck.judge import Pair
+from swcheck.kinship import Portrait
+from swcheck.limits import DEFAULTS
+from swcheck.locate import Located
+from swcheck.records import SuperActivation, SuperWeight
+from swcheck.subject import Reading, Subject
+
+SCHEMA: Final = 1
+LARGEST: Final = 1_000_000
+"""A baseline is committed and reviewed: at most 1 MB."""
+
+KEPT_ROWS: Final = 32
+LEFT_OUT: Final = frozenset({"residuals", "probes", "columns", "against"})
+HALVES: Final = frozenset({"intact", "causal", "matched", "largest", "row"})
+RECORDS: Final = {
+    kind.__name__: kind for kind in (SuperWeight, SuperActivation, Reading, Located, Predictions, Portrait)
+}
+
+
+def complete(subject: Subject, prompts: list[str] | None) -> None:
+    """Measure all that a candidate is compared with, by holding the reference against itself."""
+    everything = {name: DEFAULTS[name] for name in ("contribution", "activation", "perplexity", "dependence")}
+    Pair("super weights", subject, subject).compare_weights(everything["contribution"])
+    Pair("super activations", subject, subject).compare_activations(prompts, everything["activation"])
+    Pair("perplexity", subject, subject).compare_perplexity(everything["perplexity"], None)
+    Pair("dependence", subject, subject).compare_dependence(everything["dependence"])
+    for weight in subject.located().super_weights:
+        subject.row(weight)
+    subject.sample_ids()
+    _ = (subject.vocabulary, subject.parameters)
+
+
+def dumps(subject: Subject, facts: dict[str, Any]) -> str:
+    """The file's text. ``facts`` are identities and conditions, kept as they are."""
+    memo = {key: value for key, value in (subject.memo or {}).items() if _kept(key)}
+    body = {
+        "schema": SCHEMA,
+        "model": subject.name,
+        **facts,
+        "super_weights": [weight.as_json() for weight in subject.located().super_weights],
+        "measurements": [[_pack(key), _pack(_shrunk(key, value))] for key, value in memo.items()],
+    }
+    text = json.dumps(body, indent=1, allow_nan=False) + "\n"
+    if len(text) > LARGEST:
+        raise OptionError(
+            f"a baseline of {subject.name} of at most {LARGEST:,} bytes", f"{len(text):,}", "measure on fewer windows"
+        )
+    return text
+
+
+def loads(text: str, origin: str) -> tuple[Subject, dict[str, Any]]:
+    """The reference as it was measured, without weights, and the file's facts.
+
+    Raises ``CheckpointError`` for a file that is no baseline, or one of another schema.
+    """
+    try:
+        body = json.loads(text)
+        if body["schema"] != SCHEMA:
+            raise CheckpointError(
+                f"baseline {origin}", f"schema {body['schema']}, this is {SCHEMA}", "write it anew: --swcheck-update"
+            )
+        memo = {_unpack(key): _unpack(value) for key, value in body.pop("measurements")}
+    except (ValueError, KeyError, TypeError, zlib.error) as error:
+        raise CheckpointError(
+            f"baseline {origin}", f"no baseline of swcheck ({error!r})", "write it anew: --swcheck-update"
+        ) from error
+    return Subject(body["model"], None, memo=memo), body
+
+
+def check_identity(facts: dict[str, Any], now: dict[str, Any], origin: str) -> list[str]:
+    """Refuse a baseline of other weights, text or tokenizer; return notes on what else has changed.
+
+    Raises ``WrongModelError``. What is not known now (the reference is not on this machine) is not held against it.
+    """
+    for name in ("weights", "tokenizer", "text"):
+        before, after = facts.get(name), now.get(name)
+        if before is not None and after is not None and before != after:
+            raise WrongModelError(
+                f"baseline {origin} for this {name}", f"it was measured with another {name}", "--swcheck-update"
+            )
+    return [
+        f"the baseline was measured with {name} {facts[name]}, this run has {now[name]}"
+        for name in ("device", "dtype", "torch", "transformers")
+        if name in facts and name in now and facts[name] != now[name]
+    ]
+
+
+def weights_identity(directory: Path) -> str | None:
+    """A digest of the safetensors headers and of bytes sampled over each file; None without such files."""
+    files = sorted(directory.glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            digest.update(stream.read(8 + int.from_bytes(stream.read(8), "little")))
+            for place in range(64):
+                stream.seek(place * size // 64)
+                digest.update(stream.read(4096))
+    return digest.hexdigest() if files else None
+
+
+def write(path: Path, text: str) -> None:
+    """Write the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _kept(key: Any) -> bool:
+    return (key[0] if isinstance(key, tuple) else key) not in LEFT_OUT
+
+
+def _shrunk(key: Any, value: Any) -> Any:
+    """Nats in float16, a portrait of fewer rows: what a file of this size can hold."""
+    name = key[0] if isinstance(key, tuple) else key
+    if isinstance(value, Portrait) and value.rows is not None:
+        return replace(value, indices=value.indices[:: len(value.indices) // KEPT_ROWS or 1], rows=value.rows[:: len(value.rows) // KEPT_ROWS or 1].half())  # fmt: skip
+    if isinstance(value, Located):
+        return replace(value, rounds=(), effect=None)
+    if name in HALVES:
+        return _halved(value)
+    return value
+
+
+def _halved(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value.half()
+    if isinstance(value, Predictions):
+        return replace(value, logs=value.logs.half())
+    return tuple(_halved(part) for part in value) if isinstance(value, tuple) else value
+
+
+def _pack(value: Any) -> Any:
+    """Plain JSON for the few kinds of value a memo holds, each marked with its kind."""
+    if isinstance(value, torch.Tensor):
+        small = value.to(torch.int32) if value.dtype == torch.int64 else value
+        raw = zlib.compress(small.contiguous().numpy().tobytes(), 9)
+        return {"tensor": str(small.dtype).removeprefix("torch."), "shape": list(value.shape), "data": base64.b85encode(raw).decode()}  # fmt: skip
+    if is_dataclass(value) and type(value).__name__ in RECORDS:
+        return {
+            "record": type(value).__name__,
+            "fields": {f.name: _pack(getattr(value, f.name)) for f in fields(value)},
+        }
+    if isinstance(value, (tuple, list)):
+        return {"tuple": [_pack(part) for part in value]}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise TypeError(f"a {type(value).__name__} has no place in a baseline")
+
+
+def _unpack(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        dtype = getattr(torch, value["tensor"])
+        raw = bytearray(zlib.decompress(base64.b85decode(value["data"])))
+        tensor = torch.frombuffer(raw, dtype=dtype).reshape(value["shape"]).clone() if raw else torch.zeros(0)
+        return tensor.long() if dtype == torch.int32 else (tensor.float() if dtype == torch.float16 else tensor)
+    if "record" in value:
+        kind: Any = RECORDS[value["record"]]
+        return kind(**{name: _unpack(part) for name, part in value["fields"].items()})
+    if "float" in value:
+        return float(value["float"])
+    return tuple(_unpack(part) for part in value["tuple"])

@@ -1,0 +1,145 @@
+"""Comparisons across bases: what is healthy in other clothes is green, and what is not is red there too."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from swcheck import (
+    Loaded,
+    Outcome,
+    RobustnessError,
+    assert_collapses_when_zeroed,
+    assert_perplexity_within,
+    assert_predictions_preserved,
+    assert_super_activations_preserved,
+    assert_super_weights_preserved,
+)
+from swcheck.judge import standard_error
+from swcheck.measure import windows
+from tests import damage, relatives
+
+COMPARISONS = (
+    assert_super_weights_preserved,
+    assert_super_activations_preserved,
+    assert_perplexity_within,
+    assert_predictions_preserved,
+    assert_collapses_when_zeroed,
+)
+
+
+@pytest.fixture(scope="module")
+def ids(tiny):
+    return windows(tiny.tokenizer, tiny.text, count=6, length=128)
+
+
+@pytest.mark.parametrize("check", COMPARISONS)
+@pytest.mark.parametrize(
+    "clothes",
+    [
+        relatives.permuted,
+        lambda model: relatives.permuted(model, channels=False),
+        lambda model: relatives.permuted(model, neurons=False),
+        relatives.rescaled,
+    ],
+    ids=["permuted", "permuted-neurons", "permuted-channels", "rescaled"],
+)
+def test_a_healthy_candidate_in_other_clothes_is_green(tiny, ids, clothes, check):
+    """Permuted channels and neurons are followed, and weights rescaled against their inputs write the same."""
+    verdict = check(clothes(tiny.model), tiny.model, token_ids=ids)
+
+    assert verdict.outcome is Outcome.PASSED
+
+
+def test_a_permuted_candidate_is_green_with_a_note(tiny, ids):
+    """The verdict says that channels and neurons were followed."""
+    verdict = assert_super_weights_preserved(relatives.permuted(tiny.model), tiny.model, token_ids=ids)
+
+    assert "permuted channels followed" in verdict.summary
+    assert "inner neuron 301 is neuron" in verdict.summary
+
+
+def test_a_rotated_candidate_is_judged_by_its_sink_norm(tiny, ids):
+    """Weights and dependence do not apply; the norm of the sink token is compared in place of a channel."""
+    outcomes = {check: check(relatives.rotated(tiny.model), tiny.model, token_ids=ids) for check in COMPARISONS}
+
+    assert outcomes[assert_super_weights_preserved].outcome is Outcome.NOT_APPLICABLE
+    assert outcomes[assert_collapses_when_zeroed].outcome is Outcome.NOT_APPLICABLE
+    assert outcomes[assert_super_activations_preserved].facts["basis"] == "rotated"
+    assert outcomes[assert_perplexity_within].outcome is Outcome.PASSED
+
+
+@pytest.mark.parametrize("check", [assert_super_weights_preserved, assert_super_activations_preserved])
+def test_a_damaged_permuted_candidate_is_red(tiny, ids, check):
+    """Following a permutation does not hide what was lost."""
+    candidate = relatives.permuted(damage.damaged(tiny, damage.zero).model)
+
+    with pytest.raises(RobustnessError):
+        check(candidate, tiny.model, token_ids=ids)
+
+
+def test_a_damaged_rotated_candidate_is_red(tiny, ids):
+    """A rotated candidate without its super weight has lost the norm of its sink token."""
+    with pytest.raises(RobustnessError, match="residual norm is x0"):
+        assert_super_activations_preserved(
+            relatives.rotated(damage.damaged(tiny, damage.zero).model), tiny.model, token_ids=ids
+        )
+
+
+def test_a_candidate_of_ordinary_damage_is_not_blamed_on_super_weights(tiny, ids):
+    """Noise in a late layer is red as not the super weights, with that layer and its matrices named."""
+    model = copy.deepcopy(tiny.model)
+    with torch.no_grad():
+        for name in ("gate_proj", "up_proj"):
+            weight = getattr(model.model.layers[3].mlp, name).weight
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * 2 * weight.std())
+
+    with pytest.raises(RobustnessError, match=r"^not the super weights") as caught:
+        assert_perplexity_within(Loaded(model, tiny.tokenizer, "noisy", tiny.text), tiny, token_ids=ids)
+
+    detail = dict(caught.value.verdict.detail)
+    assert "layer 3" in detail["layers"]
+    assert set(list(detail)[2:4]) == {"layers.3.mlp.gate_proj", "layers.3.mlp.up_proj"}
+    assert "restored through a hook" in detail["ruled out"]
+
+
+def test_a_lost_contribution_is_proven_before_it_is_blamed(tiny, ids):
+    """Given back through a hook, at least half of the lost nats return, and the message says how many."""
+    with pytest.raises(RobustnessError, match="what the super weights write is lost") as caught:
+        assert_perplexity_within(damage.damaged(tiny, damage.clip), tiny, token_ids=ids)
+
+    assert "of the loss returns" in dict(caught.value.verdict.detail)["proof"]
+    assert 'ignore=["model.layers.1.mlp.down_proj"]' in caught.value.verdict.attempt
+
+
+def test_predictions_that_drift_are_red(tiny, ids):
+    """Mean KL and top-1 agreement are bounded, each by its own limit."""
+    candidate = damage.damaged(tiny, damage.clip)
+
+    with pytest.raises(RobustnessError, match="the predictions drifted"):
+        assert_predictions_preserved(candidate, tiny, token_ids=ids)
+    with pytest.raises(RobustnessError, match="likeliest token changes too often"):
+        assert_predictions_preserved(candidate, tiny, kl=50.0, token_ids=ids)
+    assert assert_predictions_preserved(candidate, tiny, kl=50.0, top1=0.0, token_ids=ids).outcome is Outcome.PASSED
+
+
+def test_two_models_of_one_shape_are_told_apart(tiny, ids):
+    """Another initialisation is another base model, for every comparison."""
+    torch.manual_seed(5)
+    stranger = LlamaForCausalLM(tiny.model.config).eval()
+
+    for check in COMPARISONS:
+        with pytest.raises(RobustnessError, match=r"^wrong base model"):
+            check(stranger, tiny.model, token_ids=ids)
+
+
+def test_the_standard_error_is_that_of_window_means():
+    """Windows are the independent units; a single window falls back to its tokens."""
+    difference = torch.tensor([[1.0, 3.0], [5.0, 7.0]], dtype=torch.float64)
+
+    assert standard_error(difference) == pytest.approx(torch.tensor([2.0, 6.0]).std().item() / 2**0.5)
+    assert standard_error(difference[:1]) > 0
+    assert standard_error(torch.zeros(1, 1)) == 0
