@@ -1,0 +1,95 @@
+"""What a checkpoint's own config says of its quantization: a pure function from ``quantization_config`` to ``Scheme``.
+
+The directory says what it is; nothing is configured. Fields are read as the quantizers write them (transformers' own
+documentation of each ``quant_method``); what nobody can tell stays None and is held to the limits of an unknown scheme.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from swcheck.records import Scheme
+
+Config = Mapping[str, Any]
+
+
+def scheme_of(config: Config) -> Scheme | None:
+    """The scheme of a model's ``config.json``, None where it is not quantized or does not say how."""
+    quantization = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(quantization, Mapping):
+        return None
+    read = READERS.get(str(quantization.get("quant_method", "")).lower())
+    try:
+        return read(quantization) if read else None
+    except (TypeError, ValueError, AttributeError, KeyError):
+        return None
+
+
+def _bitsandbytes(config: Config) -> Scheme | None:
+    if config.get("load_in_4bit") or config.get("_load_in_4bit"):
+        return Scheme(str(config.get("bnb_4bit_quant_type", "nf4")), 4)
+    if config.get("load_in_8bit") or config.get("_load_in_8bit"):
+        return Scheme("int8", 8, 8)
+    return None
+
+
+def _bits(method: str, *, calibrated: bool) -> Callable[[Config], Scheme]:
+    def read(config: Config) -> Scheme:
+        return Scheme(method, float(config.get("bits", config.get("w_bit", 4))), calibrated=calibrated)
+
+    return read
+
+
+def _compressed_tensors(config: Config) -> Scheme | None:
+    groups = list(config.get("config_groups", {}).values())
+    if not groups:
+        return None
+    weights, inputs = groups[0].get("weights") or {}, groups[0].get("input_activations") or {}
+    bits, kind = float(weights.get("num_bits", 16)), weights.get("type", "int")
+    method = {("float", 8.0): "fp8", ("float", 4.0): "nvfp4"}.get((kind, bits), "rtn")
+    formats = f"{groups[0].get('format', '')} {config.get('format', '')}"
+    method = "mxfp4" if "mxfp4" in formats else method
+    observed = (
+        weights.get("observer") not in {None, "minmax", "memoryless_minmax"} or weights.get("actorder") is not None
+    )
+    return Scheme(method, bits, float(inputs.get("num_bits", 16)), calibrated=observed)
+
+
+def _torchao(config: Config) -> Scheme | None:
+    text = str(config.get("quant_type", "")).lower()
+    found = re.search(r"u?int(\d)", text)
+    if "float8" in text or "fp8" in text:
+        return Scheme("fp8", 8, 8 if "dynamic" in text else 16)
+    if found is None:
+        return None
+    return Scheme("rtn", float(found[1]), 8 if "dynamicactivation" in re.sub("[^a-z]", "", text) else 16)
+
+
+def _quanto(config: Config) -> Scheme:
+    weights, activations = str(config.get("weights", "int8")), config.get("activations")
+    bits = float(re.sub(r"\D", "", weights) or 8)
+    return Scheme("fp8" if "float" in weights else "rtn", bits, 8 if activations else 16)
+
+
+def _hqq(config: Config) -> Scheme:
+    parameters = config.get("quant_config", {}).get("weight_quant_params", config)
+    return Scheme("hqq", float(parameters.get("nbits", 4)), calibrated=True)
+
+
+READERS: Final[Mapping[str, Callable[[Config], Scheme | None]]] = {
+    "bitsandbytes": _bitsandbytes,
+    "gptq": _bits("gptq", calibrated=True),
+    "awq": _bits("awq", calibrated=True),
+    "auto-round": _bits("auto-round", calibrated=True),
+    "intel/auto-round": _bits("auto-round", calibrated=True),
+    "compressed-tensors": _compressed_tensors,
+    "torchao": _torchao,
+    "quanto": _quanto,
+    "hqq": _hqq,
+    "fp8": lambda _config: Scheme("fp8", 8, 8),
+    "fbgemm_fp8": lambda _config: Scheme("fp8", 8, 8),
+    "mxfp4": lambda _config: Scheme("mxfp4", 4),
+    "bitnet": lambda _config: Scheme("bitnet", 1.58, 8),
+}

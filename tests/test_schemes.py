@@ -1,0 +1,90 @@
+"""What checkpoints say of their own quantization, read as the quantizers write it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swcheck.limits import for_confidence, for_scheme, kind_of_scheme
+from swcheck.records import Limit, Scheme
+from swcheck.schemes import READERS, scheme_of
+
+CONFIGS = [
+    ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, Scheme("nf4", 4), "plain 4-bit"),
+    ({"quant_method": "bitsandbytes", "load_in_8bit": True}, Scheme("int8", 8, 8), "8-bit weights and activations"),
+    ({"quant_method": "gptq", "bits": 4}, Scheme("gptq", 4, calibrated=True), "good 4-bit"),
+    ({"quant_method": "gptq", "bits": 3}, Scheme("gptq", 3, calibrated=True), "3-bit"),
+    ({"quant_method": "awq", "bits": 4}, Scheme("awq", 4, calibrated=True), "good 4-bit"),
+    ({"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}}, Scheme("rtn", 8), "8-bit weights"),
+    ({"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8DynamicActivationInt8WeightConfig"}}}, Scheme("rtn", 8, 8), "8-bit weights and activations"),
+    ({"quant_method": "torchao", "quant_type": {"default": {"_type": "Float8WeightOnlyConfig"}}}, Scheme("fp8", 8), "8-bit weights and activations"),
+    ({"quant_method": "quanto", "weights": "int4"}, Scheme("rtn", 4), "plain 4-bit"),
+    ({"quant_method": "quanto", "weights": "int2"}, Scheme("rtn", 2), "2-bit"),
+    ({"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}}, Scheme("hqq", 4, calibrated=True), "good 4-bit"),
+    ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}}}, Scheme("rtn", 4), "plain 4-bit"),
+    ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 8, "type": "float"}, "input_activations": {"num_bits": 8}}}}, Scheme("fp8", 8, 8), "8-bit weights and activations"),
+    ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 4, "type": "float"}, "input_activations": {"num_bits": 4}}}}, Scheme("nvfp4", 4, 4), "4-bit weights and activations"),
+    ({"quant_method": "fp8"}, Scheme("fp8", 8, 8), "8-bit weights and activations"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "scheme", "kind"), CONFIGS, ids=lambda value: getattr(value, "method", None))
+def test_a_config_is_read_as_its_quantizer_wrote_it(config, scheme, kind):
+    """Method, bits and activation bits are found, and they decide which limits hold."""
+    assert scheme_of({"quantization_config": config}) == scheme
+    assert kind_of_scheme(scheme) == kind
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"quantization_config": None},
+        {"quantization_config": {"quant_method": "newest"}},
+        {"quantization_config": {}},
+    ],
+)
+def test_what_nobody_can_tell_is_none(config):
+    """A model that is not quantized, or by an unknown method, has no scheme and the limits of an unknown one."""
+    assert scheme_of(config) is None
+    assert kind_of_scheme(None) is None
+
+
+@given(
+    st.sampled_from(sorted(READERS)),
+    st.dictionaries(st.text(max_size=12), st.one_of(st.none(), st.integers(), st.text(), st.lists(st.integers()))),
+)
+def test_a_malformed_config_is_never_an_exception(method, rest):
+    """Whatever stands in the file, the answer is a scheme or None."""
+    found = scheme_of({"quantization_config": {**rest, "quant_method": method}})
+
+    assert found is None or isinstance(found, Scheme)
+
+
+def test_limits_follow_the_scheme():
+    """8-bit is held tighter than 4-bit, that than 3-bit; 2-bit and fine-tuned are reported only."""
+    highs = [for_scheme(Scheme("rtn", bits))["perplexity"].high for bits in (8, 4, 3)]
+
+    assert highs == sorted(highs)
+    assert for_scheme(Scheme("rtn", 2))["perplexity"].high is None
+    assert for_scheme(Scheme("lora", 16))["kl"].high is None
+    assert for_scheme(None)["perplexity"].high == 1.05
+
+
+def test_a_small_model_is_held_to_plain_limits():
+    """Under three billion parameters a calibrated 4-bit scheme has the limits of a plain one."""
+    scheme = Scheme("gptq", 4, calibrated=True)
+
+    assert kind_of_scheme(scheme, 7_000_000_000) == "good 4-bit"
+    assert kind_of_scheme(scheme, 1_000_000) == "plain 4-bit"
+
+
+@given(st.floats(0.05, 1.0))
+def test_the_top1_limit_gives_way_with_confidence(confidence):
+    """A less confident reference flips more; a confident one is held to the limit itself."""
+    limit = for_confidence(Limit(0.9, None, "x"), confidence)
+
+    assert 0 <= limit.low <= 0.9
+    assert (limit.low == 0.9) == (confidence >= 0.6)
+    assert for_confidence(Limit(None, None, "x"), confidence).low is None
