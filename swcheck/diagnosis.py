@@ -69,6 +69,14 @@ def explain_loss(
     if reference.module is None and not reference.remembers("probes"):
         detail = (*ruled_out, ("not known", "which layer and matrix: that needs the reference, not only its numbers"))
         return "not the super weights", detail, "run the gate once with the reference instead of its baseline"
+    depths = candidate.portrait().layers, reference.portrait().layers
+    if depths[0] != depths[1]:
+        depth = f"{depths[0]} layers, where the reference has {depths[1]}: compared layer by layer they mean nothing"
+        return (
+            "not the super weights",
+            (*ruled_out, ("depth", depth)),
+            "heal a pruned depth by training, or raise the limit",
+        )
     layer, rise = first_bad_layer(candidate, reference)
     detail = (*ruled_out, ("layers", f"the error away from the sink rises most in layer {layer} (to {rise:.1%})"))
     worst = [(f"layers.{name}", f"answers {error:.1%} off") for name, error in worst_maps(candidate, reference)]

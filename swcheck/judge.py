@@ -285,19 +285,41 @@ class Pair:
         A weight that writes little at its own column, while another inner neuron of the same row writes all of it, has
         been permuted along with its neuron: harmless.
         """
-        theirs, ids = self.reference.written(chosen), self.reference.prompt_ids()
-        sinks = self.reference.sinks(chosen, ids)
-        there = list(self.mapped(chosen))
-        ours = list(self.candidate.contributions(tuple(there), ids, sinks))
+        theirs = self.reference.written(chosen)
+        mapped = self.mapped(chosen)
         notes = [f"permuted channels followed ({self.kin.words})"] if self.kin.channels else []
-        for number, (weight, written, expected) in enumerate(zip(there, ours, theirs, strict=True)):
-            if FOLLOWED.holds(_ratio(written, expected)):
-                continue
-            column, found = self.candidate.columns(weight, ids, sinks[number])[0]
-            if column != weight.column and FOLLOWED.holds(_ratio(found, expected)) and abs(written) < abs(found) / 2:
-                notes.append(f"its inner neuron {weight.column} is neuron {column} of the candidate")
-                there[number], ours[number] = replace(weight, column=column), found
+        there, ours = [], []
+        for number, weight in enumerate(mapped):
+            found, written, note = self._follow(weight, chosen[number], theirs[number])
+            there.append(found)
+            ours.append(written)
+            notes += [note] if note else []
         return tuple(there), tuple(ours), tuple(notes)
+
+    def _follow(self, weight: SuperWeight, original: SuperWeight, expected: float) -> tuple[SuperWeight, float, str]:
+        """One weight in the candidate's coordinates: at its place, at a permuted neuron, or where it is located now."""
+        ids, body = self.reference.prompt_ids(), self.candidate.body
+        sink = self.reference.sinks((original,), ids)[0]
+        fits = weight.layer < len(body.layers) and (body.inner is None or weight.column < body.inner)
+        written = self.candidate.contributions((weight,), ids, (sink,))[0] if fits else 0.0
+        if FOLLOWED.holds(_ratio(written, expected)):
+            return weight, written, ""
+        if weight.layer < len(body.layers):
+            column, found = self.candidate.columns(weight, ids, sink)[0]
+            if column != weight.column and FOLLOWED.holds(_ratio(found, expected)) and abs(written) < abs(found) / 2:
+                note = f"its inner neuron {weight.column} is neuron {column} of the candidate"
+                return replace(weight, column=column), found, note
+        again = self.candidate.located()
+        for other, found in zip(again.super_weights, again.written, strict=True):
+            if other.row == weight.row and FOLLOWED.holds(_ratio(found, expected)):
+                return (
+                    other,
+                    found,
+                    f"located again in the candidate: layer {other.layer} [{other.row}, {other.column}]",
+                )
+        if not fits:
+            body.check([weight])
+        return weight, written, ""
 
     def compare_activations(self, prompts: Sequence[str] | None, limit: Limit) -> Verdict:
         """The super activations at the reference's own place, candidate over reference, on the same prompts."""

@@ -71,11 +71,13 @@ def kinship(candidate: nn.Module, reference: nn.Module) -> Kinship:
 
 
 def related(candidate: Portrait, reference: Portrait) -> Kinship:
-    """Compare shapes, then embeddings. Embeddings that cannot be read leave the kind ``unknown``."""
-    shapes = [(one.layers, one.hidden, one.inner) for one in (candidate, reference)]
-    if shapes[0] != shapes[1]:
-        words = "{} layers, width {}, inner width {}"
-        return Kinship("other shape", f"{words.format(*shapes[0])}, where the reference has {words.format(*shapes[1])}")
+    """Compare widths, then embeddings. Embeddings that cannot be read leave the kind ``unknown``.
+
+    Another depth or inner width is no other model: layers and neurons can be pruned.
+    """
+    if candidate.hidden != reference.hidden:
+        words = f"width {candidate.hidden}, where the reference has {reference.hidden}"
+        return Kinship("other shape", f"{words} (layers: {candidate.layers} for {reference.layers})")
     if candidate.rows is None or reference.rows is None:
         return Kinship("unknown", "the embeddings cannot be read")
     common = [i for i in candidate.indices.tolist() if i in set(reference.indices.tolist())]

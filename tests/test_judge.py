@@ -143,3 +143,40 @@ def test_the_standard_error_is_that_of_window_means():
     assert standard_error(difference) == pytest.approx(torch.tensor([2.0, 6.0]).std().item() / 2**0.5)
     assert standard_error(difference[:1]) > 0
     assert standard_error(torch.zeros(1, 1)) == 0
+
+
+def test_a_candidate_without_its_last_layer_is_ordinary(tiny, ids):
+    """A pruned depth is no other model: weights and activations before the cut are compared as they are."""
+    model = copy.deepcopy(tiny.model)
+    del model.model.layers[4:]
+    model.config.num_hidden_layers = 4
+
+    assert assert_super_weights_preserved(model, tiny.model, token_ids=ids).outcome is Outcome.PASSED
+    assert assert_super_activations_preserved(model, tiny.model, token_ids=ids).outcome is Outcome.PASSED
+    with pytest.raises(RobustnessError):
+        assert_perplexity_within(model, tiny.model, token_ids=ids)
+
+
+def test_a_weight_that_stands_in_another_layer_is_located_again(tiny, ids):
+    """With a layer put in front, the indexed coordinate has moved on by one, and is found there."""
+    model = copy.deepcopy(tiny.model)
+    first = copy.deepcopy(model.model.layers[0])
+    with torch.no_grad():
+        first.self_attn.o_proj.weight.zero_()
+        first.mlp.down_proj.weight.zero_()
+    model.model.layers.insert(0, first)
+    model.config.num_hidden_layers = 6
+
+    verdict = assert_super_weights_preserved(model, tiny.model, token_ids=ids)
+
+    assert verdict.outcome is Outcome.PASSED
+    assert "located again in the candidate: layer 2 [97, 301]" in verdict.summary
+
+
+def test_padded_vocabularies_are_ordinary(tiny, ids):
+    """A vocabulary padded for speed changes no verdict."""
+    model = copy.deepcopy(tiny.model)
+    model.resize_token_embeddings(1088, mean_resizing=False)
+
+    assert assert_super_weights_preserved(model, tiny.model, token_ids=ids).outcome is Outcome.PASSED
+    assert assert_perplexity_within(model, tiny.model, ratio=1.05, token_ids=ids).outcome in {"passed", "near"}
