@@ -1,35 +1,58 @@
 """``swcheck locate`` and ``swcheck index``, for people who are not in a test.
 
-With ``--json`` nothing but JSON goes to stdout.
+With ``--json`` nothing but JSON goes to stdout, whatever other libraries have to say.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import redirect_stdout
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from swcheck import index
 from swcheck.errors import SwcheckError
-from swcheck.locate import Located, locate
 from swcheck.report import dumps, number
-from swcheck.subject import known, subject_of
+
+if TYPE_CHECKING:
+    from swcheck.locate import Located
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 done, 1 nothing found, 2 wrong use."""
-    parser = argparse.ArgumentParser(prog="swcheck", description="Super weights of language models.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_locate(commands)
-    _add_index(commands)
-    options = parser.parse_args(arguments)
-    run: Callable[[argparse.Namespace], int] = options.run
+    """Run the command line; 0 done, whatever was found, 2 wrong use or a model that cannot be used."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], str] = options.run
     try:
-        return run(options)
+        with redirect_stdout(sys.stderr):
+            answer = run(options)
     except SwcheckError as error:
         sys.stderr.write(f"swcheck: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        return 130
+    return _written(answer)
+
+
+def _written(answer: str) -> int:
+    try:
+        sys.stdout.write(answer + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="swcheck", description="Super weights of language models.")
+    parser.add_argument("--version", action="version", version=f"swcheck {version('swcheck')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_locate(commands)
+    _add_index(commands)
+    return parser
 
 
 def _add_locate(commands: Any) -> None:
@@ -40,6 +63,8 @@ def _add_locate(commands: Any) -> None:
     parser.add_argument("--no-index", action="store_true", help="start from nothing, not from published coordinates")
     parser.add_argument("--device", help="an accelerator if there is one")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; the checkpoint's own by default")
+    parser.add_argument("--offline", action="store_true", help="never download")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the Python that the checkpoint brings")
     parser.add_argument("--json", action="store_true", help="write JSON, and nothing else, to stdout")
     parser.set_defaults(run=_locate)
 
@@ -51,10 +76,18 @@ def _add_index(commands: Any) -> None:
     parser.set_defaults(run=_index)
 
 
-def _locate(options: argparse.Namespace) -> int:
+def _locate(options: argparse.Namespace) -> str:
     from swcheck.engines import load
+    from swcheck.locate import locate
+    from swcheck.subject import known, subject_of
 
-    loaded = load(options.model, device=options.device, dtype=options.dtype)
+    loaded = load(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        offline=options.offline,
+        trust_remote_code=options.trust_remote_code,
+    )
     subject = subject_of(loaded)
     found = locate(
         loaded.model,
@@ -63,10 +96,8 @@ def _locate(options: argparse.Namespace) -> int:
         verify=subject.windows() if options.verify else None,
     )
     if options.json:
-        sys.stdout.write(dumps(located_as_json(loaded.name, found)) + "\n")
-    else:
-        sys.stdout.write("\n".join(located_as_text(loaded.name, found)) + "\n")
-    return 0
+        return dumps(located_as_json(loaded.name, found))
+    return "\n".join(located_as_text(loaded.name, found))
 
 
 def located_as_json(name: str, found: Located) -> dict[str, Any]:
@@ -107,18 +138,16 @@ def located_as_text(name: str, found: Located) -> list[str]:
         lines.append(f"  found: {'; '.join(map(str, look.found)) or 'nothing more'}")
     if found.effect is not None:
         ratio = found.effect.together.perplexity / found.effect.intact.perplexity
-        lines += ["", f"perplexity {number(found.effect.intact.perplexity)}, all zeroed together x{number(ratio)}"]
+        zeroed = f"all zeroed together {number(ratio, 'x')}" if found.super_weights else "nothing to zero"
+        lines += ["", f"perplexity {number(found.effect.intact.perplexity)}, {zeroed}"]
     return lines
 
 
-def _index(options: argparse.Namespace) -> int:
-    chosen = [index.entry(options.model)] if options.model else list(index.entries())
+def _index(options: argparse.Namespace) -> str:
+    chosen = list(index.entries()) if options.model is None else [index.entry(options.model)]
     if options.json:
-        sys.stdout.write(dumps([index.as_json(entry) for entry in chosen]) + "\n")
-        return 0
-    for entry in chosen:
-        sys.stdout.write("\n".join(index.as_text(entry, full=options.model is not None)) + "\n")
-    return 0
+        return dumps([index.as_json(entry) for entry in chosen])
+    return "\n".join(line for entry in chosen for line in index.as_text(entry, full=options.model is not None))
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -7,11 +7,12 @@ with the culprit named. ``huggingface`` is registered like any other.
 from __future__ import annotations
 
 import inspect
-from dataclasses import replace
+import os
+from dataclasses import fields, is_dataclass, replace
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from swcheck.errors import EngineError, OptionError
 from swcheck.records import Engine, Loaded
@@ -33,10 +34,11 @@ def engine(name: str) -> Engine:
     """
     points = installed()
     if name not in points:
+        close = get_close_matches(name, points, n=3)
         raise EngineError(
             f"engine {name!r}",
-            f"installed: {', '.join(points)}",
-            f"install the distribution that brings it (swcheck-{name}?), or write the path with a leading ./",
+            f"installed: {', '.join(points)}" + (f"; the closest: {', '.join(close)}" if close else ""),
+            f"install the distribution that brings it (swcheck-{name}?), or write a path with a leading ./",
         )
     point = points[name]
     origin = f"{point.value} of {point.dist.name if point.dist else 'an unknown distribution'}"
@@ -49,54 +51,97 @@ def engine(name: str) -> Engine:
 
 
 def check_wiring(found: object, name: str, origin: str) -> None:
-    """Raise ``EngineError`` unless ``found`` has the name and the ``load(spec, *, device, dtype)`` of the contract."""
+    """Raise ``EngineError`` unless ``found`` has the name and the ``load(spec, *, reference, device, dtype)`` of the contract."""
     load = getattr(found, "load", None)
     parameters = inspect.signature(load).parameters if callable(load) else {}
-    missing = [part for part in ("spec", "device", "dtype") if part not in parameters]
+    missing = [part for part in ("spec", "reference", "device", "dtype") if part not in parameters]
     if getattr(found, "name", None) != name or missing:
         wrong = f"load() lacks {', '.join(missing)}" if missing else f"its name is {getattr(found, 'name', None)!r}"
         raise EngineError(
-            f"engine {name!r}", f"{origin}: {wrong}", "an engine has a name and load(spec, *, device, dtype)"
+            f"engine {name!r}", f"{origin}: {wrong}", "an engine has a name and load(spec, *, reference, device, dtype)"
         )
 
 
-def load(spec: str, *, device: str | None = None, dtype: str | None = None, trust_remote_code: bool = False) -> Loaded:
+def load(
+    spec: str,
+    *,
+    reference: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+    offline: bool = False,
+) -> Loaded:
     """Load a model: ``tiny``, a known name, a hub id, a directory, or ``engine:scheme``.
 
+    ``reference`` is the name or directory of the model that a quantizing engine works on; loaders need none.
     ``device`` None takes an accelerator if there is one; ``dtype`` None keeps the checkpoint's own;
-    ``trust_remote_code`` lets a checkpoint run the Python it brings, which is refused otherwise. Returns a record
-    with ``.model`` (the transformers module), ``.tokenizer`` and ``.name``. Raises ``UnknownModelError``,
-    ``CheckpointError``, ``UnsafeCheckpointError``, ``ArchitectureError``, ``EngineError`` or ``OptionError``.
+    ``trust_remote_code`` lets a checkpoint run the Python it brings, which is refused otherwise; ``offline`` forbids
+    downloads. Returns a record with ``.model`` (the transformers module), ``.tokenizer`` and ``.name``. Raises
+    ``UnknownModelError``, ``CheckpointError``, ``UnsafeCheckpointError``, ``ArchitectureError``, ``EngineError`` or
+    ``OptionError``.
     """
     name, scheme = route(spec)
     if dtype is not None:
         check_dtype(dtype)
-    chosen = engine(name)
-    if trust_remote_code and hasattr(chosen, "trust_remote_code"):
-        chosen = replace(chosen, trust_remote_code=True)  # type: ignore[type-var]
-    return chosen.load(scheme, device=device, dtype=dtype)
+    chosen = _with(engine(name), trust_remote_code=trust_remote_code, offline=offline)
+    return chosen.load(scheme, reference=reference, device=device, dtype=dtype)
+
+
+def _with(chosen: Engine, **wishes: bool) -> Engine:
+    """``chosen`` with those of the wishes that it knows; an engine need not know any."""
+    known = {field.name for field in fields(chosen)} if is_dataclass(chosen) else set()
+    return replace(chosen, **{name: wish for name, wish in wishes.items() if name in known})  # type: ignore[type-var]
 
 
 def route(spec: str) -> tuple[str, str]:
     """Which engine ``spec`` goes to, and what that engine is asked for."""
-    if not spec.strip():
-        raise OptionError("a model", "an empty value", "give `tiny`, a known name, a hub id or a directory")
+    if not isinstance(spec, str) or not spec.strip():
+        found = "an empty value" if isinstance(spec, str) else type(spec).__name__
+        raise OptionError("the name of a model", found, "give `tiny`, a known name, a hub id or a directory")
     name, colon, scheme = spec.partition(":")
-    if colon and len(name) > 1 and not Path(spec).exists() and not any(mark in name for mark in "/\\."):
+    if colon and len(name) > 1 and not os.path.exists(spec) and not any(mark in name for mark in "/\\.~"):  # noqa: PTH110 - never raises
         return name, scheme
     return BUILT_IN, spec
 
 
-def check(spec: str, *, trust_remote_code: bool = False) -> None:
+def check(spec: str, *, trust_remote_code: bool = False, offline: bool = False) -> None:
     """Raise a worded error for a ``spec`` that cannot be loaded, in milliseconds and without importing torch."""
     name, scheme = route(spec)
     if name not in installed():
         engine(name)
     if name == BUILT_IN:
-        import_module("swcheck.huggingface").check(scheme, trust_remote_code=trust_remote_code)
+        _built_in().check(scheme, trust_remote_code=trust_remote_code, offline=offline)
+
+
+def fetch(spec: str, *, offline: bool = False) -> None:
+    """Download what ``spec`` names where it is not here yet; raises ``UnknownModelError`` where that is impossible."""
+    name, scheme = route(spec)
+    if name == BUILT_IN and scheme != "tiny":
+        _built_in().find(scheme, offline=offline)
+
+
+def name_of(spec: str) -> str:
+    """What a model is called in tables: the name of its directory, else ``spec`` itself."""
+    name, scheme = route(spec)
+    return str(_built_in().name_of(scheme)) if name == BUILT_IN else spec
+
+
+def meaning(spec: str) -> str:
+    """What ``spec`` stands for, the same for two ways to name one model."""
+    name, scheme = route(spec)
+    return str(_built_in().meaning(scheme)) if name == BUILT_IN else spec
 
 
 def check_dtype(name: str) -> None:
     """Raise ``OptionError`` for a dtype that models are not loaded in."""
     if name not in DTYPES:
         raise OptionError(f"dtype {name!r}", f"known: {', '.join(DTYPES)}", "leave it out to keep the checkpoint's own")
+
+
+def check_device(name: str) -> None:
+    """Raise ``OptionError`` for a device that this machine does not have; torch is imported to try it."""
+    _built_in().device_of(name)
+
+
+def _built_in() -> Any:
+    return import_module("swcheck.huggingface")

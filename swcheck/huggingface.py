@@ -7,11 +7,13 @@ directory is checked before transformers sees it, so that what is wrong with it 
 from __future__ import annotations
 
 import json
+import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,47 +35,85 @@ TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "vo
 PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 CAUSAL: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 WANTED: Final = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+UNWANTED: Final = ("consolidated*", "*/*")
+"""What a repository has twice or for other runtimes: weights in a second layout, and every subfolder."""
+SINGLE: Final = "model.safetensors"
+INDEX: Final = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """The engine of the name ``huggingface``; ``trust_remote_code`` lets a checkpoint bring its own Python."""
+    """The engine of the name ``huggingface``.
+
+    ``trust_remote_code`` lets a checkpoint bring its own Python, ``offline`` forbids downloads.
+    """
 
     name: str = "huggingface"
     trust_remote_code: bool = False
+    offline: bool = False
 
-    def load(self, spec: str, *, device: str | None = None, dtype: str | None = None) -> Loaded:
-        """Load ``tiny``, a known name, a hub id or a directory; see ``swcheck.load``."""
+    def load(
+        self, spec: str, *, reference: str | None = None, device: str | None = None, dtype: str | None = None
+    ) -> Loaded:
+        """Load ``tiny``, a known name, a hub id or a directory; see ``swcheck.load``. A loader needs no reference."""
+        del reference
+        place = device_of(device)
         if spec == "tiny":
             directory, text = tiny.CHECKPOINT, tiny.HELDOUT.read_text(encoding="utf-8")
         else:
-            directory, text = find(spec), None
+            directory, text = find(spec, offline=self.offline), None
         check_directory(directory, trust_remote_code=self.trust_remote_code)
-        model, tokenizer = _from_pretrained(directory, dtype or "auto", self.trust_remote_code)
-        model = model.to(_device(device))
-        return Loaded(model, tokenizer, _name(spec), text, str(directory))
+        with _quiet():
+            config = _understood(directory, self.trust_remote_code)
+            tokenizer = _tokenizer(directory, self.trust_remote_code)
+            model = _model(directory, config, dtype or "auto", self.trust_remote_code)
+        return Loaded(_moved(model, place, spec), tokenizer, name_of(spec), text, str(directory))
 
 
 ENGINE: Final = HuggingFace()
 
 
-def check(spec: str, *, trust_remote_code: bool = False) -> None:
+def check(spec: str, *, trust_remote_code: bool = False, offline: bool = False) -> None:
     """Raise a worded error for a name that leads nowhere or a directory that is no model; nothing is loaded."""
     if spec == "tiny":
         return
-    path = Path(spec).expanduser()
-    if path.exists():
+    path = existing(spec)
+    if path is not None:
         check_directory(path, trust_remote_code=trust_remote_code)
-    else:
-        repository_of(spec)
+        return
+    repository = repository_of(spec)
+    if _forbidden(offline) and _lacking(repository):
+        raise _not_here(repository, spec)
 
 
-def find(spec: str) -> Path:
+def find(spec: str, *, offline: bool = False) -> Path:
     """The directory that ``spec`` means: itself, or the local snapshot of a known name or hub id."""
-    path = Path(spec).expanduser()
-    if path.exists():
-        return path
-    return _snapshot(repository_of(spec))
+    return existing(spec) or _snapshot(repository_of(spec), spec, offline)
+
+
+def existing(spec: str) -> Path | None:
+    """The path of this name, ``~`` expanded, None where there is none."""
+    expanded = os.path.expanduser(spec)  # noqa: PTH111 - a user that does not exist is no error here
+    return Path(expanded) if os.path.exists(expanded) else None  # noqa: PTH110 - too long a name is no error here
+
+
+def name_of(spec: str) -> str:
+    """The name of a directory, else ``spec`` as it is.
+
+    A directory that is called like a known model keeps its whole path: nobody said that it is that model.
+    """
+    path = existing(spec)
+    name = spec if path is None else path.resolve().name
+    return spec if index.find(name) else name
+
+
+def meaning(spec: str) -> str:
+    """The directory or the hub repository of ``spec``."""
+    path = existing(spec)
+    if path is not None:
+        return str(path.resolve())
+    known = index.find(spec)
+    return known.model if known else spec
 
 
 def repository_of(spec: str) -> str:
@@ -81,51 +121,101 @@ def repository_of(spec: str) -> str:
     known = index.find(spec)
     if known is not None:
         return known.model
-    if spec.startswith((".", "/", "~")) or spec.count("/") != 1:
+    if spec.startswith((".", "/", "~")) or spec.count("/") != 1 or not _is_repository(spec):
         close = index.closest(spec)
         raise UnknownModelError(
             f"model {spec!r}",
             "no such path, and no model of this name in the index"
             + (f"; the closest: {', '.join(close)}" if close else ""),
-            "`swcheck index` lists the known names; a directory or a hub id (owner/name) works as well",
+            "`swcheck index` lists the known names; `tiny`, a directory or a hub id (owner/name) work as well",
         )
     return spec
 
 
-def _snapshot(repository: str) -> Path:
+def _is_repository(spec: str) -> bool:
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(spec)
+    except ValueError:
+        return False
+    return True
+
+
+def _forbidden(offline: bool) -> bool:
+    """Whether downloads are forbidden, by option or by the hub's own variable."""
+    import huggingface_hub as hub
+
+    return offline or bool(hub.constants.HF_HUB_OFFLINE)
+
+
+def _snapshot(repository: str, spec: str, offline: bool) -> Path:
     """The local snapshot of a hub repository, downloaded where that is allowed, after its size was printed."""
     import huggingface_hub as hub
     from huggingface_hub import errors as hub_errors
 
-    try:
-        local = Path(hub.snapshot_download(repository, local_files_only=True, allow_patterns=list(WANTED)))
-        if any(local.glob("*.safetensors")):
-            return local
-    except (hub_errors.LocalEntryNotFoundError, OSError):
-        pass
-    fetch = f"hf download {repository}"
-    if hub.constants.HF_HUB_OFFLINE:
-        raise UnknownModelError(
-            f"hub model {repository}",
-            "it is not in the local cache, and downloads are forbidden (offline)",
-            f"fetch it where there is a network: {fetch}",
-        )
+    local = _cached(repository)
+    if local is not None and not _lacking(repository):
+        return local
+    if _forbidden(offline):
+        raise _not_here(repository, spec)
+    asked = _asked(repository, spec)
     try:
         files = hub.HfApi().model_info(repository, files_metadata=True).siblings or []
-        size = sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
-        sys.stderr.write(f"swcheck: downloading {repository}, {size / 1e9:.1f} GB\n")
-        return Path(hub.snapshot_download(repository, allow_patterns=list(WANTED)))
+        patterns = {"allow_patterns": list(WANTED), "ignore_patterns": list(UNWANTED)}
+        wanted = list(hub.utils.filter_repo_objects(files, **patterns, key=lambda file: file.rfilename))
+        if not any(file.rfilename.endswith(".safetensors") for file in wanted):
+            raise UnsafeCheckpointError(asked, "its weights are no safetensors", "convert it, and give the directory")
+        sys.stderr.write(f"swcheck: downloading {repository}, {sum(file.size or 0 for file in wanted) / 1e9:.1f} GB\n")
+        return Path(hub.snapshot_download(repository, **patterns))
+    except SwcheckError:
+        raise
     except hub_errors.GatedRepoError as error:
         page = f"https://huggingface.co/{repository}"
-        raise UnknownModelError(f"hub model {repository}", "it is gated", f"accept its licence at {page}") from error
+        raise UnknownModelError(
+            asked, "it is gated", f"accept its licence at {page}, then log in: hf auth login"
+        ) from error
     except hub_errors.RepositoryNotFoundError as error:
-        raise UnknownModelError(f"hub model {repository}", "the hub knows no such model", "check its name") from error
-    except (OSError, hub_errors.HfHubHTTPError, RuntimeError) as error:
-        reason = f"not in the local cache, and the hub cannot be reached ({type(error).__name__})"
-        raise UnknownModelError(f"hub model {repository}", reason, f"fetch it first: {fetch}") from error
+        raise UnknownModelError(asked, "no such path, and the hub knows no such model", "check its name") from error
     except Exception as error:  # the hub's client passes on whatever its transport raises
-        reason = f"not in the local cache, and the hub cannot be reached ({type(error).__name__})"
-        raise UnknownModelError(f"hub model {repository}", reason, f"fetch it first: {fetch}") from error
+        found = f"not in the local cache, and the hub cannot be reached ({type(error).__name__}: {_first_words(error)})"
+        raise UnknownModelError(asked, found, f"fetch it where there is a network: {_fetch(repository)}") from error
+
+
+def _asked(repository: str, spec: str) -> str:
+    return f"hub model {repository}" + ("" if spec == repository else f" ({spec})")
+
+
+def _fetch(repository: str) -> str:
+    return f"hf download {repository}"
+
+
+def _not_here(repository: str, spec: str) -> UnknownModelError:
+    return UnknownModelError(
+        _asked(repository, spec),
+        f"{_lacking(repository)} not in the local cache, and downloads are forbidden (offline)",
+        f"fetch it where there is a network: {_fetch(repository)}",
+    )
+
+
+def _cached(repository: str) -> Path | None:
+    """Where the local cache keeps a repository, as far as it has it; nobody is asked whether there is a newer one."""
+    import huggingface_hub as hub
+
+    config = hub.try_to_load_from_cache(repository, "config.json")
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _lacking(repository: str) -> str:
+    """The files of a repository that the local cache lacks, in words; empty where it has all that is needed."""
+    local = _cached(repository)
+    if local is None:
+        return "it is"
+    shards = [SINGLE] if (local / SINGLE).exists() else sorted(_shards(local))
+    missing = [shard for shard in shards if not (local / shard).exists()]
+    if missing or not shards:
+        return f"{', '.join(missing[:4]) or 'its weights (*.safetensors)'} {'is' if len(missing) == 1 else 'are'}"
+    return "" if any((local / name).exists() for name in TOKENIZER_FILES) else "its tokenizer is"
 
 
 def check_directory(path: Path, *, trust_remote_code: bool = False) -> None:
@@ -133,19 +223,8 @@ def check_directory(path: Path, *, trust_remote_code: bool = False) -> None:
     if not path.is_dir():
         raise CheckpointError(f"model directory {path}", "a file", "give the folder that holds config.json")
     config = _config(path)
-    if config.get("auto_map") and not trust_remote_code:
-        raise UnsafeCheckpointError(
-            f"load {path}",
-            "its config names Python code of its own (auto_map), which loading would run",
-            "read that code, then allow it with --swcheck-trust-remote-code",
-        )
-    architectures = config.get("architectures") or []
-    if architectures and not any(str(name).endswith(CAUSAL) for name in architectures):
-        raise ArchitectureError(
-            f"a causal language model in {path}",
-            f"architecture {', '.join(map(str, architectures))}",
-            "super weights are a matter of models with a causal head: give a ...ForCausalLM checkpoint",
-        )
+    _check_code(path, config, trust_remote_code)
+    _check_causal(path, config)
     if not any((path / name).exists() for name in TOKENIZER_FILES):
         raise CheckpointError(
             f"a tokenizer in {path}",
@@ -155,18 +234,60 @@ def check_directory(path: Path, *, trust_remote_code: bool = False) -> None:
     _check_weights(path)
 
 
+def _check_code(path: Path, config: Mapping[str, Any], trusted: bool) -> None:
+    """Refuse a model that only its own Python can build; where transformers knows the type, that Python is not run."""
+    if config.get("auto_map") and not trusted and not _is_native(str(config["model_type"])):
+        raise _needs_code(path, "its config names Python code of its own (auto_map), which loading would run")
+
+
+def _needs_code(path: Path, found: str) -> UnsafeCheckpointError:
+    return UnsafeCheckpointError(
+        f"load {path}", found, "read that code, then allow it with --swcheck-trust-remote-code"
+    )
+
+
+def _is_native(model_type: str) -> bool:
+    """Whether transformers has a folder for this type; it is looked for without importing transformers."""
+    spec = find_spec("transformers")
+    folder = model_type.replace("-", "_")
+    return bool(spec and spec.origin and folder and (Path(spec.origin).parent / "models" / folder).is_dir())
+
+
+def _check_causal(path: Path, config: Mapping[str, Any]) -> None:
+    architectures = [str(name) for name in config.get("architectures") or []]
+    two_sided = config.get("is_encoder_decoder") is True
+    if two_sided or (architectures and not any(name.endswith(CAUSAL) for name in architectures)):
+        named = ", ".join(architectures) or str(config["model_type"])
+        raise ArchitectureError(
+            f"a causal language model in {path}",
+            f"{named}, {'an encoder with a decoder' if two_sided else 'without a causal head'}",
+            "give the checkpoint of a decoder with its head, as LlamaForCausalLM",
+        )
+
+
 def _config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
-    if not file.exists():
+    adapter = (path / "adapter_config.json").exists()
+    if adapter or not file.exists():
         listed = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "an empty folder"
-        raise CheckpointError(f"config.json in {path}", listed, "give the folder that save_pretrained wrote")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"JSON in {file}", str(error), "repair the file, or fetch it again") from error
-    if not isinstance(config, dict) or "model_type" not in config:
+        raise CheckpointError(
+            f"a whole model in {path}" if adapter else f"config.json in {path}",
+            "an adapter (adapter_config.json)" if adapter else listed,
+            "merge it into its base model first: merge_and_unload(), save_pretrained()"
+            if adapter
+            else "give the folder that save_pretrained wrote",
+        )
+    config = _json(file)
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise CheckpointError(f"a model_type in {file}", "none", "give a config.json that transformers wrote")
     return config
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"JSON in {file}", _first_words(error), "repair the file, or fetch it again") from error
 
 
 def _check_weights(path: Path) -> None:
@@ -180,8 +301,27 @@ def _check_weights(path: Path) -> None:
                 "convert it to safetensors: model.save_pretrained(directory)",
             )
         raise CheckpointError(f"weights in {path}", "no *.safetensors file", "save the model with save_pretrained")
-    for file in files:
-        check_safetensors(file)
+    wanted = [SINGLE] if (path / SINGLE).exists() else sorted(_shards(path))
+    if not wanted:
+        found = f"{files[0].name}, but neither {SINGLE} nor {INDEX}"
+        raise CheckpointError(f"weights in {path}", found, "save the model with save_pretrained")
+    for name in wanted:
+        if not (path / name).exists():
+            there = f"it lists {len(wanted)} files, of which {name} is not there"
+            raise CheckpointError(f"the weights that {path / INDEX} lists", there, "fetch the missing file")
+        check_safetensors(path / name)
+
+
+def _shards(path: Path) -> set[str]:
+    """The files that the index of a sharded checkpoint names; none where there is no index."""
+    file = path / INDEX
+    if not file.exists():
+        return set()
+    listed = _json(file)
+    places = listed.get("weight_map") if isinstance(listed, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise CheckpointError(f"a weight_map in {file}", "none", "repair the file, or fetch it again")
+    return set(places.values())
 
 
 def check_safetensors(file: Path) -> None:
@@ -196,11 +336,10 @@ def check_safetensors(file: Path) -> None:
             )
         try:
             header = json.loads(stream.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise CheckpointError(
-                f"safetensors in {file}", f"a malformed header ({error})", "fetch the file again"
-            ) from error
+            ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            found = f"a malformed header ({_first_words(error)})"
+            raise CheckpointError(f"safetensors in {file}", found, "fetch the file again") from error
     expected = 8 + length + max(ends, default=0)
     if size != expected:
         raise CheckpointError(
@@ -210,33 +349,76 @@ def check_safetensors(file: Path) -> None:
         )
 
 
-def _from_pretrained(path: Path, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _understood(path: Path, trusted: bool) -> Any:
+    """The config as transformers reads it."""
+    from transformers import AutoConfig
 
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(path, **options)
-            model, info = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-            )
-    except SwcheckError:
-        raise
-    except Exception as error:  # transformers raises nearly anything for a directory it cannot make sense of
-        first = str(error).strip().splitlines()
-        raise CheckpointError(
-            f"load {path} with transformers",
-            f"{type(error).__name__}: {first[0] if first else ''}",
-            "check that weights and config.json belong together",
-        ) from error
-    missing = sorted(info.get("missing_keys") or ()) + [str(key) for key in info.get("mismatched_keys") or ()]
-    if missing:
-        raise CheckpointError(
-            f"all weights of {path}",
-            f"{len(missing)} missing or of another shape, first {missing[0]}",
-            "check that weights and config.json belong together",
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trusted)
+    except Exception as error:  # transformers raises nearly anything for files it cannot make sense of
+        attempt = "give a config.json that this version of transformers can read"
+        raise _unloadable(f"the config in {path}", path, error, attempt) from error
+
+
+def _tokenizer(path: Path, trusted: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trusted)
+    except Exception as error:  # as above
+        raise _unloadable(f"the tokenizer in {path}", path, error, "fetch its files again") from error
+    # A text is encoded whole and cut into windows; that it is longer than one is no news.
+    getattr(tokenizer, "deprecation_warnings", {})["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
+
+
+def _model(path: Path, config: Any, dtype: str, trusted: bool) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    together = "check that weights and config.json belong together"
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=trusted,
         )
-    return model, tokenizer
+    except Exception as error:  # as above
+        raise _unloadable(f"load {path} with transformers", path, error, together) from error
+    missing, other = sorted(info.get("missing_keys") or ()), sorted(info.get("mismatched_keys") or ())
+    if missing:
+        found = f"{len(missing)} of its tensors are missing, first {missing[0]}"
+        raise CheckpointError(f"all weights of {path}", found, together)
+    if other:
+        name, here, wanted = other[0]
+        found = f"{len(other)} of another shape, first {name}: {_by(here)} where the config says {_by(wanted)}"
+        raise CheckpointError(f"the weights of {path}", found, together)
+    spare = sorted(info.get("unexpected_keys") or ())
+    if spare:
+        sys.stderr.write(f"swcheck: {path} has {len(spare)} tensors that the model does not use, first {spare[0]}\n")
+    return model
+
+
+def _by(shape: Any) -> str:
+    return " x ".join(str(size) for size in shape)
+
+
+def _unloadable(asked: str, path: Path, error: Exception, attempt: str) -> SwcheckError:
+    words = _first_words(error)
+    if "trust_remote_code" in str(error) or "custom code" in words:
+        return _needs_code(path, "it brings Python code of its own (auto_map), which loading would run")
+    return CheckpointError(asked, f"{type(error).__name__}: {words}", attempt)
+
+
+def _first_words(error: BaseException) -> str:
+    """The first lines of an error, as one line of bounded length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    words = " ".join(lines[:2])
+    return words if len(words) <= 200 else f"{words[:197]}..."
 
 
 @contextmanager
@@ -255,21 +437,27 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _device(name: str | None) -> torch.device:
+def device_of(name: str | None) -> torch.device:
+    """The device of this name, or an accelerator if there is one; raises ``OptionError`` where it cannot be used."""
     import torch
 
     if name is None:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
+    attempt = "leave it out to use what this machine has"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise OptionError(f"device {name!r}", reason, "leave it out to use what this machine has") from error
+        raise OptionError(f"device {name!r}", _first_words(error), attempt) from error
+    if device.type == "meta":
+        raise OptionError(f"device {name!r}", "it holds no numbers", attempt)
     return device
 
 
-def _name(spec: str) -> str:
-    path = Path(spec).expanduser()
-    return path.resolve().name if path.exists() else spec
+def _moved(model: Any, device: torch.device, spec: str) -> Any:
+    try:
+        return model.to(device)
+    except (RuntimeError, MemoryError) as error:
+        attempt = "a smaller --swcheck-dtype, or another --swcheck-device"
+        raise OptionError(f"{spec} on {device}", _first_words(error), attempt) from error

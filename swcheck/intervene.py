@@ -1,8 +1,9 @@
 """Zero, scale or set single weights inside a ``with`` block.
 
 A plain tensor is edited in place and gets its saved bits back. Any other module, packed or not, is overridden from
-outside by a forward hook that adds ``(target - effective) * input[..., column]`` to output channel ``row``; it is
-never written to.
+outside and never written to: a forward hook asks it once more with ``input[..., column]`` at zero, and puts the wanted
+contribution in the place of the one that it found, in output channel ``row``. Its weight need not be readable for
+that, and a module that quantizes its activations is taken at the inputs it really gets.
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from swcheck.anatomy import anatomy
 from swcheck.errors import OptionError
-from swcheck.observe import effective_weight, first_tensor, plain_weight
+from swcheck.observe import first_tensor, floats, plain_weight
 from swcheck.records import SuperWeight
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+_Target: TypeAlias = "Callable[[SuperWeight, Any, Any], Any]"
+"""What a scalar shall write, given what it writes and what it reads: its own value and 1, or tensors of a pass."""
 
 
 @contextmanager
@@ -39,7 +45,7 @@ def scaled(model: nn.Module, super_weights: Iterable[SuperWeight], alpha: float)
     """
     if not math.isfinite(alpha):
         raise OptionError(f"alpha = {alpha}", "a scale has to be a finite number")
-    with _overridden(model, super_weights, lambda _weight, value: alpha * value if alpha else 0.0):
+    with _overridden(model, super_weights, lambda _weight, written, _x: alpha * written if alpha else 0.0 * _x):
         yield
 
 
@@ -55,14 +61,12 @@ def set_to(model: nn.Module, super_weights: Iterable[SuperWeight]) -> Iterator[N
             raise OptionError(f"set {weight}", f"its value is {weight.value}", "give it a finite value")
         if values.setdefault(weight, weight.value) != weight.value:
             raise OptionError(f"set {weight}", f"it is also to be {values[weight]:+.4g}", "give each scalar once")
-    with _overridden(model, values, lambda weight, _value: values[weight]):
+    with _overridden(model, values, lambda weight, _written, x: values[weight] * x):
         yield
 
 
 @contextmanager
-def _overridden(
-    model: nn.Module, super_weights: Iterable[SuperWeight], target: Callable[[SuperWeight, float], float]
-) -> Iterator[None]:
+def _overridden(model: nn.Module, super_weights: Iterable[SuperWeight], target: _Target) -> Iterator[None]:
     body = anatomy(model)
     unique = tuple(dict.fromkeys(super_weights))
     body.check(unique)
@@ -70,12 +74,10 @@ def _overridden(
         for weight in unique:
             module = body.down_projections[weight.layer]
             tensor = plain_weight(module)
-            value = effective_weight(module, weight.row, weight.column)
             if tensor is None:
-                change = target(weight, value) - value
-                undo.callback(module.register_forward_hook(_adding(weight, change)).remove)
+                undo.callback(module.register_forward_hook(_Override(weight, target, _already(module, weight))).remove)
             else:
-                _write(undo, tensor, weight, target(weight, value))
+                _write(undo, tensor, weight, target(weight, float(tensor[weight.row, weight.column]), 1.0))
         yield
 
 
@@ -90,11 +92,33 @@ def _put(tensor: torch.Tensor, weight: SuperWeight, value: torch.Tensor) -> None
         tensor[weight.row, weight.column].copy_(value)
 
 
-def _adding(weight: SuperWeight, change: float) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
-    def add(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        out = first_tensor(output).clone()
-        written = out[..., weight.row].float() + change * args[0][..., weight.column].float()
-        out[..., weight.row] = written.to(out.dtype)
+@dataclass(frozen=True)
+class _Override:
+    """A forward hook that puts ``target`` in the place of what one scalar writes; ``under`` is an outer block's."""
+
+    weight: SuperWeight
+    target: _Target
+    under: _Override | None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        row, column = self.weight.row, self.weight.column
+        out, x = first_tensor(output).clone(), floats(args[0]).clone()
+        read = x[..., column].float().clone()
+        whole = first_tensor(module.forward(*args))[..., row].float()
+        x[..., column] = 0
+        written = whole - first_tensor(module.forward(x, *args[1:]))[..., row].float()
+        before = written if self.under is None else self.under.wanted(written, read)
+        out[..., row] = (out[..., row].float() + (self.wanted(written, read) - before)).to(out.dtype)
         return (out, *output[1:]) if isinstance(output, tuple) else out
 
-    return add
+    def wanted(self, written: Any, read: Any) -> Any:
+        """What the scalar shall write where the module itself writes ``written``."""
+        below = written if self.under is None else self.under.wanted(written, read)
+        return self.target(self.weight, below, read)
+
+
+def _already(module: nn.Module, weight: SuperWeight) -> _Override | None:
+    """The innermost override of this scalar that is in force, by an outer block."""
+    hooks = module._forward_hooks.values()  # noqa: SLF001 - torch has no public way to ask
+    found = [hook for hook in hooks if isinstance(hook, _Override) and hook.weight == weight]
+    return found[-1] if found else None

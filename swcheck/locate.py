@@ -6,12 +6,13 @@ its *earliest* writer is followed back to the inner neurons that feed it, severa
 signs are kept; the last layer's output is no evidence (echoes), a writer against the sign of what it writes into is a
 canceller, and what vanishes with an earlier weight was only received. The bar is set in the first look and stays.
 
-The decision is ``spikes`` and ``writers``, pure functions of what was seen. T time, H residual width, F inner width,
-L layers.
+The decision is ``local_channels``, ``spikes`` and ``earliest_writer``, pure functions of what was seen. T time, H
+residual width, F inner width, L layers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -22,8 +23,8 @@ import torch
 from swcheck.anatomy import Anatomy, anatomy, device_of
 from swcheck.errors import NotFiniteError, TextError, WrongModelError
 from swcheck.intervene import zeroed
-from swcheck.measure import check_token_ids, evaluating, token_nats, vocabulary_of
-from swcheck.observe import Sight, contributions, effective_weight, observe
+from swcheck.measure import check_token_ids, evaluating, perplexity, token_nats, vocabulary_of
+from swcheck.observe import Sight, contributions, effective_weight, observe, plain_weight
 from swcheck.records import Likelihood, SuperActivation, SuperWeight
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class Rules:
     the same two); ``band`` is how much of its peak a value keeps to count as carried on, ``carried`` the share of the
     later layers that have to; ``tokens`` the share of the prompt that may hold it; ``written`` the least part of the
     peak that a writer adds, ``share`` the least part of a writer's output that one weight explains; ``drop`` the least
-    part of the activation that goes when its weights do.
+    part of the activation that goes when its weights do; ``inputs`` how many inner neurons of a writer are looked at,
+    the strongest first; ``rounds`` how often at most is removed and looked again.
     """
 
     above_median: float = 50.0
@@ -125,11 +127,14 @@ def locate(
     ``prompt`` is encoded as the tokenizer does it; ``token_ids``, int64 ``(1, T)``, take its place. ``seeds`` are
     published coordinates: they are taken first and completed by what is found beside them; ``WrongModelError`` where
     this model does not have them. ``verify``, int64 ``(B, T)``, is scored intact and zeroed. The model is left as it
-    was. Raises ``NotFiniteError`` where the pass holds NaN or infinity.
+    was. Raises ``CoordinateError`` for a seed outside the model, ``TextError`` for a prompt or ids that cannot be looked
+    at, ``NotFiniteError`` where the pass holds NaN or infinity.
     """
     body = anatomy(model)
     body.check(seeds)
     ids = _prompt_ids(model, tokenizer, prompt, token_ids)
+    if verify is not None:
+        check_token_ids(verify, vocabulary_of(model))
     with evaluating(model):
         search = _Search(model, body, ids, rules)
         search.run(tuple(seeds))
@@ -138,64 +143,78 @@ def locate(
 
 
 def effect_of(model: nn.Module, super_weights: Sequence[SuperWeight], token_ids: torch.Tensor) -> Effect:
-    """Score ``token_ids`` intact, with all of ``super_weights`` zeroed, and with each of them zeroed alone."""
+    """Score ``token_ids`` intact, with all of ``super_weights`` zeroed, and with each of them zeroed alone.
+
+    What is not finite without the weights is passed on; raises ``NotFiniteError`` where it is not finite with them.
+    """
 
     def score(removed: Sequence[SuperWeight]) -> Likelihood:
         with zeroed(model, removed):
             nats = token_nats(model, token_ids)
         return Likelihood(float(nats.sum()), nats.numel())
 
+    intact = perplexity(model, token_ids)
     together = score(super_weights)
     alone = (together,) if len(super_weights) == 1 else tuple(score([weight]) for weight in super_weights)
-    return Effect(score(()), together, alone)
+    return Effect(intact, together, alone)
 
 
 def spikes(residual: torch.Tensor, local: torch.Tensor, bar: float, rules: Rules) -> tuple[SuperActivation, ...]:
     """The persistent, local spikes of the residual stream ``(L, T, H)``, strongest first, one per channel.
 
-    ``local`` ``(H,)`` says which channels may carry one, ``bar`` the least magnitude. The last layer's output is left
-    out; the layer after the onset has to carry the value too.
+    ``local`` ``(L, H)`` says where a channel is large at few tokens only, ``bar`` the least magnitude. The last layer's
+    output is left out, so that a model of fewer than three layers has none.
     """
     inner = residual[:-1]
+    if len(inner) < 2:
+        return ()
     size = inner.abs()
     peaks = size.amax(0)
-    strongest, positions = peaks.max(0)
     found = []
-    for channel in torch.nonzero((strongest >= bar) & local).flatten().tolist():
-        position = int(positions[channel])
-        series = size[:, position, channel]
-        holds = series >= rules.band * series.max()
-        onset = int(holds.nonzero()[0])
-        later = holds[onset + 1 :]
-        if len(later) and bool(later[0]) and float(later.float().mean()) >= rules.carried:
-            last = int(holds.nonzero()[-1])
-            value = float(inner[onset, position, channel])
-            found.append(SuperActivation(onset, channel, position, value, float(size[onset].median()), last))
+    for channel in ((peaks.amax(0) >= bar) & (peaks.amax(0) > 0)).nonzero().flatten().tolist():
+        order = peaks[:, channel].argsort(descending=True).tolist()
+        for position in [token for token in order if peaks[token, channel] >= bar]:
+            layers = _held(size[:, position, channel], local[:-1, channel], rules)
+            if layers is not None:
+                value, median = float(inner[layers[0], position, channel]), float(size[layers[0]].median())
+                found.append(SuperActivation(layers[0], channel, position, value, median, layers[1]))
+                break
     return tuple(sorted(found, key=lambda spike: -abs(spike.value)))
 
 
+def _held(series: torch.Tensor, local: torch.Tensor, rules: Rules) -> tuple[int, int] | None:
+    """The first and the last layer that hold one token's value, ``(L,)``; None where it does not persist, locally.
+
+    The layer after the onset has to hold it, and enough of the later ones; where they do, the channel has to be local.
+    """
+    holds = series >= rules.band * series.max()
+    layers = holds.nonzero().flatten()
+    onset = int(layers[0])
+    later = holds[onset + 1 :]
+    persists = len(later) > 0 and bool(later[0]) and float(later.float().mean()) >= rules.carried
+    return (onset, int(layers[-1])) if persists and float(local[holds].float().mean()) >= rules.carried else None
+
+
 def local_channels(residual: torch.Tensor, rules: Rules) -> torch.Tensor:
-    """Which channels ``(H,)`` of the residual stream ``(L, T, H)`` are large at few tokens only.
+    """Where ``(L, H)`` a channel of the residual stream ``(L, T, H)`` is large at few tokens only.
 
     A channel that is large everywhere is an outlier feature, not a super activation.
     """
-    size = residual[:-1].abs()
-    strongest = size.amax(1)
-    layer = strongest.argmax(0)
-    at_peak = size[layer, :, torch.arange(size.shape[2])]
-    holders = (at_peak >= rules.band * at_peak.amax(1, keepdim=True)).sum(1)
+    size = residual.abs()
+    holders = (size >= rules.band * size.amax(1, keepdim=True)).sum(1)
     return holders <= max(1, int(rules.tokens * residual.shape[1]))
 
 
-def earliest_writer(spike: SuperActivation, outputs: torch.Tensor, rules: Rules) -> int | None:
+def earliest_writer(spike: SuperActivation, outputs: torch.Tensor, rules: Rules, after: int = -1) -> int | None:
     """The first layer whose down projection adds a good part of the spike, with its sign; None if none does.
 
-    ``outputs`` ``(L, T, H)`` are the down projections'. The earliest, not the largest: a later writer may only echo.
+    ``outputs`` ``(L, T, H)`` are the down projections', looked at from the layer behind ``after`` to the spike's onset.
+    The earliest, not the largest: a later writer may only echo.
     """
     written = outputs[: spike.layer + 1, spike.position, spike.channel]
     same_sign = written * (1 if spike.value > 0 else -1)
-    layers = (same_sign >= rules.written * abs(spike.value)).nonzero().flatten()
-    return int(layers[0]) if len(layers) else None
+    layers = (same_sign >= rules.written * abs(spike.value)).nonzero().flatten().tolist()
+    return next((layer for layer in layers if layer > after), None)
 
 
 class _Search:
@@ -203,6 +222,7 @@ class _Search:
 
     def __init__(self, model: nn.Module, body: Anatomy, ids: torch.Tensor, rules: Rules) -> None:
         self.model, self.body, self.ids, self.rules = model, body, ids, rules
+        self.in_tuple = False
         self.first = self._look(ids, 0, None)
         residual = _stack(self.first.residual)
         if not torch.isfinite(residual).all():
@@ -213,11 +233,12 @@ class _Search:
                 "load the model in bfloat16 or float32; if it stays, the checkpoint itself holds NaN",
             )
         self.local = local_channels(residual, rules)
-        self.median = float(residual[:-1].abs().median())
-        self.loudest = float(residual[:-1].abs().amax())
+        inner = (residual[:-1] if len(residual) > 1 else residual).abs()
+        self.median, self.loudest = float(inner.median()), float(inner.amax())
         self.bar = max(rules.above_median * self.median, rules.below_peak * self.loudest)
         self.activations = spikes(residual, self.local, self.bar, rules)
         self.taken: dict[SuperWeight, float] = {}
+        self.turned_down: set[SuperWeight] = set()
         self.rounds: list[Round] = []
 
     def run(self, seeds: tuple[SuperWeight, ...]) -> None:
@@ -225,14 +246,16 @@ class _Search:
         for number in range(self.rules.rounds):
             found, remarks = self._decide(sight, left)
             if number == 0:
-                found = {**self._read(seeds), **found}
-                remarks += self._turned_down()
+                read, doubts = self._read(seeds)
+                found = {**read, **found}
+                remarks += doubts + self._passed_over()
             self.rounds.append(Round(_peaks(sight), tuple(found), tuple(remarks)))
             if not found:
                 return
-            before = {spike.channel: abs(spike.value) for spike in left}
-            sight, left = self._remove(found)
-            self._keep(found, before, left)
+            before = self._sizes(sight, left)
+            sight, still_left = self._remove(found)
+            self._keep(found, before, self._sizes(sight, left))
+            left = still_left
 
     def result(self) -> Located:
         order = sorted(self.taken, key=lambda weight: -abs(self.taken[weight]))
@@ -243,42 +266,61 @@ class _Search:
 
     def _look(self, ids: torch.Tensor, start: int, kept: Sight | None) -> Sight:
         """One pass, the layers before ``start`` taken from ``kept``; it ends at the last layer, before the logits."""
-        everything = range(len(self.body.layers) if kept is None else len(self.body.layers) - 1)
+        # What the last layer gives is no evidence, so that a second look ends before it.
+        everything = range(len(self.body.layers) if kept is None else max(1, len(self.body.layers) - 1))
         with ExitStack() as stack:
             sight = stack.enter_context(
                 observe(self.model, residual=everything, inputs=everything, outputs=everything, stop=True)
             )
-            if kept is not None:
-                stack.enter_context(_resumed(self.body, start, kept.residual, ids.shape[1]))
+            if kept is None:
+                stack.callback(self.body.layers[0].register_forward_hook(self._note_form).remove)
+            else:
+                stack.enter_context(_resumed(self.body, start, kept.residual, ids.shape[1], in_tuple=self.in_tuple))
             self.model(ids.to(device_of(self.model)), use_cache=False)
         return sight
 
+    def _note_form(self, _layer: nn.Module, _args: Any, output: Any) -> None:
+        self.in_tuple = isinstance(output, tuple)
+
     def _decide(self, sight: Sight, left: Sequence[SuperActivation]) -> tuple[dict[SuperWeight, float], list[str]]:
-        """The weights behind the earliest writer of the spikes that are left, with what each writes."""
+        """The weights of the earliest layer that writes one of the spikes that are left, with what each writes."""
         outputs = _stack(sight.outputs)
-        origin = {spike: earliest_writer(spike, outputs, self.rules) for spike in left}
-        remarks = [
-            f"channel {spike.channel}: no down projection writes its {spike.value:+.4g}"
-            for spike, layer in origin.items()
-            if layer is None
-        ]
-        layers = [layer for layer in origin.values() if layer is not None]
-        found: dict[SuperWeight, float] = {}
-        for spike in left:
-            if layers and origin[spike] == min(layers):
-                found.update(self._feeding(sight, spike, min(layers)))
-        return {weight: value for weight, value in found.items() if weight not in self.taken}, remarks
+        sources = [self._source(sight, outputs, spike) for spike in left]
+        layers = [weight.layer for found, _ in sources for weight in found]
+        remarks = [remark for _, remark in sources if remark]
+        return {w: value for found, _ in sources for w, value in found.items() if w.layer == min(layers)}, remarks
+
+    def _source(
+        self, sight: Sight, outputs: torch.Tensor, spike: SuperActivation
+    ) -> tuple[dict[SuperWeight, float], str]:
+        """The weights behind the earliest writer of one spike that has any; words where there are none."""
+        layer = first = earliest_writer(spike, outputs, self.rules)
+        while layer is not None:
+            found = self._feeding(sight, spike, layer)
+            if found:
+                return found, ""
+            layer = earliest_writer(spike, outputs, self.rules, after=layer)
+        writer = "down projection" if first is None else f"single weight left in layer {first}"
+        return {}, f"channel {spike.channel}: no {writer} writes its {spike.value:+.4g}"
 
     def _feeding(self, sight: Sight, spike: SuperActivation, layer: int) -> dict[SuperWeight, float]:
-        module = self.body.down_projections[layer]
-        x = sight.inputs[layer][0, spike.position]
-        columns = x.float().abs().topk(min(self.rules.inputs, len(x))).indices.tolist()
-        written = contributions(module, x, spike.channel, columns)
-        total = float(sight.outputs[layer][0, spike.position, spike.channel])
+        """The single weights that each write a good part of what one down projection adds to the spike.
+
+        With each comes what it writes in the model as it is: a weight that writes only once others are gone is none.
+        """
+        module, row = self.body.down_projections[layer], spike.channel
+        x, before = (look.inputs[layer][0, spike.position] for look in (sight, self.first))
+        weight = plain_weight(module)
+        strength = x.float().abs() if weight is None else (x.float() * weight[row].float()).abs()
+        columns = strength.topk(min(self.rules.inputs, len(x))).indices.tolist()
+        total = float(sight.outputs[layer][0, spike.position, row])
+        shares = contributions(module, x, row, columns) / total
+        intact = contributions(module, before, row, columns) / total
+        known = self.turned_down.union(self.taken)
         return {
-            SuperWeight(layer, spike.channel, column, effective_weight(module, spike.channel, column)): float(value)
-            for column, value in zip(columns, written, strict=True)
-            if float(value) / total >= self.rules.share
+            SuperWeight(layer, row, column, effective_weight(module, row, column)): here * total
+            for column, share, here in zip(columns, shares.tolist(), intact.tolist(), strict=True)
+            if share >= self.rules.share and here >= self.rules.drop and SuperWeight(layer, row, column) not in known
         }
 
     def _remove(self, found: dict[SuperWeight, float]) -> tuple[Sight, tuple[SuperActivation, ...]]:
@@ -289,64 +331,68 @@ class _Search:
         with zeroed(self.model, gone):
             sight = self._look(self.ids[:, :end], start, self.first)
         for layer in range(start):
-            sight.residual[layer] = self.first.residual[layer][:, :end]
             sight.inputs[layer] = self.first.inputs[layer][:, :end]
             sight.outputs[layer] = self.first.outputs[layer][:, :end]
-        # The second look ends one layer early, and the last layer is no evidence: repeat its predecessor in its place.
+        # The last layer was not run, and what it gives would be left out: its predecessor stands in its place.
         residual = _stack(sight.residual)
         return sight, spikes(torch.cat([residual, residual[-1:]]), self.local, self.bar, self.rules)
 
-    def _keep(
-        self,
-        found: dict[SuperWeight, float],
-        before: dict[int, float],
-        left: Sequence[SuperActivation],
-    ) -> None:
+    def _sizes(self, sight: Sight, left: Sequence[SuperActivation]) -> dict[int, float]:
+        """How large the residual stream gets, with the sign of each spike, at its channel and token while it lasts."""
+        residual = _stack(sight.residual)
+        series = {spike: residual[spike.layer : spike.last + 1, spike.position, spike.channel] for spike in left}
+        return {
+            spike.channel: float((values * math.copysign(1, spike.value)).max()) for spike, values in series.items()
+        }
+
+    def _keep(self, found: dict[SuperWeight, float], before: dict[int, float], after: dict[int, float]) -> None:
         """Keep what took a part of its activation along; turn down what changed nothing."""
-        after = {spike.channel: abs(spike.value) for spike in left}
-        turned_down = []
+        remarks = []
         for weight, value in found.items():
-            old, new = before.get(weight.row), after.get(weight.row, 0.0)
-            if old is not None and new > (1 - self.rules.drop) * old:
-                turned_down.append(f"{weight}: zeroed, the activation stays at {new:.4g} of {old:.4g}")
+            old, new = before.get(weight.row), after.get(weight.row)
+            if old is not None and new is not None and new > (1 - self.rules.drop) * old:
+                self.turned_down.add(weight)
+                remarks.append(f"{weight}: zeroed, the activation stays at {new:.4g} of {old:.4g}")
             else:
                 self.taken[weight] = value
-        if turned_down:
+        if remarks:
             last = self.rounds[-1]
             kept = tuple(weight for weight in last.found if weight in self.taken)
-            self.rounds[-1] = replace(last, found=kept, remarks=(*last.remarks, *turned_down))
+            self.rounds[-1] = replace(last, found=kept, remarks=(*last.remarks, *remarks))
 
-    def _read(self, seeds: tuple[SuperWeight, ...]) -> dict[SuperWeight, float]:
-        """What published coordinates write here; refuses a set of which none writes anything."""
+    def _read(self, seeds: tuple[SuperWeight, ...]) -> tuple[dict[SuperWeight, float], list[str]]:
+        """What published coordinates write here, and words for those that do not; refuses a set of which none does."""
         read: dict[SuperWeight, float] = {}
+        remarks = []
         for seed in seeds:
             inputs = self.first.inputs[seed.layer][0]
             position = int(inputs[:, seed.column].float().abs().argmax())
             module = self.body.down_projections[seed.layer]
             value = float(contributions(module, inputs[position], seed.row, [seed.column])[0])
-            weight = replace(seed, value=effective_weight(module, seed.row, seed.column))
-            if abs(value) >= self.rules.below_peak * self.bar and _same_value(seed.value, weight.value):
-                read[weight] = value
+            here = effective_weight(module, seed.row, seed.column)
+            if abs(value) >= self.rules.below_peak * self.bar and _same_value(seed.value, here):
+                read[replace(seed, value=here)] = value
+            else:
+                remarks.append(f"{seed} is published, but here it is {here:+.4g} and writes {value:+.4g}")
         if seeds and not read:
-            weight = seeds[0]
-            here = effective_weight(self.body.down_projections[weight.layer], weight.row, weight.column)
             raise WrongModelError(
-                f"the published super weights of this model, first {weight}",
-                f"none of the {len(seeds)} writes a super activation here ({here:+.4g} at the first)",
+                f"the published super weights of this model, first {seeds[0]}",
+                f"none of the {len(seeds)} writes a super activation here; {remarks[0]}",
                 "check that the name and the checkpoint belong together; locate without the index: swcheck locate DIR",
             )
-        return read
+        return read, remarks
 
-    def _turned_down(self) -> list[str]:
+    def _passed_over(self) -> list[str]:
         """Words for the loudest channels that reach the bar and are no super activation."""
-        residual = _stack(self.first.residual)
-        loud = residual[:-1].abs().amax((0, 1))
-        accepted = {spike.channel for spike in self.activations}
+        size = _stack(self.first.residual)[:-1].abs()
+        loud = size.amax((0, 1)) if len(size) else torch.zeros(size.shape[2])
+        loud[[spike.channel for spike in self.activations]] = 0
         remarks = []
         for channel in loud.topk(min(4, len(loud))).indices.tolist():
-            if loud[channel] < self.bar or channel in accepted:
-                continue
-            why = "carried by too few layers" if self.local[channel] else "large at many tokens: an outlier feature"
+            if loud[channel] < self.bar or loud[channel] == 0:
+                break
+            local = self.local[int(size[:, :, channel].amax(1).argmax()), channel]
+            why = "carried by too few layers" if local else "large at many tokens: an outlier feature"
             remarks.append(f"channel {channel} reaches {float(loud[channel]):.4g}: {why}")
         return remarks
 
@@ -357,24 +403,32 @@ class _Search:
                 for spike in activations
             )
             return f"{len(order)} super weight{'s' * (len(order) > 1)} found, writing {places or 'as published'}"
-        remarks = "; ".join(self.rounds[0].remarks)
+        if len(self.body.layers) < 3:
+            count = len(self.body.layers)
+            return f"none found: a super activation persists over later layers, and this model has {count} in all"
+        remarks = "; ".join(self.rounds[0].remarks[:4])
+        times = f"{self.loudest / self.median:.1f} x the median" if self.median else "the median 0"
         return (
-            f"none found: the largest value in the residual stream is {self.loudest:.4g}, "
-            f"{self.loudest / self.median:.1f} x the median; a super activation has {self.rules.above_median:g} x, "
-            f"persists, and is local to few tokens" + (f" ({remarks})" if remarks else "")
+            f"none found: the largest value in the residual stream is {self.loudest:.4g}, {times}; a super activation "
+            f"has {self.rules.above_median:g} x, persists, and is local to few tokens"
+            + (f" ({remarks})" if remarks else "")
         )
 
 
 @contextmanager
-def _resumed(body: Anatomy, start: int, residual: dict[int, torch.Tensor], length: int) -> Iterator[None]:
+def _resumed(
+    body: Anatomy, start: int, residual: dict[int, torch.Tensor], length: int, *, in_tuple: bool
+) -> Iterator[None]:
     """Let the model's own pass skip the layers before ``start``: they hand on what they gave before.
 
-    The model still makes its masks and positions itself, so nothing about a layer's signature is assumed.
+    The model still makes its masks and positions itself, so nothing about a layer's signature is assumed. ``in_tuple``
+    says whether its layers give the residual stream alone or first in a tuple.
     """
 
     def handing_on(layer: int) -> Callable[..., Any]:
-        def forward(hidden: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
-            return residual[layer][:, :length] if layer == start - 1 else hidden
+        def forward(*_args: Any, **_kwargs: Any) -> Any:
+            hidden = residual[layer][:, :length]
+            return (hidden,) if in_tuple else hidden
 
         return forward
 
@@ -412,8 +466,10 @@ def _peak(tensor: torch.Tensor) -> Peak:
     return Peak(float(values[position, channel]), position, channel)
 
 
-def _same_value(published: float | None, here: float | None) -> bool:
-    return published is None or here is None or 0.5 <= here / published <= 2.0
+def _same_value(published: float | None, here: float) -> bool:
+    if published is None:
+        return True
+    return here * published >= 0 and 0.5 * abs(published) <= abs(here) <= 2.0 * abs(published)
 
 
 def _prompt_ids(model: nn.Module, tokenizer: Any, prompt: str, token_ids: torch.Tensor | None) -> torch.Tensor:
@@ -421,7 +477,7 @@ def _prompt_ids(model: nn.Module, tokenizer: Any, prompt: str, token_ids: torch.
         if tokenizer is None:
             raise TextError("a prompt to locate with", "neither tokenizer nor token_ids", "pass one of the two")
         token_ids = torch.tensor([tokenizer(prompt)["input_ids"]], dtype=torch.int64)
-    check_token_ids(
-        torch.cat([token_ids, token_ids], 1) if token_ids.shape[-1] == 1 else token_ids, vocabulary_of(model)
-    )
-    return token_ids[:1]
+    check_token_ids(token_ids, vocabulary_of(model), shortest=1)
+    if len(token_ids) > 1:
+        raise TextError("one prompt to locate with, int64 (1, T)", f"{len(token_ids)} rows", "pass token_ids[:1]")
+    return token_ids

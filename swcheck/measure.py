@@ -87,7 +87,9 @@ def check_token_ids(token_ids: torch.Tensor, vocabulary: int | None, *, shortest
     """Raise ``TextError`` unless ``token_ids`` is int64 ``(B, T)``, T at least ``shortest``, inside the vocabulary."""
     asked = f"token ids, int64 (B, T) with T >= {shortest}"
     if not isinstance(token_ids, torch.Tensor):
-        raise TextError(asked, type(token_ids).__name__, 'tokenizer(text, return_tensors="pt").input_ids is of this kind')
+        raise TextError(
+            asked, type(token_ids).__name__, 'tokenizer(text, return_tensors="pt").input_ids is of this kind'
+        )
     shape = tuple(token_ids.shape)
     if token_ids.ndim != 2 or token_ids.dtype != torch.int64:
         found = f"{token_ids.dtype} {shape}"

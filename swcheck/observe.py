@@ -94,7 +94,7 @@ def _watch(hooks: ExitStack, body: Anatomy, layer: int, sight: Sight, want: tupl
         sight.residual[layer] = first_tensor(output).detach()
 
     def see_inputs(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        sight.inputs[layer] = args[0].detach()
+        sight.inputs[layer] = floats(args[0]).detach()
 
     def see_outputs(_module: nn.Module, _args: Any, output: Any) -> None:
         sight.outputs[layer] = first_tensor(output).detach()
@@ -108,9 +108,15 @@ def _watch(hooks: ExitStack, body: Anatomy, layer: int, sight: Sight, want: tupl
 
 
 def first_tensor(output: Any) -> torch.Tensor:
-    """The tensor a layer returned, alone or first in a tuple, as transformers' versions have it."""
-    tensor: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return tensor
+    """The tensor a layer returned, alone or first in a tuple, as transformers' versions have it; in plain floats."""
+    return floats(output[0] if isinstance(output, tuple) else output)
+
+
+def floats(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` itself, or what its codes stand for: some quantizers hand tensors of codes from module to module."""
+    if type(tensor).dequantize is torch.Tensor.dequantize:
+        return tensor
+    return tensor.dequantize()
 
 
 def contributions(module: nn.Module, x: torch.Tensor, row: int, columns: Sequence[int]) -> torch.Tensor:
@@ -126,21 +132,22 @@ def contributions(module: nn.Module, x: torch.Tensor, row: int, columns: Sequenc
     return out[-1] - out[:-1]
 
 
-def effective_weight(module: nn.Module, row: int, column: int) -> float:
+def effective_weight(module: nn.Module, row: int, column: int, *, at: float = 1.0) -> float:
     """The scalar that stands between input ``column`` and output ``row``.
 
-    Read from the tensor where the module keeps it plainly, else by a one-hot probe, which a module that quantizes its
-    activations statically may clip: compare contributions, show this.
+    Read from the tensor where the module keeps it plainly, else by a one-hot probe of size ``at``. A module that
+    quantizes its activations statically has a grid for the inputs it usually gets: give the recorded input of this
+    column there, at 1 the probe may be rounded to a third of itself. Compare contributions, show this.
     """
     weight = plain_weight(module)
     if weight is not None:
         return float(weight[row, column])
     width, dtype, device = _input_of(module)
     probe = torch.zeros(2, width, dtype=dtype, device=device)
-    probe[1, column] = 1
+    probe[1, column] = at
     with torch.no_grad():
-        out = first_tensor(module(probe))[:, row].float()
-    return float(out[1] - out[0])
+        out = first_tensor(module(probe))[:, row].double()
+    return float(out[1] - out[0]) / float(probe[1, column])
 
 
 def plain_weight(module: nn.Module) -> torch.Tensor | None:
@@ -168,8 +175,7 @@ def _input_of(module: nn.Module) -> tuple[int, torch.dtype, torch.device]:
             "the module has no in_features",
             "compare contributions at a recorded input instead",
         )
-    floating = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
-    dtype = floating[0].dtype if floating else torch.float32
-    dtype = dtype if dtype.itemsize > 1 else torch.float32
-    device = floating[0].device if floating else torch.device("cpu")
-    return int(width), dtype, device
+    tensors = [*module.parameters(), *module.buffers()]
+    dtypes = [tensor.dtype for tensor in tensors if tensor.is_floating_point() and tensor.dtype.itemsize > 1]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    return int(width), dtypes[0] if dtypes else torch.float32, device

@@ -1,337 +1,467 @@
-"""The pytest skin: options, fixtures, hooks; each hook a few lines.
+"""The pytest skin: fixtures and hooks; each hook a few lines.
 
-Installed and unused it is silent and free: it imports neither torch nor transformers nor hypothesis. ``--model`` and
-``--candidate`` are late aliases that give way where another plugin owns the name.
+Installed and unused it is silent and free: it imports neither torch nor transformers nor hypothesis. With ``--model``
+and no path the shipped suite joins the run, and of the project's own tests those that ask for a swcheck fixture.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
+import shlex
+import sys
 import warnings
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pytest
 
+from swcheck import options
 from swcheck.errors import RobustnessError, SwcheckError
 
 if TYPE_CHECKING:
-    from swcheck.records import SuperWeight, Verdict
+    from swcheck.records import Limit, SuperActivation, SuperWeight, Verdict
+    from swcheck.report import Reported
     from swcheck.session import Session, Settings
     from swcheck.subject import Subject
 
-SUITE: Final = Path(__file__).parent / "suite"
-ALIASES: Final = ("model", "candidate")
-PROPERTY: Final = "swcheck"
+Result = TypeVar("Result")
 
-OPTIONS: Final = (
-    ("model", "SPEC", True, "model to test: tiny, a known name, a hub id or a directory; may be given more than once"),
-    ("candidate", "SPEC", False, "what is about to be released, compared with --model: a directory, a hub id, ENGINE:SCHEME"),
-    ("device", "NAME", False, "where the models run; an accelerator if there is one"),
-    ("dtype", "NAME", False, "float32, bfloat16 or float16; the checkpoint's own if left out"),
-    ("text", "FILE", False, "UTF-8 text that perplexity is measured on; a built-in one if left out"),
-    ("limit", "NAME=VALUE", True, "another limit, such as perplexity=1.03 or activation=0.8..1.5"),
-    ("json", "FILE", False, "write the verdicts to this file"),
-)  # fmt: skip
+HOME: Final = Path(__file__).parent
+SUITE: Final = HOME / "suite"
+SEED: Final = 0
+
+
+class Unusable(pytest.fail.Exception):
+    """A fixture cannot give what it is asked for, in the words of an error."""
+
+
+WORDED: Final = (RobustnessError, SwcheckError, Unusable)
 
 _settings: pytest.StashKey[Settings] = pytest.StashKey()
 _session: pytest.StashKey[Session] = pytest.StashKey()
+_taken: pytest.StashKey[list[options.Option]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("swcheck", "swcheck: super weights of language models")
-    for name, metavar, several, words in OPTIONS:
-        twin = f"ini: swcheck_{name}, environment: SWCHECK_{name.upper()}"
-        group.addoption(
-            f"--swcheck-{name}",
-            dest=f"swcheck_{name}",
-            action="append" if several else "store",
-            metavar=metavar,
-            default=None,
-            help=f"{words} ({twin})",
-        )
-        if several:
-            parser.addini(f"swcheck_{name}", words, type="args", default=[])
-        else:
-            parser.addini(f"swcheck_{name}", words, type="string", default="")
-    group.addoption(
-        "--swcheck-trust-remote-code",
-        dest="swcheck_trust_remote_code",
-        action="store_true",
-        default=False,
-        help="run the Python that a checkpoint brings; refused otherwise",
-    )
-    group.addoption(
-        "--swcheck-offline",
-        dest="swcheck_offline",
-        action="store_true",
-        default=False,
-        help="never download; the same as HF_HUB_OFFLINE=1",
-    )
+    options.add(parser)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
-    """Offer ``--model`` and ``--candidate``, each only where it is used and nobody else has it."""
-    del early_config
-    for name in ALIASES:
-        if not any(arg == f"--{name}" or arg.startswith(f"--{name}=") for arg in args):
-            continue
-        several = name == "model"
-        try:
-            parser.getgroup("swcheck").addoption(
-                f"--{name}",
-                dest=f"swcheck_{name}",
-                action="append" if several else "store",
-                metavar="SPEC",
-                default=None,
-                help=f"the same as --swcheck-{name}",
-            )
-        except (ValueError, argparse.ArgumentError):
-            message = f"--{name} belongs to another plugin here; swcheck's own is --swcheck-{name}"
-            warnings.warn(pytest.PytestConfigWarning(message), stacklevel=1)
+    """Offer ``--model`` and ``--candidate``. A taken one is no warning: its owner's run may be under -W error."""
+    early_config.stash[_taken] = options.add_aliases(parser, args)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "swcheck: a check that swcheck ships")
-    if config.getoption("swcheck_offline"):
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    values, origins = _collect_values(config)
-    if not any(values.values()):
-        return
+    config.addinivalue_line("markers", "swcheck(check): a check that swcheck ships, and the name it reports under")
     try:
-        config.stash[_settings] = _read_settings(config, values, origins)
+        values, origins = options.collect(config)
+        if not origins:
+            return
+        from swcheck.session import forbidding_downloads, read_settings
+
+        settings = config.stash[_settings] = read_settings(values, origins)
     except SwcheckError as error:
         raise pytest.UsageError(str(error)) from error
-    _warn_of_moved_rootdir(config)
-    if origins.get("model") == "command line" and config.args_source is not pytest.Config.ArgsSource.ARGS:
-        config.args = [*config.args, str(SUITE / ("candidate" if values["candidate"] else "reference"))]
+    if settings.offline:
+        config.add_cleanup(forbidding_downloads())
+    if not is_worker(config):
+        config.pluginmanager.register(Reporter(config, settings), "swcheck-reporter")
+    moved = options.moved(config)
+    if moved:
+        message = f"write {moved}: after a space pytest took the path for a test, and lost its ini-file over it"
+        config.issue_config_time_warning(pytest.PytestConfigWarning(message), stacklevel=2)
 
 
-def _collect_values(config: pytest.Config) -> tuple[dict[str, Any], dict[str, str]]:
-    """Every option's value and where it came from: command line, environment, ini, in this order."""
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for name, _metavar, several, _words in OPTIONS:
-        given = config.getoption(f"swcheck_{name}")
-        environment = os.environ.get(f"SWCHECK_{name.upper()}")
-        ini = config.getini(f"swcheck_{name}")
-        values[name] = None
-        if given is not None:
-            values[name], origins[name] = given, "command line"
-        elif environment:
-            values[name], origins[name] = environment.split(",") if several else environment, "environment"
-        elif ini:
-            values[name], origins[name] = ini, "ini"
-    return values, origins
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    settings, lines = config.stash.get(_settings, None), []
+    if settings is not None:
+        from importlib.metadata import version
+
+        lines.append(f"swcheck: {version('swcheck')}, {options.described(settings)}, seed {SEED}")
+        if settings.models and getattr(config.option, "numprocesses", None):
+            lines.append("swcheck: each worker of xdist loads its own models")
+    if config.get_verbosity() > 0:
+        for option in config.stash.get(_taken, ()):
+            lines.append(f"swcheck: {option.alias} belongs to another plugin here; swcheck's own is {option.flag}")
+    return lines
 
 
-def _read_settings(config: pytest.Config, values: dict[str, Any], origins: dict[str, str]) -> Settings:
-    """Settings out of raw values, every name checked before anything is loaded."""
-    from swcheck import engines, session
-    from swcheck.errors import OptionError
-    from swcheck.limits import with_overrides
-
-    models = tuple(values["model"] or ())
-    trusted = bool(config.getoption("swcheck_trust_remote_code"))
-    if len(set(models)) < len(models):
-        raise OptionError("--swcheck-model", f"a name given twice: {', '.join(models)}", "give each model once")
-    if values["candidate"] is not None and len(models) != 1:
-        found = f"{len(models)} models" if models else "no model"
-        raise OptionError("a candidate with one reference", found, "pytest --model=REFERENCE --candidate=CANDIDATE")
-    for spec in (*models, *(() if values["candidate"] is None else (values["candidate"],))):
-        engines.check(spec, trust_remote_code=trusted)
-    if values["dtype"]:
-        engines.check_dtype(values["dtype"])
-    if values["text"]:
-        session.read_text(Path(values["text"]))
-    return session.Settings(
-        models=models,
-        candidate=values["candidate"],
-        device=values["device"],
-        dtype=values["dtype"],
-        text=Path(values["text"]) if values["text"] else None,
-        limits=with_overrides(values["limit"] or ()),
-        json=Path(values["json"]) if values["json"] else None,
-        trust_remote_code=trusted,
-        origins=origins,
-    )
+# Collection
 
 
-def _warn_of_moved_rootdir(config: pytest.Config) -> None:
-    """An existing path after a space is taken for a test path by pytest, and moves its rootdir."""
-    arguments = config.invocation_params.args
-    for name in ALIASES:
-        for option in (f"--{name}", f"--swcheck-{name}"):
-            for flag, value in zip(arguments, arguments[1:], strict=False):
-                if flag == option and Path(str(value)).exists() and config.inipath is None:
-                    message = f"write {option}={value}: after a space pytest takes the path for its rootdir"
-                    config.issue_config_time_warning(pytest.PytestConfigWarning(message), stacklevel=2)
+class SuiteModule(pytest.Module):
+    """A module of the shipped suite: its node ids are the same wherever it lies and whatever a project calls tests."""
+
+    @classmethod
+    def of(cls, path: Path, parent: pytest.Collector) -> SuiteModule:
+        module: SuiteModule = cls.from_parent(parent, path=path, nodeid=f"swcheck.suite.{path.stem}")
+        return module
+
+    def funcnamefilter(self, name: str) -> bool:
+        return name.startswith("test_")
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
+def is_shipped(path: Path) -> bool:
+    """Whether ``path`` is a module of the shipped suite."""
+    return path.parent == SUITE and path.name.startswith("test_")
+
+
+def asks(item: pytest.Item) -> bool:
+    """Whether a test, or a fixture it needs, asks for a fixture of swcheck."""
+    return any(name.startswith("swcheck_") for name in getattr(item, "fixturenames", ()))
+
+
+def suite_joins(config: pytest.Config) -> bool:
+    """Whether this run was asked for a model and for no path: then the shipped suite is part of it."""
     settings = config.stash.get(_settings, None)
-    if settings is None:
-        return None
-    from importlib.metadata import version
+    asked = settings is not None and settings.origins.get("model") == "command line"
+    return asked and config.args_source is not pytest.Config.ArgsSource.ARGS
 
-    parts = [f"model {', '.join(settings.models)} ({settings.origins.get('model', 'default')})"]
-    for name in ("candidate", "device", "dtype", "text", "limit"):
-        if name in settings.origins:
-            shown = config.getoption("swcheck_limit") if name == "limit" else getattr(settings, name)
-            parts.append(f"{name} {shown} ({settings.origins[name]})")
-    return f"swcheck: {version('swcheck')}, {', '.join(parts)}"
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    return SuiteModule.of(module_path, parent) if is_shipped(module_path) else None
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
-    """Collect the shipped suite also where the project calls its own test files otherwise."""
-    if SUITE not in file_path.parents or not file_path.name.startswith("test_"):
+    """Collect the shipped suite, where its path is given, also if the project calls its own test files otherwise."""
+    if not is_shipped(file_path) or parent.session.isinitpath(file_path):
         return None
     if any(fnmatch(file_path.name, pattern) for pattern in parent.config.getini("python_files")):
         return None
-    module: pytest.Module = pytest.Module.from_parent(parent, path=file_path)
-    return module
+    return SuiteModule.of(file_path, parent)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A file that cannot be collected and never speaks of swcheck does not stop the shipped suite."""
+    report = yield
+    if report.failed and isinstance(collector, pytest.Module) and suite_joins(collector.config):
+        if "swcheck" in collector.path.read_text(encoding="utf-8", errors="replace"):
+            return report
+        message = f"{report.nodeid} cannot be collected; it does not speak of swcheck and is left out"
+        try:
+            warnings.warn(pytest.PytestCollectionWarning(message), stacklevel=1)
+        except pytest.PytestCollectionWarning:  # under -W error it stays an error
+            return report
+        report.outcome, report.longrepr, report.result = "passed", None, []
+    return report
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     settings = metafunc.config.stash.get(_settings, None)
     if "swcheck_spec" in metafunc.fixturenames and settings is not None and settings.models:
-        metafunc.parametrize("swcheck_spec", settings.models, ids=settings.models, scope="session")
+        names = [settings.name_of(spec) for spec in settings.models]
+        metafunc.parametrize("swcheck_spec", settings.models, ids=names, scope="session")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With the shipped suite only those tests of the project run that ask for a swcheck fixture."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where no path is given the shipped suite joins, and of the project's tests those that ask for its fixtures."""
+    if suite_joins(config):
+        if not any(is_shipped(item.path) for item in items):
+            items[:0] = suite_items(session)
+        others = [item for item in items if not asks(item)]
+        if others:
+            items[:] = [item for item in items if asks(item)]
+            config.hook.pytest_deselected(items=others)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if "swcheck_spec" in getattr(getattr(item, "callspec", None), "params", ()):
+                item.add_marker(pytest.mark.xdist_group(item.callspec.params["swcheck_spec"]))  # type: ignore[attr-defined]
+
+
+def suite_items(session: pytest.Session) -> list[pytest.Item]:
+    """The shipped checks, collected beside the arguments: no ini-file, conftest or environment swallows them."""
+    before = list(sys.path)
+    try:
+        modules = [SuiteModule.of(SUITE / name, session) for name in ("test_model.py", "test_candidate.py")]
+        items = [item for module in modules for item in session.genitems(module)]
+    finally:
+        sys.path[:] = before  # importing a module by its path puts site-packages before the project
+    if not items:
+        raise pytest.UsageError(f"no check of swcheck was collected from {SUITE}: its installation is not whole")
+    return items
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Download what is missing before the first test: it is seen, and where it fails it is said once."""
+    config = session.config
     settings = config.stash.get(_settings, None)
-    if settings is None or not any(str(SUITE) in argument for argument in config.args):
+    if settings is None or config.option.collectonly or is_worker(config):
         return
-    chosen: list[pytest.Item] = []
-    others: list[pytest.Item] = []
-    for item in items:
-        asks = any(name.startswith("swcheck_") for name in getattr(item, "fixturenames", ()))
-        (chosen if asks or SUITE in item.path.parents else others).append(item)
-    if others:
-        config.hook.pytest_deselected(items=others)
-        items[:] = chosen
+    if suite_joins(config) or any(asks(item) for item in session.items):
+        from swcheck.session import fetch
+
+        try:
+            with uncaptured(config):
+                fetch(settings)
+        except SwcheckError as error:
+            raise pytest.UsageError(str(error)) from error
+
+
+# Fixtures
 
 
 @pytest.fixture(scope="session")
 def swcheck_spec() -> str:
-    """The name of the model under test; a test that asks for it runs once per ``--model``."""
+    """The model under test as it was asked for; a test that needs it runs once per ``--model``."""
     pytest.skip("no model given: pytest --model=tiny")
 
 
 @pytest.fixture(scope="session")
-def swcheck_session(request: pytest.FixtureRequest) -> Session:
+def swcheck_session(pytestconfig: pytest.Config) -> Iterator[Session]:
     """The models and verdicts of this run."""
     from swcheck.session import Session, Settings
 
-    config = request.config
-    if _session not in config.stash:
-        config.stash[_session] = Session(config.stash.get(_settings, Settings()), _teller(config))
-    return config.stash[_session]
+    session = pytestconfig.stash[_session] = Session(pytestconfig.stash.get(_settings, Settings()))
+    yield session
+    session.free()
 
 
 @pytest.fixture(scope="session")
-def swcheck_model(swcheck_session: Session, swcheck_spec: str) -> Subject:
+def swcheck_model(swcheck_session: Session, swcheck_spec: str, pytestconfig: pytest.Config) -> Iterator[Subject]:
     """The model under test, the reference of a comparison: ``.model``, ``.tokenizer``, ``.name``."""
-    return _worded(lambda: swcheck_session.reference(swcheck_spec))  # type: ignore[no-any-return]
+    with uncaptured(pytestconfig):
+        subject = worded(lambda: swcheck_session.reference(swcheck_spec))
+    yield subject
+    swcheck_session.free_reference()
 
 
 @pytest.fixture(scope="session")
-def swcheck_candidate(swcheck_session: Session, swcheck_model: Subject) -> Subject:
+def swcheck_reference(swcheck_model: Subject) -> Subject:
+    """``swcheck_model``, by the name it has in a comparison."""
+    return swcheck_model
+
+
+@pytest.fixture(scope="session")
+def swcheck_candidate(swcheck_session: Session, pytestconfig: pytest.Config) -> Subject:
     """What is about to be released, given by ``--candidate``: ``.model``, ``.tokenizer``, ``.name``."""
-    del swcheck_model
     if swcheck_session.settings.candidate is None:
         pytest.skip("no candidate given: pytest --model=REFERENCE --candidate=CANDIDATE")
-    return _worded(swcheck_session.candidate)  # type: ignore[no-any-return]
+    with uncaptured(pytestconfig):
+        return worded(swcheck_session.candidate)
 
 
 @pytest.fixture(scope="session")
 def swcheck_super_weights(swcheck_model: Subject) -> tuple[SuperWeight, ...]:
     """The super weights of the model under test: published ones completed by what is located."""
-    return _worded(lambda: swcheck_model.located().super_weights)  # type: ignore[no-any-return]
+    return worded(lambda: swcheck_model.located().super_weights)
 
 
 @pytest.fixture(scope="session")
-def swcheck_limits(swcheck_session: Session) -> dict[str, Any]:
-    """The limits of this run by name, each with ``.low`` and ``.high``."""
-    return dict(swcheck_session.settings.limits)
+def swcheck_super_activations(swcheck_model: Subject) -> tuple[SuperActivation, ...]:
+    """The super activations of the model under test, as located."""
+    return worded(lambda: swcheck_model.located().activations)
 
 
-def _worded(compute: Any) -> Any:
+@pytest.fixture(scope="session")
+def super_weights(swcheck_super_weights: tuple[SuperWeight, ...]) -> tuple[SuperWeight, ...]:
+    """``swcheck_super_weights`` by a shorter name."""
+    return swcheck_super_weights
+
+
+@pytest.fixture(scope="session")
+def super_activations(swcheck_super_activations: tuple[SuperActivation, ...]) -> tuple[SuperActivation, ...]:
+    """``swcheck_super_activations`` by a shorter name."""
+    return swcheck_super_activations
+
+
+@pytest.fixture(scope="session")
+def swcheck_text(swcheck_session: Session, swcheck_model: Subject) -> str:
+    """The text that perplexity is measured on."""
+    return swcheck_session.text(swcheck_model)
+
+
+@pytest.fixture(scope="session")
+def swcheck_limits(swcheck_session: Session, swcheck_spec: str) -> dict[str, Limit]:
+    """The limits of this run for the model under test by name, each with ``.low`` and ``.high``."""
+    return dict(swcheck_session.settings.limits_for(swcheck_spec))
+
+
+def worded(compute: Callable[[], Result]) -> Result:
     """``compute()``; a worded error becomes a failure without a traceback."""
     try:
         return compute()
     except SwcheckError as error:
-        pytest.fail(str(error), pytrace=False)
+        words = str(error)
+    raise Unusable(words, pytrace=False)
 
 
-def _teller(config: pytest.Config) -> Any:
-    """A function that writes one line to the terminal, past capturing, when there is a terminal to read it."""
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process is one of xdist's workers, which write nothing."""
+    return hasattr(config, "workerinput")
+
+
+@contextmanager
+def uncaptured(config: pytest.Config) -> Iterator[None]:
+    """Let what is written meanwhile be seen: a download may take an hour."""
     capture = config.pluginmanager.get_plugin("capturemanager")
-
-    def tell(line: str) -> None:
-        if reporter is None or capture is None or config.get_verbosity() < 1:
-            return
+    if capture is None or is_worker(config):
+        yield
+    else:
         with capture.global_and_fixture_disabled():
-            reporter.ensure_newline()
-            reporter.write_line(line)
-
-    return tell
+            yield
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
+# Reports
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Send new verdicts along with the test's report, and let a red one speak for itself."""
-    session = item.config.stash.get(_session, None)
-    if session is not None and session.verdicts:
+    report = yield
+    if report.failed and call.excinfo is not None and isinstance(call.excinfo.value, WORDED):
+        speak(report, call.excinfo, item)
+    verdicts = verdicts_of(item, report)
+    if verdicts:
         from swcheck.report import as_json
 
-        found = [(PROPERTY, json.dumps(as_json(verdict))) for verdict in session.verdicts]
-        item.user_properties.extend(found)
-        session.verdicts.clear()
-    outcome = yield
-    report = outcome.get_result()
-    error = None if call.excinfo is None else call.excinfo.value
-    if isinstance(error, (RobustnessError, SwcheckError)) and SUITE in item.path.parents and call.excinfo:
-        report.longrepr = call.excinfo.getrepr(style="value")
+        report.swcheck = [as_json(verdict, item.nodeid) for verdict in verdicts]  # type: ignore[attr-defined]
+    return report
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    from swcheck.report import summary, worst_of_each
+def speak(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException], item: pytest.Item) -> None:
+    """A traceback that ends where the test called swcheck; none in the suite, where the command to repeat follows.
 
-    verdicts = worst_of_each(_reported(terminalreporter))
-    settings = config.stash.get(_settings, None)
-    if settings is not None and settings.json is not None and not hasattr(config, "workerinput"):
+    In the short summary stands the first line of the error, without its class.
+    """
+    seen = seen_by(excinfo, item.path)
+    if is_shipped(item.path) or not seen:
+        report.longrepr = excinfo.getrepr(style="value", chain=False)
+    elif not item.config.option.fulltrace:
+        excinfo.traceback = seen
+        style = {"auto": "long"}.get(item.config.option.tbstyle, item.config.option.tbstyle)
+        shown = {"showlocals": item.config.option.showlocals, "tbfilter": lambda info: info.traceback}
+        report.longrepr = excinfo.getrepr(style=style, chain=False, **shown)
+    if is_shipped(item.path):
+        settings, spec = item.config.stash[_settings], item.callspec.params["swcheck_spec"]  # type: ignore[attr-defined]
+        words = ["pytest", *options.repeating(settings, spec, item.config.stash[_taken])]
+        report.sections.append(("repeat", shlex.join([*words, "--pyargs", item.nodeid.partition("[")[0]])))
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is not None:
+        crash.message = str(excinfo.value).splitlines()[0]
+
+
+def seen_by(excinfo: pytest.ExceptionInfo[BaseException], test: Path) -> Any:
+    """The entries of a traceback from the test on that are neither pytest's nor swcheck's own."""
+
+    def theirs(entry: Any) -> bool:
+        path = Path(entry.path)
+        return HOME not in path.parents and not {"_pytest", "pluggy"} & set(path.parts)
+
+    return excinfo.traceback.cut(path=test).filter(theirs)
+
+
+def verdicts_of(item: pytest.Item, report: pytest.TestReport) -> list[Verdict]:
+    """What this phase of a test has to report; a shipped check that gave no verdict gets one in words."""
+    session = item.config.stash.get(_session, None)
+    found = [] if session is None else session.take(failed=report.failed)
+    marker = item.get_closest_marker("swcheck")
+    if is_shipped(item.path) and marker is not None and not any(verdict.red for verdict in found):
+        if report.failed or (report.skipped and not found):
+            found.append(unmeasured(item, report, str(marker.args[0])))
+    return found
+
+
+def unmeasured(item: pytest.Item, report: pytest.TestReport, check: str) -> Verdict:
+    """The verdict on a shipped check that broke off, or was skipped, before it could give its own."""
+    from swcheck.records import Outcome, Verdict
+
+    settings = item.config.stash.get(_settings, None)
+    spec = getattr(getattr(item, "callspec", None), "params", {}).get("swcheck_spec", "")
+    name = spec if settings is None else settings.name_of(spec)
+    asked = "swcheck_candidate" in getattr(item, "fixturenames", ())
+    candidate = settings.name_of(settings.candidate) if asked and settings is not None and settings.candidate else None
+    if report.failed:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        words = (report.longreprtext if crash is None else crash.message).strip().splitlines() or ["broken off"]
+        return Verdict(check, name, Outcome.FAILED, " ".join(map(str.strip, words[1:4])), candidate, cause=words[0])
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+    return Verdict(check, name, Outcome.SKIPPED, str(reason).removeprefix("Skipped: "), candidate)
+
+
+class Reporter:
+    """Gathers what the reports of tests bring, from workers too; at the end it is shown and written."""
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self.config, self.settings = config, settings
+        self.brought: list[tuple[tuple[str, int], Reported]] = []
+        self.loading: tuple[str, ...] = ()
+        self.unwritten = ""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> None:
+        """Say what a test has to load before it starts: a large model takes a while."""
+        needs = getattr(item, "fixturenames", ())
+        spec = getattr(getattr(item, "callspec", None), "params", {}).get("swcheck_spec")
+        wanted = [spec] if spec and "swcheck_model" in needs else []
+        if self.settings.candidate is not None and "swcheck_candidate" in needs:
+            wanted.append(self.settings.candidate)
+        new = [name for name in wanted if name not in self.loading]
+        self.loading = tuple(wanted) if spec in new else (*self.loading, *new)
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if new and terminal is not None and self.config.get_verbosity() >= 0:
+            terminal.write("" if terminal.currentfspath else "\n")
+            terminal.write_line(f"swcheck: loading {' and '.join(new)}")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        from swcheck.report import from_json
+
+        if report.outcome != "rerun":
+            place = (report.location[0], report.location[1] or 0)
+            self.brought += [(place, from_json(record)) for record in getattr(report, "swcheck", ())]
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        path = self.settings.json
+        if path is None or self.config.option.collectonly or exitstatus == pytest.ExitCode.USAGE_ERROR:
+            return
         from swcheck.report import document, dumps
+        from swcheck.session import write_atomically
 
-        write_atomically(settings.json, dumps(document(verdicts)) + "\n")
-    if verdicts:
-        terminalreporter.section("swcheck")
-        for line in summary(verdicts):
-            terminalreporter.write_line(line)
+        try:
+            write_atomically(path, dumps(document(self.worst())) + "\n")
+        except OSError as error:
+            self.unwritten = f"swcheck: {path} cannot be written: {error.strerror or error}"
+            if exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.USAGE_ERROR
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        from swcheck.report import summary
+
+        lines = summary(self.worst(), terminalreporter._tw.fullwidth)
+        if lines:
+            terminalreporter.ensure_newline()
+            terminalreporter.section("swcheck")
+        for line in lines:
+            terminalreporter.write_line(line, **markup(line))
+        if self.unwritten:
+            terminalreporter.write_line(self.unwritten, red=True)
+        elif lines and self.settings.json is not None:
+            terminalreporter.write_line(f"written: {self.settings.json}")
+
+    def worst(self) -> Sequence[Reported]:
+        """One verdict per test and check, in the order of the models, then of the tests; workers report in any."""
+        from swcheck.report import worst_of_each
+
+        models = [self.settings.name_of(spec) for spec in self.settings.models]
+
+        def order(entry: tuple[tuple[str, int], Reported]) -> tuple[int, bool, bool, tuple[str, int]]:
+            place, (_, verdict) = entry
+            model = models.index(verdict.model) if verdict.model in models else len(models)
+            return model, verdict.candidate is not None, verdict.outcome == "skipped", place
+
+        return worst_of_each(reported for _, reported in sorted(self.brought, key=order))
 
 
-def _reported(terminalreporter: Any) -> Iterable[Verdict]:
-    from swcheck.report import from_json
-
-    seen: set[tuple[str, str]] = set()
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            for name, value in getattr(report, "user_properties", ()):
-                if name == PROPERTY and (report.nodeid, value) not in seen:
-                    seen.add((report.nodeid, value))
-                    yield from_json(json.loads(value))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+def markup(line: str) -> dict[str, bool]:
+    """Colour for a row of the table, by its outcome."""
+    colours = {"FAILED": "red", "inconclusive": "red", "near": "yellow"}
+    return {colour: True for word, colour in colours.items() if line.endswith(f"  {word}")}

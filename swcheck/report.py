@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -12,9 +13,13 @@ from tabulate import tabulate
 from swcheck.records import Limit, Outcome, Verdict
 
 SCHEMA: Final = 1
-WIDTH: Final = 62
-WORDS: Final = {Outcome.NOT_APPLICABLE: "n/a", Outcome.INCONCLUSIVE: "INCONCLUSIVE", Outcome.FAILED: "FAILED"}
+WIDEST: Final = 100
+WORDS: Final = {Outcome.NOT_APPLICABLE: "not applicable", Outcome.FAILED: "FAILED"}
 NOT_COVERED: Final = "text generation, a quantized KV cache, the kernels of other runtimes"
+HEAD: Final = ("check", "measured", "limit", "margin", "outcome")
+
+Reported = tuple[str, Verdict]
+"""The node id of a test, and a verdict it gave."""
 
 
 def number(value: float | None, unit: str = "") -> str:
@@ -23,19 +28,48 @@ def number(value: float | None, unit: str = "") -> str:
         return "-"
     if not math.isfinite(value):
         return str(value)
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    text = f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.3g}"
     if unit == "x":
         return f"x{value:.3f}" if abs(value) < 10 else f"x{text}"
     return text
 
 
-def table(verdicts: Sequence[Verdict]) -> str:
-    """One row per verdict: check, measured, limit, outcome."""
+def margin(verdict: Verdict) -> float | None:
+    """How many times farther the measured value could move before it met its limit; below 1 it is outside.
+
+    None where that has no meaning: a count, a sign that is flipped, a value that is not finite, an open limit.
+    """
+    measured, limit = verdict.measured, verdict.limit
+    if measured is None or limit is None or not verdict.unit or not math.isfinite(measured) or measured <= 0:
+        return None
+    sides = [measured / limit.low if limit.low else None, limit.high / measured if limit.high else None]
+    return min((side for side in sides if side is not None), default=None)
+
+
+def table(reported: Sequence[Reported]) -> str:
+    """One row per verdict: check, measured, limit, margin, outcome."""
+    names = _names(reported)
     rows = [
-        (verdict.check, number(verdict.measured, verdict.unit), _limit(verdict), WORDS.get(verdict.outcome) or verdict.outcome.value)
-        for verdict in verdicts
-    ]  # fmt: skip
-    return tabulate(rows, headers=("check", "measured", "limit", "outcome"), disable_numparse=True)
+        (
+            name,
+            number(verdict.measured, verdict.unit),
+            _limit(verdict),
+            number(margin(verdict), "x"),
+            WORDS.get(verdict.outcome) or verdict.outcome.value,
+        )
+        for name, (_, verdict) in zip(names, reported, strict=True)
+    ]
+    widths = [30, None, None, None, None]
+    return tabulate(rows, headers=HEAD, disable_numparse=True, maxcolwidths=widths)
+
+
+def _names(reported: Sequence[Reported]) -> list[str]:
+    """The checks; where a check stands more than once, the test it comes from beside it."""
+    checks = [verdict.check for _, verdict in reported]
+    return [
+        verdict.check if checks.count(verdict.check) == 1 else f"{verdict.check} ({test.rpartition('::')[2]})"
+        for test, verdict in reported
+    ]
 
 
 def _limit(verdict: Verdict) -> str:
@@ -46,23 +80,57 @@ def _limit(verdict: Verdict) -> str:
     low, high = (
         None if end is None else ("x" if verdict.unit == "x" else "") + f"{end:,.4g}" for end in (limit.low, limit.high)
     )
-    if low is None:
-        return f"<= {high}"
-    return f">= {low}" if high is None else f"{low} .. {high}"
+    if high is None:
+        return "reported" if not limit.low else f">= {low}"
+    return f"<= {high}" if low is None else f"{low} .. {high}"
 
 
-def summary(verdicts: Sequence[Verdict]) -> list[str]:
+def summary(reported: Sequence[Reported], width: int = 80) -> list[str]:
     """The end-of-run text: for each model and candidate its table and the words of each row, then what is open."""
+    width = min(width, WIDEST)
     lines: list[str] = []
-    for model, candidate in dict.fromkeys((verdict.model, verdict.candidate) for verdict in verdicts):
-        mine = [verdict for verdict in verdicts if (verdict.model, verdict.candidate) == (model, candidate)]
-        lines += ["", model if candidate is None else f"{candidate} against {model}", ""]
-        lines += table(mine).splitlines()
-        lines += ["", *(f"  {verdict.check}: {verdict.summary}" for verdict in mine)]
-    return [*lines[1:], "", f"not covered: {NOT_COVERED}"] if lines else []
+    for model, candidate in dict.fromkeys((verdict.model, verdict.candidate) for _, verdict in reported):
+        mine = [entry for entry in reported if (entry[1].model, entry[1].candidate) == (model, candidate)]
+        measured = [entry for entry in mine if entry[1].outcome is not Outcome.SKIPPED]
+        lines += ["", *_wrapped(model if candidate is None else f"{candidate} against {model}", width)]
+        if measured:
+            lines += ["", *table(measured).splitlines(), "", *_words(measured, width)]
+        lines += _skipped(mine, width)
+    return [*lines[1:], "", *_wrapped(f"not covered: {NOT_COVERED}", width)] if lines else []
 
 
-def as_json(verdict: Verdict) -> dict[str, Any]:
+def _words(reported: Sequence[Reported], width: int) -> list[str]:
+    """What the verdicts say, each after its check, wrapped; what several say alike is said once."""
+    said: dict[str, list[str]] = {}
+    for _, verdict in reported:
+        words = f"{verdict.cause}: {verdict.summary}" if verdict.cause else verdict.summary
+        said.setdefault(words, []).append(verdict.check)
+    column = max((len(checks[0]) for checks in said.values() if len(checks) == 1), default=0) + 2
+    lines = []
+    for words, checks in said.items():
+        alone = len(checks) == 1
+        start = f"{checks[0]:<{column}}" if alone else f"{', '.join(dict.fromkeys(checks))}: "
+        lines += _wrapped(start + words, width, indent=column if alone else 2)
+    return lines
+
+
+def _skipped(reported: Sequence[Reported], width: int) -> list[str]:
+    """The checks that were skipped, those of one reason on one line."""
+    reasons: dict[str, list[str]] = {}
+    for _, verdict in reported:
+        if verdict.outcome is Outcome.SKIPPED:
+            reasons.setdefault(verdict.summary, []).append(verdict.check)
+    lines = [""] if reasons else []
+    for reason, checks in reasons.items():
+        lines += _wrapped(f"skipped: {', '.join(checks)} ({reason})", width, indent=9)
+    return lines
+
+
+def _wrapped(text: str, width: int, indent: int = 0) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
+def as_json(verdict: Verdict, test: str = "") -> dict[str, Any]:
     """One verdict as plain values; non-finite numbers become strings, since JSON has no word for them."""
     record = {
         "check": verdict.check,
@@ -72,36 +140,39 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
         "unit": verdict.unit,
         "limit": None if verdict.limit is None else [verdict.limit.low, verdict.limit.high],
         "limit_source": None if verdict.limit is None else verdict.limit.source,
+        "margin": margin(verdict),
         "outcome": verdict.outcome.value,
         "cause": verdict.cause,
         "summary": verdict.summary,
         "try": verdict.attempt,
         "detail": [list(row) for row in verdict.detail],
         "facts": dict(verdict.facts),
+        "test": test,
     }
     return plain(record)  # type: ignore[no-any-return]
 
 
-def from_json(record: dict[str, Any]) -> Verdict:
-    """The verdict that ``as_json`` wrote: it has travelled from another process."""
+def from_json(record: dict[str, Any]) -> Reported:
+    """The test and the verdict that ``as_json`` wrote: they have travelled from another process."""
     ends = record["limit"]
-    return Verdict(
+    verdict = Verdict(
         check=record["check"],
         model=record["model"],
         outcome=Outcome(record["outcome"]),
         summary=record["summary"],
         candidate=record["candidate"],
-        measured=None if record["measured"] is None else float(record["measured"]),
-        limit=None if ends is None else Limit(_end(ends[0]), _end(ends[1]), record["limit_source"]),
+        measured=_number(record["measured"]),
+        limit=None if ends is None else Limit(_number(ends[0]), _number(ends[1]), record["limit_source"]),
         unit=record["unit"],
         cause=record["cause"],
         attempt=record["try"],
         detail=tuple((name, text) for name, text in record["detail"]),
         facts=record["facts"],
     )
+    return record["test"], verdict
 
 
-def _end(value: Any) -> float | None:
+def _number(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
@@ -121,9 +192,9 @@ def dumps(value: Any) -> str:
     return json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False)
 
 
-def document(verdicts: Iterable[Verdict]) -> dict[str, Any]:
+def document(reported: Iterable[Reported]) -> dict[str, Any]:
     """What ``--swcheck-json`` writes."""
-    return {"schema": SCHEMA, "verdicts": [as_json(verdict) for verdict in verdicts]}
+    return {"schema": SCHEMA, "verdicts": [as_json(verdict, test) for test, verdict in reported]}
 
 
 def badness(verdict: Verdict) -> tuple[int, float]:
@@ -136,15 +207,15 @@ def badness(verdict: Verdict) -> tuple[int, float]:
         Outcome.INCONCLUSIVE,
         Outcome.FAILED,
     )
-    away = abs(math.log(verdict.measured)) if verdict.unit == "x" and (verdict.measured or 0) > 0 else 0.0  # type: ignore[arg-type]
-    return order.index(verdict.outcome), away
+    away = margin(verdict)
+    return order.index(verdict.outcome), 0.0 if away is None else -away
 
 
-def worst_of_each(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """One verdict per check, model and candidate: the worst, in the order of first appearance."""
-    chosen: dict[tuple[str, str, str | None], Verdict] = {}
-    for verdict in verdicts:
-        key = (verdict.check, verdict.model, verdict.candidate)
-        if key not in chosen or badness(verdict) >= badness(chosen[key]):
-            chosen[key] = verdict
+def worst_of_each(reported: Iterable[Reported]) -> list[Reported]:
+    """One verdict per test, check, model and candidate: the worst, in the order of first appearance."""
+    chosen: dict[tuple[str, str, str, str | None], Reported] = {}
+    for test, verdict in reported:
+        key = (test, verdict.check, verdict.model, verdict.candidate)
+        if key not in chosen or badness(verdict) > badness(chosen[key][1]):
+            chosen[key] = (test, verdict)
     return list(chosen.values())

@@ -1,4 +1,4 @@
-"""What lives for one run: settings, models, and the verdicts about them. No pytest in it.
+"""What lives for one run: settings, models, and the verdicts about them. No pytest in it, and no torch before a model.
 
 A model is loaded when it is first needed and kept until another reference takes its place. Every number of a run is
 computed once: the subjects of a session remember.
@@ -6,20 +6,28 @@ computed once: the subjects of a session remember.
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
+from swcheck import engines, index
 from swcheck.errors import OptionError, TextError
-from swcheck.limits import DEFAULTS
+from swcheck.limits import DEFAULTS, with_overrides
 from swcheck.records import Limit, Verdict
-from swcheck.subject import Subject
+
+if TYPE_CHECKING:
+    from swcheck.subject import Subject
+
+COLLAPSING: Final = frozenset({index.Status.CRITICAL, index.Status.JOINT})
+"""What is published of a weight that a model is known to hang on."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run was asked for, with where each value came from ("command line", "environment", "ini", "default")."""
+    """What a run was asked for, with where each value came from ("command line", "environment", "ini")."""
 
     models: tuple[str, ...] = ()
     candidate: str | None = None
@@ -29,44 +37,170 @@ class Settings:
     limits: Mapping[str, Limit] = field(default_factory=lambda: DEFAULTS)
     json: Path | None = None
     trust_remote_code: bool = False
+    offline: bool = False
+    allow_none: bool = False
     origins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """All that has to be loaded in the course of this run."""
+        return (*self.models, *(() if self.candidate is None else (self.candidate,)))
+
+    def name_of(self, spec: str) -> str:
+        """What a model is called in ids and tables: its name, or all of it where two have the same name."""
+        names = [engines.name_of(other) for other in self.specs]
+        name = engines.name_of(spec)
+        return spec if names.count(name) > 1 else name
+
+    def limits_for(self, spec: str) -> Mapping[str, Limit]:
+        """The limits for one model. Where nobody has published that it collapses, how far it does is only reported."""
+        known = index.find(spec)
+        expected = spec == "tiny" or (known and any(c.sound and c.status in COLLAPSING for c in known.coordinates))
+        if expected or self.limits["collapse"] != DEFAULTS["collapse"]:
+            return self.limits
+        return {**self.limits, "collapse": Limit(0.0, None, "nothing is published to hold it against: reported")}
+
+
+def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
+    """Settings out of raw values by option name, every name in them checked before anything is loaded.
+
+    Raises a worded error for the first value that makes no sense; neither torch nor transformers is imported, except
+    to try a device.
+    """
+    for name, value in values.items():
+        if value == "" or (isinstance(value, (list, tuple)) and not all(part.strip() for part in value)):
+            raise OptionError(f"--swcheck-{name}", "an empty value", "give it a value, or leave the option out")
+    models, candidate = tuple(values.get("model") or ()), values.get("candidate")
+    if candidate is not None and len(models) != 1 and (models or origins.get("candidate") == "command line"):
+        found = f"{len(models)} models: {', '.join(models)}" if models else "no model"
+        raise OptionError("a candidate with one reference", found, "pytest --model=REFERENCE --candidate=CANDIDATE")
+    settings = Settings(
+        models=models,
+        candidate=candidate if models else None,
+        device=values.get("device"),
+        dtype=values.get("dtype"),
+        text=_path(values.get("text")),
+        limits=with_overrides(values.get("limit") or ()),
+        json=_path(values.get("json")),
+        trust_remote_code=bool(values.get("trust_remote_code")),
+        offline=bool(values.get("offline")),
+        allow_none=bool(values.get("allow_none")),
+        origins=origins,
+    )
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    for spec in settings.specs:
+        engines.check(spec, trust_remote_code=settings.trust_remote_code, offline=settings.offline)
+    meant = [engines.meaning(spec) for spec in settings.models]
+    for spec, meaning in zip(settings.models, meant, strict=True):
+        if meant.count(meaning) > 1:
+            raise OptionError("--swcheck-model", f"{spec} is given twice", "give each model once")
+    if settings.dtype is not None:
+        engines.check_dtype(settings.dtype)
+    if settings.device is not None:
+        engines.check_device(settings.device)
+    if settings.text is not None:
+        read_text(settings.text)
+    if settings.json is not None:
+        check_writable(settings.json)
 
 
 class Session:
     """The models and verdicts of one run."""
 
-    def __init__(self, settings: Settings, tell: Callable[[str], None]) -> None:
-        self.settings, self._tell = settings, tell
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self.verdicts: list[Verdict] = []
-        self._reference: Subject | None = None
+        self._reference: tuple[str, Subject] | None = None
         self._candidate: Subject | None = None
 
     def reference(self, spec: str) -> Subject:
-        """The reference of this name, loaded now if it is not the one at hand."""
-        if self._reference is None or self._reference.name != spec:
-            self._reference = None
-            self._reference = self._subject(spec, spec)
-        return self._reference
+        """The reference ``spec``, loaded now if it is not the one at hand, whose weights are then freed."""
+        if self._reference is None or self._reference[0] != spec:
+            self.free_reference()
+            self._reference = (spec, self._load(spec))
+        return self._reference[1]
 
     def candidate(self) -> Subject:
         """The candidate of this run. Raises ``OptionError`` where none was given."""
         if self._candidate is None:
             if self.settings.candidate is None:
                 raise OptionError("a candidate", "none was given", "--candidate=DIRECTORY")
-            self._candidate = self._subject(self.settings.candidate, None)
+            models = self.settings.models
+            self._candidate = self._load(self.settings.candidate, models[0] if models else None)
         return self._candidate
 
-    def _subject(self, spec: str, name: str | None) -> Subject:
-        from swcheck.engines import load
+    def take(self, *, failed: bool) -> list[Verdict]:
+        """The verdicts since the last call. A red one counts only if the test ``failed``: else it was expected."""
+        taken = [verdict for verdict in self.verdicts if failed or not verdict.red]
+        self.verdicts.clear()
+        return taken
 
-        start = time.perf_counter()
+    def text(self, subject: Subject) -> str:
+        """The text that ``subject`` is measured on."""
+        from swcheck.subject import evaluation_text
+
+        return evaluation_text() if subject.text is None else subject.text
+
+    def free_reference(self) -> None:
+        """Give the memory of the reference at hand back."""
+        if self._reference is not None:
+            _free(self._reference[1])
+        self._reference = None
+
+    def free(self) -> None:
+        """Give the memory of all models back."""
+        self.free_reference()
+        if self._candidate is not None:
+            _free(self._candidate)
+        self._candidate = None
+
+    def _load(self, spec: str, reference: str | None = None) -> Subject:
+        from swcheck.subject import Subject
+
         chosen = self.settings
-        loaded = load(spec, device=chosen.device, dtype=chosen.dtype, trust_remote_code=chosen.trust_remote_code)
-        self._tell(f"swcheck: loaded {spec} in {time.perf_counter() - start:.1f} s")
-        text = loaded.text if chosen.text is None else read_text(chosen.text)
-        return Subject(
-            name or loaded.name, loaded.model, loaded.tokenizer, text=text, memo={}, heard=self.verdicts.append
+        loaded = engines.load(
+            spec,
+            reference=reference,
+            device=chosen.device,
+            dtype=chosen.dtype,
+            trust_remote_code=chosen.trust_remote_code,
+            offline=chosen.offline,
         )
+        text = loaded.text if chosen.text is None else read_text(chosen.text)
+        name = self.settings.name_of(spec)
+        return Subject(name, loaded.model, loaded.tokenizer, text=text, memo={}, heard=self.verdicts.append)
+
+
+def _free(subject: Subject) -> None:
+    """Free the weights also where something, as the traceback of a failure, still holds the module."""
+    with suppress(Exception):  # some packed modules refuse to move; those wait for the garbage collector
+        subject.module.to("meta")
+    if subject.memo is not None:
+        subject.memo.clear()
+
+
+def fetch(settings: Settings) -> None:
+    """Download what is not here yet; raises ``UnknownModelError`` where that is impossible."""
+    for spec in settings.specs:
+        engines.fetch(spec, offline=settings.offline)
+
+
+def forbidding_downloads() -> Callable[[], None]:
+    """Say it to every library that asks the environment; returns what takes it back."""
+    before = os.environ.get("HF_HUB_OFFLINE")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+    def take_back() -> None:
+        if before is None:
+            os.environ.pop("HF_HUB_OFFLINE", None)
+        else:
+            os.environ["HF_HUB_OFFLINE"] = before
+
+    return take_back
 
 
 def read_text(path: Path) -> str:
@@ -80,3 +214,33 @@ def read_text(path: Path) -> str:
     if not text.strip():
         raise TextError(f"text {path}", "an empty file", "give a text of some thousand words")
     return text
+
+
+def check_writable(path: Path) -> None:
+    """Raise ``OptionError`` where a file cannot be written to ``path``, before hours of work are lost to it."""
+    nearest = next(parent for parent in path.parents if parent.exists())
+    found = None
+    if path.is_dir():
+        found = "a directory"
+    elif not nearest.is_dir():
+        found = f"{nearest} is a file"
+    elif not os.access(path if path.exists() else nearest, os.W_OK):
+        found = f"no permission to write in {nearest}"
+    if found is not None:
+        raise OptionError(f"write {path}", found, "give a file in a folder that can be written to")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` whole or not at all; raises ``OSError``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _path(value: str | None) -> Path | None:
+    return None if value is None else Path(value).expanduser().absolute()

@@ -60,7 +60,12 @@ def items(text: str, count: int = 400, seed: int = 0) -> list[Item]:
 
 
 def accuracy(model: nn.Module, tokenizer: Any, asked: Sequence[Item], batch: int = 64) -> float:
-    """The share of items whose right choice gains most likelihood from the context."""
+    """The share of items whose right choice gains most likelihood from the context.
+
+    Raises ``TextError`` where there is no item.
+    """
+    if not asked:
+        raise TextError("the accuracy of a cloze task", "no item", "draw some from a text: items(text)")
     after = [(item.context, choice) for item in asked for choice in item.choices]
     alone = [("", choice) for _, choice in after]
     with evaluating(model):

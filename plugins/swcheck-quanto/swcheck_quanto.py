@@ -1,0 +1,76 @@
+"""The engine ``quanto``: a fresh reference, quantized in memory by optimum-quanto and frozen.
+
+``int8-static`` quantizes the inputs as well, on grids calibrated with the model's own text: a probe far from the
+inputs it has seen is rounded or clipped there. ``int4`` and ``int2`` compile C++ at the first forward pass.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import Any, Final
+
+from swcheck import engines
+from swcheck.errors import EngineError, OptionError
+from swcheck.records import Loaded, Scheme
+
+SCHEMES: Final[dict[str, tuple[Scheme, str, str | None]]] = {
+    "int8": (Scheme("absmax", 8), "qint8", None),
+    "fp8": (Scheme("fp8", 8), "qfloat8", None),
+    "int8-static": (Scheme("absmax", 8, activation_bits=8, calibrated=True), "qint8", "qint8"),
+    "int4": (Scheme("rtn", 4), "qint4", None),
+    "int2": (Scheme("rtn", 2), "qint2", None),
+}
+WINDOWS: Final = 8
+LENGTH: Final = 128
+
+
+@dataclass(frozen=True)
+class Quanto:
+    """``quanto:SCHEME``."""
+
+    name: str = "quanto"
+    trust_remote_code: bool = False
+    offline: bool = False
+
+    def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
+        if spec not in SCHEMES:
+            raise EngineError(f"scheme {spec!r} of quanto", f"known: {', '.join(SCHEMES)}", "quanto:int8")
+        if reference is None:
+            raise OptionError(f"quanto:{spec}", "no reference to quantize", "name one with --model")
+        scheme, weights, inputs = SCHEMES[spec]
+        if scheme.weight_bits < 8 and shutil.which("g++") is None:
+            raise EngineError(
+                f"quanto:{spec}", "no g++, with which quanto unpacks these", "apt install g++, or quanto:int8"
+            )
+        try:
+            from optimum import quanto
+        except ImportError as error:
+            raise EngineError(f"quanto:{spec}", str(error), "pip install 'optimum-quanto>=0.2.7'") from error
+        base = engines.load(
+            reference, device=device, dtype=dtype, trust_remote_code=self.trust_remote_code, offline=self.offline
+        )
+        quanto.quantize(
+            base.model,
+            weights=getattr(quanto, weights),
+            activations=inputs and getattr(quanto, inputs),
+            exclude=["lm_head", "*.lm_head"],
+        )
+        if inputs:
+            _calibrate(quanto, base)
+        quanto.freeze(base.model)
+        return Loaded(base.model.eval(), base.tokenizer, f"quanto:{spec}", base.text, base.source, scheme)
+
+
+ENGINE: Final = Quanto()
+
+
+def _calibrate(quanto: Any, base: Loaded) -> None:
+    """Show the quantizer what the model reads: windows of its own text, or of the package's."""
+    import torch
+    from swcheck.measure import windows
+    from swcheck.subject import evaluation_text
+
+    ids = windows(base.tokenizer, base.text or evaluation_text(), count=WINDOWS, length=LENGTH)
+    with quanto.Calibration(), torch.no_grad():
+        base.model(ids.to(base.model.device), use_cache=False)

@@ -1,0 +1,107 @@
+"""The engine ``torchao``: the reference loaded by transformers with a ``TorchAoConfig``.
+
+A linear map stays ``torch.nn.Linear``; its weight becomes a tensor subclass. The integer schemes take groups of 128
+inputs, or as many as ``,group=N`` says; widths that a group does not divide are refused before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from swcheck import engines
+from swcheck.anatomy import anatomy
+from swcheck.errors import EngineError, OptionError
+from swcheck.records import Loaded, Scheme
+
+GROUP: Final = 128
+
+
+def _weights(bits: int) -> Callable[[Any, Any, int], Any]:
+    def make(ao: Any, kinds: Any, group: int) -> Any:
+        return ao.IntxWeightOnlyConfig(weight_dtype=getattr(kinds, f"int{bits}"), granularity=ao.PerGroup(group))
+
+    return make
+
+
+def _inputs_too(ao: Any, kinds: Any, group: int) -> Any:
+    return ao.Int8DynamicActivationIntxWeightConfig(weight_dtype=kinds.int4, weight_granularity=ao.PerGroup(group))
+
+
+SCHEMES: Final[dict[str, tuple[Scheme, Callable[[Any, Any, int], Any]]]] = {
+    "int8-weight-only": (Scheme("absmax", 8), lambda ao, _kinds, _group: ao.Int8WeightOnlyConfig()),
+    "int8-dynamic": (Scheme("absmax", 8, 8), lambda ao, _kinds, _group: ao.Int8DynamicActivationInt8WeightConfig()),
+    "fp8-weight-only": (Scheme("fp8", 8), lambda ao, _kinds, _group: ao.Float8WeightOnlyConfig()),
+    "int4-weight-only": (Scheme("absmax", 4), _weights(4)),
+    "int3-weight-only": (Scheme("absmax", 3), _weights(3)),
+    "int2-weight-only": (Scheme("absmax", 2), _weights(2)),
+    "int4-int8-dynamic": (Scheme("absmax", 4, 8), _inputs_too),
+}
+GROUPED: Final = ("int4-weight-only", "int3-weight-only", "int2-weight-only", "int4-int8-dynamic")
+
+
+@dataclass(frozen=True)
+class TorchAo:
+    """``torchao:SCHEME`` or ``torchao:SCHEME,group=N``."""
+
+    name: str = "torchao"
+    trust_remote_code: bool = False
+    offline: bool = False
+
+    def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
+        name, group = _parsed(spec)
+        if reference is None:
+            raise OptionError(f"torchao:{spec}", "no reference to quantize", "name one with --model")
+        try:
+            import accelerate  # noqa: F401 - transformers asks for it
+            import torch
+            import torchao.quantization as ao
+            from transformers import AutoModelForCausalLM, TorchAoConfig
+        except ImportError as error:
+            install = "pip install 'torchao>=0.18' 'accelerate>=1.10'"
+            raise EngineError(f"torchao:{spec}", str(error), install) from error
+        base = engines.load(
+            reference, device=device, dtype=dtype, trust_remote_code=self.trust_remote_code, offline=self.offline
+        )
+        if name in GROUPED:
+            _check_widths(spec, base.model, group)
+        place, floats = base.model.device, base.model.dtype
+        source, tokenizer, text = base.source, base.tokenizer, base.text
+        del base  # one of the two models at a time
+        scheme, make = SCHEMES[name]
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            quantization_config=TorchAoConfig(make(ao, torch, group)),
+            dtype=floats,
+            device_map={"": place},
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=self.trust_remote_code,
+        ).eval()
+        return Loaded(model, tokenizer, f"torchao:{spec}", text, source, scheme)
+
+
+ENGINE: Final = TorchAo()
+
+
+def _parsed(spec: str) -> tuple[str, int]:
+    name, comma, group = spec.partition(",group=")
+    if name not in SCHEMES:
+        raise EngineError(f"scheme {spec!r} of torchao", f"known: {', '.join(SCHEMES)}", "torchao:int8-weight-only")
+    if comma and (name not in GROUPED or not group.isdecimal() or int(group) < 1):
+        raise OptionError(f"torchao:{spec}", f"with groups: {', '.join(GROUPED)}", "torchao:int4-weight-only,group=32")
+    return name, int(group) if comma else GROUP
+
+
+def _check_widths(spec: str, model: Any, group: int) -> None:
+    """Refuse inner widths that the group does not divide: torchao refuses some and leaves others as they are."""
+    from torch import nn
+
+    body = anatomy(model)
+    for number, layer in enumerate(body.layers):
+        for path, module in layer.named_modules():
+            if isinstance(module, nn.Linear) and module.in_features % group:
+                found = f"{body.path}.{number}.{path} has {module.in_features} inputs, no multiple of {group}"
+                fits = next(size for size in (64, 32, 16, 8, 4, 2, 1) if module.in_features % size == 0)
+                raise EngineError(f"torchao:{spec}", found, f"torchao:{spec.partition(',')[0]},group={fits}")

@@ -1,0 +1,132 @@
+"""Round-to-nearest on bare tensors: what the paper of the super weights does to a matrix. Torch only, no model.
+
+Sources: arXiv 2411.07191, section 4, and its official code. Every function takes a floating tensor of any shape and
+returns a new one of the same shape and dtype, already dequantized; nothing is stored as codes. The grid is laid through
+float64, so that what is said here holds up to one rounding to the dtype. NaN and infinity spoil their block, as they
+do in any quantizer.
+
+A *block* is a run of ``block`` consecutive elements in row-major order, not a square tile: the paper's "128x128" is a
+run of 16,384. Where the number of elements is no multiple, the last block is shorter (the official code then takes the
+whole tensor as one block, without a word). ``block`` None is the whole tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from typing import Final
+
+import torch
+
+from swcheck.errors import OptionError
+
+MOST_BITS: Final = 16
+"""More bits than this are no quantization, and codes would outgrow what is worth storing."""
+
+
+class Reading(StrEnum):
+    """How the step of an N-bit asymmetric grid is computed; the paper and its own code disagree.
+
+    ``code``: ``(max - min) / (2**N - 1)``, codes 0 to 2**N - 1, all of N bits. ``paper``: the formula as printed,
+    ``(max - min) / (2**(N - 1) - 1)``, which leaves half of the codes unused.
+    """
+
+    CODE = "code"
+    PAPER = "paper"
+
+
+def minmax(weight: torch.Tensor, bits: int, *, block: int | None = None, reading: str = Reading.CODE) -> torch.Tensor:
+    """Asymmetric round-to-nearest between the minimum and the maximum of each block, which both stay exact."""
+    top = _top(bits, reading)
+
+    def grid(part: torch.Tensor) -> torch.Tensor:
+        low, high = part.amin(1, keepdim=True), part.amax(1, keepdim=True)
+        step = (high - low) / top
+        codes = ((part - low) / step).round()
+        inner = torch.where(codes == top, high, low + codes * step)
+        return torch.where(high == low, part, inner)
+
+    return _per_block(weight, block, grid)
+
+
+def absmax(weight: torch.Tensor, bits: int, *, block: int | None = None) -> torch.Tensor:
+    """Symmetric round-to-nearest: step ``max|w| / (2**(N - 1) - 1)`` per block; zero and the largest magnitude stay exact."""
+    _check_bits(bits, 2)
+    top = 2 ** (bits - 1) - 1
+
+    def grid(part: torch.Tensor) -> torch.Tensor:
+        peak = part.abs().amax(1, keepdim=True)
+        codes = (part / (peak / top)).round()
+        inner = torch.where(codes.abs() == top, codes.sign() * peak, codes * (peak / top))
+        return torch.where(peak == 0, part, inner)
+
+    return _per_block(weight, block, grid)
+
+
+def clipped(weight: torch.Tensor, z: float, *, block: int | None = None) -> torch.Tensor:
+    """Magnitudes cut at ``mean(|w|) + z * std(|w|)`` of their block, signs kept; the paper's CLIP, with z near 9.
+
+    It is no z-score of w around its own mean. The deviation is the unbiased one; a block of one element is not cut.
+    """
+    if not z >= 0:
+        raise OptionError(f"clip at z = {z}", "a cut below the mean magnitude", "the paper uses 9 to 20")
+
+    def cut(part: torch.Tensor) -> torch.Tensor:
+        size = part.abs()
+        limit = size.mean(1, keepdim=True) + z * size.std(1, keepdim=True, correction=min(1, part.shape[1] - 1))
+        return part.clamp(-limit, limit)
+
+    return _per_block(weight, block, cut)
+
+
+def keep(quantized: torch.Tensor, weight: torch.Tensor, places: Iterable[tuple[int, ...]]) -> torch.Tensor:
+    """``quantized`` with the values of ``weight`` put back at ``places`` (one index per dimension): the paper's RESTORE."""
+    kept = quantized.clone()
+    for place in places:
+        kept[place] = weight[place]
+    return kept
+
+
+def keep_largest(quantized: torch.Tensor, weight: torch.Tensor, count: int) -> torch.Tensor:
+    """``quantized`` with the ``count`` largest magnitudes of ``weight`` put back."""
+    if not 0 <= count <= weight.numel():
+        raise OptionError(f"keep {count} values", f"the tensor has {weight.numel()}")
+    kept, flat = quantized.flatten().clone(), weight.flatten()
+    places = flat.abs().double().topk(count).indices
+    kept[places] = flat[places]
+    return kept.view_as(quantized)
+
+
+def per_row(weight: torch.Tensor) -> int:
+    """The ``block`` that makes every row (the last dimension) one block."""
+    return weight.shape[-1]
+
+
+def _per_block(weight: torch.Tensor, block: int | None, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """``change`` applied to the blocks, float64 ``(count, size)``; a shorter last block comes alone."""
+    if not weight.is_floating_point():
+        raise OptionError("a tensor of floating numbers", str(weight.dtype), "dequantize it first")
+    if block is not None and block < 1:
+        raise OptionError(f"blocks of {block} elements", "nothing to quantize", "a power of two, such as 128")
+    flat = weight.detach().flatten().double()
+    size = min(block or flat.numel(), flat.numel())
+    if not size:
+        return weight.detach().clone()
+    whole = flat.numel() // size * size
+    parts = [change(part) for part in (flat[:whole].view(-1, size), flat[whole:].view(1, -1)) if part.numel()]
+    return torch.cat([part.flatten() for part in parts]).to(weight.dtype).view(weight.shape)
+
+
+def _top(bits: int, reading: str) -> int:
+    """The largest code of an asymmetric grid."""
+    if reading not in set(Reading):
+        raise OptionError(
+            f"reading {reading!r} of the step", f"known: {', '.join(Reading)}", "the paper's code is `code`"
+        )
+    _check_bits(bits, 1 if reading == Reading.CODE else 2)
+    return int(2**bits - 1 if reading == Reading.CODE else 2 ** (bits - 1) - 1)
+
+
+def _check_bits(bits: int, least: int) -> None:
+    if not least <= bits <= MOST_BITS:
+        raise OptionError(f"{bits} bits", f"possible here: {least} to {MOST_BITS}", "4 and 8 are common")

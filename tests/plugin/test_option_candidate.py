@@ -1,0 +1,119 @@
+"""``--swcheck-candidate``: the gate is green for a healthy copy, red with its cause for a damaged one."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests import checkpoints, damage
+from tests.plugin.test_option_model import refused
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--candidate=tiny"], "found: no model"),
+        (["--candidate="], "--swcheck-candidate\n  found: an empty value"),
+        (["--model=tiny", "--candidate=./nowhere"], "model './nowhere'"),
+        (["--model=tiny", "--candidate=nobody:int4"], "engine 'nobody'"),
+    ],
+    ids=["no-model", "empty", "path", "engine"],
+)
+def test_a_candidate_that_cannot_be(inner, words, said):
+    """A candidate without a reference, or one that leads nowhere, is a usage error in words."""
+    refused(inner(*words), said)
+
+
+def test_several_models_cannot_share_a_candidate(inner, micro):
+    """A candidate has one reference: two models with it are refused."""
+    refused(inner("--model=tiny", f"--model={micro}", "--candidate=tiny"), "found: 2 models: tiny, ")
+
+
+def test_a_candidate_in_the_ini_file_waits_for_a_model(inner, pytester):
+    """A candidate that the ini-file names does not break runs without a model."""
+    pytester.makeini("[pytest]\nswcheck_candidate = tiny")
+    pytester.makepyfile("def test_other(swcheck_session): assert swcheck_session.settings.candidate is None")
+    inner().assert_outcomes(passed=1)
+
+
+def test_a_healthy_copy_is_green(inner, tmp_path):
+    """Tiny with its 1,000 next-largest weights rounded to 8 bits passes every check, and the table says against what."""
+    copy = checkpoints.damaged(tmp_path / "rounded", damage.round_next_largest)
+    result = inner("--model=tiny", f"--candidate={copy}", "-k", "test_candidate")
+    assert result.ret == 0
+    assert result.parseoutcomes()["passed"] >= 4
+    result.stdout.fnmatch_lines(["swcheck: loading tiny and *rounded", "rounded against tiny", "super weights * passed"])
+
+
+def test_a_zeroed_one_is_red_and_its_command_repeats(inner, zeroed):
+    """The failure's first line is its cause, the summary has it too, and the command under it fails in the same way."""
+    result = inner("--model=tiny", f"--candidate={zeroed}", "-k", "test_candidate and super_weights")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        [
+            "_* test_super_weights[[]tiny] _*",
+            "super weight at layer 1 *97, 301* zeroed*: super weights of zeroed against tiny",
+            "-* repeat -*",
+            "pytest --model=tiny --candidate=*",
+            "=* swcheck =*",
+            "super weights * FAILED",
+            "FAILED swcheck.suite.test_candidate::test_super_weights[[]tiny] - super weight at layer 1*",
+        ]
+    )
+    for depths in ("Traceback", ".py:", "RobustnessError"):
+        result.stdout.no_fnmatch_line(f"*{depths}*")
+    [command] = [line for line in result.outlines if line.startswith("pytest --model=")]
+    again = inner(*shlex.split(command)[1:])
+    again.assert_outcomes(failed=1)
+    again.stdout.fnmatch_lines(["super weight at layer 1 *"])
+
+
+def test_the_whole_cause_is_in_the_summary_under_ci(inner, zeroed, monkeypatch):
+    """Where CI is set the short summary has the first line uncut, and only that."""
+    monkeypatch.setenv("CI", "true")
+    result = inner("--model=tiny", f"--candidate={zeroed}", "-k", "test_candidate and super_weights")
+    [line] = [line for line in result.outlines if line.startswith("FAILED ")]
+    assert line.endswith(": super weights of zeroed against tiny")
+
+
+def test_nan_is_a_failing_test(inner, poisoned):
+    """A candidate with NaN loads and fails every check, exit code 1, with ``not finite`` first, also under -W error."""
+    result = inner("--model=tiny", f"--candidate={poisoned}", "-k", "test_candidate", "--swcheck-json=out.json", "-W", "error")
+    assert result.ret == 1
+    assert set(result.parseoutcomes()) == {"failed", "deselected"}
+    lines = result.outlines
+    heads = [lines[number + 1] for number, line in enumerate(lines) if line.startswith("_") and line.endswith("_")]
+    assert len(heads) == result.parseoutcomes()["failed"]
+    assert all(head.startswith("not finite") for head in heads)
+    verdicts = json.loads(Path("out.json").read_text())["verdicts"]
+    assert {verdict["outcome"] for verdict in verdicts} == {"failed"}
+    assert {verdict["candidate"] for verdict in verdicts} == {"poisoned"}
+
+
+def test_one_that_cannot_be_loaded_fails_its_own_checks_only(inner, tmp_path):
+    """A candidate whose tensors are missing is red in words, while the reference is still judged."""
+    folder = checkpoints.copy_of_tiny(
+        tmp_path / "broken", checkpoints.tensors(lambda whole: {k: v for k, v in whole.items() if k != checkpoints.DOWN})
+    )
+    result = inner("--model=tiny", f"--candidate={folder}", "-k", "perplexity")
+    assert result.ret == 1
+    result.assert_outcomes(passed=1, errors=1, deselected=8)
+    result.stdout.fnmatch_lines(["all weights of *broken", "broken against tiny", "perplexity * FAILED"])
+
+
+def test_a_copy_of_the_same_name_is_told_apart(inner, tmp_path, micro):
+    """Where candidate and reference are directories of one name the table has their paths."""
+    copy = checkpoints.micro(tmp_path / "micro")
+    result = inner(f"--model={micro}", f"--candidate={copy}", "-k", "perplexity")
+    result.assert_outcomes(passed=2, deselected=8)
+    result.stdout.fnmatch_lines([f"{copy} against"[:60] + "*"])
+
+
+def test_a_wrong_base_model_is_said(inner, micro):
+    """A candidate of another shape is refused with the cause in the first line."""
+    result = inner("--model=tiny", f"--candidate={micro}", "-k", "test_candidate and super_weights")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["wrong base model*"])

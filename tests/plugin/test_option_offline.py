@@ -1,0 +1,46 @@
+"""``--swcheck-offline``: nothing is fetched, and what is missing is named with the command that fetches it."""
+
+from __future__ import annotations
+
+import huggingface_hub
+import pytest
+
+from tests.plugin.test_option_model import refused
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("llama-7b", "hub model huggyllama/llama-7b (llama-7b)"),
+        ("LLaMA_7B", "hub model huggyllama/llama-7b (LLaMA_7B)"),
+        ("somebody/some-model", "hub model somebody/some-model"),
+    ],
+)
+def test_a_model_that_is_not_here(inner, monkeypatch, name, asked):
+    """A known name or hub id that the cache lacks is a usage error with the command that fetches it."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    result = inner(f"--model={name}", "--swcheck-offline")
+    refused(result, asked, "found: it is not in the local cache, and downloads are forbidden (offline)")
+    assert f"hf download {asked.split()[2]}" in result.stderr.str()
+
+
+def test_the_hubs_own_variable_counts(inner, monkeypatch):
+    """HF_HUB_OFFLINE forbids as much as the option does."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    refused(inner("--model=llama-7b"), "downloads are forbidden (offline)")
+
+
+def test_the_variable_is_taken_back(inner, asking, monkeypatch):
+    """During the run every library is told by HF_HUB_OFFLINE; afterwards the environment is as before."""
+    import os
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    asking("__import__('os').environ['HF_HUB_OFFLINE'] == '1' and settings.offline")
+    inner("test_asking.py", "--swcheck-offline").assert_outcomes(passed=1)
+    assert "HF_HUB_OFFLINE" not in os.environ
+
+
+def test_a_directory_needs_no_network(inner, micro):
+    """What lies on the disk is loaded all the same."""
+    words = (f"--model={micro}", "--swcheck-offline", "-k", "test_model and perplexity")
+    inner(*words).assert_outcomes(passed=1, deselected=9)

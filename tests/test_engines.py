@@ -1,0 +1,194 @@
+"""The engines: routing of names, discovery without imports, and wiring refused with the culprit named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+
+import pytest
+import torch
+
+import swcheck
+from swcheck import engines
+from swcheck.errors import ArchitectureError, CheckpointError, EngineError, OptionError, UnknownModelError
+from swcheck.records import Loaded
+from tests import checkpoints
+
+
+def words_of(caught) -> tuple[str, str, str]:
+    """What was asked, found, and is to be tried; each said, and in the message."""
+    error = caught.value
+    assert error.asked
+    assert error.found
+    assert str(error).startswith(f"{error.asked}\n  found: {error.found}")
+    return error.asked, error.found, error.attempt
+
+
+@pytest.mark.parametrize(
+    ("spec", "goes_to"),
+    [
+        ("tiny", ("huggingface", "tiny")),
+        ("llama-7b", ("huggingface", "llama-7b")),
+        ("owner/name", ("huggingface", "owner/name")),
+        ("./a:b", ("huggingface", "./a:b")),
+        ("/a/b:c", ("huggingface", "/a/b:c")),
+        ("~/a:b", ("huggingface", "~/a:b")),
+        ("owner/name:main", ("huggingface", "owner/name:main")),
+        ("C:\\models", ("huggingface", "C:\\models")),
+        ("huggingface:tiny", ("huggingface", "tiny")),
+        ("torchao:int8-weight-only", ("torchao", "int8-weight-only")),
+        ("engine:", ("engine", "")),
+        ("rtn:4:block", ("rtn", "4:block")),
+    ],
+)
+def test_a_colon_after_a_plain_word_is_an_engine(spec, goes_to):
+    """``name:scheme`` goes to an engine; paths, hub ids and drive letters with a colon do not."""
+    assert engines.route(spec) == goes_to
+
+
+def test_an_existing_path_with_a_colon_is_a_path(tmp_path, monkeypatch):
+    """A directory whose name has a colon is a directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a:b").mkdir()
+    assert engines.route("a:b") == ("huggingface", "a:b")
+
+
+@pytest.mark.parametrize(("spec", "found"), [("", "an empty value"), (" ", "an empty value"), (None, "NoneType"), (3, "int")])
+def test_a_spec_that_is_no_name(spec, found):
+    """An empty name, or one that is no text, is refused."""
+    with pytest.raises(OptionError, match="the name of a model") as caught:
+        swcheck.load(spec)
+    assert words_of(caught)[1] == found
+
+
+def test_an_engine_that_is_not_installed():
+    """An unknown engine is refused with the installed ones, the closest one, and what would bring it."""
+    with pytest.raises(EngineError, match="engine 'hugingface'") as caught:
+        swcheck.load("hugingface:tiny")
+    _, found, attempt = words_of(caught)
+    assert "installed: huggingface" in found
+    assert "the closest: huggingface" in found
+    assert "swcheck-hugingface" in attempt
+
+
+@dataclass(frozen=True)
+class Homemade:
+    """A third party's engine: the name, and a load that remembers what it was asked for."""
+
+    name: str = "homemade"
+    offline: bool = False
+
+    def load(self, spec, *, reference, device, dtype):
+        return Loaded(torch.nn.Linear(1, 1), (self.offline, reference, device, dtype), f"homemade {spec}")
+
+
+HOMEMADE = Homemade()
+
+
+class WithoutDtype:
+    name = "homemade"
+
+    def load(self, spec, *, reference, device):
+        return spec, reference, device
+
+
+WITHOUT_DTYPE = WithoutDtype()
+MISNAMED = Homemade("another")
+NOT_AN_ENGINE = 3
+
+
+def installing(monkeypatch, value, name="homemade"):
+    """Let the registry have an engine of that name, at that place, beside the built-in one."""
+    points = (EntryPoint(name, value, engines.GROUP), EntryPoint("huggingface", "swcheck.huggingface:ENGINE", engines.GROUP))
+    monkeypatch.setattr(engines, "entry_points", lambda group: points if group == engines.GROUP else ())
+
+
+def test_a_third_partys_engine_is_loaded_by_its_name(monkeypatch):
+    """An engine found by its entry point gets the scheme, reference, device and dtype, and the wishes it has fields for."""
+    installing(monkeypatch, "tests.test_engines:HOMEMADE")
+    loaded = swcheck.load("homemade:int4:block", reference="tiny", device="cpu", dtype="float16", offline=True)
+    assert loaded.name == "homemade int4:block"
+    assert loaded.tokenizer == (True, "tiny", "cpu", "float16")
+    assert engines.name_of("homemade:int4") == engines.meaning("homemade:int4") == "homemade:int4"
+    engines.check("homemade:int4")
+    engines.fetch("homemade:int4")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("tests.test_engines:WITHOUT_DTYPE", "load() lacks dtype"),
+        ("tests.test_engines:MISNAMED", "its name is 'another'"),
+        ("tests.test_engines:NOT_AN_ENGINE", "load() lacks spec, reference, device, dtype"),
+        ("tests.test_engines:NOTHING", "cannot be imported"),
+        ("tests.no_such_module:ENGINE", "cannot be imported"),
+    ],
+)
+def test_wrong_wiring_is_refused_with_the_culprit(monkeypatch, value, said):
+    """An engine that cannot be imported, or does not keep the contract, is refused, and the place of it named."""
+    installing(monkeypatch, value)
+    with pytest.raises(EngineError, match="engine 'homemade'") as caught:
+        engines.engine("homemade")
+    _, found, _ = words_of(caught)
+    assert found.startswith(f"{value} of an unknown distribution")
+    assert said in found
+
+
+def test_a_broken_engine_disturbs_nobody(monkeypatch):
+    """As long as it is not asked for, an engine that cannot be imported is only a name."""
+    installing(monkeypatch, "tests.no_such_module:ENGINE")
+    assert list(engines.installed()) == ["homemade", "huggingface"]
+    assert engines.engine("huggingface").name == "huggingface"
+    engines.check("tiny")
+
+
+def test_the_built_in_one_is_registered_like_any_other():
+    """The loader of directories is found by its entry point, and keeps the contract."""
+    assert engines.installed()["huggingface"].value == "swcheck.huggingface:ENGINE"
+    assert engines.engine("huggingface").name == "huggingface"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "said"), [("float7", None, "dtype 'float7'"), (None, "cuda:99", "device 'cuda:99'")]
+)
+def test_a_dtype_or_device_is_checked_before_the_model(dtype, device, said):
+    """A wrong dtype or device is refused even before a model that does not exist."""
+    with pytest.raises(OptionError, match=said) as caught:
+        swcheck.load("./nowhere", dtype=dtype, device=device)
+    assert words_of(caught)
+
+
+def test_check_needs_no_torch():
+    """Names, directories and offline caches are judged in a process that imports neither torch nor transformers."""
+    program = """
+import sys
+from swcheck import engines
+from swcheck.errors import SwcheckError
+for spec in ("tiny", "llama-7b", "./nowhere", "a:b", sys.argv[1]):
+    try:
+        engines.check(spec, offline=True)
+    except SwcheckError as error:
+        print(spec, error.found)
+assert not {"torch", "transformers", "numpy"} & set(sys.modules), sorted(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(checkpoints.tiny.CHECKPOINT)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["llama-7b", "./nowhere", "a:b"]
+
+
+def test_errors_have_built_in_parents(tmp_path):
+    """Whoever knows nothing of swcheck can still catch a name that leads nowhere, or a folder that is no model."""
+    with pytest.raises(LookupError):
+        swcheck.load("./nowhere")
+    with pytest.raises(ValueError, match="config.json"):
+        swcheck.load(str(tmp_path))
+    with pytest.raises(TypeError, match="encoder"):
+        swcheck.load(str(checkpoints.copy_of_tiny(tmp_path / "t5", checkpoints.t5)))
+    with pytest.raises(PermissionError, match="pickle"):
+        edits = (checkpoints.without("model.safetensors"), checkpoints.pickled)
+        swcheck.load(str(checkpoints.copy_of_tiny(tmp_path / "pickled", *edits)))
+    assert issubclass(UnknownModelError, LookupError)
+    assert issubclass(CheckpointError, ValueError)
+    assert issubclass(ArchitectureError, TypeError)

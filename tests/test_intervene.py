@@ -1,0 +1,369 @@
+"""Weights zeroed, scaled and set inside a block: what the model computes there, and that it is as before after it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+from swcheck.anatomy import anatomy
+from swcheck.errors import CoordinateError, OptionError
+from swcheck.intervene import scaled, set_to, zeroed
+from swcheck.observe import contributions
+from swcheck.records import SuperWeight
+from swcheck.strategies import super_weights
+from tests.planted import Packed, tuple_model
+
+IDS = torch.tensor([[0, 5, 9, 33, 2]])
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+INSIDE = super_weights(layers=4, rows=16, columns=32)
+ALPHAS = st.floats(allow_nan=False, allow_infinity=False)
+ONE, OTHER = SuperWeight(1, 2, 3), SuperWeight(2, 5, 30)
+
+
+def matrix(model, layer):
+    return anatomy(model).down_projections[layer].weight.detach()
+
+
+def bits(model):
+    """Every bit of the model: parameters and buffers."""
+    return {name: tensor.contiguous().view(torch.uint8).clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def changed(model, before):
+    """Which places of the down projections differ, bit for bit, from what they were."""
+    found = set()
+    for layer, down in enumerate(anatomy(model).down_projections):
+        now = down.weight.detach().view(torch.uint8).view(*down.weight.shape, -1)
+        was = before[f"model.layers.{layer}.mlp.down_proj.weight"].view(*down.weight.shape, -1)
+        found |= {(layer, row, column) for row, column in (now != was).any(-1).nonzero().tolist()}
+    return found
+
+
+def hooks(model):
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def model(request, random_llama):
+    """The random Llama in each dtype, one copy for this file."""
+    return copy.deepcopy(random_llama).to(request.param)
+
+
+# --- plain weights -----------------------------------------------------------------------------------------------------
+
+
+@given(weight=INSIDE, alpha=ALPHAS)
+def test_scaled(model, weight, alpha):
+    """Inside the block the scalar is alpha times itself, rounded once to the dtype; after it every bit is as before."""
+    before, value = bits(model), float(matrix(model, weight.layer)[weight.row, weight.column])
+    with scaled(model, [weight, weight], alpha):
+        now = matrix(model, weight.layer)[weight.row, weight.column]
+        assert torch.equal(now, torch.tensor(alpha * value, dtype=torch.float64).to(now.dtype))
+        assert changed(model, before) <= {(weight.layer, weight.row, weight.column)}
+    assert same(bits(model), before)
+
+
+@given(weights=st.lists(INSIDE, max_size=6))
+def test_zeroed(model, weights):
+    """All named scalars are zero together, nothing else is touched, however often one is named."""
+    before = bits(model)
+    with zeroed(model, (weight for weight in [*weights, *weights])):
+        assert changed(model, before) == {(w.layer, w.row, w.column) for w in weights}
+        assert all(matrix(model, w.layer)[w.row, w.column] == 0 for w in weights)
+    assert same(bits(model), before)
+
+
+@given(weight=INSIDE, value=st.floats(-1e4, 1e4))
+def test_set_to(model, weight, value):
+    """Inside the block the scalar is the record's value, rounded once to the dtype."""
+    before = bits(model)
+    with set_to(model, [SuperWeight(weight.layer, weight.row, weight.column, value)] * 2):
+        now = matrix(model, weight.layer)[weight.row, weight.column]
+        assert torch.equal(now, torch.tensor(value, dtype=torch.float64).to(now.dtype))
+    assert same(bits(model), before)
+
+
+@given(weight=INSIDE)
+def test_scaling_by_one(model, weight):
+    """Scaling by one changes no bit."""
+    before = bits(model)
+    with scaled(model, [weight], 1.0):
+        assert same(bits(model), before)
+
+
+def test_left_by_an_exception(model):
+    """A block left by an exception passes it on and puts every bit back."""
+    before = bits(model)
+    with pytest.raises(KeyError, match="mine"), zeroed(model, [ONE, OTHER]):
+        assert not same(bits(model), before)
+        raise KeyError("mine")
+    assert same(bits(model), before)
+
+
+@given(outer=st.lists(INSIDE, min_size=1, max_size=3), inner=st.lists(INSIDE, min_size=1, max_size=3), alpha=ALPHAS)
+def test_nested(model, outer, inner, alpha):
+    """Blocks nest, also over one scalar: leaving the inner gives the outer's bits back, leaving that the first."""
+    before = bits(model)
+    with scaled(model, outer, 3.0):
+        between = bits(model)
+        with scaled(model, inner, alpha), zeroed(model, outer):
+            pass
+        assert same(bits(model), between)
+    assert same(bits(model), before)
+
+
+def test_not_a_number_keeps_its_bits(model):
+    """A NaN that stood at the place comes back with its payload, which no arithmetic would give back."""
+    broken = copy.deepcopy(model)
+    weight = matrix(broken, 1)
+    weight.view(torch.uint8).view(*weight.shape, -1)[2, 3] = 255
+    before = bits(broken)
+    with zeroed(broken, [ONE]):
+        assert weight[2, 3] == 0
+    assert same(bits(broken), before)
+
+
+def test_not_a_contiguous_weight(random_llama):
+    """A weight that is stored transposed is edited at its row and column."""
+    model = copy.deepcopy(random_llama)
+    down = model.model.layers[1].mlp.down_proj
+    down.weight = nn.Parameter(down.weight.detach().T.contiguous().T)
+    before = down.weight.detach().clone()
+    with zeroed(model, [ONE]):
+        assert (down.weight != before).nonzero().tolist() == [[2, 3]]
+    assert torch.equal(down.weight, before)
+
+
+# --- refused -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [math.nan, math.inf, -math.inf])
+def test_a_scale_that_is_not_finite(random_llama, alpha):
+    """A scale that is NaN or infinite is refused before anything is touched."""
+    before = bits(random_llama)
+    with (
+        pytest.raises(OptionError, match=f"alpha = {alpha}\n  found: a scale has to be a finite number"),
+        scaled(random_llama, [ONE], alpha),
+    ):
+        pytest.fail("the block was entered")
+    assert same(bits(random_llama), before)
+
+
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        (SuperWeight(4, 0, 0), "layer 4 was asked for"),
+        (SuperWeight(0, 16, 0), "row 16 was asked for"),
+        (SuperWeight(0, 0, -1), "column -1 was asked for"),
+    ],
+)
+@pytest.mark.parametrize("change", [zeroed, lambda m, w: scaled(m, w, 2.0), set_to], ids=["zeroed", "scaled", "set_to"])
+def test_a_coordinate_outside(random_llama, change, weight, words):
+    """A coordinate outside the model is refused before the ones inside are touched."""
+    before = bits(random_llama)
+    weights = [SuperWeight(1, 2, 3, 1.0), SuperWeight(weight.layer, weight.row, weight.column, 1.0)]
+    with pytest.raises(CoordinateError, match=words), change(random_llama, weights):
+        pytest.fail("the block was entered")
+    assert same(bits(random_llama), before)
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf])
+def test_set_to_no_value(random_llama, value):
+    """A scalar cannot be set to a value that nobody has read, or to one that is not finite."""
+    words = re.escape(
+        f"set {SuperWeight(1, 2, 3, value)}\n  found: its value is {value}\n  try: give it a finite value"
+    )
+    with pytest.raises(OptionError, match=words), set_to(random_llama, [SuperWeight(1, 2, 3, value)]):
+        pytest.fail("the block was entered")
+
+
+def test_set_to_two_values(random_llama):
+    """One scalar cannot be set to two values."""
+    weights = [SuperWeight(1, 2, 3, 1.0), SuperWeight(1, 2, 3, 2.0)]
+    words = re.escape("set layer 1 [2, 3] = +2\n  found: it is also to be +1\n  try: give each scalar once")
+    with pytest.raises(OptionError, match=words), set_to(random_llama, weights):
+        pytest.fail("the block was entered")
+
+
+# --- black boxes -------------------------------------------------------------------------------------------------------
+
+
+class Subclass(nn.Linear):
+    """A linear layer of a class of its own."""
+
+
+def with_own_forward(plain):
+    forward = plain.forward
+    plain.forward = forward
+    return plain
+
+
+def subclassed(plain):
+    made = Subclass(plain.in_features, plain.out_features, bias=False)
+    made.load_state_dict(plain.state_dict())
+    return made
+
+
+BOXES = {
+    "packed": Packed,
+    "subclass": subclassed,
+    "own forward": with_own_forward,
+    "parametrized": parametrizations.weight_norm,
+    "pruned": lambda plain: prune.l1_unstructured(plain, "weight", amount=0.3),
+}
+
+
+@pytest.fixture(params=BOXES)
+def pair(request, random_llama):
+    """A Llama whose down projections are black boxes, and a plain one that computes the same."""
+    boxed, plain = copy.deepcopy(random_llama), copy.deepcopy(random_llama)
+    for layer, twin in zip(boxed.model.layers, plain.model.layers, strict=True):
+        layer.mlp.down_proj = BOXES[request.param](layer.mlp.down_proj)
+        eye = torch.eye(32)
+        with torch.no_grad():
+            twin.mlp.down_proj.weight.copy_(layer.mlp.down_proj(eye).T)
+    return boxed, plain
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: zeroed(m, [ONE, OTHER, ONE]),
+        lambda m: scaled(m, [ONE, OTHER, ONE], -7.5),
+        lambda m: scaled(m, [ONE], 1e4),
+        lambda m: scaled(m, [ONE], 1.0),
+        lambda m: set_to(m, [SuperWeight(1, 2, 3, 4.0), SuperWeight(1, 2, 4, -4.0)]),
+    ],
+    ids=["zeroed", "negative", "huge", "one", "set"],
+)
+def test_a_black_box_equals_the_edit(pair, change):
+    """A black box overridden from outside computes what an equal plain layer does edited in place."""
+    boxed, plain = pair
+    before, count = bits(boxed), hooks(boxed)
+    with torch.no_grad(), change(boxed), change(plain):
+        assert torch.allclose(boxed(IDS).logits, plain(IDS).logits, rtol=1e-4, atol=1e-5)
+        assert same(bits(boxed), before)
+    assert same(bits(boxed), before)
+    assert hooks(boxed) == count
+    with torch.no_grad():
+        assert torch.allclose(boxed(IDS).logits, plain(IDS).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_the_edit_is_felt(pair):
+    """What the two routes agree on is no agreement on nothing: the logits move."""
+    boxed, _ = pair
+    with torch.no_grad():
+        before = boxed(IDS).logits
+        with scaled(boxed, [ONE], 1e4):
+            assert not torch.allclose(boxed(IDS).logits, before, rtol=1e-2, atol=1e-3)
+
+
+def test_black_boxes_nest(pair):
+    """In a nested block alpha multiplies what the outer block left."""
+    boxed, plain = pair
+    with torch.no_grad(), scaled(boxed, [ONE], 40.0), scaled(boxed, [ONE, OTHER], -2.0), scaled(plain, [ONE], -80.0):
+        with scaled(plain, [OTHER], -2.0):
+            assert torch.allclose(boxed(IDS).logits, plain(IDS).logits, rtol=1e-4, atol=1e-5)
+        with zeroed(boxed, [ONE]):
+            module = anatomy(boxed).down_projections[1]
+            assert contributions(module, torch.ones(32), 2, [3]).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_black_box_left_by_an_exception(pair):
+    """Hooks are gone after a block left by an exception, and after one that could not be entered."""
+    boxed, _ = pair
+    before = hooks(boxed)
+    with pytest.raises(KeyError), zeroed(boxed, [ONE, OTHER]):
+        assert hooks(boxed) == before + 2
+        raise KeyError
+    assert hooks(boxed) == before
+    boxed.model.layers[2].mlp.down_proj = NoHooks()
+    before = hooks(boxed)
+    with pytest.raises(RuntimeError, match="no hooks here"), zeroed(boxed, [ONE, OTHER]):
+        pytest.fail("the block was entered")
+    assert hooks(boxed) == before
+
+
+class NoHooks(nn.Identity):
+    """A module that takes no hooks."""
+
+    def register_forward_hook(self, *_args, **_options):
+        raise RuntimeError("no hooks here")
+
+
+def test_a_half_precision_box(random_llama):
+    """A packed module that runs in bfloat16 is overridden within bfloat16's rounding of its output."""
+    boxed = Packed(random_llama.model.layers[1].mlp.down_proj)
+    model = copy.deepcopy(random_llama)
+    model.model.layers[1].mlp.down_proj = boxed
+    x = torch.randn(3, 32).to(torch.bfloat16)
+    exact = boxed.unpacked().weight.detach().clone()
+    exact[2, 3] = 0
+    with zeroed(model, [ONE]):
+        found = boxed(x)
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), x.float() @ exact.T, rtol=2**-6, atol=2**-9)
+
+
+def test_a_box_that_gives_a_tuple():
+    """Where a module gives a tuple, its first is changed and the rest passed on."""
+
+    class Paired(Packed):
+        def forward(self, x):
+            return super().forward(x), "rest"
+
+    model = tuple_model()
+    box = Paired(model.layers[0].mlp["down_proj"])
+    model.layers[0].mlp["down_proj"] = box
+    exact = box.unpacked().weight.detach().clone()
+    exact[2, 3] = 0
+    x = torch.randn(4, 6)
+    with zeroed(model, [SuperWeight(0, 2, 3)]):
+        found, rest = box(x)
+    assert rest == "rest"
+    assert torch.allclose(found, x @ exact.T, atol=1e-6)
+
+
+class Clipping(Packed):
+    """A packed layer that clips its inputs, as static activation quantization does: no linear map of what it is given."""
+
+    def forward(self, x):
+        return super().forward(x.clamp(-1, 1))
+
+
+@given(x=st.lists(st.floats(-4, 4, width=32), min_size=6, max_size=6))
+def test_a_box_that_clips(x):
+    """Zeroing takes away what the scalar writes at the input it really gets, and leaves the input and other rows."""
+    model = tuple_model()
+    box = model.layers[0].mlp["down_proj"] = Clipping(model.layers[0].mlp["down_proj"])
+    x = torch.tensor([x, x[::-1]])
+    given, without = x.clone(), x.clone()
+    without[:, 3] = 0
+    expected = box(x)
+    expected[:, 2] = box(without)[:, 2]
+    with zeroed(model, [SuperWeight(0, 2, 3)]):
+        assert torch.allclose(box(x), expected, atol=1e-6)
+    assert torch.equal(x, given)
+
+
+def test_a_box_of_unknown_width():
+    """A black box that does not say how wide it is, and cannot be read, is overridden all the same."""
+    model = tuple_model()
+    box = model.layers[0].mlp["down_proj"] = nn.Tanh()
+    x = torch.randn(4, 6)
+    expected = x.tanh()
+    expected[:, 3] *= -2
+    with scaled(model, [SuperWeight(0, 3, 3)], -2.0):
+        assert torch.allclose(box(x), expected, atol=1e-6)

@@ -1,0 +1,205 @@
+"""Verdicts as a table and as JSON: digits, margins, widths, and nothing lost on the way."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swcheck.records import Limit, Outcome, Verdict
+from swcheck.report import (
+    as_json, badness, document, dumps, from_json, margin, number, plain, summary, table, worst_of_each,
+)  # fmt: skip
+
+RATIO = Limit(0.75, 2.0, "a reason")
+LONG = "a word of many letters such as /a/path/without/any/blank/that/goes/on/and/on/and/on/and/on/and/on/and/on " * 3
+
+numbers = st.none() | st.floats()
+limits = st.none() | st.builds(Limit, numbers, numbers, st.text())
+names = st.text(min_size=1, max_size=40)
+verdicts = st.builds(
+    Verdict,
+    check=names, model=names, outcome=st.sampled_from(Outcome), summary=st.text(max_size=300),
+    candidate=st.none() | names, measured=numbers, limit=limits, unit=st.sampled_from(["", "x", "share", "perplexity"]),
+    cause=st.text(max_size=60), attempt=st.text(max_size=60), detail=st.lists(st.tuples(names, names), max_size=2).map(tuple),
+    facts=st.dictionaries(names, st.floats() | st.lists(st.floats(), max_size=2), max_size=2),
+)  # fmt: skip
+
+
+def verdict(check="check", **changes) -> Verdict:
+    """A passed verdict on a ratio, with changes."""
+    values = {"outcome": Outcome.PASSED, "summary": "words", "measured": 1.0, "limit": RATIO, "unit": "x"}
+    return Verdict(check, **{"model": "m", **values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (None, "", "-"),
+        (1.0, "x", "x1.000"),
+        (0.03251, "x", "x0.033"),
+        (12.3456, "x", "x12.35"),
+        (75170.2, "x", "x75,170"),
+        (2.5e12, "x", "x2.5e+12"),
+        (-0.5, "x", "x-0.500"),
+        (7.8612, "perplexity", "7.861"),
+        (1024.0, "", "1,024"),
+        (1.0, "", "1"),
+        (math.nan, "x", "nan"),
+        (math.inf, "", "inf"),
+        (-math.inf, "x", "-inf"),
+    ],
+)
+def test_numbers(value, unit, text):
+    """Four digits, thousands separated, a ratio with its x, what is not finite by its name."""
+    assert number(value, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"measured": 1.0}, 1 / 0.75),
+        ({"measured": 1.9}, 2 / 1.9),
+        ({"measured": 4.0}, 0.5),
+        ({"measured": 0.0}, None),
+        ({"measured": -1.0}, None),
+        ({"measured": math.nan}, None),
+        ({"measured": math.inf}, None),
+        ({"measured": None}, None),
+        ({"limit": None}, None),
+        ({"limit": Limit(None, None, "")}, None),
+        ({"limit": Limit(0.0, None, "")}, None),
+        ({"measured": 100.0, "limit": Limit(10.0, None, "")}, 10.0),
+        ({"unit": ""}, None),
+    ],
+)
+def test_margin(changes, expected):
+    """How many times farther it could move; nothing where that has no meaning."""
+    assert margin(verdict(**changes)) == (None if expected is None else pytest.approx(expected))
+
+
+def test_a_table_has_a_row_for_each_verdict():
+    """Check, measured, limit in its unit, margin, and the outcome as a word."""
+    rows = table(
+        [
+            ("", verdict("one", measured=1.5)),
+            ("", verdict("two", outcome=Outcome.FAILED, measured=4.0)),
+            ("", verdict("three", outcome=Outcome.NOT_APPLICABLE, measured=None, limit=None)),
+            ("", verdict("four", outcome=Outcome.INCONCLUSIVE, measured=1.2, limit=Limit(None, 1.01, ""))),
+            ("", verdict("five", outcome=Outcome.NEAR, measured=1.04, limit=Limit(None, 1.05, ""))),
+            ("", verdict("six", measured=70000.0, limit=Limit(0.0, None, ""))),
+            ("", verdict("seven", measured=0.9, limit=Limit(0.5, None, ""), unit="share")),
+        ]
+    ).splitlines()
+    assert rows[0].split() == ["check", "measured", "limit", "margin", "outcome"]
+    assert [" ".join(row.split()) for row in rows[2:]] == [
+        "one x1.500 x0.75 .. x2 x1.333 passed",
+        "two x4.000 x0.75 .. x2 x0.500 FAILED",
+        "three - - - not applicable",
+        "four x1.200 <= x1.01 x0.842 inconclusive",
+        "five x1.040 <= x1.05 x1.010 near",
+        "six x70,000 reported - passed",
+        "seven 0.9 >= 0.5 x1.800 passed",
+    ]
+
+
+def test_a_check_that_stands_twice_has_its_test_beside_it():
+    """Two tests that give the same check can be told apart."""
+    rows = table([("a.py::test_a", verdict()), ("a.py::test_b[m]", verdict())])
+    assert "check (test_a)" in rows
+    assert "check (test_b[m])" in rows
+
+
+def test_the_summary():
+    """A block per model and candidate, words once where several say the same, skipped ones with their reason, and the rest."""
+    lines = summary(
+        [
+            ("", verdict("perplexity", summary="alone words")),
+            ("", verdict("dependence", outcome=Outcome.SKIPPED, summary="no candidate given")),
+            ("", verdict("one", candidate="c", outcome=Outcome.FAILED, cause="not finite", summary="same")),
+            ("", verdict("two", candidate="c", outcome=Outcome.FAILED, cause="not finite", summary="same")),
+        ],
+        80,
+    )
+    text = "\n".join(lines)
+    assert lines[0] == "m"
+    assert "perplexity  alone words" in text
+    assert "skipped: dependence (no candidate given)" in text
+    assert "\nc against m\n" in text
+    assert "one, two: not finite: same" in text
+    assert "\n\nnot covered: " in text
+    assert summary([], 80) == []
+
+
+def test_a_model_of_which_all_was_skipped_has_no_table():
+    """Skipped checks alone are a line, not rows of dashes."""
+    lines = summary([("", verdict(outcome=Outcome.SKIPPED, summary="why"))], 100)
+    assert lines == ["m", "", "skipped: check (why)", "", "not covered: text generation, a quantized KV cache, the kernels of other runtimes"]
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_the_summary_is_narrow(width):
+    """No line is wider than the terminal, nor than 100, however long the words and paths are."""
+    many = [("t::" + LONG, verdict(LONG[:90] + str(i), summary=LONG, candidate=c, cause=LONG)) for i in range(3) for c in (None, LONG)]
+    assert max(map(len, summary(many, width))) <= min(width, 100)
+
+
+@given(verdicts, st.text())
+def test_a_verdict_travels_through_json(given_verdict, test):
+    """What was written is read back the same, numbers that are not finite included, and every reader of JSON can."""
+    text = dumps(as_json(given_verdict, test))
+    record = json.loads(text, parse_constant=lambda name: pytest.fail(f"a bare {name}"))
+    name, read = from_json(record)
+    assert name == test
+    assert as_json(read, name) == record
+    for field in ("check", "model", "candidate", "outcome", "summary", "unit", "cause", "attempt", "detail"):
+        assert getattr(read, field) == getattr(given_verdict, field)
+    assert read.measured == given_verdict.measured or math.isnan(given_verdict.measured)
+
+
+@given(st.lists(st.tuples(st.text(), verdicts), max_size=5), st.integers(40, 200))
+def test_any_verdicts_can_be_shown(reported, width):
+    """No verdict brings the summary down."""
+    assert isinstance(summary(reported, width), list)
+
+
+def test_plain():
+    """Only numbers that are not finite change, at any depth."""
+    value = {"a": [1.5, math.nan, (math.inf, -math.inf)], "b": {"c": "nan"}, "d": None, "e": True}
+    assert plain(value) == {"a": [1.5, "NaN", ["Infinity", "-Infinity"]], "b": {"c": "nan"}, "d": None, "e": True}
+
+
+def test_the_document():
+    """Schema 1 and the verdicts, each with the names that stay."""
+    written = document([("a.py::t", verdict())])
+    assert written["schema"] == 1
+    [entry] = written["verdicts"]
+    assert entry["test"] == "a.py::t"
+    assert {"check", "model", "candidate", "measured", "limit", "outcome", "cause"} <= set(entry)
+    assert document([]) == {"schema": 1, "verdicts": []}
+
+
+def test_the_worst_of_a_test_is_reported():
+    """Of several verdicts of one test on one check the reddest stays, of those of one colour the one nearest to its limit."""
+    for better, worse in [
+        (verdict(), verdict(outcome=Outcome.FAILED)),
+        (verdict(outcome=Outcome.NEAR), verdict(outcome=Outcome.INCONCLUSIVE)),
+        (verdict(measured=1.0), verdict(measured=1.9)),
+        (verdict(outcome=Outcome.FAILED, measured=0.5), verdict(outcome=Outcome.FAILED, measured=0.1)),
+        (verdict(outcome=Outcome.FAILED, measured=0.1), verdict(outcome=Outcome.FAILED, measured=math.nan)),
+        (verdict(outcome=Outcome.SKIPPED), verdict(outcome=Outcome.NOT_APPLICABLE)),
+    ]:
+        assert badness(worse) > badness(better)
+        for order in ([better, worse], [worse, better]):
+            assert worst_of_each(("t", each) for each in order) == [("t", worse)]
+
+
+def test_verdicts_of_different_tests_checks_models_and_candidates_all_stay():
+    """Only what agrees in all four is one row, in the order of first appearance."""
+    reported = [
+        ("t", verdict()), ("u", verdict()), ("t", verdict("other")), ("t", verdict(model="n")), ("t", verdict(candidate="c")),
+    ]  # fmt: skip
+    assert worst_of_each([*reported, *reported]) == reported

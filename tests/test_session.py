@@ -1,0 +1,202 @@
+"""What lives for one run: settings read from raw values, models loaded once and freed, verdicts that count."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from swcheck.errors import OptionError, TextError
+from swcheck.limits import DEFAULTS
+from swcheck.records import Outcome, Verdict
+from swcheck.session import Session, Settings, check_writable, forbidding_downloads, read_settings, read_text, write_atomically
+from tests import checkpoints
+from tests.test_engines import words_of
+
+
+@pytest.fixture(scope="module")
+def micro(tmp_path_factory) -> str:
+    return str(checkpoints.micro(tmp_path_factory.mktemp("models") / "micro"))
+
+
+def test_nothing_asked_is_the_default():
+    """Without a value every setting is its default."""
+    assert read_settings({}, {}) == Settings()
+    assert Settings().limits == DEFAULTS
+
+
+def test_values_become_settings(tmp_path, micro):
+    """Each raw value is in the settings, paths absolute, limits among the defaults."""
+    (tmp_path / "text.txt").write_text("some words")
+    values = {
+        "model": ["tiny"], "candidate": micro, "device": "cpu", "dtype": "float16", "text": str(tmp_path / "text.txt"),
+        "limit": ["null=1.5"], "json": "out.json", "offline": True, "trust_remote_code": True, "allow_none": True,
+    }  # fmt: skip
+    settings = read_settings(values, dict.fromkeys(values, "ini"))
+    assert (settings.models, settings.candidate, settings.specs) == (("tiny",), micro, ("tiny", micro))
+    assert (settings.device, settings.dtype, settings.text) == ("cpu", "float16", tmp_path / "text.txt")
+    assert settings.json == Path.cwd() / "out.json"
+    assert settings.limits["null"].high == 1.5
+    assert settings.limits["perplexity"] == DEFAULTS["perplexity"]
+    assert settings.offline
+    assert settings.trust_remote_code
+    assert settings.allow_none
+
+
+@pytest.mark.parametrize("name", ["model", "candidate", "device", "dtype", "text", "limit", "json"])
+def test_an_empty_value_is_refused(name):
+    """An empty text, alone or in a list, is never taken for nothing."""
+    for value in ("", [""], ["tiny", " "]):
+        if isinstance(value, list) == (name in {"model", "limit"}):
+            with pytest.raises(OptionError, match=f"--swcheck-{name}") as caught:
+                read_settings({name: value}, {name: "command line"})
+            assert words_of(caught)[1] == "an empty value"
+
+
+def test_a_candidate_needs_one_reference(micro):
+    """No model, asked for on the command line, and several models are refused; elsewhere a candidate waits for one."""
+    with pytest.raises(OptionError, match="a candidate with one reference") as caught:
+        read_settings({"candidate": "tiny"}, {"candidate": "command line"})
+    assert words_of(caught)[1] == "no model"
+    with pytest.raises(OptionError, match="a candidate with one reference") as caught:
+        read_settings({"candidate": "tiny", "model": ["tiny", micro]}, {"candidate": "ini"})
+    assert words_of(caught)[1] == f"2 models: tiny, {micro}"
+    assert read_settings({"candidate": "tiny"}, {"candidate": "ini"}).candidate is None
+
+
+def test_one_model_twice_is_refused(micro):
+    """Two ways to write one directory are one model."""
+    with pytest.raises(OptionError, match="--swcheck-model") as caught:
+        read_settings({"model": [micro, f"{micro}/../micro"]}, {})
+    assert words_of(caught)[1] == f"{micro} is given twice"
+
+
+def test_names(tmp_path, micro):
+    """A directory goes by its name, by its whole path where another has the same, anything else by what was typed."""
+    other = str(tmp_path / "micro")
+    Path(other).mkdir()
+    assert Settings(models=("tiny", micro)).name_of(micro) == "micro"
+    assert Settings(models=("tiny", micro)).name_of("tiny") == "tiny"
+    assert Settings(models=(micro, other)).name_of(micro) == micro
+    assert Settings(models=(micro,), candidate=other).name_of(other) == other
+    assert Settings(models=("llama-7b",)).name_of("llama-7b") == "llama-7b"
+
+
+@pytest.mark.parametrize(
+    ("spec", "low"), [("tiny", 10), ("llama-7b", 10), ("phi-3-mini", 10), ("llama-2-7b", 0), ("./mine", 0), ("gpt2", 0)]
+)
+def test_a_collapse_is_demanded_where_one_is_published(spec, low):
+    """x10 is asked of models whose published set is critical or deadly together; of others it is reported."""
+    assert Settings().limits_for(spec)["collapse"].low == low
+    mine = read_settings({"limit": ["collapse=5"]}, {})
+    assert mine.limits_for(spec)["collapse"].low == 5
+
+
+def test_a_model_is_loaded_once_and_freed_for_the_next(micro):
+    """Asked again a reference is the same object; the next one takes its place, and its weights are given back."""
+    session = Session(Settings(models=("tiny", micro), device="cpu"))
+    first = session.reference("tiny")
+    assert session.reference("tiny") is first
+    first.located()
+    assert first.memo
+    module = first.module
+    second = session.reference(micro)
+    assert second.name == "micro"
+    assert module.lm_head.weight.is_meta
+    assert not first.memo
+    session.free()
+    session.free()
+    assert second is not session.reference(micro)
+
+
+def test_a_candidate_outlives_the_loading_of_its_reference(micro):
+    """Whichever of the two is asked for first, neither is freed by the other."""
+    session = Session(Settings(models=("tiny",), candidate=micro))
+    candidate = session.candidate()
+    session.reference("tiny")
+    assert session.candidate() is candidate
+    assert torch.isfinite(candidate.module.lm_head.weight).all()
+    session.free()
+
+
+def test_without_a_candidate(micro):
+    """A candidate that nobody gave is an error in words."""
+    with pytest.raises(OptionError, match="a candidate") as caught:
+        Session(Settings(models=(micro,))).candidate()
+    assert words_of(caught)[2] == "--candidate=DIRECTORY"
+
+
+def test_text(tmp_path, micro):
+    """A model is measured on the text that was given, else on its own, else on the package's."""
+    (tmp_path / "text.txt").write_text("some words", encoding="utf-8")
+    given = Session(Settings(models=(micro,), text=tmp_path / "text.txt"))
+    assert given.text(given.reference(micro)) == "some words"
+    session = Session(Settings(models=(micro,)))
+    own = session.text(session.reference("tiny"))
+    assert own == checkpoints.tiny.HELDOUT.read_text(encoding="utf-8")
+    assert len(session.text(session.reference(micro))) > 10_000
+
+
+def test_red_verdicts_count_only_in_a_failed_test():
+    """Of a test that passed, only verdicts that are not red are taken; either way they are taken once."""
+    session = Session(Settings())
+    for failed in (False, True):
+        session.verdicts += [Verdict("a", "m", outcome, "") for outcome in Outcome]
+        taken = {verdict.outcome for verdict in session.take(failed=failed)}
+        assert taken == set(Outcome) - (set() if failed else {Outcome.FAILED, Outcome.INCONCLUSIVE})
+        assert session.take(failed=True) == []
+
+
+def test_downloads_are_forbidden_and_allowed_again(monkeypatch):
+    """The environment says offline until it is taken back, then what it said before, or nothing."""
+    for before in ("0", None):
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False) if before is None else monkeypatch.setenv("HF_HUB_OFFLINE", before)
+        take_back = forbidding_downloads()
+        assert os.environ["HF_HUB_OFFLINE"] == "1"
+        take_back()
+        assert os.environ.get("HF_HUB_OFFLINE") == before
+
+
+@pytest.mark.parametrize(
+    ("content", "found"), [(None, "No such file"), (b"", "an empty file"), (b"\n \n", "an empty file"), (b"\xff", "utf-8")]
+)
+def test_a_text_that_cannot_be_read(tmp_path, content, found):
+    """A text that is missing, empty or not UTF-8 is refused in words."""
+    if content is not None:
+        (tmp_path / "text.txt").write_bytes(content)
+    with pytest.raises(TextError, match="text") as caught:
+        read_text(tmp_path / "text.txt")
+    assert found in words_of(caught)[1]
+
+
+def test_what_cannot_be_written_to(tmp_path):
+    """A folder, and a path below a file, are refused; a new name in new folders is not, and nothing is made yet."""
+    (tmp_path / "file").touch()
+    for path, found in ((tmp_path, "a directory"), (tmp_path / "file" / "out", f"{tmp_path / 'file'} is a file")):
+        with pytest.raises(OptionError, match="write") as caught:
+            check_writable(path)
+        assert words_of(caught)[1] == found
+    check_writable(tmp_path / "a" / "b" / "out.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_no_permission(tmp_path, monkeypatch):
+    """A folder that may not be written to is refused."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OptionError, match="write") as caught:
+        check_writable(tmp_path / "out.json")
+    assert words_of(caught)[1] == f"no permission to write in {tmp_path}"
+
+
+def test_whole_or_not_at_all(tmp_path):
+    """A file is replaced whole; where that fails nothing half-written lies beside it."""
+    write_atomically(tmp_path / "a" / "out", "first")
+    write_atomically(tmp_path / "a" / "out", "second")
+    assert (tmp_path / "a" / "out").read_text() == "second"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "inside").touch()
+    with pytest.raises(OSError, match="."):
+        write_atomically(tmp_path / "folder", "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "folder"]

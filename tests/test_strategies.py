@@ -1,0 +1,58 @@
+"""What the strategies draw: prompts that can be encoded, lists without doubles, coordinates inside."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import find, given
+from hypothesis import strategies as st
+
+from swcheck.strategies import prompt_lists, prompts, super_weights
+
+SIZES = st.integers(1, 12)
+
+
+@given(prompt=prompts())
+def test_prompts(tiny, prompt):
+    """A prompt is never blank, can be written as UTF-8, and becomes tokens behind BOS."""
+    assert prompt.strip()
+    assert prompt.encode()
+    ids = tiny.tokenizer(prompt)["input_ids"]
+    assert ids[0] == tiny.tokenizer.bos_token_id
+    assert len(ids) > 1
+
+
+@given(data=st.data(), longest=SIZES)
+def test_longest(data, longest):
+    """A prompt has at most so many pieces, each a word, a mark or four characters."""
+    prompt = data.draw(prompts(longest=longest))
+    assert len(prompt) <= longest * 8 + longest - 1
+
+
+@given(data=st.data(), size=SIZES)
+def test_lists(data, size):
+    """A list has the size asked for and no prompt twice."""
+    drawn = data.draw(prompt_lists(size=size, longest=4))
+    assert len(drawn) == len(set(drawn)) == size
+    assert all(prompt.strip() for prompt in drawn)
+
+
+@pytest.mark.parametrize("wanted", ["water", "42", "你好", "\n", "é"])
+def test_variety(wanted):
+    """Words, numbers, other scripts and line ends all occur."""
+    assert wanted in find(prompts(), lambda prompt: wanted in prompt)
+
+
+@given(data=st.data(), layers=SIZES, rows=SIZES, columns=SIZES)
+def test_super_weights(data, layers, rows, columns):
+    """A coordinate lies inside a model of these sizes."""
+    weight = data.draw(super_weights(layers=layers, rows=rows, columns=columns))
+    assert (weight.layer in range(layers), weight.row in range(rows), weight.column in range(columns)) == (True,) * 3
+    assert weight.value is None
+
+
+@pytest.mark.parametrize("corner", [(0, 0, 0), (2, 4, 6)])
+def test_corners(corner):
+    """The first and the last coordinate can be drawn."""
+    strategy = super_weights(layers=3, rows=5, columns=7)
+    found = find(strategy, lambda weight: (weight.layer, weight.row, weight.column) == corner)
+    assert (found.layer, found.row, found.column) == corner
