@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from swcheck.intervene import scaled, zeroed
     from swcheck.locate import locate
     from swcheck.measure import perplexity
+    from swcheck.outlier import assert_outlier_survives
     from swcheck.records import Loaded, Outcome, SuperActivation, SuperWeight, Verdict
 
 _ROOMS: Final = {
@@ -35,6 +36,7 @@ _ROOMS: Final = {
     "SwcheckError": "errors",
     "Verdict": "records",
     "assert_collapses_when_zeroed": "checks",
+    "assert_outlier_survives": "outlier",
     "assert_perplexity_within": "checks",
     "assert_predictions_preserved": "checks",
     "assert_super_activations_preserved": "checks",
@@ -58,6 +60,7 @@ __all__ = [
     "SwcheckError",
     "Verdict",
     "assert_collapses_when_zeroed",
+    "assert_outlier_survives",
     "assert_perplexity_within",
     "assert_predictions_preserved",
     "assert_super_activations_preserved",

@@ -257,7 +257,7 @@ class Pair:
         theirs = self.reference.written(chosen)
         there, ours, notes = self.followed(chosen)
         ratios = [_ratio(one, other) for one, other in zip(ours, theirs, strict=True)]
-        worst = _worst(ratios)
+        worst = _worst(ratios, limit)
         before, after = self.reference.weights(chosen), self.candidate.weights(there)
         detail = tuple(
             (f"layer {w.layer} [{w.row}, {w.column}]", f"weight {a:+.4g} -> {b:+.4g}, writes {d:+.4g} -> {c:+.4g}")
@@ -339,7 +339,7 @@ class Pair:
             advice = "give prompts that begin with BOS"
             return self.verdict(Outcome.INCONCLUSIVE, summary, cause="nothing to compare", attempt=advice)
         ratios = [math.nan if row[0] is None else row[0] for row in counted]
-        worst = _worst(ratios)
+        worst = _worst(ratios, limit)
         _, place, ours, theirs = counted[worst]
         sink = self.reference.has_bos and all(row[3].position == 0 for row in counted)
         summary = (
@@ -495,11 +495,12 @@ def _ratio(one: float, other: float) -> float:
     return one / other if other else math.nan
 
 
-def _worst(ratios: Sequence[float]) -> int:
-    """The index of the ratio that is worst: not finite or of the wrong sign, else farthest from 1."""
+def _worst(ratios: Sequence[float], limit: Limit) -> int:
+    """The index of the worst ratio: one outside the limit before one inside, then the one farthest from 1."""
 
-    def badness(ratio: float) -> float:
-        return abs(math.log(ratio)) if math.isfinite(ratio) and ratio > 0 else math.inf
+    def badness(ratio: float) -> tuple[bool, float]:
+        distance = abs(math.log(ratio)) if math.isfinite(ratio) and ratio > 0 else math.inf
+        return not limit.holds(ratio), distance
 
     return max(range(len(ratios)), key=lambda number: badness(ratios[number]))
 

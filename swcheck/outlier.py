@@ -209,7 +209,7 @@ def _errors(
         each[[one.row for one in geometry.outliers], [one.column for one in geometry.outliers]] = 0
     scopes = {
         "block": [torch.cat([each[row, start : start + BLOCK] for row, start in blocks]) for each in three],
-        "row": [of[rows] for each in three],
+        "row": [each[rows] for each in three],
         "matrix": three,
     }
     sizes = {scope: [float(part.norm()) for part in parts] for scope, parts in scopes.items()}

@@ -10,8 +10,7 @@ import unittest
 
 import torch
 
-from swcheck import assert_super_weights_preserved, load
-from swcheck.outlier import assert_outlier_survives
+from swcheck import assert_outlier_survives, assert_super_weights_preserved, load
 
 
 def int8(weight):

@@ -44,7 +44,7 @@ class Quanto:
                 f"quanto:{spec}", "no g++, with which quanto unpacks these", "apt install g++, or quanto:int8"
             )
         try:
-            from optimum import quanto
+            import optimum.quanto as quanto
         except ImportError as error:
             raise EngineError(f"quanto:{spec}", str(error), "pip install 'optimum-quanto>=0.2.7'") from error
         base = engines.load(
