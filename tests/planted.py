@@ -37,8 +37,8 @@ class Packed(nn.Module):
 def plant(super_weights: Sequence[SuperWeight], *, layers: int = 6, hidden: int = 32, inner: int = 24, seed: int = 0):
     """A random Llama whose token 0 makes exactly these weights write about 15 times their value.
 
-    As in the recipe of ``tiny``, without training: token 0 is a direction of eight channels, 24 to 31, the planted
-    inner neurons read it through gate and up, and only the planted scalars let them write. Rows are below 24.
+    As in the recipe of ``tiny``, without training: token 0 is a direction of the last eight channels, the planted inner
+    neurons read it through gate and up, and only the planted scalars let them write. Plant no row in these eight.
     """
     torch.manual_seed(seed)
     config = LlamaConfig(

@@ -64,6 +64,13 @@ def test_no_items(tiny):
         accuracy(tiny.model, tiny.tokenizer, [])
 
 
+def test_without_bos(tiny):
+    """Without BOS a piece on its own has no likelihood, and so nothing to gain from its context."""
+    words = "the likelihood of a piece on its own\n  found: no token before it\n  try: use a tokenizer that adds BOS"
+    with pytest.raises(TextError, match=words):
+        accuracy(tiny.model, lambda text, **_options: {"input_ids": list(text.encode())}, items(TEXT, 1))
+
+
 class Knowing(nn.Module):
     """A model that expects, behind each context it knows, one continuation, and elsewhere nothing in particular."""
 

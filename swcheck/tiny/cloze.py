@@ -62,8 +62,10 @@ def items(text: str, count: int = 400, seed: int = 0) -> list[Item]:
 def accuracy(model: nn.Module, tokenizer: Any, asked: Sequence[Item], batch: int = 64) -> float:
     """The share of items whose right choice gains most likelihood from the context.
 
-    Raises ``TextError`` where there is no item.
+    Raises ``TextError`` where there is no item, or no BOS that a piece on its own could stand behind.
     """
+    if not tokenizer("")["input_ids"]:
+        raise TextError("the likelihood of a piece on its own", "no token before it", "use a tokenizer that adds BOS")
     if not asked:
         raise TextError("the accuracy of a cloze task", "no item", "draw some from a text: items(text)")
     after = [(item.context, choice) for item in asked for choice in item.choices]
