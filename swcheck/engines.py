@@ -89,8 +89,10 @@ def load(
 
 def _with(chosen: Engine, **wishes: bool) -> Engine:
     """``chosen`` with those of the wishes that it knows; an engine need not know any."""
-    known = {field.name for field in fields(chosen)} if is_dataclass(chosen) else set()
-    return replace(chosen, **{name: wish for name, wish in wishes.items() if name in known})  # type: ignore[type-var]
+    if not is_dataclass(chosen):
+        return chosen
+    known = {field.name for field in fields(chosen)}
+    return replace(chosen, **{name: wish for name, wish in wishes.items() if name in known})
 
 
 def route(spec: str) -> tuple[str, str]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -133,13 +135,10 @@ def repository_of(spec: str) -> str:
 
 
 def _is_repository(spec: str) -> bool:
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(spec)
-    except ValueError:
-        return False
-    return True
+    """Whether ``spec`` may be the id of a repository, by the hub's rules."""
+    return (
+        bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", spec)) and len(spec) <= 96 and ".." not in spec and "--" not in spec
+    )
 
 
 def _forbidden(offline: bool) -> bool:
@@ -162,12 +161,12 @@ def _snapshot(repository: str, spec: str, offline: bool) -> Path:
     asked = _asked(repository, spec)
     try:
         files = hub.HfApi().model_info(repository, files_metadata=True).siblings or []
-        patterns = {"allow_patterns": list(WANTED), "ignore_patterns": list(UNWANTED)}
-        wanted = list(hub.utils.filter_repo_objects(files, **patterns, key=lambda file: file.rfilename))
+        wanted = [file for file in files if _is_wanted(file.rfilename)]
         if not any(file.rfilename.endswith(".safetensors") for file in wanted):
             raise UnsafeCheckpointError(asked, "its weights are no safetensors", "convert it, and give the directory")
         sys.stderr.write(f"swcheck: downloading {repository}, {sum(file.size or 0 for file in wanted) / 1e9:.1f} GB\n")
-        return Path(hub.snapshot_download(repository, **patterns))
+        patterns = list(WANTED), list(UNWANTED)
+        return Path(hub.snapshot_download(repository, allow_patterns=patterns[0], ignore_patterns=patterns[1]))
     except SwcheckError:
         raise
     except hub_errors.GatedRepoError as error:
@@ -180,6 +179,11 @@ def _snapshot(repository: str, spec: str, offline: bool) -> Path:
     except Exception as error:  # the hub's client passes on whatever its transport raises
         found = f"not in the local cache, and the hub cannot be reached ({type(error).__name__}: {_first_words(error)})"
         raise UnknownModelError(asked, found, f"fetch it where there is a network: {_fetch(repository)}") from error
+
+
+def _is_wanted(name: str) -> bool:
+    """Whether a file of a repository is downloaded."""
+    return any(fnmatch(name, part) for part in WANTED) and not any(fnmatch(name, part) for part in UNWANTED)
 
 
 def _asked(repository: str, spec: str) -> str:

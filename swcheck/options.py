@@ -7,7 +7,6 @@ and only if nobody else has them.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,11 +104,19 @@ def add_aliases(parser: pytest.Parser, arguments: Sequence[str]) -> list[Option]
     for option in (MODEL, CANDIDATE):
         if not any(part == option.alias or part.startswith(f"{option.alias}=") for part in arguments):
             continue
-        try:
-            _add(parser.getgroup("swcheck"), option, option.alias, f"the same as {option.flag}")
-        except (ValueError, argparse.ArgumentError):
+        if _is_taken(parser, option.alias):
             taken.append(option)
+        else:
+            _add(parser.getgroup("swcheck"), option, option.alias, f"the same as {option.flag}")
     return taken
+
+
+def _is_taken(parser: pytest.Parser, flag: str) -> bool:
+    """Whether somebody has registered ``flag``: pytest cannot be asked, and before 9 does not refuse a second one."""
+    try:
+        return not parser.parse_known_and_unknown_args([f"{flag}=x"])[1]
+    except (Exception, SystemExit):  # the owner has it, and does not like the value
+        return True
 
 
 def collect(config: pytest.Config) -> tuple[dict[str, Any], dict[str, str]]:

@@ -7,13 +7,14 @@ and no path the shipped suite joins the run, and of the project's own tests thos
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -26,22 +27,16 @@ if TYPE_CHECKING:
     from swcheck.session import Session, Settings
     from swcheck.subject import Subject
 
-Result = TypeVar("Result")
-
 HOME: Final = Path(__file__).parent
 SUITE: Final = HOME / "suite"
 SEED: Final = 0
 
 
-class Unusable(pytest.fail.Exception):
-    """A fixture cannot give what it is asked for, in the words of an error."""
-
-
-WORDED: Final = (RobustnessError, SwcheckError, Unusable)
+WORDED: Final = (RobustnessError, SwcheckError)
 
 _settings: pytest.StashKey[Settings] = pytest.StashKey()
 _session: pytest.StashKey[Session] = pytest.StashKey()
-_taken: pytest.StashKey[list[options.Option]] = pytest.StashKey()
+_taken: pytest.StashKey[Sequence[options.Option]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -84,8 +79,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         if settings.models and getattr(config.option, "numprocesses", None):
             lines.append("swcheck: each worker of xdist loads its own models")
     if config.get_verbosity() > 0:
-        for option in config.stash.get(_taken, ()):
-            lines.append(f"swcheck: {option.alias} belongs to another plugin here; swcheck's own is {option.flag}")
+        words = "swcheck: {0.alias} belongs to another plugin here; swcheck's own is {0.flag}"
+        lines += [words.format(option) for option in config.stash.get(_taken, ())]
     return lines
 
 
@@ -228,7 +223,7 @@ def swcheck_session(pytestconfig: pytest.Config) -> Iterator[Session]:
 def swcheck_model(swcheck_session: Session, swcheck_spec: str, pytestconfig: pytest.Config) -> Iterator[Subject]:
     """The model under test, the reference of a comparison: ``.model``, ``.tokenizer``, ``.name``."""
     with uncaptured(pytestconfig):
-        subject = worded(lambda: swcheck_session.reference(swcheck_spec))
+        subject = swcheck_session.reference(swcheck_spec)
     yield subject
     swcheck_session.free_reference()
 
@@ -245,19 +240,19 @@ def swcheck_candidate(swcheck_session: Session, pytestconfig: pytest.Config) -> 
     if swcheck_session.settings.candidate is None:
         pytest.skip("no candidate given: pytest --model=REFERENCE --candidate=CANDIDATE")
     with uncaptured(pytestconfig):
-        return worded(swcheck_session.candidate)
+        return swcheck_session.candidate()
 
 
 @pytest.fixture(scope="session")
 def swcheck_super_weights(swcheck_model: Subject) -> tuple[SuperWeight, ...]:
     """The super weights of the model under test: published ones completed by what is located."""
-    return worded(lambda: swcheck_model.located().super_weights)
+    return swcheck_model.located().super_weights
 
 
 @pytest.fixture(scope="session")
 def swcheck_super_activations(swcheck_model: Subject) -> tuple[SuperActivation, ...]:
     """The super activations of the model under test, as located."""
-    return worded(lambda: swcheck_model.located().activations)
+    return swcheck_model.located().activations
 
 
 @pytest.fixture(scope="session")
@@ -282,15 +277,6 @@ def swcheck_text(swcheck_session: Session, swcheck_model: Subject) -> str:
 def swcheck_limits(swcheck_session: Session, swcheck_spec: str) -> dict[str, Limit]:
     """The limits of this run for the model under test by name, each with ``.low`` and ``.high``."""
     return dict(swcheck_session.settings.limits_for(swcheck_spec))
-
-
-def worded(compute: Callable[[], Result]) -> Result:
-    """``compute()``; a worded error becomes a failure without a traceback."""
-    try:
-        return compute()
-    except SwcheckError as error:
-        words = str(error)
-    raise Unusable(words, pytrace=False)
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -365,9 +351,10 @@ def verdicts_of(item: pytest.Item, report: pytest.TestReport) -> list[Verdict]:
     session = item.config.stash.get(_session, None)
     found = [] if session is None else session.take(failed=report.failed)
     marker = item.get_closest_marker("swcheck")
-    if is_shipped(item.path) and marker is not None and not any(verdict.red for verdict in found):
-        if report.failed or (report.skipped and not found):
-            found.append(unmeasured(item, report, str(marker.args[0])))
+    red = any(verdict.red for verdict in found)
+    silent = (report.failed and not red) or (report.skipped and not found)
+    if silent and is_shipped(item.path) and marker is not None:
+        found.append(unmeasured(item, report, str(marker.args[0])))
     return found
 
 
@@ -415,7 +402,7 @@ class Reporter:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         from swcheck.report import from_json
 
-        if report.outcome != "rerun":
+        if str(report.outcome) != "rerun":  # the word of plugins that try again
             place = (report.location[0], report.location[1] or 0)
             self.brought += [(place, from_json(record)) for record in getattr(report, "swcheck", ())]
 
@@ -436,7 +423,7 @@ class Reporter:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         from swcheck.report import summary
 
-        lines = summary(self.worst(), terminalreporter._tw.fullwidth)
+        lines = summary(self.worst(), shutil.get_terminal_size().columns)
         if lines:
             terminalreporter.ensure_newline()
             terminalreporter.section("swcheck")

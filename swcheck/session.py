@@ -172,13 +172,22 @@ class Session:
         )
         text = loaded.text if chosen.text is None else read_text(chosen.text)
         name = self.settings.name_of(spec)
-        return Subject(name, loaded.model, loaded.tokenizer, text=text, memo={}, heard=self.verdicts.append)
+        return Subject(
+            name,
+            loaded.model,
+            loaded.tokenizer,
+            text=text,
+            scheme=loaded.scheme,
+            memo={},
+            heard=self.verdicts.append,
+        )
 
 
 def _free(subject: Subject) -> None:
     """Free the weights also where something, as the traceback of a failure, still holds the module."""
     with suppress(Exception):  # some packed modules refuse to move; those wait for the garbage collector
-        subject.module.to("meta")
+        subject.live.to("meta")
+    subject.release()
     if subject.memo is not None:
         subject.memo.clear()
 

@@ -122,7 +122,7 @@ class Subject:
         def compute() -> torch.Tensor:
             if self.tokenizer is None:
                 return self.windows()[:1]
-            return torch.tensor([self.tokenizer(prompt or PROMPT)["input_ids"]], dtype=torch.int64)
+            return torch.tensor([self.tokenizer(PROMPT if prompt is None else prompt)["input_ids"]], dtype=torch.int64)
 
         return self.once(("prompt", prompt), compute)
 

@@ -31,7 +31,9 @@ def damaged(folder: Path, edit) -> Path:
     tensors = load_file(folder / "model.safetensors")
     matrix = tensors[DOWN].float()
     edit(matrix)
-    save_file({**tensors, DOWN: matrix.to(tensors[DOWN].dtype)}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {**tensors, DOWN: matrix.to(tensors[DOWN].dtype)}, folder / "model.safetensors", metadata={"format": "pt"}
+    )
     return folder
 
 

@@ -34,8 +34,9 @@ def constant(name):
 
 def test_locate(run):
     """The located weight, what it writes, and what each round saw."""
-    code, out, err = run("locate", "tiny", "--device=cpu")
+    code, out, err = run("locate", "tiny", "--device=cpu", "--verify", "--no-index")
     assert (code, err) == (0, "")
+    assert ", all zeroed together x" in out.splitlines()[-1]
     assert out.startswith("tiny: 1 super weight found")
     assert "layer 1 [97, 301]" in out
     assert "round 2" in out

@@ -55,7 +55,9 @@ def test_an_existing_path_with_a_colon_is_a_path(tmp_path, monkeypatch):
     assert engines.route("a:b") == ("huggingface", "a:b")
 
 
-@pytest.mark.parametrize(("spec", "found"), [("", "an empty value"), (" ", "an empty value"), (None, "NoneType"), (3, "int")])
+@pytest.mark.parametrize(
+    ("spec", "found"), [("", "an empty value"), (" ", "an empty value"), (None, "NoneType"), (3, "int")]
+)
 def test_a_spec_that_is_no_name(spec, found):
     """An empty name, or one that is no text, is refused."""
     with pytest.raises(OptionError, match="the name of a model") as caught:
@@ -94,6 +96,14 @@ class WithoutDtype:
         return spec, reference, device
 
 
+class Plain(WithoutDtype):
+    """An engine that is no dataclass."""
+
+    def load(self, spec, *, reference, device, dtype):
+        return Loaded(None, (reference, device, dtype), spec)
+
+
+PLAIN = Plain()
 WITHOUT_DTYPE = WithoutDtype()
 MISNAMED = Homemade("another")
 NOT_AN_ENGINE = 3
@@ -101,7 +111,10 @@ NOT_AN_ENGINE = 3
 
 def installing(monkeypatch, value, name="homemade"):
     """Let the registry have an engine of that name, at that place, beside the built-in one."""
-    points = (EntryPoint(name, value, engines.GROUP), EntryPoint("huggingface", "swcheck.huggingface:ENGINE", engines.GROUP))
+    points = (
+        EntryPoint(name, value, engines.GROUP),
+        EntryPoint("huggingface", "swcheck.huggingface:ENGINE", engines.GROUP),
+    )
     monkeypatch.setattr(engines, "entry_points", lambda group: points if group == engines.GROUP else ())
 
 
@@ -114,6 +127,12 @@ def test_a_third_partys_engine_is_loaded_by_its_name(monkeypatch):
     assert engines.name_of("homemade:int4") == engines.meaning("homemade:int4") == "homemade:int4"
     engines.check("homemade:int4")
     engines.fetch("homemade:int4")
+
+
+def test_an_engine_need_not_know_every_wish(monkeypatch):
+    """An engine without fields is asked for its scheme all the same."""
+    installing(monkeypatch, "tests.test_engines:PLAIN")
+    assert swcheck.load("homemade:a", trust_remote_code=True, offline=True).name == "a"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +192,9 @@ for spec in ("tiny", "llama-7b", "./nowhere", "a:b", sys.argv[1]):
         print(spec, error.found)
 assert not {"torch", "transformers", "numpy"} & set(sys.modules), sorted(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", program, str(checkpoints.tiny.CHECKPOINT)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(checkpoints.tiny.CHECKPOINT)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["llama-7b", "./nowhere", "a:b"]
 

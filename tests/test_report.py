@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from swcheck.records import Limit, Outcome, Verdict
 from swcheck.report import (
-    as_json, badness, document, dumps, from_json, margin, number, plain, summary, table, worst_of_each,
+    as_json,
+    badness,
+    document,
+    dumps,
+    from_json,
+    margin,
+    number,
+    plain,
+    summary,
+    table,
+    worst_of_each,
 )  # fmt: skip
 
 RATIO = Limit(0.75, 2.0, "a reason")
@@ -137,13 +147,23 @@ def test_the_summary():
 def test_a_model_of_which_all_was_skipped_has_no_table():
     """Skipped checks alone are a line, not rows of dashes."""
     lines = summary([("", verdict(outcome=Outcome.SKIPPED, summary="why"))], 100)
-    assert lines == ["m", "", "skipped: check (why)", "", "not covered: text generation, a quantized KV cache, the kernels of other runtimes"]
+    assert lines == [
+        "m",
+        "",
+        "skipped: check (why)",
+        "",
+        "not covered: text generation, a quantized KV cache, the kernels of other runtimes",
+    ]
 
 
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_the_summary_is_narrow(width):
     """No line is wider than the terminal, nor than 100, however long the words and paths are."""
-    many = [("t::" + LONG, verdict(LONG[:90] + str(i), summary=LONG, candidate=c, cause=LONG)) for i in range(3) for c in (None, LONG)]
+    many = [
+        ("t::" + LONG, verdict(LONG[:90] + str(i), summary=LONG, candidate=c, cause=LONG))
+        for i in range(3)
+        for c in (None, LONG)
+    ]
     assert max(map(len, summary(many, width))) <= min(width, 100)
 
 

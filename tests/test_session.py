@@ -11,7 +11,15 @@ import torch
 from swcheck.errors import OptionError, TextError
 from swcheck.limits import DEFAULTS
 from swcheck.records import Outcome, Verdict
-from swcheck.session import Session, Settings, check_writable, forbidding_downloads, read_settings, read_text, write_atomically
+from swcheck.session import (
+    Session,
+    Settings,
+    check_writable,
+    forbidding_downloads,
+    read_settings,
+    read_text,
+    write_atomically,
+)
 from tests import checkpoints
 from tests.test_engines import words_of
 
@@ -152,7 +160,9 @@ def test_red_verdicts_count_only_in_a_failed_test():
 def test_downloads_are_forbidden_and_allowed_again(monkeypatch):
     """The environment says offline until it is taken back, then what it said before, or nothing."""
     for before in ("0", None):
-        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False) if before is None else monkeypatch.setenv("HF_HUB_OFFLINE", before)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False) if before is None else monkeypatch.setenv(
+            "HF_HUB_OFFLINE", before
+        )
         take_back = forbidding_downloads()
         assert os.environ["HF_HUB_OFFLINE"] == "1"
         take_back()
@@ -160,7 +170,8 @@ def test_downloads_are_forbidden_and_allowed_again(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("content", "found"), [(None, "No such file"), (b"", "an empty file"), (b"\n \n", "an empty file"), (b"\xff", "utf-8")]
+    ("content", "found"),
+    [(None, "No such file"), (b"", "an empty file"), (b"\n \n", "an empty file"), (b"\xff", "utf-8")],
 )
 def test_a_text_that_cannot_be_read(tmp_path, content, found):
     """A text that is missing, empty or not UTF-8 is refused in words."""

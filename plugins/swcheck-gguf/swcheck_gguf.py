@@ -18,7 +18,8 @@ from swcheck.errors import CheckpointError, EngineError, OptionError
 from swcheck.records import Loaded, Scheme
 
 SCHEMES: Final = ("q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "f16")
-INSTALL: Final = "pip install 'gguf>=0.17'"
+FREE: Final = ("context_length", "vocab_size")
+"""What may differ between a file and its reference: a longer context, a padded vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Gguf:
         try:
             import gguf  # noqa: F401 - transformers asks for it
         except ImportError as error:
-            raise EngineError(f"gguf:{spec}", str(error), INSTALL) from error
+            raise EngineError(f"gguf:{spec}", str(error), "pip install 'gguf>=0.17'") from error
         base = engines.load(
             reference, device=device, dtype=dtype, trust_remote_code=self.trust_remote_code, offline=self.offline
         )
@@ -65,19 +66,10 @@ def write(model: Any, file: Path, scheme: str) -> None:
         raise EngineError(
             f"gguf:{scheme}", f"a round trip of {config.model_type}", "convert it with llama.cpp: gguf:FILE"
         )
-    heads, groups = config.num_attention_heads, config.num_key_value_heads
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_name(str(config.name_or_path or "model").rstrip("/").rsplit("/", 1)[-1])
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(groups)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
+    for key, value in facts(config).items():
+        (writer.add_uint32 if isinstance(value, int) else writer.add_float32)(f"llama.{key}", value)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     types = gguf.GGMLQuantizationType
     for name, tensor in model.state_dict().items():
@@ -86,10 +78,10 @@ def write(model: Any, file: Path, scheme: str) -> None:
         kind = types.F32 if tensor.ndim == 1 else types[scheme.upper()] if ".layers." in name else types.F16
         array = tensor.detach().to("cpu", torch.float32)
         if name.endswith(("q_proj.weight", "k_proj.weight")):
-            array = permuted(array, heads if "q_proj" in name else groups)
+            array = permuted(array, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads)
         try:
             packed = gguf.quants.quantize(array.numpy(), kind)
-        except ValueError as error:
+        except (ValueError, gguf.quants.QuantError) as error:
             raise EngineError(f"gguf:{scheme}", f"{name}: {error}", "gguf:f16") from error
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), packed, raw_dtype=kind)
     writer.write_header_to_file()
@@ -131,8 +123,9 @@ def _read(file: Path, spec: str, base: Loaded) -> Loaded:
     from transformers import AutoModelForCausalLM
 
     place, floats, config = base.model.device, base.model.dtype, base.model.config
+    attempt = "a whole file of the reference's architecture"
     try:
-        scheme = scheme_of(file)
+        scheme, said = scheme_of(file), _said(file)
         model, info = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
@@ -143,9 +136,39 @@ def _read(file: Path, spec: str, base: Loaded) -> Loaded:
         )
     except Exception as error:  # a cut-off or foreign file raises nearly anything
         words = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise CheckpointError(f"gguf:{spec}", words[:300], "a whole file of the reference's architecture") from error
-    lacking = sorted(info["missing_keys"])
-    if lacking:
-        found = f"{len(lacking)} tensors are not in it, first {lacking[0]}"
-        raise CheckpointError(f"gguf:{spec}", found, "a file of the reference's architecture")
+        raise CheckpointError(f"gguf:{spec}", words[:300], attempt) from error
+    ours, theirs = model.state_dict(), base.model.state_dict()
+    wrong = [f"no {name}" for name in sorted(info["missing_keys"])]
+    wrong += [f"{name}: {tuple(t.shape)}" for name, t in ours.items() if t.shape != theirs[name].shape]
+    meant = {key: value for key, value in facts(config).items() if key not in FREE}
+    wrong += [f"{key} = {said[key]:g}" for key, value in meant.items() if abs(said.get(key, value) / value - 1) > 1e-3]
+    if wrong:
+        raise CheckpointError(f"gguf:{spec}", f"not the reference's: {', '.join(wrong[:3])}", attempt)
     return Loaded(model.to(place).eval(), base.tokenizer, f"gguf:{spec}", base.text, str(file), scheme)
+
+
+def facts(config: Any) -> dict[str, float]:
+    """What a file says about a model besides its weights, as far as this config has it."""
+    named = {
+        "context_length": "max_position_embeddings",
+        "vocab_size": "vocab_size",
+        "block_count": "num_hidden_layers",
+        "embedding_length": "hidden_size",
+        "feed_forward_length": "intermediate_size",
+        "attention.head_count": "num_attention_heads",
+        "attention.head_count_kv": "num_key_value_heads",
+        "rope.dimension_count": "head_dim",
+        "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    }
+    found = {key: getattr(config, name, None) for key, name in named.items()}
+    found["rope.freq_base"] = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
+    return {key: value for key, value in found.items() if value}
+
+
+def _said(file: Path) -> dict[str, float]:
+    """The same, as the file has it: llama.cpp computes with these, transformers would not look."""
+    import gguf
+
+    fields = gguf.GGUFReader(file).fields
+    values = {name.partition(".")[2]: field.contents() for name, field in fields.items()}
+    return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}

@@ -44,7 +44,7 @@ class Quanto:
                 f"quanto:{spec}", "no g++, with which quanto unpacks these", "apt install g++, or quanto:int8"
             )
         try:
-            import optimum.quanto as quanto
+            from optimum import quanto
         except ImportError as error:
             raise EngineError(f"quanto:{spec}", str(error), "pip install 'optimum-quanto>=0.2.7'") from error
         base = engines.load(
@@ -68,6 +68,7 @@ ENGINE: Final = Quanto()
 def _calibrate(quanto: Any, base: Loaded) -> None:
     """Show the quantizer what the model reads: windows of its own text, or of the package's."""
     import torch
+
     from swcheck.measure import windows
     from swcheck.subject import evaluation_text
 

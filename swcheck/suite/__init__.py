@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, configuration, given, seed, settings
 
 from swcheck.checks import conclude
 from swcheck.plugin import SEED
-from swcheck.records import Outcome, Verdict
+from swcheck.records import Limit, Outcome, Verdict
 from swcheck.strategies import prompt_lists
 
 FEW: Final = settings(
@@ -56,6 +56,11 @@ def nothing_written() -> Iterator[None]:
             yield
         finally:
             configuration.set_hypothesis_home_dir(Path(getattr(home, "path", home)))
+
+
+def asked(limit: Limit) -> Limit:
+    """A limit that was asked for; else an open one, which leaves the choice to the assertion: it knows the scheme."""
+    return limit if limit.source == "given" else Limit(None, None, "")
 
 
 def applicable(verdict: Verdict) -> None:

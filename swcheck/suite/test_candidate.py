@@ -10,7 +10,7 @@ from swcheck import (
     assert_super_activations_preserved,
     assert_super_weights_preserved,
 )
-from swcheck.suite import applicable, for_any_prompts
+from swcheck.suite import applicable, asked, for_any_prompts
 
 
 @pytest.mark.swcheck("super weights")
@@ -35,7 +35,7 @@ def test_super_activations(swcheck_candidate, swcheck_model, swcheck_limits):
 @pytest.mark.swcheck("perplexity")
 def test_perplexity(swcheck_candidate, swcheck_model, swcheck_limits):
     """On the same tokens the candidate's perplexity stays within its limit."""
-    assert_perplexity_within(swcheck_candidate, swcheck_model, ratio=swcheck_limits["perplexity"].high)
+    assert_perplexity_within(swcheck_candidate, swcheck_model, ratio=asked(swcheck_limits["perplexity"]).high)
 
 
 @pytest.mark.swcheck("dependence")

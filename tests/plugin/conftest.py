@@ -22,7 +22,7 @@ def _warm(tiny):
     import xdist  # noqa: F401
 
     import swcheck.suite.test_candidate
-    import swcheck.suite.test_model  # noqa: F401
+    import swcheck.suite.test_model
 
     swcheck.assert_perplexity_within(tiny)
     swcheck.assert_super_weights_located(tiny)
@@ -47,10 +47,27 @@ def outer(tmp_path):
     """Run pytest in a process of its own, in a folder with nothing of this project."""
 
     def run(*args: object, folder: Path = tmp_path, options=(), **environment: str) -> subprocess.CompletedProcess[str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("SWCHECK_", "PYTEST_", "CI"))}
-        command = [sys.executable, *options, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:benchmark", *map(str, args)]
+        clean = {
+            name: value for name, value in os.environ.items() if not name.startswith(("SWCHECK_", "PYTEST_", "CI"))
+        }
+        command = [
+            sys.executable,
+            *options,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:benchmark",
+            *map(str, args),
+        ]
         return subprocess.run(
-            command, cwd=folder, env={**clean, "COLUMNS": "100", **environment}, capture_output=True, text=True, check=False
+            command,
+            cwd=folder,
+            env={**clean, "COLUMNS": "100", **environment},
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     return run

@@ -38,6 +38,17 @@ def test_addopts_may_hold_it(inner, asking, monkeypatch, pytester):
     inner("test_asking.py").assert_outcomes(passed=1)
 
 
+@pytest.mark.parametrize("kind", ["type=int", "choices=['a', 'b']", "action='store_true'", "nargs=2"])
+def test_an_owner_may_be_choosy(inner, pytester, kind):
+    """An owner that takes another kind of value, or none, is an owner all the same."""
+    pytester.makeconftest(f"def pytest_addoption(parser): parser.addoption('--model', {kind})")
+    pytester.makepyfile("def test_it(): pass")
+    words = {"type=int": ["--model=3"], "nargs=2": ["--model", "a", "b"]}.get(kind, ["--model"])
+    inner(*(words if "choices" not in kind else ["--model=a"]), "-v").stdout.fnmatch_lines(
+        ["swcheck: --model belongs to another plugin here; *", "*1 passed*"]
+    )
+
+
 @pytest.mark.parametrize("strict", [(), ("-W", "error")], ids=["plain", "W-error"])
 def test_an_owner_keeps_the_name(inner, pytester, strict):
     """Where a conftest owns --model it gets its value, swcheck stays out of it, and no warning breaks a strict run."""

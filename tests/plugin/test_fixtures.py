@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.plugin import SHIPPED
+
 
 def test_what_they_give(inner, pytester, brief):
     """Model, super weights, activations, text and limits are what the front door calls them, the same in every test."""
@@ -50,7 +52,7 @@ def test_a_fixture_may_be_replaced(inner, pytester):
             pytest.skip("mine")
         """
     )
-    inner("--model=tiny", "-k", "collapse").assert_outcomes(skipped=1, deselected=9)
+    inner("--model=tiny", "-k", "collapse").assert_outcomes(skipped=1, deselected=SHIPPED - 1)
 
 
 def test_every_model_is_tried_and_the_one_before_is_freed(inner, pytester, micro):
@@ -125,6 +127,14 @@ def test_quiet_is_quiet(inner, brief):
     result.stdout.fnmatch_lines(["perplexity * passed"])
 
 
+def test_without_capturing_too(inner, brief):
+    """-p no:capture and -s change nothing but where the output goes."""
+    for words in (("-p", "no:capture"), ("-s",)):
+        inner("--model=tiny", brief, "-k", "test_model and perplexity", *words).assert_outcomes(
+            passed=1, deselected=SHIPPED - 1
+        )
+
+
 def test_without_a_terminal_reporter_the_file_is_written(inner, brief, pytester):
     """-p no:terminal takes the table away, not the verdicts."""
     inner("--model=tiny", brief, "-p", "no:terminal", "-k", "test_model and perplexity", "--swcheck-json=out.json")
@@ -135,5 +145,5 @@ def test_an_accident_in_a_shipped_check_is_red_with_its_cause(inner, monkeypatch
     """An error nobody foresaw inside a shipped check is a failed verdict with its first line, not a missing one."""
     monkeypatch.setattr("swcheck.suite.test_model.assert_perplexity_within", lambda *_: 1 / 0)
     result = inner("--model=tiny", brief, "-k", "test_model and perplexity")
-    result.assert_outcomes(failed=1, deselected=9)
+    result.assert_outcomes(failed=1, deselected=SHIPPED - 1)
     result.stdout.fnmatch_lines(["perplexity * FAILED", "perplexity *ZeroDivisionError: division by zero*"])

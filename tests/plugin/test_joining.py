@@ -10,6 +10,7 @@ import pytest
 
 import swcheck
 from swcheck.plugin import SUITE
+from tests.plugin import MODEL, SHIPPED
 
 MINE = """
 def test_mine(swcheck_spec): pass
@@ -31,10 +32,10 @@ def test_only_tests_that_ask_join_the_suite(inner, pytester):
     pytester.makeconftest("import pytest\n@pytest.fixture\ndef through(swcheck_spec): pass\n")
     pytester.makepyfile(MINE + "def test_through(through): pass\n")
     result = inner("--model=tiny", "--co", "-q")
-    assert shipped(result) == 10
+    assert shipped(result) == SHIPPED
     mine = [line.partition("::")[2] for line in collected(result) if "test_only" in line]
     assert mine == ["test_mine[tiny]", "test_through[tiny]"]
-    result.stdout.fnmatch_lines(["12/13 tests collected (1 deselected)*"])
+    result.stdout.fnmatch_lines([f"{SHIPPED + 2}/{SHIPPED + 3} tests collected (1 deselected)*"])
 
 
 @pytest.mark.parametrize("path", [".", "test_it.py", "test_it.py::test_other"])
@@ -69,7 +70,7 @@ def test_no_ini_file_keeps_the_suite_away(inner, pytester, ini):
     pytester.mkdir("tests").joinpath("test_it.py").write_text(MINE)
     result = inner("--model=tiny", "--co", "-q", "-W", "error::pytest.PytestWarning")
     assert result.ret == 0
-    assert shipped(result) == 10
+    assert shipped(result) == SHIPPED
 
 
 def test_from_a_subdirectory(inner, pytester, monkeypatch):
@@ -79,17 +80,17 @@ def test_from_a_subdirectory(inner, pytester, monkeypatch):
     below.joinpath("test_it.py").write_text(MINE)
     monkeypatch.chdir(below)
     result = inner("--model=tiny", "--co", "-q")
-    assert len(collected(result)) == 11
+    assert len(collected(result)) == SHIPPED + 1
 
 
 @pytest.mark.parametrize(
     ("words", "count"),
     [
         (["-k", "perplexity"], 2),
-        (["-k", "tiny and test_model"], 6),
-        (["-m", "swcheck"], 10),
+        (["-k", "tiny and test_model"], MODEL),
+        (["-m", "swcheck"], SHIPPED),
         (["-m", "not swcheck"], 1),
-        (["--deselect", "swcheck.suite.test_model::test_collapse"], 10),
+        (["--deselect", "swcheck.suite.test_model::test_collapse"], SHIPPED),
     ],
 )
 def test_selection_works_on_it(inner, pytester, words, count):
@@ -104,13 +105,15 @@ def test_pyargs_runs_it_by_its_name(inner):
     assert sorted(collected(inner("--model=tiny", "--co", "-q", "--pyargs", "swcheck.suite"))) == sorted(whole)
     one = inner("--model=tiny", "--co", "-q", "--pyargs", "swcheck.suite.test_model::test_collapse")
     assert collected(one) == ["swcheck.suite.test_model::test_collapse[tiny]"]
-    inner("--co", "-q", "-o", "python_files=check_*.py", "--pyargs", "swcheck.suite").stdout.fnmatch_lines(["10 tests*"])
+    inner("--co", "-q", "-o", "python_files=check_*.py", "--pyargs", "swcheck.suite").stdout.fnmatch_lines(
+        [f"{SHIPPED} tests*"]
+    )
 
 
 def test_without_a_model_its_tests_are_skipped(inner):
     """The suite by its name, without a model, is skipped with the command that gives one."""
     result = inner("--pyargs", "swcheck.suite", "-rs")
-    result.assert_outcomes(skipped=10)
+    result.assert_outcomes(skipped=SHIPPED)
     result.stdout.fnmatch_lines(["SKIPPED * no model given: pytest --model=tiny"])
 
 
@@ -124,8 +127,8 @@ def test_collecting_loads_nothing(inner, pytester, monkeypatch):
 
 def test_the_path_of_imports_is_left_alone(inner, pytester):
     """That the suite joins does not put its folder before the project on sys.path."""
-    pytester.makepyfile("import sys\ndef test_path(swcheck_spec): assert sys.path[0] == %r" % str(pytester.path))
-    inner("--model=tiny", "-k", "test_path").assert_outcomes(passed=1, deselected=10)
+    pytester.makepyfile(f"import sys\ndef test_path(swcheck_spec): assert sys.path[0] == {str(pytester.path)!r}")
+    inner("--model=tiny", "-k", "test_path").assert_outcomes(passed=1, deselected=SHIPPED)
 
 
 def test_a_broken_file_that_never_speaks_of_swcheck_is_left_out(inner, pytester):
@@ -133,8 +136,10 @@ def test_a_broken_file_that_never_speaks_of_swcheck_is_left_out(inner, pytester)
     pytester.makepyfile(test_broken="import nonexistent_thing")
     result = inner("--model=tiny", "--co", "-q", "-W", "default")
     assert result.ret == 0
-    assert shipped(result) == 10
-    result.stdout.fnmatch_lines(["*PytestCollectionWarning: test_broken.py cannot be collected; it does not speak of *"])
+    assert shipped(result) == SHIPPED
+    result.stdout.fnmatch_lines(
+        ["*PytestCollectionWarning: test_broken.py cannot be collected; it does not speak of *"]
+    )
     assert inner("--model=tiny", "--co", "-q", "-W", "error").ret == pytest.ExitCode.INTERRUPTED
     assert inner("--model=tiny", "test_broken.py").ret == pytest.ExitCode.INTERRUPTED
     pytester.makepyfile(test_broken="import nonexistent_thing\ndef test_it(swcheck_model): pass")
@@ -164,9 +169,17 @@ def test_its_environment_may_lie_inside_the_project(outer, tmp_path):
     (project / "test_it.py").write_text(MINE)
     done = outer("--model=tiny", "--co", "-q", "-W", "error", folder=project, PYTHONPATH=str(packages))
     ids = [line for line in done.stdout.splitlines() if "::" in line]
-    assert len(ids) == 11, done.stdout + done.stderr
-    assert sum(line.startswith("swcheck.suite.") for line in ids) == 10
-    done = outer("--model=tiny", "--pyargs", "swcheck.suite", "--fixtures-per-test", "-v", folder=project, PYTHONPATH=str(packages))
+    assert len(ids) == SHIPPED + 1, done.stdout + done.stderr
+    assert sum(line.startswith("swcheck.suite.") for line in ids) == SHIPPED
+    done = outer(
+        "--model=tiny",
+        "--pyargs",
+        "swcheck.suite",
+        "--fixtures-per-test",
+        "-v",
+        folder=project,
+        PYTHONPATH=str(packages),
+    )
     assert str(packages / "swcheck" / "suite") in done.stdout or ".venv/lib" in done.stdout
 
 

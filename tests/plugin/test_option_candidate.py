@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import checkpoints, damage
-from tests.plugin.test_option_model import refused
+from tests.plugin import SHIPPED, refused
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,9 @@ def test_a_healthy_copy_is_green(inner, tmp_path):
     result = inner("--model=tiny", f"--candidate={copy}", "-k", "test_candidate")
     assert result.ret == 0
     assert result.parseoutcomes()["passed"] >= 4
-    result.stdout.fnmatch_lines(["swcheck: loading tiny and *rounded", "rounded against tiny", "super weights * passed"])
+    result.stdout.fnmatch_lines(
+        ["swcheck: loading tiny and *rounded", "rounded against tiny", "super weights * passed"]
+    )
 
 
 def test_a_zeroed_one_is_red_and_its_command_repeats(inner, zeroed):
@@ -81,7 +83,9 @@ def test_the_whole_cause_is_in_the_summary_under_ci(inner, zeroed, monkeypatch):
 
 def test_nan_is_a_failing_test(inner, poisoned):
     """A candidate with NaN loads and fails every check, exit code 1, with ``not finite`` first, also under -W error."""
-    result = inner("--model=tiny", f"--candidate={poisoned}", "-k", "test_candidate", "--swcheck-json=out.json", "-W", "error")
+    result = inner(
+        "--model=tiny", f"--candidate={poisoned}", "-k", "test_candidate", "--swcheck-json=out.json", "-W", "error"
+    )
     assert result.ret == 1
     assert set(result.parseoutcomes()) == {"failed", "deselected"}
     lines = result.outlines
@@ -96,11 +100,12 @@ def test_nan_is_a_failing_test(inner, poisoned):
 def test_one_that_cannot_be_loaded_fails_its_own_checks_only(inner, tmp_path):
     """A candidate whose tensors are missing is red in words, while the reference is still judged."""
     folder = checkpoints.copy_of_tiny(
-        tmp_path / "broken", checkpoints.tensors(lambda whole: {k: v for k, v in whole.items() if k != checkpoints.DOWN})
+        tmp_path / "broken",
+        checkpoints.tensors(lambda whole: {k: v for k, v in whole.items() if k != checkpoints.DOWN}),
     )
     result = inner("--model=tiny", f"--candidate={folder}", "-k", "perplexity")
     assert result.ret == 1
-    result.assert_outcomes(passed=1, errors=1, deselected=8)
+    result.assert_outcomes(passed=1, errors=1, deselected=SHIPPED - 2)
     result.stdout.fnmatch_lines(["all weights of *broken", "broken against tiny", "perplexity * FAILED"])
 
 
@@ -108,7 +113,7 @@ def test_a_copy_of_the_same_name_is_told_apart(inner, tmp_path, micro):
     """Where candidate and reference are directories of one name the table has their paths."""
     copy = checkpoints.micro(tmp_path / "micro")
     result = inner(f"--model={micro}", f"--candidate={copy}", "-k", "perplexity")
-    result.assert_outcomes(passed=2, deselected=8)
+    result.assert_outcomes(passed=2, deselected=SHIPPED - 2)
     result.stdout.fnmatch_lines([f"{copy} against"[:60] + "*"])
 
 

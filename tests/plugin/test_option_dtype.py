@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plugin.test_option_model import refused
+from tests.plugin import refused
 
 
 @pytest.mark.parametrize("name", ["float7", "int8", "torch.float32", ""])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import huggingface_hub
 import pytest
 
-from tests.plugin.test_option_model import refused
+from tests.plugin import SHIPPED, refused
 
 
 @pytest.mark.parametrize(
@@ -30,6 +32,26 @@ def test_the_hubs_own_variable_counts(inner, monkeypatch):
     refused(inner("--model=llama-7b"), "downloads are forbidden (offline)")
 
 
+def test_a_model_that_cannot_be_fetched_is_said_once(inner, monkeypatch):
+    """Without offline and without a network the run ends before its first test, with the command that fetches."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    result = inner("--model=tiny", "--candidate=llama-7b", "--swcheck-json=out.json")
+    refused(result, "hub model huggyllama/llama-7b (llama-7b)", "the hub cannot be reached", "hf download huggyllama")
+    result.stdout.no_fnmatch_line("*loading*")
+    assert not Path("out.json").exists()
+
+
+def test_nothing_is_fetched_unasked(inner, pytester, monkeypatch):
+    """A run of which no test asks for a model fetches none, though the ini-file names one."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    pytester.makeini("[pytest]\nswcheck_model = llama-7b")
+    pytester.makepyfile("def test_other(): pass")
+    inner().assert_outcomes(passed=1)
+    assert inner("--model=llama-7b", "--co").ret == 0
+
+
 def test_the_variable_is_taken_back(inner, asking, monkeypatch):
     """During the run every library is told by HF_HUB_OFFLINE; afterwards the environment is as before."""
     import os
@@ -43,4 +65,4 @@ def test_the_variable_is_taken_back(inner, asking, monkeypatch):
 def test_a_directory_needs_no_network(inner, micro):
     """What lies on the disk is loaded all the same."""
     words = (f"--model={micro}", "--swcheck-offline", "-k", "test_model and perplexity")
-    inner(*words).assert_outcomes(passed=1, deselected=9)
+    inner(*words).assert_outcomes(passed=1, deselected=SHIPPED - 1)

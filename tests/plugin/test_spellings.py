@@ -24,7 +24,9 @@ FLAGS = [option.name for option in options.OPTIONS if option.kind == "flag"]
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_the_command_line_wins_then_the_environment_then_the_ini_file(inner, asking, pytester, monkeypatch, micro, name):
+def test_the_command_line_wins_then_the_environment_then_the_ini_file(
+    inner, asking, pytester, monkeypatch, micro, name
+):
     """Given in all three places an option has the first value, taken away there the next one; the header names it."""
     line, variable, ini = VALUES[name]
     for folder in VALUES["model"]:

@@ -7,7 +7,16 @@ import json
 
 def test_two_workers(inner, pytester, zeroed, brief):
     """With -n 2 the table and the file are as without: in order, once, the red one with its cause; header warns of copies."""
-    words = ("--model=tiny", f"--candidate={zeroed}", "-k", "perplexity or super_weights", "-n", "2", brief, "--swcheck-json=out.json")
+    words = (
+        "--model=tiny",
+        f"--candidate={zeroed}",
+        "-k",
+        "perplexity or super_weights",
+        "-n",
+        "2",
+        brief,
+        "--swcheck-json=out.json",
+    )
     result = inner(*words)
     assert result.ret == 1
     result.stdout.fnmatch_lines(

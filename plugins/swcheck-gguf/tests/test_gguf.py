@@ -1,0 +1,184 @@
+"""GGUF for real: round trips and files pass the shared check, and what is wrong with a file is said."""
+
+from __future__ import annotations
+
+import sys
+
+import gguf
+import numpy as np
+import pytest
+import swcheck_gguf
+import torch
+from swcheck_gguf import ENGINE, permuted, scheme_of, write
+
+from swcheck import engines
+from swcheck.conformance import check_engine, narrowed
+from swcheck.errors import CheckpointError, EngineError, OptionError
+from swcheck.records import Scheme, SuperWeight
+
+WEIGHT = SuperWeight(1, 97, 301)
+IDS = torch.tensor([[0, 5, 9, 33, 2, 77, 130]])
+
+
+def load(spec, reference="tiny"):
+    return ENGINE.load(str(spec), reference=reference, device="cpu", dtype=None)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """tiny as a file of 8 bits."""
+    path = tmp_path_factory.mktemp("gguf") / "tiny-q8.gguf"
+    write(engines.load("tiny", device="cpu").model, path, "q8_0")
+    return path
+
+
+@pytest.mark.parametrize("scheme", swcheck_gguf.SCHEMES)
+def test_conformance(scheme):
+    """The largest of a block of 32 comes back to a thousandth, and every reading is of the plain weight."""
+    (reading,) = check_engine("gguf", [scheme])
+    assert reading.contribution == pytest.approx(2.625, rel=1e-3)
+    assert reading.dequantized == pytest.approx(2.625, rel=1e-3)
+
+
+def test_conformance_of_a_file(file):
+    """A path is a scheme as well."""
+    check_engine("gguf", [str(file)])
+    check_engine("gguf", [str(file)], dtype="bfloat16")
+
+
+def test_a_round_trip_in_halves_changes_nothing():
+    """Sixteen bits hold tiny's weights exactly: every name and the permutation of q and k are right, to the bit."""
+    ours, theirs = load("f16"), engines.load("tiny", device="cpu")
+    assert ours.model.state_dict().keys() == theirs.model.state_dict().keys()
+    for name, tensor in theirs.model.state_dict().items():
+        assert torch.equal(ours.model.state_dict()[name], tensor.half().float()), name
+    with torch.no_grad():
+        assert (ours.model(IDS).logits - theirs.model(IDS).logits).abs().max() < 1e-3
+
+
+def test_the_permutation_interleaves_halves():
+    """Rows 0 and 4 of a head of eight become its first two."""
+    rows = torch.arange(16.0)[:, None]
+    assert permuted(rows, 2).flatten().tolist() == [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15]
+
+
+def test_one_row_without_a_model(file):
+    """The super weight can be read from the file alone."""
+    (tensor,) = [t for t in gguf.GGUFReader(file).tensors if t.name == "blk.1.ffn_down.weight"]
+    row = gguf.quants.dequantize(tensor.data[WEIGHT.row : WEIGHT.row + 1], tensor.tensor_type)
+    assert float(row[0, WEIGHT.column]) == pytest.approx(2.625, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme"),
+    [
+        ("F32", Scheme("float", 32)),
+        ("BF16", Scheme("float", 16)),
+        ("Q8_0", Scheme("absmax", 8)),
+        ("Q4_1", Scheme("rtn", 4)),
+        ("Q4_K", Scheme("k-quant", 4, calibrated=True)),
+        ("Q2_K", Scheme("k-quant", 2, calibrated=True)),
+        ("IQ3_XXS", Scheme("k-quant", 3, calibrated=True)),
+        ("MXFP4", Scheme("mxfp4", 4)),
+    ],
+)
+def test_what_a_file_says_of_itself(tmp_path, kind, scheme):
+    """The type that most weights of the blocks have; the embedding and vectors do not count."""
+    types = gguf.GGMLQuantizationType
+    path = tmp_path / "some.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    shape = gguf.quants.quant_shape_to_byte_shape((4, 256), types[kind])
+    writer.add_tensor("blk.0.ffn_down.weight", np.zeros(shape, np.uint8), raw_dtype=types[kind])
+    writer.add_tensor("blk.0.attn_v.weight", np.zeros((1, 256), np.float16))
+    writer.add_tensor("blk.0.attn_norm.weight", np.zeros(9000, np.float32))
+    writer.add_tensor("token_embd.weight", np.zeros((64, 256), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert scheme_of(path) == scheme
+
+
+# --- what it says ------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_cut_off(tmp_path, file):
+    """The first words of the reader's error come through."""
+    short = tmp_path / "short.gguf"
+    short.write_bytes(file.read_bytes()[:-5000])
+    with pytest.raises(CheckpointError, match="a whole file"):
+        load(short)
+
+
+def test_a_file_that_is_no_gguf(tmp_path):
+    """A foreign file of this name is refused in words."""
+    foreign = tmp_path / "foreign.gguf"
+    foreign.write_bytes(b"PK\x03\x04" * 100)
+    with pytest.raises(CheckpointError, match=r"ValueError: GGUF magic invalid"):
+        load(foreign)
+
+
+def test_a_file_of_another_model(tmp_path, file):
+    """Widths that are not the reference's are an error of the file; transformers would load it."""
+    with pytest.raises(
+        CheckpointError, match=r"not the reference's: model\.layers\.0\.mlp\.gate_proj\.weight: \(512, 256\)"
+    ):
+        load(file, narrowed(tmp_path, 480))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda config: config.rope_parameters.update(rope_theta=5e5), r"rope\.freq_base = 500000"),
+        (lambda config: setattr(config, "rms_norm_eps", 1e-5), r"layer_norm_rms_epsilon = 1e-05"),
+        (lambda config: setattr(config, "num_attention_heads", 8), r"attention\.head_count = 8"),
+    ],
+)
+def test_a_file_that_says_something_else(tmp_path, change, words):
+    """llama.cpp computes with what the file says beside its weights, so that has to be the reference's."""
+    model = engines.load("tiny", device="cpu").model
+    change(model.config)
+    write(model, tmp_path / "other.gguf", "q8_0")
+    with pytest.raises(CheckpointError, match=words):
+        load(tmp_path / "other.gguf")
+
+
+def test_a_file_without_a_tensor(tmp_path):
+    """A tensor that is missing is named, and not made up."""
+    model = engines.load("tiny", device="cpu").model
+    whole = model.state_dict()
+    model.state_dict = lambda: {name: t for name, t in whole.items() if name != "model.layers.2.mlp.down_proj.weight"}
+    write(model, tmp_path / "lacking.gguf", "q8_0")
+    with pytest.raises(CheckpointError, match=r"no model\.layers\.2\.mlp\.down_proj\.weight"):
+        load(tmp_path / "lacking.gguf")
+
+
+def test_no_such_file(tmp_path):
+    """The path is repeated."""
+    with pytest.raises(CheckpointError, match="no such file"):
+        load(tmp_path / "nowhere.gguf")
+
+
+def test_an_unknown_scheme():
+    """The schemes are listed, and a file is one."""
+    with pytest.raises(EngineError, match="known: a file, q8_0, q5_0"):
+        load("q4_k_m")
+
+
+def test_a_width_that_no_block_divides(tmp_path):
+    """Blocks hold 32 weights of a row."""
+    with pytest.raises(EngineError, match=r"shape \(256, 470\) to Q4_0"):
+        load("q4_0", narrowed(tmp_path, 470))
+
+
+def test_no_reference():
+    """A file has no tokenizer that swcheck could use."""
+    with pytest.raises(OptionError, match="no reference"):
+        load("q8_0", None)
+
+
+def test_without_the_package(monkeypatch):
+    """The install line is given."""
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(EngineError, match=r"pip install 'gguf>="):
+        load("q8_0")

@@ -1,0 +1,90 @@
+"""hqq for real: its schemes pass the shared check, and its traps are what they are said to be."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import swcheck_hqq
+import torch
+
+from swcheck.anatomy import anatomy
+from swcheck.conformance import check_engine, narrowed
+from swcheck.errors import EngineError, OptionError
+from swcheck.observe import plain_weight
+from swcheck.records import SuperWeight
+
+WEIGHT = SuperWeight(1, 97, 301)
+
+
+def load(scheme, reference="tiny"):
+    return swcheck_hqq.ENGINE.load(scheme, reference=reference, device="cpu", dtype=None)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "error"), [("8bit", 0.001), ("4bit", 0.03), ("4bit,group=32", 0.03), ("3bit", 0.05)]
+)
+def test_conformance(scheme, error):
+    """The three readings agree; a searched zero point moves the extreme a little."""
+    (reading,) = check_engine("hqq", [scheme])
+    assert reading.contribution == pytest.approx(2.625, rel=error)
+    assert reading.dequantized == pytest.approx(reading.contribution, rel=1e-4)
+
+
+def test_two_bits():
+    """At two bits the super weight survives, and the input that it reads does not."""
+    (reading,) = check_engine("hqq", ["2bit"])
+    assert reading.contribution == pytest.approx(2.625, rel=0.05)
+    assert reading.input < 135
+
+
+def test_half_precision():
+    """In bfloat16 as well."""
+    check_engine("hqq", ["4bit"], dtype="bfloat16")
+
+
+def test_every_linear_map_of_the_layers_and_nothing_else():
+    """Seven maps a layer have no weight any more; embeddings and head are as before."""
+    model = load("4bit").model
+    packed = [name for name, module in model.named_modules() if type(module).__name__ == "HQQLinear"]
+    assert len(packed) == 35
+    assert all(".layers." in name for name in packed)
+    assert type(model.lm_head) is torch.nn.Linear
+    assert plain_weight(anatomy(model).down_projections[1]) is None
+
+
+def test_groups_straddle_rows(tmp_path):
+    """A group is a run of weights, so 480 inputs are no obstacle to groups of 64."""
+    check_engine("hqq", ["4bit"], reference=narrowed(tmp_path, 480), super_weights=[WEIGHT])
+
+
+def test_a_group_that_does_not_divide():
+    """Where the weights of a matrix are no multiple of the group, it is named."""
+    with pytest.raises(EngineError, match="q_proj has 65536 weights, no multiple of 24"):
+        load("4bit,group=24")
+
+
+def test_an_unknown_scheme():
+    """The schemes are listed."""
+    with pytest.raises(EngineError, match="known: 8bit, 4bit, 3bit, 2bit"):
+        load("int4")
+
+
+@pytest.mark.parametrize("spec", ["4bit,group=", "4bit,group=x", "4bit,group=4", "4bit,group=65"])
+def test_a_group_that_makes_no_sense(spec):
+    """hqq packs eight weights at a time."""
+    with pytest.raises(OptionError, match="a multiple of 8"):
+        load(spec)
+
+
+def test_no_reference():
+    """There is nothing to quantize."""
+    with pytest.raises(OptionError, match="no reference to quantize"):
+        load("4bit", None)
+
+
+def test_without_the_package(monkeypatch):
+    """The install line is given."""
+    monkeypatch.setitem(sys.modules, "hqq.core", None)
+    with pytest.raises(EngineError, match=r"pip install 'hqq>="):
+        load("4bit")

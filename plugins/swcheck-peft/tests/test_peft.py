@@ -1,0 +1,126 @@
+"""peft for real: adapters, merged and not, pass the shared check; what is no adapter for this model is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import pytest
+import swcheck_peft
+import torch
+from peft import LoraConfig, get_peft_model
+
+from swcheck import engines
+from swcheck.anatomy import anatomy
+from swcheck.conformance import check_engine, narrowed
+from swcheck.errors import CheckpointError, EngineError, OptionError, UnsafeCheckpointError
+from swcheck.observe import plain_weight
+from swcheck.records import Scheme, SuperWeight
+
+WEIGHT = SuperWeight(1, 97, 301)
+IDS = torch.tensor([[0, 5, 9, 33, 2, 77, 130]])
+
+
+def load(spec, reference="tiny"):
+    return swcheck_peft.ENGINE.load(str(spec), reference=reference, device="cpu", dtype=None)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A LoRA adapter that writes into down projections, with the super weight itself raised by 0.5."""
+    folder = tmp_path_factory.mktemp("adapter")
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=4, target_modules=["down_proj", "q_proj"])
+    model = get_peft_model(engines.load("tiny", device="cpu").model, config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.01)
+        if "layers.1.mlp.down_proj.lora_A" in name:
+            parameter.data.zero_()[0, WEIGHT.column] = 1.0
+        if "layers.1.mlp.down_proj.lora_B" in name:
+            parameter.data.zero_()[WEIGHT.row, 0] = 0.5
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_conformance(adapter):
+    """Beside the weights and merged into them, what reads as the super weight is base and adapter together."""
+    for reading in check_engine("peft", [str(adapter), f"{adapter},merged"]):
+        assert reading.contribution == pytest.approx(3.125, rel=1e-4)
+        assert reading.one_hot == pytest.approx(3.125, rel=1e-4)
+
+
+def test_half_precision(adapter):
+    """In bfloat16 as well."""
+    check_engine("peft", [str(adapter), f"{adapter},merged"], dtype="bfloat16")
+
+
+def test_merged_and_unmerged_are_one_model(adapter):
+    """The two ways to release an adapter answer alike."""
+    one, other = load(adapter), load(f"{adapter},merged")
+    with torch.no_grad():
+        assert torch.allclose(one.model(IDS).logits, other.model(IDS).logits, rtol=1e-4, atol=1e-4)
+    assert plain_weight(anatomy(one.model).down_projections[1]) is None
+    assert plain_weight(anatomy(other.model).down_projections[1]) is not None
+    assert one.scheme == Scheme("lora", 32, activation_bits=32)
+
+
+def test_another_base_model(adapter, tmp_path):
+    """Widths that do not match are an error, whatever name the adapter's config gives."""
+    with pytest.raises(CheckpointError, match="size mismatch"):
+        load(adapter, narrowed(tmp_path, 480))
+
+
+def test_a_pickle(adapter, tmp_path):
+    """An adapter that would run code on loading is not read."""
+    shutil.copy(adapter / "adapter_config.json", tmp_path)
+    torch.save({}, tmp_path / "adapter_model.bin")
+    with pytest.raises(UnsafeCheckpointError, match="pickle"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '"lora"'])
+def test_a_malformed_config(adapter, tmp_path, text):
+    """A config that is none is an error of the directory."""
+    shutil.copy(adapter / "adapter_model.safetensors", tmp_path)
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="without peft_type"):
+        load(tmp_path)
+
+
+def test_an_unknown_kind(adapter, tmp_path):
+    """A kind of adapter that this peft does not know is said in its own words."""
+    shutil.copytree(adapter, tmp_path / "other")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (tmp_path / "other" / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "ROLA"}))
+    with pytest.raises(CheckpointError, match="ROLA"):
+        load(tmp_path / "other")
+
+
+def test_no_weights(adapter, tmp_path):
+    """A config alone is no adapter."""
+    shutil.copy(adapter / "adapter_config.json", tmp_path)
+    with pytest.raises(CheckpointError, match=r"no adapter_model\.safetensors"):
+        load(tmp_path)
+
+
+def test_no_adapter(tmp_path):
+    """What is no adapter directory is refused, with what it is."""
+    with pytest.raises(CheckpointError, match=r"no adapter_config\.json in it"):
+        load(tmp_path)
+    with pytest.raises(CheckpointError, match="no such directory"):
+        load(tmp_path / "nowhere")
+
+
+def test_no_reference(adapter):
+    """An adapter needs a model to sit on."""
+    with pytest.raises(OptionError, match="no reference"):
+        load(adapter, None)
+
+
+def test_without_the_package(adapter, monkeypatch):
+    """The install line is given."""
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(EngineError, match=r"pip install 'peft>="):
+        load(adapter)

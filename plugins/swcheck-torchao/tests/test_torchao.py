@@ -1,0 +1,135 @@
+"""torchao for real: every scheme passes the shared check, and its traps are what they are said to be."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import pytest
+import swcheck_torchao
+import torch
+
+from swcheck import engines
+from swcheck.anatomy import anatomy
+from swcheck.conformance import check_engine, narrowed
+from swcheck.errors import EngineError, OptionError
+from swcheck.observe import effective_weight, plain_weight
+from swcheck.records import Scheme, SuperWeight
+
+WEIGHT = SuperWeight(1, 97, 301)
+KEPT = {  # how much of tiny's super weight each grid keeps: integer grids of torchao end at max / 7.5 of four bits
+    "int8-weight-only": 127 / 127.5,
+    "int8-dynamic": 127 / 127.5,
+    "fp8-weight-only": 1.0,
+    "int4-weight-only": 7 / 7.5,
+    "int4-weight-only,group=32": 7 / 7.5,
+    "int3-weight-only": 3 / 3.5,
+    "int2-weight-only": 1 / 1.5,
+    "int4-int8-dynamic": 7 / 7.5,
+}
+
+
+def load(scheme, reference="tiny"):
+    return swcheck_torchao.ENGINE.load(scheme, reference=reference, device="cpu", dtype=None)
+
+
+def down(loaded):
+    return anatomy(loaded.model).down_projections[1]
+
+
+def test_every_scheme_is_tested():
+    """The table above leaves none out."""
+    assert {name.partition(",")[0] for name in KEPT} == set(swcheck_torchao.SCHEMES)
+
+
+@pytest.mark.parametrize("scheme", KEPT)
+def test_conformance(scheme):
+    """The three readings agree, also on what the grid has cut off the super weight."""
+    (reading,) = check_engine("torchao", [scheme])
+    assert reading.dequantized == pytest.approx(2.625 * KEPT[scheme], rel=1e-3)
+    assert reading.contribution == pytest.approx(2.625 * KEPT[scheme], rel=0.006)
+    assert reading.saved == "equal"
+
+
+def test_half_precision():
+    """In bfloat16 as well."""
+    check_engine("torchao", ["int8-dynamic", "int4-weight-only"], dtype="bfloat16")
+
+
+# --- traps -------------------------------------------------------------------------------------------------------------
+
+
+def test_inputs_of_eight_bits_blur_a_probe():
+    """With dynamic inputs a one-hot reads 0.4 % beside the dequantized weight; without, the two are one."""
+    for scheme, low, high in (("int8-dynamic", 1e-3, 0.01), ("int8-weight-only", 0.0, 1e-5)):
+        module = down(load(scheme))
+        own = float(module.weight.dequantize()[WEIGHT.row, WEIGHT.column])
+        assert low <= abs(effective_weight(module, WEIGHT.row, WEIGHT.column) / own - 1) <= high
+
+
+@pytest.mark.parametrize("scheme", KEPT)
+def test_a_subclass_is_never_plain(scheme):
+    """The module is an ordinary ``nn.Linear``, but its weight must not be written to: some subclasses ignore that."""
+    module = down(load(scheme))
+    assert type(module) is torch.nn.Linear
+    assert plain_weight(module) is None
+
+
+def test_a_group_that_does_not_divide_is_refused(tmp_path):
+    """480 inputs have no groups of 128; the module is named, and the group that it offers works."""
+    reference = narrowed(tmp_path, 480)
+    with pytest.raises(
+        EngineError, match=r"model\.layers\.0\.mlp\.down_proj has 480 inputs, no multiple of 128"
+    ) as caught:
+        load("int4-weight-only", reference)
+    assert caught.value.attempt == "torchao:int4-weight-only,group=32"
+    check_engine("torchao", ["int4-weight-only,group=32"], reference=reference, super_weights=[WEIGHT])
+
+
+def test_a_layer_that_torchao_skips_is_named(tmp_path):
+    """A prototype of torchao leaves such a layer unquantized without a word; the shared check says which."""
+    from torchao.prototype.quantization.int4.inference_workflow import PrototypeInt4WeightOnlyConfig
+    from torchao.quantization import quantize_
+
+    class Opaque:
+        name = "opaque"
+
+        def load(self, spec, *, reference, device, dtype):
+            if spec != "int4":
+                raise EngineError(f"scheme {spec!r}", "known: int4")
+            base = engines.load(reference, device=device, dtype=dtype)
+            quantize_(base.model.model.layers, PrototypeInt4WeightOnlyConfig(group_size=128, set_inductor_config=False))
+            return replace(base, scheme=Scheme("absmax", 4))
+
+    reference = narrowed(tmp_path, 480)
+    with pytest.raises(AssertionError, match="the quantizer skipped layers 0, 1, 2, 3, 4"):
+        check_engine(Opaque(), ["int4"], reference=reference, super_weights=[WEIGHT])
+
+
+# --- what it says ------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_scheme():
+    """The schemes are listed."""
+    with pytest.raises(EngineError, match="known: int8-weight-only, int8-dynamic"):
+        load("int4wo")
+
+
+@pytest.mark.parametrize("spec", ["int8-dynamic,group=32", "int4-weight-only,group=", "int4-weight-only,group=0"])
+def test_a_group_that_makes_no_sense(spec):
+    """Groups are for the schemes that have them."""
+    with pytest.raises(OptionError, match="with groups: int4-weight-only"):
+        load(spec)
+
+
+def test_no_reference():
+    """There is nothing to quantize."""
+    with pytest.raises(OptionError, match="no reference to quantize"):
+        load("int8-dynamic", None)
+
+
+def test_without_the_package(monkeypatch):
+    """The install line is given."""
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(EngineError, match=r"pip install 'torchao>="):
+        load("int8-dynamic")
