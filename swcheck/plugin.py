@@ -174,7 +174,8 @@ def suite_items(session: pytest.Session) -> list[pytest.Item]:
     """The shipped checks, collected beside the arguments: no ini-file, conftest or environment swallows them."""
     before = list(sys.path)
     try:
-        modules = [SuiteModule.of(SUITE / name, session) for name in ("test_model.py", "test_candidate.py")]
+        names = ["test_model.py", *(["test_candidate.py"] if session.config.stash[_settings].candidate else [])]
+        modules = [SuiteModule.of(SUITE / name, session) for name in names]
         items = [item for module in modules for item in session.genitems(module)]
     finally:
         sys.path[:] = before  # importing a module by its path puts site-packages before the project

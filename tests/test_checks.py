@@ -25,8 +25,8 @@ from swcheck import (
     zeroed,
 )
 from swcheck.checks import conclude, message_of
-from swcheck.judge import capped_collapse, collapse_ratio
 from swcheck.errors import CoordinateError, NotFiniteError, OptionError, TextError
+from swcheck.judge import capped_collapse, collapse_ratio
 from swcheck.measure import windows
 from swcheck.records import Limit, Verdict
 from swcheck.subject import Subject

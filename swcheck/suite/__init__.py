@@ -1,7 +1,6 @@
 """The shipped checks: short, readable tests that use only the public fixtures and assertions.
 
-``test_model`` speaks of a model on its own, ``test_candidate`` of a candidate beside it; without a candidate those are
-skipped. The marker names the check as the report does.
+``test_model`` speaks of a model on its own, ``test_candidate`` of a candidate beside it; it joins where there is one. The marker names the check as the report does.
 """
 
 from __future__ import annotations

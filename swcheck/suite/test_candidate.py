@@ -7,6 +7,7 @@ import pytest
 from swcheck import (
     assert_collapses_when_zeroed,
     assert_perplexity_within,
+    assert_predictions_preserved,
     assert_super_activations_preserved,
     assert_super_weights_preserved,
 )
@@ -36,6 +37,13 @@ def test_super_activations(swcheck_candidate, swcheck_model, swcheck_limits):
 def test_perplexity(swcheck_candidate, swcheck_model, swcheck_limits):
     """On the same tokens the candidate's perplexity stays within its limit."""
     assert_perplexity_within(swcheck_candidate, swcheck_model, ratio=asked(swcheck_limits["perplexity"]).high)
+
+
+@pytest.mark.swcheck("predictions")
+def test_predictions(swcheck_candidate, swcheck_model, swcheck_limits):
+    """It predicts what the reference does: the mean KL divergence and the likeliest token."""
+    kl, top1 = asked(swcheck_limits["kl"]).high, asked(swcheck_limits["top1"]).low
+    assert_predictions_preserved(swcheck_candidate, swcheck_model, kl=kl, top1=top1)
 
 
 @pytest.mark.swcheck("dependence")

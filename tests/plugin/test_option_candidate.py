@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import checkpoints, damage
-from tests.plugin import SHIPPED, refused
+from tests.plugin import BOTH, refused
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_one_that_cannot_be_loaded_fails_its_own_checks_only(inner, tmp_path):
     )
     result = inner("--model=tiny", f"--candidate={folder}", "-k", "perplexity")
     assert result.ret == 1
-    result.assert_outcomes(passed=1, errors=1, deselected=SHIPPED - 2)
+    result.assert_outcomes(passed=1, errors=1, deselected=BOTH - 2)
     result.stdout.fnmatch_lines(["all weights of *broken", "broken against tiny", "perplexity * FAILED"])
 
 
@@ -113,7 +113,7 @@ def test_a_copy_of_the_same_name_is_told_apart(inner, tmp_path, micro):
     """Where candidate and reference are directories of one name the table has their paths."""
     copy = checkpoints.micro(tmp_path / "micro")
     result = inner(f"--model={micro}", f"--candidate={copy}", "-k", "perplexity")
-    result.assert_outcomes(passed=2, deselected=SHIPPED - 2)
+    result.assert_outcomes(passed=2, deselected=BOTH - 2)
     result.stdout.fnmatch_lines([f"{copy} against"[:60] + "*"])
 
 
