@@ -221,12 +221,10 @@ def swcheck_session(pytestconfig: pytest.Config) -> Iterator[Session]:
 
 
 @pytest.fixture(scope="session")
-def swcheck_model(swcheck_session: Session, swcheck_spec: str, pytestconfig: pytest.Config) -> Iterator[Subject]:
+def swcheck_model(swcheck_session: Session, swcheck_spec: str, pytestconfig: pytest.Config) -> Subject:
     """The model under test, the reference of a comparison: ``.model``, ``.tokenizer``, ``.name``."""
     with uncaptured(pytestconfig):
-        subject = swcheck_session.reference(swcheck_spec)
-    yield subject
-    swcheck_session.free_reference()
+        return swcheck_session.reference(swcheck_spec)
 
 
 @pytest.fixture(scope="session")

@@ -190,6 +190,15 @@ def test_a_header_that_lies(tmp_path):
         swcheck.load(str(folder))
 
 
+def test_a_file_that_is_too_long(tmp_path):
+    """Bytes after the last tensor are refused: two files may have been written into one."""
+    folder = copy_of_tiny(tmp_path / "long")
+    with (folder / "model.safetensors").open("ab") as stream:
+        stream.write(b"more")
+    with pytest.raises(CheckpointError, match="the file is too long"):
+        huggingface.check(str(folder))
+
+
 @given(data=st.binary(max_size=64))
 def test_any_bytes_for_weights_are_refused_in_words(data, tmp_path_factory):
     """No file of a few bytes passes for safetensors, and none brings the reader down."""
@@ -250,9 +259,10 @@ def test_code_runs_only_where_it_is_allowed(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     folder = copy_of_tiny(tmp_path / "homemade", checkpoints.bringing_code)
-    with pytest.raises(UnsafeCheckpointError, match="auto_map") as caught:
-        swcheck.load(str(folder))
-    assert "--swcheck-trust-remote-code" in words_of(caught)[2]
+    for refusing in (huggingface.check, swcheck.load):
+        with pytest.raises(UnsafeCheckpointError, match="auto_map") as caught:
+            refusing(str(folder))
+        assert "--swcheck-trust-remote-code" in words_of(caught)[2]
     assert not (folder / "exploded").exists()
     assert type(swcheck.load(str(folder), trust_remote_code=True).model).__name__ == "Model"
     assert (folder / "exploded").exists()

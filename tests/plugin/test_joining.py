@@ -145,7 +145,14 @@ def test_a_broken_file_that_never_speaks_of_swcheck_is_left_out(inner, pytester)
     assert inner("--model=tiny", "--co", "-q", "-W", "error").ret == pytest.ExitCode.INTERRUPTED
     assert inner("--model=tiny", "test_broken.py").ret == pytest.ExitCode.INTERRUPTED
     pytester.makepyfile(test_broken="import nonexistent_thing\ndef test_it(swcheck_model): pass")
-    assert inner("--model=tiny").ret == pytest.ExitCode.INTERRUPTED
+    assert inner("--model=tiny", "-W", "default").ret == pytest.ExitCode.INTERRUPTED
+
+
+def test_it_joins_once(inner, pytester):
+    """Where the project's own paths already lead to the suite it is not collected a second time."""
+    pytester.makeini(f"[pytest]\ntestpaths = {SUITE}")
+    ids = collected(inner("--model=tiny", "--co", "-q", "--noconftest"))
+    assert len(ids) == len(set(ids)) == BOTH
 
 
 def test_an_incomplete_installation_is_an_error(inner, monkeypatch, pytester):
