@@ -127,7 +127,8 @@ def collect(config: pytest.Config) -> tuple[dict[str, Any], dict[str, str]]:
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for option in OPTIONS:
-        given, variable, ini = _spellings(option, config)
+        given, variable = config.getoption(option.dest), os.environ.get(option.variable)
+        ini = config.getini(option.dest)
         if given is not None:
             values[option.name], origins[option.name] = given, "command line"
         elif variable:
@@ -135,14 +136,6 @@ def collect(config: pytest.Config) -> tuple[dict[str, Any], dict[str, str]]:
         elif ini:
             values[option.name], origins[option.name] = _beside_ini(option, ini, config.inipath), "ini"
     return values, origins
-
-
-def _spellings(option: Option, config: pytest.Config) -> tuple[Any, str | None, Any]:
-    given = config.getoption(option.dest)
-    if option.kind == "list" and given and hasattr(config, "workerinput"):
-        # A worker of xdist is handed the parsed options, and then parses the command line once more.
-        given = list(dict.fromkeys(given))
-    return given, os.environ.get(option.variable), config.getini(option.dest)
 
 
 def _parsed(option: Option, text: str) -> Any:

@@ -37,6 +37,15 @@ def test_the_main_job(inner, pytester):
     assert [path.name for path in pytester.path.iterdir()] == []
 
 
+def test_nothing_is_written(outer, tmp_path):
+    """In a process of its own, where hypothesis has nothing in memory yet, a run leaves the folder as empty as it was."""
+    done = outer("--model=tiny", "-k", "test_model and super_activations", "-W", "error")
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+    assert done.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
