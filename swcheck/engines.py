@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import inspect
 import os
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Final
 
+from swcheck import tiny
 from swcheck.errors import EngineError, OptionError
+from swcheck.noise import captured
 from swcheck.records import Engine, Loaded
 
 GROUP: Final = "swcheck.engines"
@@ -84,7 +88,8 @@ def load(
     if dtype is not None:
         check_dtype(dtype)
     chosen = _with(engine(name), trust_remote_code=trust_remote_code, offline=offline)
-    return chosen.load(scheme, reference=reference, device=device, dtype=dtype)
+    with nullcontext() if name == BUILT_IN else captured():  # the built-in says what it downloads
+        return chosen.load(scheme, reference=reference, device=device, dtype=dtype)
 
 
 def _with(chosen: Engine, **wishes: bool) -> Engine:
@@ -132,6 +137,22 @@ def meaning(spec: str) -> str:
     """What ``spec`` stands for, the same for two ways to name one model."""
     name, scheme = route(spec)
     return str(_built_in().meaning(scheme)) if name == BUILT_IN else spec
+
+
+def directory_of(spec: str) -> Path | None:
+    """The local directory of a model, None where there is none or an engine makes it."""
+    name, scheme = route(spec)
+    if name != BUILT_IN:
+        return None
+    if scheme == "tiny":
+        return tiny.CHECKPOINT
+    found: Path | None = _built_in().existing(scheme)
+    return found
+
+
+def text_of(spec: str) -> str | None:
+    """The text that belongs to a model, None where it has none of its own."""
+    return tiny.HELDOUT.read_text(encoding="utf-8") if spec == "tiny" else None
 
 
 def check_dtype(name: str) -> None:

@@ -28,7 +28,9 @@ from swcheck.errors import (
     UnknownModelError,
     UnsafeCheckpointError,
 )
+from swcheck.noise import captured
 from swcheck.records import Loaded
+from swcheck.schemes import scheme_of
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +71,9 @@ class HuggingFace:
             config = _understood(directory, self.trust_remote_code)
             tokenizer = _tokenizer(directory, self.trust_remote_code)
             model = _model(directory, config, dtype or "auto", self.trust_remote_code)
-        return Loaded(_moved(model, place, spec), tokenizer, name_of(spec), text, str(directory))
+            model = _settled(_moved(model, place, spec))
+            scheme = scheme_of(config.to_dict())
+        return Loaded(model, tokenizer, name_of(spec), text, str(directory), scheme)
 
 
 ENGINE: Final = HuggingFace()
@@ -404,6 +408,23 @@ def _model(path: Path, config: Any, dtype: str, trusted: bool) -> Any:
     spare = sorted(info.get("unexpected_keys") or ())
     if spare:
         sys.stderr.write(f"swcheck: {path} has {len(spare)} tensors that the model does not use, first {spare[0]}\n")
+    return model
+
+
+def _settled(model: Any) -> Any:
+    """A quantized model after its first pass: some unpack only there, and cannot be read before.
+
+    bitsandbytes' repacking for one kind of CPU is switched off first: it spoils what is read or saved after a pass.
+    """
+    import torch
+
+    if getattr(model, "hf_quantizer", None) is None:
+        return model
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    with captured(), torch.no_grad():
+        model.eval()(torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
     return model
 
 

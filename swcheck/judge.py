@@ -69,7 +69,7 @@ def healthy(subject: Subject, at_most: float | None) -> Verdict:
         "perplexity",
         subject.name,
         Outcome.PASSED if passed else Outcome.FAILED,
-        f"perplexity {value:.4g} on {nats.numel():,} tokens",
+        f"perplexity {value:.4g} on {nats.numel():,} tokens in {len(nats)} windows of {subject.text_name}",
         measured=value,
         limit=limit,
         unit="perplexity",
@@ -165,6 +165,9 @@ def collapse_ratio(intact: torch.Tensor, ablated: torch.Tensor) -> float:
 
 
 LARGEST_EXPONENT: Final = 700.0
+
+ENOUGH: Final = 20
+"""So many prompts have to count, or all of them where fewer are given."""
 
 
 def _perplexity(nats: torch.Tensor) -> float:
@@ -331,11 +334,14 @@ class Pair:
             return self.none()
         if self.kin.kind == "rotated":
             return self._compare_norms(chosen, limit)
-        ids, lengths = _padded(self.reference if self.reference.tokenizer is not None else self.candidate, prompts)
+        teller = self.reference if self.reference.tokenizer is not None else self.candidate
+        key = ("padded", None if prompts is None else tuple(prompts))
+        ids, lengths = self.reference.once(key, lambda: _padded(teller, prompts))
         rows = [row for place in self.reference.places(chosen) for row in self._compare(place, ids, lengths)]
         counted = [row for row in rows if row[0] is not None]
-        if not counted:
-            summary = f"the reference carries its activation on none of {len(lengths)} prompts"
+        if len(counted) < min(ENOUGH, len(rows)):
+            count = len(counted) or "none"
+            summary = f"the reference carries its activation on {count} of {len(lengths)} prompts"
             advice = "give prompts that begin with BOS"
             return self.verdict(Outcome.INCONCLUSIVE, summary, cause="nothing to compare", attempt=advice)
         ratios = [math.nan if row[0] is None else row[0] for row in counted]
@@ -347,11 +353,14 @@ class Pair:
             f"{ours.value:+.4g} for {theirs.value:+.4g} (x{ratios[worst]:.3f}), worst of {len(counted)}"
             f"{', n = 1 by causality' if sink else ''}"
         )
-        facts = {"ratios": ratios, "prompts": len(lengths), "counted": len(counted)}
+        number = [index for index, row in enumerate(rows) if row[0] is not None][worst] % len(lengths)
+        asked = "the default prompt" if prompts is None or len(prompts) != len(lengths) else repr(prompts[number])
+        facts = {"ratios": ratios, "prompts": len(lengths), "counted": len(counted), "worst_prompt": asked}
         more: dict[str, Any] = {"measured": ratios[worst], "limit": limit, "unit": "x", "facts": facts}
         if all(limit.holds(ratio) for ratio in ratios):
             return self.verdict(Outcome.PASSED, summary, **more)
         cause = _activation_cause(place, ratios[worst], ours, theirs)
+        more["detail"] = (("worst prompt", asked),)
         return self.failed(cause, summary, "see the super weights that write it", **more)
 
     def _compare(self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int]) -> list[Row]:

@@ -174,8 +174,7 @@ def suite_items(session: pytest.Session) -> list[pytest.Item]:
     """The shipped checks, collected beside the arguments: no ini-file, conftest or environment swallows them."""
     before = list(sys.path)
     try:
-        names = ["test_model.py", *(["test_candidate.py"] if session.config.stash[_settings].candidate else [])]
-        modules = [SuiteModule.of(SUITE / name, session) for name in names]
+        modules = [SuiteModule.of(SUITE / name, session) for name in ("test_model.py", "test_candidate.py")]
         items = [item for module in modules for item in session.genitems(module)]
     finally:
         sys.path[:] = before  # importing a module by its path puts site-packages before the project
@@ -218,6 +217,10 @@ def swcheck_session(pytestconfig: pytest.Config) -> Iterator[Session]:
     session = pytestconfig.stash[_session] = Session(pytestconfig.stash.get(_settings, Settings()))
     yield session
     session.free()
+    if session.written and not session.settings.accept:
+        names = ", ".join(str(path) for path in session.written)
+        words = f"baselines written: {names}\n  review and commit them, then run without --swcheck-update"
+        pytest.fail(words, pytrace=False)
 
 
 @pytest.fixture(scope="session")
@@ -395,7 +398,7 @@ class Reporter:
         self.loading = tuple(wanted) if spec in new else (*self.loading, *new)
         terminal = self.config.pluginmanager.get_plugin("terminalreporter")
         if new and terminal is not None and self.config.get_verbosity() >= 0:
-            terminal.write("" if terminal.currentfspath else "\n")
+            terminal.write("" if getattr(terminal, "currentfspath", None) else "\n")
             terminal.write_line(f"swcheck: loading {' and '.join(new)}")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -100,7 +100,7 @@ class Loaded:
     """A model under its name: what ``load`` returns and what the assertions take.
 
     ``model`` is the transformers module, ``tokenizer`` its tokenizer, ``text`` a text that belongs to this model (None
-    means the package's own evaluation text), ``source`` the directory or hub id that it came from, ``scheme`` how it
+    means the evaluation text, Python's documentation topics), ``source`` the directory or hub id that it came from, ``scheme`` how it
     is quantized, None where nobody says.
     """
 

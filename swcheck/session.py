@@ -6,10 +6,13 @@ computed once: the subjects of a session remember.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,6 +42,9 @@ class Settings:
     trust_remote_code: bool = False
     offline: bool = False
     allow_none: bool = False
+    baseline: Path | None = None
+    update: bool = False
+    accept: bool = False
     origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -85,6 +91,9 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
         trust_remote_code=bool(values.get("trust_remote_code")),
         offline=bool(values.get("offline")),
         allow_none=bool(values.get("allow_none")),
+        baseline=_path(values.get("baseline")),
+        update=bool(values.get("update")),
+        accept=bool(values.get("accept")),
         origins=origins,
     )
     _check(settings)
@@ -106,6 +115,26 @@ def _check(settings: Settings) -> None:
         read_text(settings.text)
     if settings.json is not None:
         check_writable(settings.json)
+    _check_baseline(settings)
+
+
+def _check_baseline(settings: Settings) -> None:
+    if settings.baseline is None:
+        if settings.update:
+            raise OptionError("--swcheck-update", "no folder to write to", "--swcheck-baseline=DIR --swcheck-update")
+        return
+    for spec in settings.models:
+        path = baseline_path(settings, spec)
+        if settings.update:
+            check_writable(path)
+        elif not path.is_file():
+            raise OptionError(f"baseline of {spec}", f"no file {path}", "--swcheck-update writes it, for a review")
+
+
+def baseline_path(settings: Settings, spec: str) -> Path:
+    """The file of one reference in the folder of baselines."""
+    name = "".join(mark if mark.isalnum() or mark in "-_." else "-" for mark in settings.name_of(spec))
+    return (settings.baseline or Path()) / f"{name.strip('-.')}.json"
 
 
 class Session:
@@ -114,6 +143,7 @@ class Session:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.verdicts: list[Verdict] = []
+        self.written: list[Path] = []
         self._reference: tuple[str, Subject] | None = None
         self._candidate: Subject | None = None
 
@@ -121,7 +151,8 @@ class Session:
         """The reference ``spec``, loaded now if it is not the one at hand, whose weights are then freed."""
         if self._reference is None or self._reference[0] != spec:
             self.free_reference()
-            self._reference = (spec, self._load(spec))
+            recorded = self.settings.baseline is not None and not self.settings.update
+            self._reference = (spec, self._recorded(spec) if recorded else self._load(spec))
         return self._reference[1]
 
     def candidate(self) -> Subject:
@@ -129,6 +160,7 @@ class Session:
         if self._candidate is None:
             if self.settings.candidate is None:
                 raise OptionError("a candidate", "none was given", "--candidate=DIRECTORY")
+            self._make_room()
             models = self.settings.models
             self._candidate = self._load(self.settings.candidate, models[0] if models else None)
         return self._candidate
@@ -148,6 +180,8 @@ class Session:
     def free_reference(self) -> None:
         """Give the memory of the reference at hand back."""
         if self._reference is not None:
+            if self.settings.update and self._reference[1].memo is not None:
+                self._record(*self._reference)
             _free(self._reference[1])
         self._reference = None
 
@@ -157,6 +191,61 @@ class Session:
         if self._candidate is not None:
             _free(self._candidate)
         self._candidate = None
+
+    def _make_room(self) -> None:
+        """Measure the reference and free its weights before a candidate is loaded: two models need not fit.
+
+        Should a later check ask for a number that was not taken, the reference is loaded again.
+        """
+        from swcheck.baseline import complete
+
+        if self._reference is None:
+            return
+        spec, subject = self._reference
+        if subject.memo is None or subject.module is None:
+            return
+        complete(subject, None)
+        subject.residuals()
+        subject.probes()
+        subject.release(lambda: self._load(spec).live)
+
+    def _recorded(self, spec: str) -> Subject:
+        """The reference as its baseline has it; refused where it is of other weights or another text."""
+        from swcheck import baseline
+
+        path = baseline_path(self.settings, spec)
+        subject, facts = baseline.loads(path.read_text(encoding="utf-8"), str(path))
+        for note in baseline.check_identity(facts, self._identity(spec), str(path)):
+            sys.stderr.write(f"swcheck: {note}\n")
+        subject.name, subject.heard = self.settings.name_of(spec), self.verdicts.append
+        return subject
+
+    def _record(self, spec: str, subject: Subject) -> None:
+        from swcheck import baseline
+
+        path = baseline_path(self.settings, spec)
+        baseline.complete(subject, None)
+        baseline.write(path, baseline.dumps(subject, self._identity(spec)))
+        self.written.append(path)
+
+    def _identity(self, spec: str) -> dict[str, Any]:
+        """What a baseline is of: weights, text and conditions, as far as they are known without loading anything."""
+        import torch
+
+        from swcheck import baseline
+        from swcheck.subject import evaluation_text
+
+        directory = engines.directory_of(spec)
+        own = engines.text_of(spec)
+        text = read_text(self.settings.text) if self.settings.text else (evaluation_text() if own is None else own)
+        return {
+            "weights": None if directory is None else baseline.weights_identity(directory),
+            "text": hashlib.sha256(text.encode()).hexdigest(),
+            "device": self.settings.device or "default",
+            "dtype": self.settings.dtype or "checkpoint",
+            "torch": str(torch.__version__),
+            "transformers": version("transformers"),
+        }
 
     def _load(self, spec: str, reference: str | None = None) -> Subject:
         from swcheck.subject import Subject
@@ -178,6 +267,7 @@ class Session:
             loaded.tokenizer,
             text=text,
             scheme=loaded.scheme,
+            named=str(chosen.text or ""),
             memo={},
             heard=self.verdicts.append,
         )

@@ -17,13 +17,30 @@ WORDS: Final = (
     "def return import class self None True for while lambda yield raise except with open print range len value "
     "0 1 2 7 42 1984 3.14 alpha beta data model weight layer token"
 ).split()
+SENTENCES: Final = (
+    "Summer is hot. Winter is cold.",
+    "The results, which nobody had expected, were published in March.",
+    "How many people live in the city?",
+    "def area(width, height):\n    return width * height\n",
+    "for name in sorted(names):\n    print(name)\n",
+    "SELECT name FROM rivers WHERE length > 1000;",
+    "Der Fluss ist im Winter zugefroren.",
+    "El mercado abre a las ocho de la ma\u00f1ana.",
+    "\u4eca\u5929\u5929\u6c14\u5f88\u597d\u3002",
+    "\u0412\u0447\u0435\u0440\u0430 \u0448\u0451\u043b \u0434\u043e\u0436\u0434\u044c.",
+    "1. First\n2. Second\n\n   indented",
+)
 MARKS: Final = (".", ",", "!", "?", ":", ";", "\n", "(", ")", '"', "-", "=", "\t", "…", "é", "你好", "Привет", "🙂")
 
 
 def prompts(*, longest: int = 24) -> st.SearchStrategy[str]:
-    """One prompt: words, marks, numbers and scripts of several kinds, up to ``longest`` pieces, never empty."""
+    """One prompt, never empty: real sentences, code, words and marks of several scripts, a mark first, a single word."""
     piece = st.one_of(st.sampled_from(WORDS), st.sampled_from(WORDS), st.sampled_from(MARKS), st.text(max_size=4))
-    return st.lists(piece, min_size=1, max_size=longest).map(" ".join).filter(lambda prompt: bool(prompt.strip()))
+    mixed = st.lists(piece, min_size=1, max_size=longest).map(" ".join)
+    whole = st.lists(st.sampled_from(SENTENCES), min_size=1, max_size=max(1, longest // 8)).map(" ".join)
+    after_a_mark = st.builds("{}{}".format, st.sampled_from(MARKS), st.one_of(mixed, whole))
+    one = st.sampled_from([*WORDS, *MARKS])
+    return st.one_of(mixed, whole, after_a_mark, one).filter(lambda prompt: bool(prompt.strip()))
 
 
 def prompt_lists(*, size: int = 16, longest: int = 24) -> st.SearchStrategy[list[str]]:

@@ -6,6 +6,7 @@ number is computed once. Numbers, never tensors, leave this room, except the nat
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import torch
 from swcheck import index
 from swcheck.anatomy import Anatomy, anatomy, device_of
 from swcheck.drift import Drift, Predictions, compare, predict
-from swcheck.errors import CoordinateError, OptionError, WrongModelError
+from swcheck.errors import CoordinateError, OptionError, TextError, WrongModelError
 from swcheck.intervene import zeroed
 from swcheck.kinship import Portrait, portrait
 from swcheck.locate import PROMPT, Located, locate
@@ -34,6 +35,7 @@ WINDOWS: Final = 32
 LOUDEST: Final = 32
 PROBES: Final = 8
 SHORTEST_PREFIX: Final = 64
+SHORTEST_PARAGRAPH: Final = 40
 SAMPLES: Final = (PROMPT, "def spam(eggs=1):\n    return [eggs] * 2  # \u00e9, \u4f60\u597d\n")
 LONGEST_WINDOW: Final = 512
 
@@ -63,7 +65,9 @@ class Subject:
     token_ids: torch.Tensor | None = field(default=None, repr=False)
     text: str | None = field(default=None, repr=False)
     scheme: Scheme | None = None
+    named: str = ""
     memo: dict[Any, Any] | None = field(default=None, repr=False)
+    again: Callable[[], nn.Module] | None = field(default=None, repr=False)
     heard: Callable[[Verdict], None] = field(default=lambda _verdict: None, repr=False)
 
     def once(self, key: Any, compute: Callable[[], Number]) -> Number:
@@ -83,6 +87,8 @@ class Subject:
     @property
     def live(self) -> nn.Module:
         """The module, for measuring. Raises ``OptionError`` once it was released."""
+        if self.module is None and self.again is not None:
+            self.module, self.again = self.again(), None
         if self.module is None:
             raise OptionError(
                 f"a new measurement of {self.name}",
@@ -91,13 +97,21 @@ class Subject:
             )
         return self.module
 
-    def release(self) -> None:
-        """Free the weights; what was measured stays."""
-        self.module = None
+    def release(self, again: Callable[[], nn.Module] | None = None) -> None:
+        """Free the weights; what was measured stays. ``again`` loads them where a new number is asked for."""
+        self.module, self.again = None, again
 
     def remembers(self, key: Any) -> bool:
         """Whether this number was measured before."""
         return self.memo is not None and key in self.memo
+
+    @property
+    def text_name(self) -> str:
+        """What the text is called that it is measured on."""
+        if self.token_ids is not None:
+            return "the given token ids"
+        topics = f"Python {platform.python_version()}'s documentation topics"
+        return self.named or (topics if self.text is None else "the model's own text")
 
     @property
     def body(self) -> Anatomy:
@@ -397,7 +411,9 @@ def subject_of(
     if isinstance(thing, Subject):
         return thing
     if isinstance(thing, Loaded):
-        return Subject(thing.name, thing.model, tokenizer or thing.tokenizer, token_ids, thing.text, thing.scheme, {})
+        return Subject(
+            thing.name, thing.model, tokenizer or thing.tokenizer, token_ids, thing.text, thing.scheme, memo={}
+        )
     if isinstance(thing, nn.Module):
         name = str(getattr(getattr(thing, "config", None), "name_or_path", "") or type(thing).__name__)
         return Subject(name.rstrip("/").rsplit("/", 1)[-1], thing, tokenizer, token_ids, memo={})
@@ -413,10 +429,19 @@ def known(name: str) -> tuple[SuperWeight, ...]:
 
 
 def evaluation_text() -> str:
-    """The package's evaluation text: prose of the Python documentation, no model's own text."""
-    from importlib.resources import files
+    """The evaluation text: the installed Python's own documentation topics, a paragraph a line.
 
-    return (files("swcheck") / "evaluation.txt").read_text(encoding="utf-8")
+    Every Python brings them, nothing is downloaded or copied, and `tiny` was not trained on them. They change with the
+    version of Python: reports and baselines name the text by its hash. Raises ``TextError`` where a Python lacks them.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise TextError(
+            "the documentation topics of this Python, to measure on", "it has no pydoc_data", "--swcheck-text=FILE"
+        ) from error
+    paragraphs = [" ".join(part.split()) for name in sorted(topics) for part in topics[name].split("\n\n")]
+    return "\n\n".join(paragraph for paragraph in paragraphs if len(paragraph) >= SHORTEST_PARAGRAPH) + "\n"
 
 
 def _place(residual: torch.Tensor, row: int, first: int) -> SuperActivation:

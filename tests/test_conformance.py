@@ -14,7 +14,8 @@ from torch import nn
 
 import swcheck
 from swcheck import rtn
-from swcheck.conformance import UNKNOWN, check_engine, fingerprint, own_dequantization
+from swcheck.anatomy import anatomy
+from swcheck.conformance import UNKNOWN, check_engine, fingerprint, narrowed, own_dequantization
 from swcheck.errors import EngineError, OptionError
 from swcheck.intervene import zeroed
 from swcheck.records import Loaded, Scheme, SuperWeight
@@ -388,6 +389,18 @@ def test_own_dequantization(module, expected):
         assert found is None
     else:
         assert torch.equal(found, module.weight if expected == "weight" else torch.ones(2, 3))
+
+
+def test_narrowed(tmp_path, tiny):
+    """The copy has fewer inner neurons, and computes what tiny does without the others."""
+    cut = swcheck.load(narrowed(tmp_path, 480), device="cpu")
+    assert anatomy(cut.model).inner == 480
+    whole = copy.deepcopy(tiny.model)
+    with torch.no_grad():
+        for layer in whole.model.layers:
+            layer.mlp.down_proj.weight[:, 480:] = 0
+        ids = torch.tensor([[0, 5, 9, 33]])
+        assert torch.allclose(cut.model(ids).logits, whole(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_is_printed(capfd):

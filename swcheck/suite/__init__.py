@@ -1,6 +1,7 @@
 """The shipped checks: short, readable tests that use only the public fixtures and assertions.
 
-``test_model`` speaks of a model on its own, ``test_candidate`` of a candidate beside it; it joins where there is one. The marker names the check as the report does.
+``test_model`` speaks of a model on its own, ``test_candidate`` of a candidate beside it; without a candidate those are
+skipped. The marker names the check as the report does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from swcheck.checks import conclude
 from swcheck.plugin import SEED
 from swcheck.records import Limit, Outcome, Verdict
 from swcheck.strategies import prompt_lists
+from swcheck.subject import Subject
 
 FEW: Final = settings(
     max_examples=4,
@@ -32,17 +34,29 @@ FEW: Final = settings(
 """Few examples, each a list of prompts scored in one pass; no shrinking, a pass of a large model is not cheap."""
 
 
-def for_any_prompts(check: Callable[[list[str]], None]) -> None:
-    """Call ``check`` with a few lists of prompts, the same ones in every run."""
+def for_any_prompts(check: Callable[[list[str]], None], reference: Subject) -> None:
+    """Call ``check`` with a few lists of prompts that hypothesis draws.
+
+    Drawn once per reference and kept with its numbers, so that a candidate, perhaps in another run against a baseline,
+    is asked what the reference was asked: what hypothesis draws depends on the modules that are loaded.
+    """
+    for prompts in reference.once("prompts", drawn_prompts):
+        check(list(prompts))
+
+
+def drawn_prompts() -> tuple[tuple[str, ...], ...]:
+    """A few lists of prompts."""
+    found: list[tuple[str, ...]] = []
 
     @seed(SEED)
     @FEW
-    @given(prompts=prompt_lists(size=16))
-    def for_these(prompts: list[str]) -> None:
-        check(prompts)
+    @given(prompts=prompt_lists(size=24))
+    def draw(prompts: list[str]) -> None:
+        found.append(tuple(prompts))
 
     with nothing_written():
-        for_these()
+        draw()
+    return tuple(found)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def test_super_activations(swcheck_candidate, swcheck_model, swcheck_limits):
     def stands(prompts):
         applicable(assert_super_activations_preserved(*pair, prompts=prompts, low=limit.low, high=limit.high))
 
-    for_any_prompts(stands)
+    for_any_prompts(stands, swcheck_model)
 
 
 @pytest.mark.swcheck("perplexity")

@@ -34,7 +34,7 @@ def test_super_activations(swcheck_model):
     def keeps(prompts):
         applicable(assert_super_activations_preserved(swcheck_model, swcheck_model, prompts=prompts))
 
-    for_any_prompts(keeps)
+    for_any_prompts(keeps, swcheck_model)
 
 
 @pytest.mark.swcheck("collapse when zeroed")

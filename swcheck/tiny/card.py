@@ -191,7 +191,7 @@ Trained by `python -m swcheck.tiny.train` on the Python {recipe["python"]} stand
 | --- | --- |
 | training source | `{recipe["train_sha256"]}` |
 | held-out source, `heldout.txt` | `{figures["heldout_sha256"]}` |
-| evaluation text, `evaluation.txt` | `{figures["evaluation_sha256"]}` |
+| evaluation text, Python's `pydoc_data.topics` | `{figures["evaluation_sha256"]}` |
 """
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.plugin import SHIPPED
 
 
@@ -100,6 +102,55 @@ def test_a_failure_shows_the_line_of_the_test_and_no_depths(inner, pytester, bri
     )
     result.stdout.no_fnmatch_line("*checks.py*")
     result.stdout.no_fnmatch_line("*anatomy.py*")
+
+
+@pytest.mark.parametrize("style", ["auto", "long", "short", "line", "native", "no"])
+def test_every_style_of_traceback_shows_the_words(inner, pytester, brief, style):
+    """Whatever --tb says, a red assertion in a test of one's own is shown without an accident, its words in the summary."""
+    pytester.makepyfile(
+        test_own="""
+        from swcheck import SuperWeight, assert_collapses_when_zeroed
+
+        def test_it(swcheck_model):
+            assert_collapses_when_zeroed(swcheck_model, super_weights=[SuperWeight(0, 0, 0)])
+        """
+    )
+    result = inner("--model=tiny", brief, "test_own.py", f"--tb={style}")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["FAILED test_own.py::test_it[[]tiny] - the model does not hang on its super weights*"])
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+    if style != "native":  # Python's own, with every frame, is what that one asks for
+        result.stdout.no_fnmatch_line("*checks.py*")
+
+
+def test_full_trace_shows_all(inner, pytester, brief):
+    """--full-trace shows swcheck's inside to whoever looks for a bug there."""
+    pytester.makepyfile(
+        test_own="""
+        from swcheck import SuperWeight, assert_collapses_when_zeroed
+
+        def test_it(swcheck_model):
+            assert_collapses_when_zeroed(swcheck_model, super_weights=[SuperWeight(99, 0, 0)])
+        """
+    )
+    inner("--model=tiny", brief, "test_own.py", "--full-trace").stdout.fnmatch_lines(["*anatomy.py*"])
+
+
+def test_hypothesis_may_ask_for_them(inner, pytester, brief):
+    """A test of hypothesis may ask for the fixtures: they live for the whole run."""
+    pytester.makepyfile(
+        test_own="""
+        from hypothesis import given, settings
+        from swcheck import assert_super_activations_preserved
+        from swcheck.strategies import prompts
+
+        @settings(max_examples=2, database=None, deadline=None)
+        @given(prompt=prompts())
+        def test_it(swcheck_model, prompt):
+            assert_super_activations_preserved(swcheck_model, swcheck_model, prompts=[prompt])
+        """
+    )
+    inner("--model=tiny", brief, "test_own.py").assert_outcomes(passed=1)
 
 
 def test_a_red_verdict_that_was_expected_is_not_reported(inner, pytester, brief):

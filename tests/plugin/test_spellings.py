@@ -20,6 +20,9 @@ READ = {
     "dtype": "settings.dtype == {!r}",
     "limit": "settings.limits['null'].high == float({!r}.removeprefix('null='))",
 }
+NEEDED = {"update": ["--swcheck-baseline=."]}
+"""What else has to be given for a flag to make sense."""
+
 FLAGS = [option.name for option in options.OPTIONS if option.kind == "flag"]
 
 
@@ -53,14 +56,15 @@ def test_flags_have_three_spellings_too(inner, asking, pytester, monkeypatch, na
     inner("test_asking.py", "--swcheck-model=tiny").assert_outcomes(passed=1)
     asking(f"settings.{name} is True")
     flag = f"--swcheck-{name.replace('_', '-')}"
-    result = inner("test_asking.py", flag)
+    needed = NEEDED.get(name, [])
+    result = inner("test_asking.py", flag, *needed)
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines([f"swcheck: *{name.replace('_', ' ')} (command line)*"])
     monkeypatch.setenv(f"SWCHECK_{name.upper()}", "Yes")
-    inner("test_asking.py").assert_outcomes(passed=1)
+    inner("test_asking.py", *needed).assert_outcomes(passed=1)
     monkeypatch.delenv(f"SWCHECK_{name.upper()}")
     pytester.makeini(f"[pytest]\nswcheck_{name} = true")
-    inner("test_asking.py").assert_outcomes(passed=1)
+    inner("test_asking.py", *needed).assert_outcomes(passed=1)
     monkeypatch.setenv(f"SWCHECK_{name.upper()}", "0")
     asking(f"settings.{name} is False")
     inner("test_asking.py").assert_outcomes(passed=1)

@@ -1,0 +1,88 @@
+"""``--swcheck-baseline``, ``--swcheck-update`` and ``--swcheck-accept``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests import checkpoints, damage
+from tests.plugin import BOTH, CANDIDATE, MODEL, refused
+
+
+@pytest.fixture
+def baselines(inner, pytester):
+    """A folder with the baseline of tiny."""
+    result = inner("--model=tiny", "--swcheck-baseline=baselines", "--swcheck-update", "--swcheck-accept")
+    result.assert_outcomes(passed=MODEL, skipped=CANDIDATE)
+    return pytester.path / "baselines"
+
+
+def test_updating_writes_and_still_fails(inner, pytester):
+    """An update rewrites the file and is red all the same, for it wants a review; the numbers are in it."""
+    result = inner("--model=tiny", "--swcheck-baseline=here", "--swcheck-update")
+
+    assert result.ret == 1
+    result.assert_outcomes(passed=MODEL, skipped=CANDIDATE, errors=1)
+    result.stdout.fnmatch_lines(["*review and commit*"])
+    text = (pytester.path / "here" / "tiny.json").read_text()
+    assert len(text) < 1_000_000
+    assert json.loads(text)["super_weights"][0]["row"] == 97
+
+
+def test_a_baseline_takes_the_place_of_its_reference(inner, baselines, monkeypatch):
+    """With it the reference is not loaded: its own checks and those of a candidate run on what is in the file."""
+    healthy = checkpoints.copy_of_tiny(baselines.parent / "copy")
+    from swcheck import engines
+
+    load = engines.load
+    loaded = []
+    monkeypatch.setattr("swcheck.engines.load", lambda spec, **options: loaded.append(spec) or load(spec, **options))
+
+    result = inner("--model=tiny", f"--candidate={healthy}", "--swcheck-baseline=baselines")
+
+    result.assert_outcomes(passed=BOTH)
+    assert loaded == [str(healthy)]
+
+
+def test_a_damaged_candidate_is_red_against_a_baseline(inner, baselines):
+    """The cause is the one that the reference itself would show."""
+    zeroed = checkpoints.damaged(baselines.parent / "zeroed", damage.zero)
+
+    result = inner("--model=tiny", f"--candidate={zeroed}", "--swcheck-baseline=baselines", "-k", "test_candidate")
+
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["super weight at layer 1 [[]97, 301[]] zeroed*"])
+
+
+def test_a_missing_baseline_is_refused(inner):
+    """Without the file, and not asked to write it, the run ends before anything is loaded."""
+    refused(inner("--model=tiny", "--swcheck-baseline=nowhere"), "baseline of tiny", "--swcheck-update writes it")
+
+
+def test_updating_needs_a_folder(inner):
+    """An update without a folder is a usage error."""
+    refused(inner("--model=tiny", "--swcheck-update"), "no folder to write to")
+
+
+def test_a_baseline_of_another_text_is_refused(inner, baselines):
+    """The numbers of another text are not compared."""
+    text = baselines.parent / "other.txt"
+    text.write_text("def other(text):\n    return text\n" * 400)
+
+    result = inner("--model=tiny", "--swcheck-baseline=baselines", f"--swcheck-text={text}", "-k", "perplexity")
+
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*it was measured with another text*"])
+
+
+def test_a_file_that_is_no_baseline_is_an_error_in_words(inner, pytester):
+    """A broken file is named, without a traceback."""
+    (pytester.path / "bad").mkdir()
+    (pytester.path / "bad" / "tiny.json").write_text("{")
+
+    result = inner("--model=tiny", "--swcheck-baseline=bad", "-k", "perplexity")
+
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*no baseline of swcheck*"])
+    result.stdout.no_fnmatch_line("*Traceback*")
