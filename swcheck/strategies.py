@@ -30,17 +30,20 @@ SENTENCES: Final = (
     "\u0412\u0447\u0435\u0440\u0430 \u0448\u0451\u043b \u0434\u043e\u0436\u0434\u044c.",
     "1. First\n2. Second\n\n   indented",
 )
+SENTENCE: Final = 8
+"""How many pieces a sentence counts for."""
+
 MARKS: Final = (".", ",", "!", "?", ":", ";", "\n", "(", ")", '"', "-", "=", "\t", "…", "é", "你好", "Привет", "🙂")
 
 
 def prompts(*, longest: int = 24) -> st.SearchStrategy[str]:
     """One prompt, never empty: real sentences, code, words and marks of several scripts, a mark first, a single word."""
     piece = st.one_of(st.sampled_from(WORDS), st.sampled_from(WORDS), st.sampled_from(MARKS), st.text(max_size=4))
-    mixed = st.lists(piece, min_size=1, max_size=longest).map(" ".join)
-    whole = st.lists(st.sampled_from(SENTENCES), min_size=1, max_size=max(1, longest // 8)).map(" ".join)
-    after_a_mark = st.builds("{}{}".format, st.sampled_from(MARKS), st.one_of(mixed, whole))
-    one = st.sampled_from([*WORDS, *MARKS])
-    return st.one_of(mixed, whole, after_a_mark, one).filter(lambda prompt: bool(prompt.strip()))
+    kinds = [st.lists(piece, min_size=1, max_size=longest).map(" ".join), st.sampled_from([*WORDS, *MARKS])]
+    if longest >= SENTENCE:
+        whole = st.lists(st.sampled_from(SENTENCES), min_size=1, max_size=longest // SENTENCE).map(" ".join)
+        kinds += [whole, st.builds("{}{}".format, st.sampled_from(MARKS), whole)]
+    return st.one_of(*kinds).filter(lambda prompt: bool(prompt.strip()))
 
 
 def prompt_lists(*, size: int = 16, longest: int = 24) -> st.SearchStrategy[list[str]]:
