@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from swcheck.errors import RobustnessError, SwcheckError
     from swcheck.index import known_super_weights
     from swcheck.intervene import scaled, zeroed
-    from swcheck.locate import locate
+    from swcheck.location import locate
     from swcheck.measure import perplexity
     from swcheck.outlier import assert_outlier_survives
     from swcheck.records import Loaded, Outcome, SuperActivation, SuperWeight, Verdict
@@ -45,7 +45,7 @@ _ROOMS: Final = {
     "assert_survives_pruning": "checks",
     "known_super_weights": "index",
     "load": "engines",
-    "locate": "locate",
+    "locate": "location",
     "perplexity": "measure",
     "scaled": "intervene",
     "zeroed": "intervene",

@@ -25,7 +25,7 @@ from swcheck.errors import CheckpointError, OptionError, WrongModelError
 from swcheck.judge import Pair
 from swcheck.kinship import Portrait
 from swcheck.limits import DEFAULTS
-from swcheck.locate import Located
+from swcheck.location import Located
 from swcheck.records import SuperActivation, SuperWeight
 from swcheck.subject import Reading, Subject
 

@@ -18,7 +18,7 @@ from swcheck.errors import SwcheckError
 from swcheck.report import dumps, number
 
 if TYPE_CHECKING:
-    from swcheck.locate import Located
+    from swcheck.location import Located
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,7 +78,7 @@ def _add_index(commands: Any) -> None:
 
 def _locate(options: argparse.Namespace) -> str:
     from swcheck.engines import load
-    from swcheck.locate import locate
+    from swcheck.location import locate
     from swcheck.subject import known, subject_of
 
     loaded = load(

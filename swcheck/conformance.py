@@ -27,7 +27,7 @@ from swcheck import engines
 from swcheck.anatomy import anatomy, device_of
 from swcheck.errors import EngineError, OptionError, SwcheckError
 from swcheck.intervene import scaled
-from swcheck.locate import PROMPT, locate
+from swcheck.location import PROMPT, locate
 from swcheck.measure import evaluating
 from swcheck.noise import captured
 from swcheck.observe import Sight, contributions, observe, plain_weight

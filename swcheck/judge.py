@@ -18,7 +18,7 @@ from swcheck.diagnosis import explain_loss, weight_cause
 from swcheck.errors import NotFiniteError, OptionError
 from swcheck.kinship import Kinship, related
 from swcheck.limits import CRITICAL, DEFAULTS, for_confidence, kind_of
-from swcheck.locate import PROMPT
+from swcheck.location import PROMPT
 from swcheck.records import Limit, Outcome, SuperActivation, SuperWeight, Verdict
 from swcheck.subject import Reading, Subject
 

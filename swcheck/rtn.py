@@ -167,7 +167,7 @@ def _weights(body: Anatomy, reference: str) -> Iterator[tuple[tuple[int, bool], 
 
 def _super_weights(loaded: Loaded) -> tuple[SuperWeight, ...]:
     """The published super weights of the model, completed by what is found in it."""
-    from swcheck.locate import locate
+    from swcheck.location import locate
 
     known = index.find(loaded.name)
     found = locate(loaded.model, loaded.tokenizer, seeds=known.super_weights if known else ())

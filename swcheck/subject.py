@@ -20,7 +20,7 @@ from swcheck.drift import Drift, Predictions, compare, predict
 from swcheck.errors import CoordinateError, OptionError, TextError, WrongModelError
 from swcheck.intervene import zeroed
 from swcheck.kinship import Portrait, portrait
-from swcheck.locate import PROMPT, Located, locate
+from swcheck.location import PROMPT, Located, locate
 from swcheck.measure import adds_bos, evaluating, token_nats, vocabulary_of, windows
 from swcheck.observe import contributions, effective_weight, first_tensor, observe, plain_weight
 from swcheck.records import Loaded, Scheme, SuperActivation, SuperWeight, Verdict

@@ -24,7 +24,7 @@ TESTS = Path(__file__).parent
 STAIRS = """
 suite.test_candidate suite.test_model suite plugin cli options session outlier checks baseline judge diagnosis report
 conformance
-tiny.card subject rtn drift limits kinship locate stress intervene observe tiny.cloze measure quantize anatomy
+tiny.card subject rtn drift limits kinship location stress intervene observe tiny.cloze measure quantize anatomy
 engines huggingface index schemes noise strategies tiny.train tiny.corpus tiny errors records
 """.split()
 
@@ -139,11 +139,11 @@ def test_never_outwards(room):
     assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree))
 
 
-@pytest.mark.parametrize("source", ["import swcheck.locate", "from swcheck import locate", "import_module('swcheck.locate')",
-                                    "def f():\n    from swcheck.locate import Rules", "from swcheck.locate import locate"])  # fmt: skip
+@pytest.mark.parametrize("source", ["import swcheck.location", "from swcheck import location", "import_module('swcheck.location')",
+                                    "def f():\n    from swcheck.location import Rules", "from swcheck.location import locate"])  # fmt: skip
 def test_every_kind_of_import_is_seen(source):
     """However a room is imported, the reader of this file sees it."""
-    assert [target(one.name) for one in imports(source)] == ["locate"]
+    assert [target(one.name) for one in imports(source)] == ["location"]
     assert [target(one.name) for one in imports("from swcheck import assert_perplexity_within")] == ["checks"]
 
 
@@ -228,3 +228,17 @@ def test_tests_are_sentences(file):
     assert [one for one, other in pairwise(names) if one == other] == []
     words = {node.name: " ".join((ast.get_docstring(node) or "").split()) for node in found}
     assert [name for name, text in words.items() if not text.endswith(".")] == []
+
+
+def test_no_name_of_the_front_door_is_a_room():
+    """A room of a public name would take its place in the package once it is imported."""
+    assert {name for name in swcheck.__all__ if (ROOT / f"{name}.py").exists() or (ROOT / name).is_dir()} == set()
+
+
+def test_the_front_door_gives_the_same_thing_twice():
+    """Every public name is what it was, after every room has been imported."""
+    before = {name: getattr(swcheck, name) for name in swcheck.__all__}
+    again = {name: getattr(swcheck, name) for name in swcheck.__all__}
+
+    assert all(callable(thing) for thing in before.values())
+    assert again == before

@@ -19,7 +19,7 @@ import torch
 
 from swcheck import engines
 from swcheck.intervene import scaled, zeroed
-from swcheck.locate import locate
+from swcheck.location import locate
 from swcheck.measure import perplexity, windows
 from swcheck.records import Loaded, SuperWeight
 from swcheck.stress import next_largest, without_largest

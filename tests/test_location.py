@@ -21,7 +21,7 @@ from torch import nn
 from swcheck.anatomy import anatomy
 from swcheck.errors import CoordinateError, NotFiniteError, TextError, WrongModelError
 from swcheck.intervene import zeroed
-from swcheck.locate import (
+from swcheck.location import (
     Effect,
     Rules,
     _resumed,
