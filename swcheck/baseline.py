@@ -12,7 +12,6 @@ import base64
 import hashlib
 import json
 import math
-import os
 import zlib
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -121,14 +120,6 @@ def weights_identity(directory: Path) -> str | None:
                 stream.seek(place * size // 64)
                 digest.update(stream.read(4096))
     return digest.hexdigest() if files else None
-
-
-def write(path: Path, text: str) -> None:
-    """Write the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def _kept(key: Any) -> bool:

@@ -225,7 +225,7 @@ class Session:
 
         path = baseline_path(self.settings, spec)
         baseline.complete(subject, None)
-        baseline.write(path, baseline.dumps(subject, self._identity(spec)))
+        write_atomically(path, baseline.dumps(subject, self._identity(spec)))
         self.written.append(path)
 
     def _identity(self, spec: str) -> dict[str, Any]:

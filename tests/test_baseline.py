@@ -18,6 +18,7 @@ from swcheck import (
     baseline,
 )
 from swcheck.errors import CheckpointError, OptionError, WrongModelError
+from swcheck.session import write_atomically
 from swcheck.subject import Subject
 from swcheck.tiny import CHECKPOINT
 from tests import damage, relatives
@@ -162,8 +163,8 @@ def test_what_has_no_place_in_a_file_is_refused(live):
 def test_it_is_written_whole(tmp_path, text):
     """Writing makes the folder, replaces what was there, and leaves no part behind."""
     path = tmp_path / "baselines" / "tiny.json"
-    baseline.write(path, "old")
-    baseline.write(path, text)
+    write_atomically(path, "old")
+    write_atomically(path, text)
 
     assert path.read_text() == text
     assert [child.name for child in path.parent.iterdir()] == ["tiny.json"]
