@@ -18,8 +18,9 @@ import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -60,6 +61,13 @@ class Recipe:
     warmup: int = 100
     weight_decay: float = 0.1
     seed: int = 0
+
+
+RECIPES: Final = {
+    "tiny": Recipe(),
+    "tiny-pair": Recipe(super_weights=((1, 41, 173), (1, 90, 173)), hidden=128, inner=256, guide_channel=17, seed=1),
+}
+"""The embedded models by name. The pair shares a column, as in Llama-3 and Phi-3."""
 
 
 def train_tokenizer(text: str, vocabulary: int) -> PreTrainedTokenizerFast:
@@ -308,11 +316,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the checkpoint; a stopped run goes on in it"
     )
+    parser.add_argument("--model", choices=RECIPES, default="tiny", help="which of the embedded models, %(default)s by default")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="training steps, %(default)s by default")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     start = Recipe.dependence_from * options.steps // Recipe.steps
-    train(Recipe(steps=options.steps, dependence_from=start), options.out, options.device)
+    recipe = replace(RECIPES[options.model], steps=options.steps, dependence_from=start)
+    train(recipe, options.out, options.device)
 
 
 if __name__ == "__main__":
