@@ -61,7 +61,11 @@ MODEL: Final = Option(
     "model", "list", "SPEC", "model to test: tiny, a known name, a hub id or a directory; may be repeated", "perhaps"
 )
 CANDIDATE: Final = Option(
-    "candidate", "value", "SPEC", "what is about to be released: a directory, a hub id or ENGINE:SCHEME", "perhaps"
+    "candidate",
+    "list",
+    "SPEC",
+    "what is about to be released: a directory, a hub id or ENGINE:SCHEME; may be repeated",
+    "perhaps",
 )
 OPTIONS: Final = (
     MODEL,
@@ -167,18 +171,24 @@ def _beside_ini(option: Option, value: Any, ini: Path | None) -> Any:
 def described(settings: Settings) -> str:
     """What a run was asked for, each value with where it came from, on one line."""
     limits = ", ".join(f"{name} {limit}" for name, limit in settings.limits.items() if limit.source == "given")
-    shown: dict[str, Any] = {"model": ", ".join(settings.models), "limit": limits}
+    shown: dict[str, Any] = {
+        "model": ", ".join(settings.models),
+        "candidate": ", ".join(settings.candidates),
+        "limit": limits,
+    }
     parts = []
     for option in OPTIONS:
         if option.name in settings.origins:
-            value = "" if option.kind == "flag" else f" {shown.get(option.name) or getattr(settings, option.name)}"
+            value = (
+                "" if option.kind == "flag" else f" {shown.get(option.name) or getattr(settings, option.name, None)}"
+            )
             parts.append(f"{option.name.replace('_', ' ')}{value} ({settings.origins[option.name]})")
     return ", ".join(parts)
 
 
-def repeating(settings: Settings, spec: str, taken: Sequence[Option] = ()) -> list[str]:
-    """The options that ask for one model of a run again, as words of a command line."""
-    values: Mapping[str, Any] = {"model": [spec], "candidate": settings.candidate}
+def repeating(settings: Settings, spec: str, candidates: Sequence[str] = (), taken: Sequence[Option] = ()) -> list[str]:
+    """The options that ask for one model of a run again, and for these candidates, as words of a command line."""
+    values: Mapping[str, Any] = {"model": [spec], "candidate": list(candidates)}
     words = []
     for option in OPTIONS:
         if option.name not in settings.origins or option.name == "json":
@@ -191,7 +201,7 @@ def repeating(settings: Settings, spec: str, taken: Sequence[Option] = ()) -> li
         elif option.kind == "flag":
             words += [flag] * bool(getattr(settings, option.name))
         else:
-            value = values.get(option.name) or getattr(settings, option.name)
+            value = values[option.name] if option.name in values else getattr(settings, option.name)
             words += [f"{flag}={part}" for part in (value if isinstance(value, list) else [value])]
     return words
 

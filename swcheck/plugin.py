@@ -152,6 +152,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "swcheck_spec" in metafunc.fixturenames and settings is not None and settings.models:
         names = [settings.name_of(spec) for spec in settings.models]
         metafunc.parametrize("swcheck_spec", settings.models, ids=names, scope="session")
+    if "swcheck_candidate_spec" in metafunc.fixturenames and settings is not None and settings.candidates:
+        names = [settings.name_of(spec) for spec in settings.candidates]
+        metafunc.parametrize("swcheck_candidate_spec", settings.candidates, ids=names, scope="session")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -166,8 +169,15 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
             config.hook.pytest_deselected(items=others)
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            if "swcheck_spec" in getattr(getattr(item, "callspec", None), "params", ()):
-                item.add_marker(pytest.mark.xdist_group(item.callspec.params["swcheck_spec"]))  # type: ignore[attr-defined]
+            asked = [part for part in specs_of(item) if part is not None]
+            if asked:
+                item.add_marker(pytest.mark.xdist_group("-".join(asked)))
+
+
+def specs_of(item: pytest.Item) -> tuple[str | None, str | None]:
+    """The model and the candidate that a test is about, as they were asked for; None where it is about none."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    return params.get("swcheck_spec"), params.get("swcheck_candidate_spec")
 
 
 def suite_items(session: pytest.Session) -> list[pytest.Item]:
@@ -237,12 +247,23 @@ def swcheck_reference(swcheck_model: Subject) -> Subject:
 
 
 @pytest.fixture(scope="session")
-def swcheck_candidate(swcheck_session: Session, pytestconfig: pytest.Config) -> Subject:
-    """What is about to be released, given by ``--candidate``: ``.model``, ``.tokenizer``, ``.name``."""
-    if swcheck_session.settings.candidate is None:
-        pytest.skip("no candidate given: pytest --model=REFERENCE --candidate=CANDIDATE")
+def swcheck_candidate_spec() -> str:
+    """The candidate as it was asked for; a test that needs it runs once per ``--candidate``."""
+    pytest.skip("no candidate given: pytest --model=REFERENCE --candidate=CANDIDATE")
+
+
+@pytest.fixture(scope="session")
+def swcheck_candidate(
+    request: pytest.FixtureRequest, swcheck_session: Session, swcheck_candidate_spec: str, pytestconfig: pytest.Config
+) -> Subject:
+    """What is about to be released, given by ``--candidate``: ``.model``, ``.tokenizer``, ``.name``.
+
+    One is in memory at a time, and the reference, if the test asks for it as well, is measured and freed before.
+    """
+    if "swcheck_model" in request.fixturenames:
+        request.getfixturevalue("swcheck_model")
     with uncaptured(pytestconfig):
-        return swcheck_session.candidate()
+        return swcheck_session.candidate(swcheck_candidate_spec)
 
 
 @pytest.fixture(scope="session")
@@ -330,8 +351,9 @@ def speak(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException
         shown = {"showlocals": item.config.option.showlocals, "tbfilter": lambda info: info.traceback}
         report.longrepr = excinfo.getrepr(style=style, chain=False, **shown)
     if is_shipped(item.path):
-        settings, spec = item.config.stash[_settings], item.callspec.params["swcheck_spec"]  # type: ignore[attr-defined]
-        words = ["pytest", *options.repeating(settings, spec, item.config.stash[_taken])]
+        settings, (spec, candidate) = item.config.stash[_settings], specs_of(item)
+        candidates = settings.candidates if candidate is None else (candidate,)
+        words = ["pytest", *options.repeating(settings, spec or "", candidates, item.config.stash[_taken])]
         report.sections.append(("repeat", shlex.join([*words, "--pyargs", item.nodeid.partition("[")[0]])))
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
@@ -365,10 +387,8 @@ def unmeasured(item: pytest.Item, report: pytest.TestReport, check: str) -> Verd
     from swcheck.records import Outcome, Verdict
 
     settings = item.config.stash.get(_settings, None)
-    spec = getattr(getattr(item, "callspec", None), "params", {}).get("swcheck_spec", "")
-    name = spec if settings is None else settings.name_of(spec)
-    asked = "swcheck_candidate" in getattr(item, "fixturenames", ())
-    candidate = settings.name_of(settings.candidate) if asked and settings is not None and settings.candidate else None
+    name, candidate = (spec if settings is None or spec is None else settings.name_of(spec) for spec in specs_of(item))
+    name = name or ""
     if report.failed:
         crash = getattr(report.longrepr, "reprcrash", None)
         words = (report.longreprtext if crash is None else crash.message).strip().splitlines() or ["broken off"]
@@ -390,10 +410,9 @@ class Reporter:
     def pytest_runtest_protocol(self, item: pytest.Item) -> None:
         """Say what a test has to load before it starts: a large model takes a while."""
         needs = getattr(item, "fixturenames", ())
-        spec = getattr(getattr(item, "callspec", None), "params", {}).get("swcheck_spec")
+        spec, candidate = specs_of(item)
         wanted = [spec] if spec and "swcheck_model" in needs else []
-        if self.settings.candidate is not None and "swcheck_candidate" in needs:
-            wanted.append(self.settings.candidate)
+        wanted += [candidate] if candidate and "swcheck_candidate" in needs else []
         new = [name for name in wanted if name not in self.loading]
         self.loading = tuple(wanted) if spec in new else (*self.loading, *new)
         terminal = self.config.pluginmanager.get_plugin("terminalreporter")
@@ -437,15 +456,20 @@ class Reporter:
             terminalreporter.write_line(f"written: {self.settings.json}")
 
     def worst(self) -> Sequence[Reported]:
-        """One verdict per test and check, in the order of the models, then of the tests; workers report in any."""
+        """One verdict per test and check, in the order of the models, the candidates, then of the tests; workers report in any."""
         from swcheck.report import worst_of_each
 
-        models = [self.settings.name_of(spec) for spec in self.settings.models]
+        models, candidates = (
+            [self.settings.name_of(spec) for spec in specs]
+            for specs in (self.settings.models, self.settings.candidates)
+        )
 
-        def order(entry: tuple[tuple[str, int], Reported]) -> tuple[int, bool, bool, tuple[str, int]]:
+        def order(entry: tuple[tuple[str, int], Reported]) -> tuple[int, bool, int, bool, tuple[str, int]]:
             place, (_, verdict) = entry
             model = models.index(verdict.model) if verdict.model in models else len(models)
-            return model, verdict.candidate is not None, verdict.outcome == "skipped", place
+            name = verdict.candidate
+            number = candidates.index(name) if name in candidates else len(candidates)
+            return model, name is not None, number, verdict.outcome == "skipped", place
 
         return worst_of_each(reported for _, reported in sorted(self.brought, key=order))
 

@@ -18,6 +18,13 @@ WORDS: Final = {Outcome.NOT_APPLICABLE: "not applicable", Outcome.FAILED: "FAILE
 NOT_COVERED: Final = "text generation, a quantized KV cache, the kernels of other runtimes"
 HEAD: Final = ("check", "measured", "limit", "margin", "outcome")
 
+SHORT: Final = {
+    "super weights": "super\nweight",
+    "super activations": "activation",
+    "predictions": "KL,\nnats",
+}
+"""What the columns of the table of candidates are called; the others by their check."""
+
 Reported = tuple[str, Verdict]
 """The node id of a test, and a verdict it gave."""
 
@@ -89,7 +96,13 @@ def summary(reported: Sequence[Reported], width: int = 80) -> list[str]:
     """The end-of-run text: for each model and candidate its table and the words of each row, then what is open."""
     width = min(width, WIDEST)
     lines: list[str] = []
-    for model, candidate in dict.fromkeys((verdict.model, verdict.candidate) for _, verdict in reported):
+    pairs = list(dict.fromkeys((verdict.model, verdict.candidate) for _, verdict in reported))
+    for model, candidate in pairs:
+        rivals = [name for other, name in pairs if other == model and name is not None]
+        if candidate is not None and len(rivals) > 1:
+            if candidate == rivals[0]:
+                lines += _together(model, [entry for entry in reported if entry[1].candidate in rivals], width)
+            continue
         mine = [entry for entry in reported if (entry[1].model, entry[1].candidate) == (model, candidate)]
         measured = [entry for entry in mine if entry[1].outcome is not Outcome.SKIPPED]
         lines += ["", *_wrapped(model if candidate is None else f"{candidate} against {model}", width)]
@@ -97,6 +110,39 @@ def summary(reported: Sequence[Reported], width: int = 80) -> list[str]:
             lines += ["", *table(measured).splitlines(), "", *_words(measured, width)]
         lines += _skipped(mine, width)
     return [*lines[1:], "", *_wrapped(f"not covered: {NOT_COVERED}", width)] if lines else []
+
+
+def _together(model: str, reported: Sequence[Reported], width: int) -> list[str]:
+    """Several candidates of one model: one table, then of each what is red or near, for the rest is in the file."""
+    lines = ["", *_wrapped(f"candidates against {model}", width), "", *candidates_table(reported).splitlines()]
+    for candidate in dict.fromkeys(verdict.candidate for _, verdict in reported):
+        mine = [entry for entry in reported if entry[1].candidate == candidate]
+        told = [entry for entry in mine if entry[1].red or entry[1].outcome is Outcome.NEAR]
+        if told:
+            lines += ["", *_wrapped(str(candidate), width), *_words(told, width)]
+    return lines + _skipped([entry for entry in reported if entry[1].candidate], width)
+
+
+def candidates_table(reported: Sequence[Reported]) -> str:
+    """One row per candidate: what each check measured, a red one marked, and the verdict on all of them together."""
+    names = list(dict.fromkeys(verdict.candidate for _, verdict in reported))
+    checks = list(dict.fromkeys(verdict.check for _, verdict in reported))
+    rows = []
+    for name in names:
+        mine = [verdict for _, verdict in reported if verdict.candidate == name]
+        cells = (_cell([verdict for verdict in mine if verdict.check == check]) for check in checks)
+        judged = [verdict.outcome for verdict in sorted(mine, key=badness)]
+        rows.append((name, *cells, WORDS.get(judged[-1]) or judged[-1].value))
+    heads = ("candidate", *(SHORT.get(check, check) for check in checks), "verdict")
+    return tabulate(rows, headers=heads, disable_numparse=True, maxcolwidths=[24, *([None] * (len(checks) + 1))])
+
+
+def _cell(verdicts: Sequence[Verdict]) -> str:
+    """The worst of a candidate's verdicts on one check."""
+    if not verdicts:
+        return "-"
+    worst = max(verdicts, key=badness)
+    return number(worst.measured, worst.unit) + (" !" if worst.red else "")
 
 
 def _words(reported: Sequence[Reported], width: int) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -33,7 +33,7 @@ class Settings:
     """What a run was asked for, with where each value came from ("command line", "environment", "ini")."""
 
     models: tuple[str, ...] = ()
-    candidate: str | None = None
+    candidates: tuple[str, ...] = ()
     device: str | None = None
     dtype: str | None = None
     text: Path | None = None
@@ -50,7 +50,7 @@ class Settings:
     @property
     def specs(self) -> tuple[str, ...]:
         """All that has to be loaded in the course of this run."""
-        return (*self.models, *(() if self.candidate is None else (self.candidate,)))
+        return (*self.models, *self.candidates)
 
     def name_of(self, spec: str) -> str:
         """What a model is called in ids and tables: its name, or all of it where two have the same name."""
@@ -76,13 +76,13 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
     for name, value in values.items():
         if value == "" or (isinstance(value, (list, tuple)) and not all(part.strip() for part in value)):
             raise OptionError(f"--swcheck-{name}", "an empty value", "give it a value, or leave the option out")
-    models, candidate = tuple(values.get("model") or ()), values.get("candidate")
-    if candidate is not None and len(models) != 1 and (models or origins.get("candidate") == "command line"):
+    models, candidates = tuple(values.get("model") or ()), tuple(values.get("candidate") or ())
+    if candidates and len(models) != 1 and (models or origins.get("candidate") == "command line"):
         found = f"{len(models)} models: {', '.join(models)}" if models else "no model"
         raise OptionError("a candidate with one reference", found, "pytest --model=REFERENCE --candidate=CANDIDATE")
     settings = Settings(
         models=models,
-        candidate=candidate if models else None,
+        candidates=candidates if models else (),
         device=values.get("device"),
         dtype=values.get("dtype"),
         text=_path(values.get("text")),
@@ -103,10 +103,8 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
 def _check(settings: Settings) -> None:
     for spec in settings.specs:
         engines.check(spec, trust_remote_code=settings.trust_remote_code, offline=settings.offline)
-    meant = [engines.meaning(spec) for spec in settings.models]
-    for spec, meaning in zip(settings.models, meant, strict=True):
-        if meant.count(meaning) > 1:
-            raise OptionError("--swcheck-model", f"{spec} is given twice", "give each model once")
+    _check_once(settings.models, "model")
+    _check_once(settings.candidates, "candidate")
     if settings.dtype is not None:
         engines.check_dtype(settings.dtype)
     if settings.device is not None:
@@ -116,6 +114,13 @@ def _check(settings: Settings) -> None:
     if settings.json is not None:
         check_writable(settings.json)
     _check_baseline(settings)
+
+
+def _check_once(specs: Sequence[str], what: str) -> None:
+    meant = [engines.meaning(spec) for spec in specs]
+    for spec, meaning in zip(specs, meant, strict=True):
+        if meant.count(meaning) > 1:
+            raise OptionError(f"--swcheck-{what}", f"{spec} is given twice", f"give each {what} once")
 
 
 def _check_baseline(settings: Settings) -> None:
@@ -145,7 +150,7 @@ class Session:
         self.verdicts: list[Verdict] = []
         self.written: list[Path] = []
         self._reference: tuple[str, Subject] | None = None
-        self._candidate: Subject | None = None
+        self._candidate: tuple[str, Subject] | None = None
 
     def reference(self, spec: str) -> Subject:
         """The reference ``spec``, loaded now if it is not the one at hand, whose weights are then freed."""
@@ -155,15 +160,21 @@ class Session:
             self._reference = (spec, self._recorded(spec) if recorded else self._load(spec))
         return self._reference[1]
 
-    def candidate(self) -> Subject:
-        """The candidate of this run. Raises ``OptionError`` where none was given."""
-        if self._candidate is None:
-            if self.settings.candidate is None:
+    def candidate(self, spec: str | None = None) -> Subject:
+        """The candidate ``spec``, or the first of this run, loaded now if it is not the one at hand, which is freed.
+
+        Raises ``OptionError`` where none was given.
+        """
+        if spec is None:
+            if not self.settings.candidates:
                 raise OptionError("a candidate", "none was given", "--candidate=DIRECTORY")
+            spec = self.settings.candidates[0]
+        if self._candidate is None or self._candidate[0] != spec:
+            self.free_candidate()
             self._make_room()
             models = self.settings.models
-            self._candidate = self._load(self.settings.candidate, models[0] if models else None)
-        return self._candidate
+            self._candidate = (spec, self._load(spec, models[0] if models else None))
+        return self._candidate[1]
 
     def take(self, *, failed: bool) -> list[Verdict]:
         """The verdicts since the last call. A red one counts only if the test ``failed``: else it was expected."""
@@ -185,12 +196,16 @@ class Session:
             _free(self._reference[1])
         self._reference = None
 
+    def free_candidate(self) -> None:
+        """Give the memory of the candidate at hand back."""
+        if self._candidate is not None:
+            _free(self._candidate[1])
+        self._candidate = None
+
     def free(self) -> None:
         """Give the memory of all models back."""
+        self.free_candidate()
         self.free_reference()
-        if self._candidate is not None:
-            _free(self._candidate)
-        self._candidate = None
 
     def _make_room(self) -> None:
         """Measure the reference and free its weights before a candidate is loaded: two models need not fit.

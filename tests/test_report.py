@@ -13,6 +13,7 @@ from swcheck.records import Limit, Outcome, Verdict
 from swcheck.report import (
     as_json,
     badness,
+    candidates_table,
     document,
     dumps,
     from_json,
@@ -223,3 +224,25 @@ def test_verdicts_of_different_tests_checks_models_and_candidates_all_stay():
         ("t", verdict()), ("u", verdict()), ("t", verdict("other")), ("t", verdict(model="n")), ("t", verdict(candidate="c")),
     ]  # fmt: skip
     assert worst_of_each([*reported, *reported]) == reported
+
+
+def test_several_candidates_stand_in_one_table():
+    """A row each with the worst of every check, red ones marked; below are only the words of what is red or near."""
+    reported = [
+        ("t", verdict("super weights")),
+        ("t", verdict("super weights", candidate="good", summary="all well")),
+        ("t", verdict("predictions", candidate="good", measured=0.01, unit="nats")),
+        ("t", verdict("super weights", candidate="bad", measured=0.1, outcome=Outcome.FAILED, cause="lost")),
+        ("u", verdict("super weights", candidate="bad", measured=0.9)),
+        ("t", verdict("perplexity", candidate="bad", measured=1.04, outcome=Outcome.NEAR, summary="close")),
+    ]
+    rows = candidates_table([entry for entry in reported if entry[1].candidate]).splitlines()
+    assert [row.split() for row in rows[-2:]] == [
+        ["good", "x1.000", "0.01", "-", "passed"],
+        ["bad", "x0.100", "!", "-", "x1.040", "FAILED"],
+    ]
+    text = "\n".join(summary(reported))
+    assert text.count("candidates against m") == 1
+    assert "lost: words" in text
+    assert "close" in text
+    assert "all well" not in text

@@ -39,11 +39,11 @@ def test_values_become_settings(tmp_path, micro):
     """Each raw value is in the settings, paths absolute, limits among the defaults."""
     (tmp_path / "text.txt").write_text("some words")
     values = {
-        "model": ["tiny"], "candidate": micro, "device": "cpu", "dtype": "float16", "text": str(tmp_path / "text.txt"),
+        "model": ["tiny"], "candidate": [micro], "device": "cpu", "dtype": "float16", "text": str(tmp_path / "text.txt"),
         "limit": ["null=1.5"], "json": "out.json", "offline": True, "trust_remote_code": True, "allow_none": True,
     }  # fmt: skip
     settings = read_settings(values, dict.fromkeys(values, "ini"))
-    assert (settings.models, settings.candidate, settings.specs) == (("tiny",), micro, ("tiny", micro))
+    assert (settings.models, settings.candidates, settings.specs) == (("tiny",), (micro,), ("tiny", micro))
     assert (settings.device, settings.dtype, settings.text) == ("cpu", "float16", tmp_path / "text.txt")
     assert settings.json == Path.cwd() / "out.json"
     assert settings.limits["null"].high == 1.5
@@ -57,7 +57,7 @@ def test_values_become_settings(tmp_path, micro):
 def test_an_empty_value_is_refused(name):
     """An empty text, alone or in a list, is never taken for nothing."""
     for value in ("", [""], ["tiny", " "]):
-        if isinstance(value, list) == (name in {"model", "limit"}):
+        if isinstance(value, list) == (name in {"model", "candidate", "limit"}):
             with pytest.raises(OptionError, match=f"--swcheck-{name}") as caught:
                 read_settings({name: value}, {name: "command line"})
             assert words_of(caught)[1] == "an empty value"
@@ -66,12 +66,12 @@ def test_an_empty_value_is_refused(name):
 def test_a_candidate_needs_one_reference(micro):
     """No model, asked for on the command line, and several models are refused; elsewhere a candidate waits for one."""
     with pytest.raises(OptionError, match="a candidate with one reference") as caught:
-        read_settings({"candidate": "tiny"}, {"candidate": "command line"})
+        read_settings({"candidate": ["tiny"]}, {"candidate": "command line"})
     assert words_of(caught)[1] == "no model"
     with pytest.raises(OptionError, match="a candidate with one reference") as caught:
-        read_settings({"candidate": "tiny", "model": ["tiny", micro]}, {"candidate": "ini"})
+        read_settings({"candidate": ["tiny"], "model": ["tiny", micro]}, {"candidate": "ini"})
     assert words_of(caught)[1] == f"2 models: tiny, {micro}"
-    assert read_settings({"candidate": "tiny"}, {"candidate": "ini"}).candidate is None
+    assert read_settings({"candidate": ["tiny"]}, {"candidate": "ini"}).candidates == ()
 
 
 def test_one_model_twice_is_refused(micro):
@@ -81,6 +81,29 @@ def test_one_model_twice_is_refused(micro):
     assert words_of(caught)[1] == f"{micro} is given twice"
 
 
+def test_one_candidate_twice_is_refused(micro):
+    """Two ways to write one candidate are one."""
+    with pytest.raises(OptionError, match="--swcheck-candidate") as caught:
+        read_settings({"model": ["tiny"], "candidate": [micro, f"{micro}/."]}, {})
+    assert words_of(caught)[1] == f"{micro} is given twice"
+
+
+def test_one_candidate_is_in_memory_at_a_time(micro, tmp_path):
+    """The next candidate takes the place of the one before, and the reference is freed before the first."""
+    other = str(checkpoints.micro(tmp_path / "other"))
+    session = Session(Settings(models=(micro,), candidates=("tiny", other), device="cpu"))
+    reference = session.reference(micro)
+    first = session.candidate("tiny")
+    module = first.module
+    assert reference.module is None
+    assert session.candidate() is first
+    second = session.candidate(other)
+    assert second.name == "other"
+    assert module.lm_head.weight.is_meta
+    assert first.memo == {}
+    session.free()
+
+
 def test_names(tmp_path, micro):
     """A directory goes by its name, by its whole path where another has the same, anything else by what was typed."""
     other = str(tmp_path / "micro")
@@ -88,7 +111,7 @@ def test_names(tmp_path, micro):
     assert Settings(models=("tiny", micro)).name_of(micro) == "micro"
     assert Settings(models=("tiny", micro)).name_of("tiny") == "tiny"
     assert Settings(models=(micro, other)).name_of(micro) == micro
-    assert Settings(models=(micro,), candidate=other).name_of(other) == other
+    assert Settings(models=(micro,), candidates=(other,)).name_of(other) == other
     assert Settings(models=("llama-7b",)).name_of("llama-7b") == "llama-7b"
 
 
@@ -121,7 +144,7 @@ def test_a_model_is_loaded_once_and_freed_for_the_next(micro):
 
 def test_a_candidate_outlives_the_loading_of_its_reference(micro):
     """Whichever of the two is asked for first, neither is freed by the other."""
-    session = Session(Settings(models=("tiny",), candidate=micro))
+    session = Session(Settings(models=("tiny",), candidates=(micro,)))
     candidate = session.candidate()
     session.reference("tiny")
     assert session.candidate() is candidate

@@ -316,7 +316,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the checkpoint; a stopped run goes on in it"
     )
-    parser.add_argument("--model", choices=RECIPES, default="tiny", help="which of the embedded models, %(default)s by default")
+    parser.add_argument(
+        "--model", choices=RECIPES, default="tiny", help="which of the embedded models, %(default)s by default"
+    )
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="training steps, %(default)s by default")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import checkpoints, damage
-from tests.plugin import BOTH, refused
+from tests.plugin import BOTH, MODEL, refused
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_several_models_cannot_share_a_candidate(inner, micro):
 def test_a_candidate_in_the_ini_file_waits_for_a_model(inner, pytester):
     """A candidate that the ini-file names does not break runs without a model."""
     pytester.makeini("[pytest]\nswcheck_candidate = tiny")
-    pytester.makepyfile("def test_other(swcheck_session): assert swcheck_session.settings.candidate is None")
+    pytester.makepyfile("def test_other(swcheck_session): assert swcheck_session.settings.candidates == ()")
     inner().assert_outcomes(passed=1)
 
 
@@ -56,13 +56,13 @@ def test_a_zeroed_one_is_red_and_its_command_repeats(inner, zeroed):
     assert result.ret == 1
     result.stdout.fnmatch_lines(
         [
-            "_* test_super_weights[[]tiny] _*",
+            "_* test_super_weights[[]tiny-zeroed] _*",
             "super weight at layer 1 *97, 301* zeroed*: super weights of zeroed against tiny",
             "-* repeat -*",
             "pytest --model=tiny --candidate=*",
             "=* swcheck =*",
             "super weights * FAILED",
-            "FAILED swcheck.suite.test_candidate::test_super_weights[[]tiny] - super weight at layer 1*",
+            "FAILED swcheck.suite.test_candidate::test_super_weights[[]tiny-zeroed] - super weight at layer 1*",
         ]
     )
     for depths in ("Traceback", ".py:", "RobustnessError"):
@@ -122,3 +122,35 @@ def test_a_wrong_base_model_is_said(inner, micro):
     result = inner("--model=tiny", f"--candidate={micro}", "-k", "test_candidate and super_weights")
     assert result.ret == 1
     result.stdout.fnmatch_lines(["wrong base model*"])
+
+
+def test_several_candidates_make_one_table(inner, zeroed, tmp_path):
+    """Each candidate has tests of its own, one row of one table, and a red one alone its words and its command."""
+    good = checkpoints.damaged(tmp_path / "rounded", damage.round_next_largest)
+    words = ("--model=tiny", f"--candidate={good}", f"--candidate={zeroed}", "--swcheck-json=out.json")
+    result = inner(*words, "-k", "test_candidate and (super_weights or perplexity)", "-v")
+    result.assert_outcomes(passed=2, failed=2, deselected=2 * BOTH - MODEL - 4)
+    result.stdout.fnmatch_lines(
+        [
+            "swcheck: loading tiny and *rounded",
+            "swcheck.suite.test_candidate::test_super_weights[[]tiny-rounded] PASSED*",
+            "swcheck.suite.test_candidate::test_perplexity[[]tiny-rounded] PASSED*",
+            "swcheck: loading *zeroed",
+            "swcheck.suite.test_candidate::test_super_weights[[]tiny-zeroed] FAILED*",
+            "pytest --model=tiny --candidate=*zeroed --pyargs *",
+            "candidates against tiny",
+            "candidate * super * perplexity * verdict",
+            "rounded * x1.000 * x1.00* passed",
+            "zeroed * x0.000 ! * x74,* ! * FAILED",
+            "zeroed",
+            "super weights *",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*repeat*rounded*")
+    verdicts = json.loads(Path("out.json").read_text())["verdicts"]
+    assert [verdict["candidate"] for verdict in verdicts] == ["rounded"] * 2 + ["zeroed"] * 2
+
+
+def test_a_repeated_candidate_is_refused(inner, micro):
+    """One candidate given twice would be judged twice: a usage error."""
+    refused(inner("--model=tiny", f"--candidate={micro}", f"--candidate={micro}/."), "is given twice")

@@ -15,7 +15,7 @@ VALUES = {
 }
 READ = {
     "model": "[Path(model).name for model in settings.models] == [{!r}]",
-    "candidate": "Path(settings.candidate).name == {!r}",
+    "candidate": "[Path(one).name for one in settings.candidates] == [{!r}]",
     "device": "settings.device == {!r}",
     "dtype": "settings.dtype == {!r}",
     "limit": "settings.limits['null'].high == float({!r}.removeprefix('null='))",
