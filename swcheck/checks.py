@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from swcheck import judge
+from swcheck import solo
 from swcheck.errors import OptionError, RobustnessError
 from swcheck.judge import Pair
 from swcheck.limits import for_scheme, interval
@@ -31,7 +31,7 @@ def assert_super_weights_located(
     """The model has super weights, and says where; ``not_applicable``, in words, where it has none."""
     __tracebackhide__ = True
     subject = subject_of(candidate, tokenizer=tokenizer, token_ids=token_ids, role="candidate")
-    return conclude(judge.located(subject), subject)
+    return conclude(solo.located(subject), subject)
 
 
 def assert_super_weights_preserved(
@@ -98,7 +98,7 @@ def assert_perplexity_within(
     __tracebackhide__ = True
     if reference is None:
         subject = subject_of(candidate, tokenizer=tokenizer, token_ids=token_ids, role="candidate")
-        return conclude(judge.healthy(subject, at_most), subject)
+        return conclude(solo.healthy(subject, at_most), subject)
     pair = _pair("perplexity", candidate, reference, None, tokenizer, token_ids)
     limit = _scheme_limit(pair, "perplexity", None, ratio)
     return conclude(pair.compare_perplexity(limit, at_most), pair.candidate)
@@ -145,7 +145,7 @@ def assert_collapses_when_zeroed(
     if reference is None:
         subject = subject_of(candidate, tokenizer=tokenizer, token_ids=token_ids, role="candidate")
         weights = _chosen(subject, super_weights)
-        return conclude(judge.collapse(subject, weights, interval("collapse", factor)), subject)
+        return conclude(solo.collapse(subject, weights, interval("collapse", factor)), subject)
     pair = _pair("dependence", candidate, reference, super_weights, tokenizer, token_ids)
     return conclude(pair.compare_dependence(interval("dependence", share)), pair.candidate)
 
@@ -173,9 +173,9 @@ def assert_survives_pruning(
     subject = subject_of(candidate, tokenizer=tokenizer, token_ids=token_ids, role="candidate")
     weights = _chosen(subject, super_weights)
     if null == "matched":
-        verdict = judge.matched_null(subject, weights, interval("null", None, at_most), draws)
+        verdict = solo.matched_null(subject, weights, interval("null", None, at_most), draws)
     else:
-        verdict = judge.largest_null(subject, weights, interval("others", None, at_most))
+        verdict = solo.largest_null(subject, weights, interval("others", None, at_most))
     return conclude(verdict, subject)
 
 

@@ -19,7 +19,19 @@ from swcheck.errors import NotFiniteError, OptionError
 from swcheck.kinship import Kinship, related
 from swcheck.limits import CRITICAL, DEFAULTS, for_confidence, kind_of
 from swcheck.location import PROMPT
+from swcheck.ratios import (
+    LARGEST_EXPONENT,
+    capped_collapse,
+    collapse_ratio,
+    count,
+    perplexity_of,
+    ratio_of,
+    standard_error,
+    times,
+    worst_of,
+)
 from swcheck.records import Limit, Outcome, SuperActivation, SuperWeight, Verdict
+from swcheck.solo import causal_intact, none_found
 from swcheck.subject import Reading, Subject
 
 NEAR_ERRORS: Final = 3.0
@@ -28,168 +40,10 @@ NEAR_ERRORS: Final = 3.0
 FOLLOWED: Final = DEFAULTS["contribution"]
 """How much of its contribution a weight has to write elsewhere to be the same one, permuted."""
 
-Row = tuple[float | None, SuperActivation, Reading, Reading]
-
-
-def none_found(check: str, subject: Subject, candidate: str | None = None) -> Verdict:
-    """The verdict of every check that has no super weight to check."""
-    reason = subject.located().reason
-    return Verdict(check, subject.name, Outcome.NOT_APPLICABLE, f"no super weight: {reason}", candidate)
-
-
-def located(subject: Subject) -> Verdict:
-    """Whether a model has super weights, and which."""
-    found = subject.located()
-    if not found.super_weights:
-        return none_found("super weights", subject)
-    detail = tuple(
-        (str(w), f"writes {value:+.4g}") for w, value in zip(found.super_weights, found.written, strict=True)
-    )
-    words = "; ".join(f"{name} {text}" for name, text in detail) + f"; {found.reason}"
-    return Verdict(
-        "super weights",
-        subject.name,
-        Outcome.PASSED,
-        words,
-        measured=float(len(found.super_weights)),
-        limit=Limit(1.0, None, "a model without any is not_applicable"),
-        detail=detail,
-        facts={"super_weights": [weight.as_json() for weight in found.super_weights]},
-    )
-
-
-def healthy(subject: Subject, at_most: float | None) -> Verdict:
-    """Whether a model on its own is fit to be measured against: finite, and better than guessing."""
-    nats = subject.intact()[0]
-    source = "given" if at_most is not None else "the size of its vocabulary: above it a model is worse than guessing"
-    limit = Limit(None, float(subject.vocabulary) if at_most is None else at_most, source)
-    value = _perplexity(nats) if torch.isfinite(nats).all() else math.nan
-    passed = limit.holds(value)
-    return Verdict(
-        "perplexity",
-        subject.name,
-        Outcome.PASSED if passed else Outcome.FAILED,
-        f"perplexity {value:.4g} on {nats.numel():,} tokens in {len(nats)} windows of {subject.text_name}",
-        measured=value,
-        limit=limit,
-        unit="perplexity",
-        cause="" if passed else ("not finite" if math.isnan(value) else "perplexity too high"),
-        attempt="" if passed else "check dtype, tokenizer and BOS of this checkpoint",
-        facts={"tokens": nats.numel(), "nats": float(nats.sum())},
-    )
-
-
-def collapse(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> Verdict:
-    """How far a model collapses without ``weights``, together and one by one."""
-    if not weights:
-        return none_found("collapse when zeroed", subject)
-    intact, ablated = _causal(subject), subject.causal_nats(weights)
-    ratio = collapse_ratio(intact, ablated)
-    nats = float(ablated.mean() - intact.mean())
-    alone = [ratio] if len(weights) == 1 else [collapse_ratio(intact, subject.causal_nats([w])) for w in weights]
-    passed = limit.holds(ratio) or (limit.low is not None and not math.isfinite(ratio))
-    worse = ", worse than guessing" if _perplexity(ablated) > subject.vocabulary else ""
-    return Verdict(
-        "collapse when zeroed",
-        subject.name,
-        Outcome.PASSED if passed else Outcome.FAILED,
-        f"{_count(weights)} zeroed: perplexity {_times(ratio)} ({nats:+.2f} nats), {kind_of(ratio)}{worse}",
-        measured=ratio,
-        limit=limit,
-        unit="x",
-        cause="" if passed else f"the model does not hang on its super weights ({_times(ratio)}, {kind_of(ratio)})",
-        attempt="" if passed else "relocate: swcheck locate; a set may be incomplete, or the model leans on none",
-        detail=tuple((f"{w} alone", _times(x)) for w, x in zip(weights, alone, strict=True)) if len(alone) > 1 else (),
-        facts={
-            "nats": nats,
-            "capped_nats": capped_collapse(intact, ablated, subject.vocabulary),
-            "kind": kind_of(ratio),
-            "alone": alone,
-        },
-    )
-
-
-def matched_null(subject: Subject, weights: Sequence[SuperWeight], limit: Limit, draws: int) -> Verdict:
-    """As many weights of matched magnitude from the same matrices, ``draws`` times; the worst draw counts."""
-    if draws < 1:
-        raise OptionError(f"draws = {draws}", "a null without a draw proves nothing", "1 or more")
-    if not weights:
-        return none_found("null: matched weights", subject)
-    intact = _causal(subject)
-    ratios = [collapse_ratio(intact, subject.nats_without_matched(weights, seed)) for seed in range(draws)]
-    summary = f"{_count(weights)} of the next-largest of the same matrix zeroed, worst of {draws}: x{max(ratios):.4f}"
-    return _null("null: matched weights", subject, max(ratios), limit, summary, {"draws": ratios})
-
-
-def largest_null(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> Verdict:
-    """The largest other weights of every matrix; the limit is at most the square root of the collapse."""
-    if not weights:
-        return none_found("null: largest others", subject)
-    intact = _causal(subject)
-    ablated, count = subject.nats_without_largest(weights)
-    root = math.sqrt(max(1.0, collapse_ratio(intact, subject.causal_nats(weights))))
-    if limit.high is not None and root < limit.high:
-        limit = replace(limit, high=root, source="the square root of the collapse ratio")
-    ratio = collapse_ratio(intact, ablated)
-    summary = f"the {count:,} largest others (0.01 % of every matrix) zeroed: x{ratio:.4f}"
-    return _null("null: largest others", subject, ratio, limit, summary, {"weights": count})
-
-
-def _null(check: str, subject: Subject, ratio: float, limit: Limit, summary: str, facts: dict[str, Any]) -> Verdict:
-    passed = limit.holds(ratio)
-    return Verdict(
-        check,
-        subject.name,
-        Outcome.PASSED if passed else Outcome.INCONCLUSIVE,
-        summary,
-        measured=ratio,
-        limit=limit,
-        unit="x",
-        cause="" if passed else f"inconclusive, other weights matter as well (x{ratio:.4g})",
-        attempt="" if passed else "the coordinates are incomplete: relocate without the index (swcheck locate)",
-        facts=facts,
-    )
-
-
-def capped_collapse(intact: torch.Tensor, ablated: torch.Tensor, vocabulary: int) -> float:
-    """The rise of the mean loss in nats, at most ln(vocabulary) minus the intact loss; not finite counts as the cap."""
-    cap = math.log(vocabulary) - float(intact.mean())
-    rise = float(ablated.mean()) - float(intact.mean())
-    return min(rise, cap) if math.isfinite(rise) else cap
-
-
-def collapse_ratio(intact: torch.Tensor, ablated: torch.Tensor) -> float:
-    """Perplexity without the weights over perplexity with them, as measured; infinite where that overflows."""
-    rise = float(ablated.mean()) - float(intact.mean())
-    return math.exp(rise) if rise < LARGEST_EXPONENT else math.inf
-
-
-LARGEST_EXPONENT: Final = 700.0
-
 ENOUGH: Final = 20
 """So many prompts have to count, or all of them where fewer are given."""
 
-
-def _perplexity(nats: torch.Tensor) -> float:
-    return math.exp(min(LARGEST_EXPONENT, float(nats.mean())))
-
-
-def _causal(subject: Subject) -> torch.Tensor:
-    """The intact nats that a causal check starts from; a model that has none that are finite cannot be asked."""
-    nats = subject.causal_intact()
-    if not torch.isfinite(nats).all():
-        raise NotFiniteError(
-            f"the intact perplexity of {subject.name}", "NaN or infinity", "check its dtype and its weights"
-        )
-    return nats
-
-
-def _count(weights: Sequence[SuperWeight]) -> str:
-    return f"{len(weights)} weight{'s' * (len(weights) > 1)}"
-
-
-def _times(ratio: float) -> str:
-    return f"x{ratio:,.0f}" if 1000 <= ratio < math.inf else f"x{ratio:.4g}"
+Row = tuple[float | None, SuperActivation, Reading, Reading]
 
 
 @dataclass
@@ -259,8 +113,8 @@ class Pair:
             return self.verdict(Outcome.NOT_APPLICABLE, summary)
         theirs = self.reference.written(chosen)
         there, ours, notes = self.followed(chosen)
-        ratios = [_ratio(one, other) for one, other in zip(ours, theirs, strict=True)]
-        worst = _worst(ratios, limit)
+        ratios = [ratio_of(one, other) for one, other in zip(ours, theirs, strict=True)]
+        worst = worst_of(ratios, limit)
         before, after = self.reference.weights(chosen), self.candidate.weights(there)
         detail = tuple(
             (f"layer {w.layer} [{w.row}, {w.column}]", f"weight {a:+.4g} -> {b:+.4g}, writes {d:+.4g} -> {c:+.4g}")
@@ -305,16 +159,16 @@ class Pair:
         sink = self.reference.sinks((original,), ids)[0]
         fits = weight.layer < len(body.layers) and (body.inner is None or weight.column < body.inner)
         written = self.candidate.contributions((weight,), ids, (sink,))[0] if fits else 0.0
-        if FOLLOWED.holds(_ratio(written, expected)):
+        if FOLLOWED.holds(ratio_of(written, expected)):
             return weight, written, ""
         if weight.layer < len(body.layers):
             column, found = self.candidate.columns(weight, ids, sink)[0]
-            if column != weight.column and FOLLOWED.holds(_ratio(found, expected)) and abs(written) < abs(found) / 2:
+            if column != weight.column and FOLLOWED.holds(ratio_of(found, expected)) and abs(written) < abs(found) / 2:
                 note = f"its inner neuron {weight.column} is neuron {column} of the candidate"
                 return replace(weight, column=column), found, note
         again = self.candidate.located()
         for other, found in zip(again.super_weights, again.written, strict=True):
-            if other.row == weight.row and FOLLOWED.holds(_ratio(found, expected)):
+            if other.row == weight.row and FOLLOWED.holds(ratio_of(found, expected)):
                 return (
                     other,
                     found,
@@ -340,12 +194,12 @@ class Pair:
         rows = [row for place in self.reference.places(chosen) for row in self._compare(place, ids, lengths)]
         counted = [row for row in rows if row[0] is not None]
         if len(counted) < min(ENOUGH, len(rows)):
-            count = len(counted) or "none"
-            summary = f"the reference carries its activation on {count} of {len(lengths)} prompts"
+            some = len(counted) or "none"
+            summary = f"the reference carries its activation on {some} of {len(lengths)} prompts"
             advice = "give prompts that begin with BOS"
             return self.verdict(Outcome.INCONCLUSIVE, summary, cause="nothing to compare", attempt=advice)
         ratios = [math.nan if row[0] is None else row[0] for row in counted]
-        worst = _worst(ratios, limit)
+        worst = worst_of(ratios, limit)
         _, place, ours, theirs = counted[worst]
         sink = self.reference.has_bos and all(row[3].position == 0 for row in counted)
         summary = (
@@ -371,7 +225,7 @@ class Pair:
         ours = self.candidate.readings_at(there, ids, lengths, [reading.position for reading in theirs])
         carried = [abs(reading.value) >= 0.5 * abs(place.value) for reading in theirs]
         return [
-            (_ratio(one.value, other.value) if counts else None, there, one, other)
+            (ratio_of(one.value, other.value) if counts else None, there, one, other)
             for one, other, counts in zip(ours, theirs, carried, strict=True)
         ]
 
@@ -381,7 +235,7 @@ class Pair:
         theirs, ours = (
             subject.sink_norm(place.layer, place.position, ids) for subject in (self.reference, self.candidate)
         )
-        ratio = _ratio(ours, theirs)
+        ratio = ratio_of(ours, theirs)
         summary = f"rotated: norm of token {place.position} after layer {place.layer} {ours:.4g} for {theirs:.4g} (x{ratio:.3f})"
         more: dict[str, Any] = {"measured": ratio, "limit": limit, "unit": "x", "facts": {"basis": "rotated"}}
         if limit.holds(ratio):
@@ -396,18 +250,18 @@ class Pair:
         theirs, ours = self._both()
         difference = ours - theirs
         ratio, error = math.exp(min(LARGEST_EXPONENT, float(difference.mean()))), standard_error(difference)
-        value, base = _perplexity(ours), _perplexity(theirs)
+        value, base = perplexity_of(ours), perplexity_of(theirs)
         if at_most is not None:
             limit = Limit(None, at_most / base, f"perplexity at most {at_most:g}")
         spread = f" +- {ratio * error:.4f}" if ratio < 1000 else ""
-        summary = f"perplexity {value:.4g} for {base:.4g}: {_times(ratio)}{spread} on {ours.numel():,} tokens"
+        summary = f"perplexity {value:.4g} for {base:.4g}: {times(ratio)}{spread} on {ours.numel():,} tokens"
         facts = {"perplexity": value, "reference_perplexity": base, "standard_error": error, "tokens": ours.numel()}
         more: dict[str, Any] = {"measured": ratio, "limit": limit, "unit": "x", "facts": facts}
         if limit.holds(ratio):
             near = limit.high is not None and ratio > 1 and math.log(limit.high / ratio) <= NEAR_ERRORS * error
             return self.verdict(Outcome.NEAR if near else Outcome.PASSED, summary, **more)
         cause, detail, attempt = explain_loss(self.candidate, self.reference, *self._standing())
-        return self.failed(f"{cause} (perplexity {_times(ratio)})", summary, attempt, detail=detail, **more)
+        return self.failed(f"{cause} (perplexity {times(ratio)})", summary, attempt, detail=detail, **more)
 
     def compare_predictions(self, kl: Limit, top1: Limit) -> Verdict:
         """The mean KL divergence and the agreement on the likeliest token, at sampled positions."""
@@ -437,10 +291,10 @@ class Pair:
         chosen = self.weights
         if not chosen:
             return self.none()
-        before = (_causal(self.reference), self.reference.causal_nats(chosen))
+        before = (causal_intact(self.reference), self.reference.causal_nats(chosen))
         kind = kind_of(collapse_ratio(*before))
         if kind != "critical" or self.kin.kind == "rotated":
-            summary = f"the reference's set is {kind} ({_times(collapse_ratio(*before))}, critical from x{CRITICAL:g})"
+            summary = f"the reference's set is {kind} ({times(collapse_ratio(*before))}, critical from x{CRITICAL:g})"
             if self.kin.kind == "rotated":
                 summary = f"{self.kin.words}; there is no single weight to zero"
             return self.verdict(Outcome.NOT_APPLICABLE, summary, facts={"kind": kind})
@@ -451,8 +305,8 @@ class Pair:
             return self.failed("not finite", "the candidate's intact pass holds NaN or infinity")
         share = capped_collapse(*after, size) / capped_collapse(*before, size)
         summary = (
-            f"{_count(chosen)} zeroed: perplexity {_times(collapse_ratio(*after))} "
-            f"(reference {_times(collapse_ratio(*before))}), {share:.2f} of its capped nats"
+            f"{count(chosen)} zeroed: perplexity {times(collapse_ratio(*after))} "
+            f"(reference {times(collapse_ratio(*before))}), {share:.2f} of its capped nats"
         )
         more: dict[str, Any] = {"measured": share, "limit": limit, "unit": "share", "facts": {"kind": kind}}
         if limit.holds(share):
@@ -500,20 +354,6 @@ def _same_tokens(one: Subject, other: Subject) -> bool:
     return mine == theirs or not mine or not theirs
 
 
-def _ratio(one: float, other: float) -> float:
-    return one / other if other else math.nan
-
-
-def _worst(ratios: Sequence[float], limit: Limit) -> int:
-    """The index of the worst ratio: one outside the limit before one inside, then the one farthest from 1."""
-
-    def badness(ratio: float) -> tuple[bool, float]:
-        distance = abs(math.log(ratio)) if math.isfinite(ratio) and ratio > 0 else math.inf
-        return not limit.holds(ratio), distance
-
-    return max(range(len(ratios)), key=lambda number: badness(ratios[number]))
-
-
 def _activation_cause(place: SuperActivation, ratio: float, ours: Reading, theirs: Reading) -> str:
     where = f"super activation of channel {place.channel} at token {theirs.position}"
     if not math.isfinite(ratio):
@@ -523,11 +363,3 @@ def _activation_cause(place: SuperActivation, ratio: float, ours: Reading, their
     if ratio < 0:
         return f"{where} has its sign flipped (x{ratio:.2f})"
     return f"{where} {'lost' if ratio < 0.5 else 'weakened' if ratio < 1 else 'amplified'} (x{ratio:.2f})"
-
-
-def standard_error(difference: torch.Tensor) -> float:
-    """The standard error of a mean of paired differences ``(B, T - 1)``, windows taken as the independent units."""
-    means = difference.mean(1)
-    if len(means) < 2:
-        return float(difference.std() / math.sqrt(difference.numel())) if difference.numel() > 1 else 0.0
-    return float(means.std() / math.sqrt(len(means)))

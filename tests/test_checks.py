@@ -26,8 +26,8 @@ from swcheck import (
 )
 from swcheck.checks import conclude, message_of
 from swcheck.errors import CoordinateError, NotFiniteError, OptionError, TextError
-from swcheck.judge import capped_collapse, collapse_ratio
 from swcheck.measure import windows
+from swcheck.ratios import capped_collapse, collapse_ratio
 from swcheck.records import Limit, Verdict
 from swcheck.subject import Subject
 from tests import damage

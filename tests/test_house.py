@@ -22,9 +22,9 @@ TESTS = Path(__file__).parent
 
 # From top to bottom: a room imports only what stands behind it.
 STAIRS = """
-suite.test_candidate suite.test_model suite plugin cli options session outlier checks baseline judge diagnosis report
+suite.test_candidate suite.test_model suite plugin cli options session outlier checks baseline judge diagnosis solo report
 conformance
-tiny.card subject rtn drift limits kinship location stress intervene observe tiny.cloze measure quantize anatomy
+tiny.card subject ratios rtn drift limits kinship location stress intervene observe tiny.cloze measure quantize anatomy
 engines huggingface index schemes noise strategies tiny.train tiny.corpus tiny errors records
 """.split()
 

@@ -18,8 +18,8 @@ from swcheck import (
     assert_super_activations_preserved,
     assert_super_weights_preserved,
 )
-from swcheck.judge import _worst, standard_error
 from swcheck.measure import windows
+from swcheck.ratios import standard_error, worst_of
 from swcheck.records import Limit
 from tests import damage, relatives
 
@@ -185,6 +185,6 @@ def test_padded_vocabularies_are_ordinary(tiny, ids):
 
 def test_the_ratio_outside_its_limit_is_named_before_one_farther_from_1(tiny, ids):
     """0.7 is red where 1.9 is allowed, though 1.9 is farther from 1."""
-    assert _worst([0.7, 1.9], Limit(0.75, 2.0, "")) == 0
-    assert _worst([0.8, 1.9], Limit(0.75, 2.0, "")) == 1
-    assert _worst([0.7, float("nan"), 1.0], Limit(0.75, 2.0, "")) == 1
+    assert worst_of([0.7, 1.9], Limit(0.75, 2.0, "")) == 0
+    assert worst_of([0.8, 1.9], Limit(0.75, 2.0, "")) == 1
+    assert worst_of([0.7, float("nan"), 1.0], Limit(0.75, 2.0, "")) == 1
