@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -42,7 +42,11 @@ WEIGHT_ONLY: Final = 2**-7
 ACTIVATIONS_TOO: Final = 0.03
 """Where activations are quantized as well, the sink sets the grid that the rest of its token is rounded on."""
 
+SIXTEEN_BITS: Final = 2**-9
+"""What a map that was left unquantized may answer off, for the middle token: the rounding of a bfloat16."""
+
 UNKNOWN: Final = "no-such-scheme"
+NOT_OFFERED: Final = "not offered"
 ALPHAS: Final = (0.0, 3.0)
 HEAVY: Final = ("torch", "transformers", "numpy")
 
@@ -53,7 +57,7 @@ class Reading:
 
     ``contribution`` divides what the scalar writes by its input; ``one_hot`` does so with all other inputs at zero;
     ``dequantized`` is the module's own word, None where it has none. ``saved`` says how the checkpoints compared,
-    ``seconds`` is what one load took.
+    ``seconds`` is what one load took, ``skip`` says whether ``,skip=NAME`` keeps a matrix or is not offered.
     """
 
     scheme: str
@@ -66,6 +70,7 @@ class Reading:
     saved: str
     seconds: float
     loaded_scheme: Scheme
+    skip: str = NOT_OFFERED
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,8 @@ def check_engine(
     reader = dequantize or own_dequantization
     cases = [_Case(chosen, name, reference, loaded, ids, weights, device, dtype, reader) for name in names]
     _check_unknown(cases[0], names)
-    return tuple(reading for case in cases for reading in _check_scheme(case))
+    kept = _check_skip(cases[0])
+    return tuple(replace(reading, skip=kept) for case in cases for reading in _check_scheme(case))
 
 
 def own_dequantization(module: nn.Module) -> torch.Tensor | None:
@@ -221,6 +227,41 @@ def _check_unknown(case: _Case, known: Sequence[str]) -> None:
         _refuse(f"{asked}: an error", "it was loaded", "raise swcheck.errors.EngineError for what you do not know")
 
 
+def _check_skip(case: _Case) -> str:
+    """``,skip=NAME`` leaves that map as the reference has it, and no other; a name that is none is refused."""
+    layer = case.weights[0].layer
+    name = anatomy(case.reference.model).down_name(layer)
+    kept = replace(case, scheme=f"{case.scheme},skip={name}")
+    try:
+        loaded = kept.load()
+    except SwcheckError:
+        return NOT_OFFERED
+    sight, _ = _look(kept, loaded.model)
+    body = anatomy(case.reference.model)
+    error = _answers_off(body.down_projections[layer], sight.inputs[layer], sight.outputs[layer])
+    if not error <= SIXTEEN_BITS:
+        kept.refuse(
+            f"{name} as the reference has it", f"it answers {error:.2%} off", "hand the name on, or refuse the option"
+        )
+    if loaded.scheme is not None:
+        _check_quantized(kept, sight, loaded.scheme, kept=(layer,))
+    wrong = replace(case, scheme=f"{case.scheme},skip={name}_no_such_module")
+    try:
+        wrong.load()
+    except SwcheckError:
+        return "kept"
+    return wrong.refuse("an error: nothing has this name", "it was loaded", "swcheck.skip.linear_maps knows the names")
+
+
+def _answers_off(plain: nn.Module, x: torch.Tensor, written: torch.Tensor) -> float:
+    """By how much of its norm the answer to the middle token differs from that of the reference's map."""
+    weight = plain_weight(plain)
+    if weight is None:
+        return 0.0
+    exact = torch.nn.functional.linear(x.detach(), weight.to(x.dtype)).float()
+    return float(((exact - written.detach().float()).norm(dim=-1) / exact.norm(dim=-1).clamp_min(1e-12)).median())
+
+
 # --- one scheme --------------------------------------------------------------------------------------------------------
 
 
@@ -240,7 +281,7 @@ def _check_scheme(case: _Case) -> list[Reading]:
             _check_scaled(case, loaded.model, reading, alpha, logits)
     _check_traces(case, loaded.model, before, logits)
     saved = _check_saved(case, loaded.model, fresh)
-    return [Reading(**{**vars(reading), "saved": saved}) for reading in readings]
+    return [replace(reading, saved=saved) for reading in readings]
 
 
 def _check_record(case: _Case, loaded: Any) -> Scheme:
@@ -287,12 +328,15 @@ def _look(case: _Case, model: nn.Module) -> tuple[Sight, torch.Tensor]:
     return sight, logits
 
 
-def _check_quantized(case: _Case, sight: Sight, scheme: Scheme) -> None:
-    """Every down projection computes something else than the reference's would, unless the scheme changes nothing."""
+def _check_quantized(case: _Case, sight: Sight, scheme: Scheme, *, kept: Sequence[int] = ()) -> None:
+    """Every down projection but those ``kept`` computes something else than the reference's would, unless the scheme
+    changes nothing.
+    """
     if scheme.weight_bits >= 16:
         return
     plain = anatomy(case.reference.model).down_projections
-    skipped = [layer for layer in sight.inputs if _same_map(plain[layer], sight.inputs[layer], sight.outputs[layer])]
+    looked = [layer for layer in sight.inputs if layer not in kept]
+    skipped = [layer for layer in looked if _same_map(plain[layer], sight.inputs[layer], sight.outputs[layer])]
     if skipped:
         found = f"the quantizer skipped {_listed(skipped)}: what it writes is the reference's, to the bit"
         attempt = "widths that the group does not divide are a usual reason: another group, or an error instead"

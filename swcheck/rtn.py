@@ -2,7 +2,7 @@
 
 ``rtn:bits=4,block=128,clip=9,keep`` rounds every linear map of the decoder layers (no embedding, no norm, no head) and
 leaves plain float tensors. It needs no package, is exact about what it does, and can do both the harmless and the
-harmful: the yardstick for the other engines. The arithmetic is in ``quantize``.
+harmful: the yardstick for the other engines. ``skip=NAME+NAME`` leaves matrices out. The arithmetic is in ``quantize``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from swcheck import engines, index
+from swcheck import engines, index, skip
 from swcheck.anatomy import Anatomy, anatomy
 from swcheck.errors import OptionError
 from swcheck.records import Loaded, Scheme, SuperWeight
@@ -27,6 +27,7 @@ KNOWN: Final = (
     "reading=code|paper",
     "clip=9",
     "keep (super weights) or keep=N (the N largest of each matrix)",
+    "skip=NAME+NAME (matrices left as they are)",
 )
 
 
@@ -133,14 +134,17 @@ class Rtn:
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
         """A fresh ``reference`` with the linear maps of its layers rounded as ``spec`` says."""
-        recipe = parse(spec)
+        words, names = skip.parted(f"rtn,{spec}")
+        recipe = parse(words.removeprefix("rtn").removeprefix(","))
         if reference is None:
             raise OptionError(f"rtn:{spec}", "no reference to round", "pytest --model=REFERENCE --candidate=rtn:bits=4")
         loaded = engines.load(reference, device=device, dtype=dtype)
-        weights = list(_weights(anatomy(loaded.model), reference))
+        skipped = skip.linear_maps(f"rtn:{spec}", loaded.model, names)
+        weights = [one for one in _weights(anatomy(loaded.model), reference) if one[0] not in skipped]
         held = _super_weights(loaded) if recipe.keep == 0 else ()
         for name, weight in weights:
-            _write(recipe, weight, [(w.row, w.column) for w in held if name == (w.layer, True)])
+            places = [(w.row, w.column) for w in held if name == anatomy(loaded.model).down_name(w.layer)]
+            _write(recipe, weight, places)
         scheme = Scheme("absmax" if recipe.symmetric else "rtn", recipe.bits)
         return Loaded(loaded.model, loaded.tokenizer, f"rtn:{spec}", loaded.text, loaded.source, scheme)
 
@@ -148,20 +152,19 @@ class Rtn:
 ENGINE: Final = Rtn()
 
 
-def _weights(body: Anatomy, reference: str) -> Iterator[tuple[tuple[int, bool], torch.Tensor]]:
-    """Every matrix of the layers with its layer, and whether it is the down projection."""
+def _weights(body: Anatomy, reference: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every matrix of the layers with its qualified name."""
     from torch import nn
 
     from swcheck.observe import plain_weight
 
     for number, layer in enumerate(body.layers):
         for path, module in layer.named_modules():
-            down = module is body.down_projections[number]
-            weight = plain_weight(module)
+            name, weight = f"{body.path}.{number}.{path}", plain_weight(module)
             if weight is not None:
-                yield (number, down), weight
-            elif down or isinstance(module, nn.Linear):
-                found = f"{reference} keeps {body.path}.{number}.{path} as {type(module).__name__}, not as plain floats"
+                yield name, weight
+            elif module is body.down_projections[number] or isinstance(module, nn.Linear):
+                found = f"{reference} keeps {name} as {type(module).__name__}, not as plain floats"
                 raise OptionError("a reference to round", found, "give the model before quantization")
 
 

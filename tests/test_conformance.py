@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import swcheck
-from swcheck import rtn
+from swcheck import rtn, skip
 from swcheck.anatomy import anatomy
 from swcheck.conformance import UNKNOWN, check_engine, fingerprint, narrowed, own_dequantization
 from swcheck.errors import EngineError, OptionError
@@ -123,6 +123,77 @@ def test_an_engine_by_chance():
 
     (reading,) = check_engine(Toy(jitter), ["int8"])
     assert reading.saved == "not compared: two loads differ"
+
+
+def skipping(toy, spec):
+    """``toy`` with what ``,skip=`` names put back from the reference, as an engine that knows the option does."""
+    words, names = skip.parted(spec)
+    loaded = toy(words)
+    plain = swcheck.load("tiny", device="cpu").model
+    for name in skip.linear_maps(f"toy:{spec}", plain, names):
+        parent, _, child = name.rpartition(".")
+        setattr(loaded.model.get_submodule(parent), child, plain.get_submodule(name))
+    return loaded
+
+
+class Skipping(Toy):
+    """Keeps what it is asked to keep."""
+
+    def load(self, spec, *, reference, device, dtype):
+        return skipping(
+            lambda words: super(Skipping, self).load(words, reference=reference, device=device, dtype=dtype), spec
+        )
+
+
+class Deaf(Toy):
+    """Takes the option and ignores it."""
+
+    def load(self, spec, *, reference, device, dtype):
+        return super().load(skip.parted(spec)[0], reference=reference, device=device, dtype=dtype)
+
+
+class Obliging(Toy):
+    """Keeps what it is asked to keep, and is silent about a name that is none."""
+
+    def load(self, spec, *, reference, device, dtype):
+        words, names = skip.parted(spec)
+        known = [name for name in names if name.endswith("_proj")]
+        whole = f"{words},skip={'+'.join(known)}" if known else words
+        return skipping(
+            lambda rest: super(Obliging, self).load(rest, reference=reference, device=device, dtype=dtype), whole
+        )
+
+
+class Lazy(Skipping):
+    """Asked to keep one matrix, it quantizes none."""
+
+    def load(self, spec, *, reference, device, dtype):
+        if "skip=" not in spec:
+            return super().load(spec, reference=reference, device=device, dtype=dtype)
+        skip.linear_maps(spec, swcheck.load("tiny", device="cpu").model, skip.parted(spec)[1])
+        return replace(swcheck.load("tiny", device="cpu"), scheme=Scheme("absmax", 8))
+
+
+def test_skip_is_looked_at_where_it_is_offered():
+    """The built-in engine and a good one keep the named matrix; an engine without the option is not held to it."""
+    assert check_engine("rtn", ["bits=4"])[0].skip == "kept"
+    assert check_engine(Skipping(), ["int8"])[0].skip == "kept"
+    assert check_engine(Toy(), ["int8"])[0].skip == "not offered"
+
+
+@pytest.mark.parametrize(
+    ("engine", "asked", "found"),
+    [
+        (Deaf(), "model.layers.1.mlp.down_proj as the reference has it", "% off"),
+        (Obliging(), "an error: nothing has this name", "it was loaded"),
+        (Lazy(), "down projections of 8 bits", "skipped layers 0, 2, 3, 4"),
+    ],
+)
+def test_skip_offered_wrongly(engine, asked, found):
+    """An option that is ignored, takes any name, or leaves out the rest as well would prove a fix that is none."""
+    lines = refusal(engine)
+    assert asked in lines[0]
+    assert found in lines[1]
 
 
 # --- wrong wiring ------------------------------------------------------------------------------------------------------

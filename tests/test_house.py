@@ -25,7 +25,7 @@ STAIRS = """
 suite.test_candidate suite.test_model suite plugin cli options session outlier checks baseline judge diagnosis solo report
 conformance
 tiny.card subject ratios rtn drift limits kinship location stress intervene observe tiny.cloze measure quantize anatomy
-engines huggingface index schemes noise strategies tiny.train tiny.corpus tiny errors records
+engines huggingface index schemes skip noise strategies tiny.train tiny.corpus tiny errors records
 """.split()
 
 # The only rooms that may import what is slow to load, or not ours; what is needed for types alone costs nothing.

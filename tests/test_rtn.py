@@ -8,7 +8,7 @@ import torch
 import swcheck
 from swcheck import quantize, rtn
 from swcheck.anatomy import anatomy
-from swcheck.errors import OptionError
+from swcheck.errors import EngineError, OptionError
 from swcheck.records import Scheme
 from swcheck.rtn import ENGINE, Recipe, parse
 
@@ -50,6 +50,26 @@ def test_every_linear_map_of_the_layers_and_nothing_else(tiny):
 def test_a_spec_is_its_arithmetic(tiny, spec, expected):
     """Each word of a spec does to a down projection what ``quantize`` does."""
     assert torch.equal(down(load(spec)), expected(down(tiny)))
+
+
+@pytest.mark.parametrize("spec", ["bits=3,skip={}", "skip={},bits=3,keep=1", "bits=3,skip={},clip=9"])
+def test_skip_leaves_matrices_as_they_are(tiny, spec):
+    """What is named, by itself or by what holds it, keeps every bit; all else is rounded."""
+    named = "model.layers.1.mlp.down_proj+model.layers.4.self_attn"
+    ours, theirs = load(spec.format(named)).model.state_dict(), tiny.model.state_dict()
+    kept = {name for name in theirs if name.endswith("proj.weight") and torch.equal(ours[name], theirs[name])}
+    attention = {f"model.layers.4.self_attn.{part}_proj.weight" for part in "qkvo"}
+    assert kept == {"model.layers.1.mlp.down_proj.weight"} | attention
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.mlp.down", "layers.1", "model.norm", "", "model.layers.1.mlp.down_proj+x"]
+)
+def test_a_name_that_is_no_matrix(name):
+    """A module that is not there, or holds no linear map, would be a fix that changes nothing."""
+    with pytest.raises(EngineError, match="no linear map in this model is") as caught:
+        load(f"bits=4,skip={name}")
+    assert caught.value.attempt.startswith("skip=")
 
 
 def test_keep_puts_the_super_weights_back(tiny):

@@ -11,7 +11,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Final
 
-from swcheck import engines
+from swcheck import engines, skip
+from swcheck.anatomy import anatomy
 from swcheck.errors import EngineError, OptionError
 from swcheck.records import Loaded, Scheme
 
@@ -28,14 +29,15 @@ SCHEMES: Final[dict[str, tuple[Scheme, dict[str, Any]]]] = {
 
 @dataclass(frozen=True)
 class BitsAndBytes:
-    """``bitsandbytes:SCHEME``."""
+    """``bitsandbytes:SCHEME`` or ``bitsandbytes:SCHEME,skip=NAME+NAME``."""
 
     name: str = "bitsandbytes"
     trust_remote_code: bool = False
     offline: bool = False
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
-        if spec not in SCHEMES:
+        name, names = skip.parted(spec)
+        if name not in SCHEMES:
             raise EngineError(f"scheme {spec!r} of bitsandbytes", f"known: {', '.join(SCHEMES)}", "bitsandbytes:nf4")
         if reference is None:
             raise OptionError(f"bitsandbytes:{spec}", "no reference to quantize", "name one with --model")
@@ -47,13 +49,17 @@ class BitsAndBytes:
             install = "pip install 'bitsandbytes>=0.50' 'accelerate>=1.10'"
             raise EngineError(f"bitsandbytes:{spec}", str(error), install) from error
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # one line per layer and pass otherwise
-        scheme, settings = SCHEMES[spec]
+        scheme, settings = SCHEMES[name]
         base = engines.load(
             reference, device=device, dtype=dtype, trust_remote_code=self.trust_remote_code, offline=self.offline
         )
         place, floats = base.model.device, base.model.dtype
         if scheme.weight_bits == 4:
             settings = {**settings, "bnb_4bit_compute_dtype": floats}
+        if names:  # with a list of its own, bitsandbytes leaves out no head by itself
+            kept = skip.linear_maps(f"bitsandbytes:{spec}", base.model, names)
+            outside = skip.others(base.model, anatomy(base.model).path)
+            settings = {**settings, "llm_int8_skip_modules": [*outside, *kept]}
         source, tokenizer, text = base.source, base.tokenizer, base.text
         del base  # one of the two models at a time
         model = AutoModelForCausalLM.from_pretrained(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from swcheck import engines
+from swcheck import engines, skip
 from swcheck.errors import EngineError, OptionError
 from swcheck.records import Loaded, Scheme
 
@@ -29,14 +29,15 @@ PARALLELISM: Final = "TOKENIZERS_PARALLELISM"
 
 @dataclass(frozen=True)
 class CompressedTensors:
-    """``compressed-tensors:PRESET``."""
+    """``compressed-tensors:PRESET`` or ``compressed-tensors:PRESET,skip=NAME+NAME``."""
 
     name: str = "compressed-tensors"
     trust_remote_code: bool = False
     offline: bool = False
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
-        if spec not in SCHEMES:
+        name, names = skip.parted(spec)
+        if name not in SCHEMES:
             known = ", ".join(SCHEMES)
             raise EngineError(f"scheme {spec!r} of compressed-tensors", f"known: {known}", "compressed-tensors:W4A16")
         if reference is None:
@@ -49,7 +50,8 @@ class CompressedTensors:
         base = engines.load(
             reference, device=device, dtype=dtype, trust_remote_code=self.trust_remote_code, offline=self.offline
         )
-        recipe = QuantizationModifier(targets="Linear", scheme=spec, ignore=["re:.*lm_head"])
+        kept = skip.linear_maps(f"compressed-tensors:{spec}", base.model, names)
+        recipe = QuantizationModifier(targets="Linear", scheme=name, ignore=["re:.*lm_head", *kept])
         with _undisturbed():
             try:
                 oneshot(model=base.model, recipe=recipe)
@@ -59,7 +61,7 @@ class CompressedTensors:
                     f"compressed-tensors:{spec}", words, "compressed-tensors:W8A8 has no groups"
                 ) from error
         return Loaded(
-            base.model.eval(), base.tokenizer, f"compressed-tensors:{spec}", base.text, base.source, SCHEMES[spec]
+            base.model.eval(), base.tokenizer, f"compressed-tensors:{spec}", base.text, base.source, SCHEMES[name]
         )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from swcheck import engines
+from swcheck import engines, skip
 from swcheck.errors import CheckpointError, EngineError, OptionError
 from swcheck.records import Loaded, Scheme
 
@@ -24,17 +24,19 @@ FREE: Final = ("context_length", "vocab_size")
 
 @dataclass(frozen=True)
 class Gguf:
-    """``gguf:PATH.gguf`` or ``gguf:SCHEME``."""
+    """``gguf:PATH.gguf``, ``gguf:SCHEME`` or ``gguf:SCHEME,skip=NAME+NAME``."""
 
     name: str = "gguf"
     trust_remote_code: bool = False
     offline: bool = False
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
+        words, names = skip.parted(spec)
+        scheme, names = (words, names) if words in SCHEMES else (spec, ())  # a path may hold a comma
         file = Path(spec).expanduser()
-        if spec not in SCHEMES and file.suffix != ".gguf":
+        if scheme not in SCHEMES and file.suffix != ".gguf":
             raise EngineError(f"scheme {spec!r} of gguf", f"known: a file, {', '.join(SCHEMES)}", "gguf:./model.gguf")
-        if spec not in SCHEMES and not file.is_file():
+        if scheme not in SCHEMES and not file.is_file():
             raise CheckpointError(f"gguf:{spec}", "no such file", "give the path of a .gguf file")
         if reference is None:
             raise OptionError(f"gguf:{spec}", "no reference with its tokenizer", "name one with --model")
@@ -45,19 +47,20 @@ class Gguf:
         base = engines.load(
             reference, device=device, dtype=dtype, trust_remote_code=self.trust_remote_code, offline=self.offline
         )
-        if spec not in SCHEMES:
+        if scheme not in SCHEMES:
             return _read(file, spec, base)
+        kept = skip.linear_maps(f"gguf:{spec}", base.model, names)
         with TemporaryDirectory() as folder:
-            file = Path(folder, f"{spec}.gguf")
-            write(base.model, file, spec)
+            file = Path(folder, f"{scheme}.gguf")
+            write(base.model, file, scheme, kept)
             return _read(file, spec, base)
 
 
 ENGINE: Final = Gguf()
 
 
-def write(model: Any, file: Path, scheme: str) -> None:
-    """Write a Llama-like ``model``: its matrices as ``scheme``, embeddings and head as f16, vectors as f32."""
+def write(model: Any, file: Path, scheme: str, kept: tuple[str, ...] = ()) -> None:
+    """Write a Llama-like ``model``: matrices as ``scheme``; those ``kept``, embeddings and head as f16, vectors as f32."""
     import gguf
     import torch
 
@@ -75,7 +78,8 @@ def write(model: Any, file: Path, scheme: str) -> None:
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        kind = types.F32 if tensor.ndim == 1 else types[scheme.upper()] if ".layers." in name else types.F16
+        plain = ".layers." not in name or name.removesuffix(".weight") in kept
+        kind = types.F32 if tensor.ndim == 1 else types.F16 if plain else types[scheme.upper()]
         array = tensor.detach().to("cpu", torch.float32)
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             array = permuted(array, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads)

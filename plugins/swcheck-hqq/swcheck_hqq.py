@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from swcheck import engines
+from swcheck import engines, skip
 from swcheck.anatomy import anatomy
 from swcheck.errors import EngineError, OptionError
 from swcheck.records import Loaded, Scheme
@@ -22,14 +22,15 @@ GROUP: Final = 64
 
 @dataclass(frozen=True)
 class Hqq:
-    """``hqq:SCHEME`` or ``hqq:SCHEME,group=N``."""
+    """``hqq:SCHEME`` or ``hqq:SCHEME,group=N``, and ``,skip=NAME+NAME``."""
 
     name: str = "hqq"
     trust_remote_code: bool = False
     offline: bool = False
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
-        name, comma, group = spec.partition(",group=")
+        words, names = skip.parted(spec)
+        name, comma, group = words.partition(",group=")
         if name not in SCHEMES:
             raise EngineError(f"scheme {spec!r} of hqq", f"known: {', '.join(SCHEMES)}", "hqq:4bit,group=64")
         if comma and (not group.isdecimal() or int(group) < 8 or int(group) % 8):
@@ -47,10 +48,11 @@ class Hqq:
         )
         size = int(group) if comma else GROUP
         config = hqq.BaseQuantizeConfig(nbits=int(SCHEMES[name].weight_bits), group_size=size)
+        kept = {base.model.get_submodule(one) for one in skip.linear_maps(f"hqq:{spec}", base.model, names)}
         for layer in anatomy(base.model).layers:
             for parent in list(layer.modules()):
                 for child, module in list(parent.named_children()):
-                    if type(module) is not nn.Linear:
+                    if type(module) is not nn.Linear or module in kept:
                         continue
                     if module.weight.numel() % size:
                         found = f"{child} has {module.weight.numel()} weights, no multiple of {size}"

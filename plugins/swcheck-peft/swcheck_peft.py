@@ -1,6 +1,7 @@
 """The engine ``peft``: an adapter directory on the reference, beside its weights or merged into them.
 
-The base model is the reference, whatever name the adapter's config gives. Only safetensors are read.
+The base model is the reference, whatever name the adapter's config gives. Only safetensors are read. What
+``,skip=NAME+NAME`` names stays as the reference has it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from swcheck import engines
+from swcheck import engines, skip
 from swcheck.errors import CheckpointError, EngineError, OptionError, UnsafeCheckpointError
 from swcheck.records import Loaded, Scheme
 
@@ -20,14 +21,15 @@ WEIGHTS: Final = "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class Peft:
-    """``peft:DIRECTORY`` or ``peft:DIRECTORY,merged``."""
+    """``peft:DIRECTORY`` or ``peft:DIRECTORY,merged``, and ``,skip=NAME+NAME``."""
 
     name: str = "peft"
     trust_remote_code: bool = False
     offline: bool = False
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
-        folder, merged = Path(spec.removesuffix(",merged")).expanduser(), spec.endswith(",merged")
+        words, names = skip.parted(spec)
+        folder, merged = Path(words.removesuffix(",merged")).expanduser(), words.endswith(",merged")
         kind = _checked(spec, folder)
         if reference is None:
             raise OptionError(f"peft:{spec}", "no reference to put the adapter on", "name one with --model")
@@ -38,12 +40,16 @@ class Peft:
         base = engines.load(
             reference, device=device, dtype=dtype, trust_remote_code=self.trust_remote_code, offline=self.offline
         )
-        floats = 8 * base.model.dtype.itemsize
+        floats, kept = 8 * base.model.dtype.itemsize, skip.linear_maps(f"peft:{spec}", base.model, names)
         try:
             model = PeftModel.from_pretrained(base.model, str(folder), torch_device=str(base.model.device))
         except (RuntimeError, ValueError, KeyError, TypeError) as error:  # other widths, other names, another peft
             words = " ".join(str(error).split())[:300]
             raise CheckpointError(f"peft:{spec} on {reference}", words, "give the adapter's own base model") from error
+        for one in kept:
+            parent, _, child = one.rpartition(".")
+            layer = model.base_model.model.get_submodule(one)
+            setattr(model.base_model.model.get_submodule(parent), child, getattr(layer, "base_layer", layer))
         if merged:
             model = model.merge_and_unload()
         scheme = Scheme(kind, floats, activation_bits=floats)

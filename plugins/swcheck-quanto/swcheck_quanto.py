@@ -10,7 +10,7 @@ import shutil
 from dataclasses import dataclass
 from typing import Any, Final
 
-from swcheck import engines
+from swcheck import engines, skip
 from swcheck.errors import EngineError, OptionError
 from swcheck.records import Loaded, Scheme
 
@@ -27,18 +27,19 @@ LENGTH: Final = 128
 
 @dataclass(frozen=True)
 class Quanto:
-    """``quanto:SCHEME``."""
+    """``quanto:SCHEME`` or ``quanto:SCHEME,skip=NAME+NAME``."""
 
     name: str = "quanto"
     trust_remote_code: bool = False
     offline: bool = False
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
-        if spec not in SCHEMES:
+        name, names = skip.parted(spec)
+        if name not in SCHEMES:
             raise EngineError(f"scheme {spec!r} of quanto", f"known: {', '.join(SCHEMES)}", "quanto:int8")
         if reference is None:
             raise OptionError(f"quanto:{spec}", "no reference to quantize", "name one with --model")
-        scheme, weights, inputs = SCHEMES[spec]
+        scheme, weights, inputs = SCHEMES[name]
         if scheme.weight_bits < 8 and shutil.which("g++") is None:
             raise EngineError(
                 f"quanto:{spec}", "no g++, with which quanto unpacks these", "apt install g++, or quanto:int8"
@@ -54,7 +55,7 @@ class Quanto:
             base.model,
             weights=getattr(quanto, weights),
             activations=inputs and getattr(quanto, inputs),
-            exclude=["lm_head", "*.lm_head"],
+            exclude=["lm_head", "*.lm_head", *skip.linear_maps(f"quanto:{spec}", base.model, names)],
         )
         if inputs:
             _calibrate(quanto, base)

@@ -2,6 +2,7 @@
 
 A linear map stays ``torch.nn.Linear``; its weight becomes a tensor subclass. The integer schemes take groups of 128
 inputs, or as many as ``,group=N`` says; widths that a group does not divide are refused before anything is loaded.
+``,skip=NAME+NAME`` leaves linear maps unquantized.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from swcheck import engines
+from swcheck import engines, skip
 from swcheck.anatomy import anatomy
 from swcheck.errors import EngineError, OptionError
 from swcheck.records import Loaded, Scheme
@@ -50,7 +51,8 @@ class TorchAo:
     offline: bool = False
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
-        name, group = _parsed(spec)
+        words, names = skip.parted(spec)
+        name, group = _parsed(words)
         if reference is None:
             raise OptionError(f"torchao:{spec}", "no reference to quantize", "name one with --model")
         try:
@@ -64,15 +66,18 @@ class TorchAo:
         base = engines.load(
             reference, device=device, dtype=dtype, trust_remote_code=self.trust_remote_code, offline=self.offline
         )
+        kept = skip.linear_maps(f"torchao:{spec}", base.model, names)
         if name in GROUPED:
-            _check_widths(spec, base.model, group)
+            _check_widths(spec, base.model, group, kept)
+        if kept:  # with a list of its own, transformers leaves out no head by itself
+            kept = (*skip.others(base.model, anatomy(base.model).path), *kept)
         place, floats = base.model.device, base.model.dtype
         source, tokenizer, text = base.source, base.tokenizer, base.text
         del base  # one of the two models at a time
         scheme, make = SCHEMES[name]
         model = AutoModelForCausalLM.from_pretrained(
             source,
-            quantization_config=TorchAoConfig(make(ao, torch, group)),
+            quantization_config=TorchAoConfig(make(ao, torch, group), modules_to_not_convert=list(kept) or None),
             dtype=floats,
             device_map={"": place},
             local_files_only=True,
@@ -94,14 +99,15 @@ def _parsed(spec: str) -> tuple[str, int]:
     return name, int(group) if comma else GROUP
 
 
-def _check_widths(spec: str, model: Any, group: int) -> None:
+def _check_widths(spec: str, model: Any, group: int, kept: tuple[str, ...]) -> None:
     """Refuse inner widths that the group does not divide: torchao refuses some and leaves others as they are."""
     from torch import nn
 
     body = anatomy(model)
     for number, layer in enumerate(body.layers):
         for path, module in layer.named_modules():
-            if isinstance(module, nn.Linear) and module.in_features % group:
-                found = f"{body.path}.{number}.{path} has {module.in_features} inputs, no multiple of {group}"
+            name = f"{body.path}.{number}.{path}"
+            if isinstance(module, nn.Linear) and name not in kept and module.in_features % group:
+                found = f"{name} has {module.in_features} inputs, no multiple of {group}"
                 fits = next(size for size in (64, 32, 16, 8, 4, 2, 1) if module.in_features % size == 0)
                 raise EngineError(f"torchao:{spec}", found, f"torchao:{spec.partition(',')[0]},group={fits}")

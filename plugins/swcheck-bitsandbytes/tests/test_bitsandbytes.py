@@ -47,6 +47,7 @@ def test_conformance(scheme):
     assert reading.contribution == pytest.approx(2.625, rel=1e-3)
     assert reading.dequantized == pytest.approx(2.625, rel=1e-3)
     assert reading.saved == "equal"
+    assert reading.skip == "kept"
 
 
 def test_half_precision():
@@ -116,6 +117,18 @@ def test_a_pass_is_silent(capfd, caplog, recwarn):
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
     assert not recwarn.list
+
+
+def test_skip_keeps_what_is_named_and_the_head():
+    """A list to skip replaces bitsandbytes' own, on which the head stands; it is put back."""
+    from bitsandbytes.nn import Linear4bit
+
+    model = load("nf4,skip=model.layers.1.mlp.down_proj+model.layers.3.self_attn").model
+    packed = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    assert len(packed) == 35 - 1 - 4
+    assert not any(name.startswith("model.layers.3.self_attn") for name in packed)
+    assert type(model.lm_head) is torch.nn.Linear
+    assert "model.layers.1.mlp.down_proj" in model.config.quantization_config.llm_int8_skip_modules
 
 
 # --- what it says ------------------------------------------------------------------------------------------------------

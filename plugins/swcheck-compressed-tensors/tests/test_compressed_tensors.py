@@ -59,6 +59,7 @@ def test_conformance(scheme):
     assert reading.one_hot == pytest.approx(2.625 * KEPT[scheme], rel=0.005)
     assert reading.dequantized is None
     assert reading.saved == "equal"
+    assert reading.skip == "kept"
 
 
 def test_half_precision():

@@ -38,6 +38,7 @@ def test_conformance(scheme):
     (reading,) = check_engine("gguf", [scheme])
     assert reading.contribution == pytest.approx(2.625, rel=1e-3)
     assert reading.dequantized == pytest.approx(2.625, rel=1e-3)
+    assert reading.skip == "kept"
 
 
 def test_conformance_of_a_file(file):
@@ -54,6 +55,23 @@ def test_a_round_trip_in_halves_changes_nothing():
         assert torch.equal(ours.model.state_dict()[name], tensor.half().float()), name
     with torch.no_grad():
         assert (ours.model(IDS).logits - theirs.model(IDS).logits).abs().max() < 1e-3
+
+
+def test_skip_writes_that_tensor_in_halves(tmp_path):
+    """The file holds it as F16, as llama.cpp's --tensor-type would; every other matrix of the layers as asked."""
+    path, base = tmp_path / "mixed.gguf", engines.load("tiny", device="cpu")
+    write(base.model, path, "q4_0", ("model.layers.1.mlp.down_proj",))
+    kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(path).tensors if t.name.startswith("blk.")}
+    assert [name for name, kind in kinds.items() if kind == "F16"] == ["blk.1.ffn_down.weight"]
+    assert scheme_of(path) == Scheme("absmax", 4)
+    ours = load("q4_0,skip=model.layers.1.mlp.down_proj").model.model.layers[1].mlp.down_proj.weight
+    assert torch.equal(ours, base.model.model.layers[1].mlp.down_proj.weight.half().float())
+
+
+def test_skip_is_for_round_trips(file):
+    """A file is as it is: behind its path the option is part of a name that does not exist."""
+    with pytest.raises(EngineError, match="known: a file"):
+        load(f"{file},skip=model.layers.1.mlp.down_proj")
 
 
 def test_the_permutation_interleaves_halves():

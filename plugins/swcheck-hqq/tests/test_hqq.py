@@ -29,6 +29,7 @@ def test_conformance(scheme, error):
     (reading,) = check_engine("hqq", [scheme])
     assert reading.contribution == pytest.approx(2.625, rel=error)
     assert reading.dequantized == pytest.approx(reading.contribution, rel=1e-4)
+    assert reading.skip == "kept"
 
 
 def test_two_bits():

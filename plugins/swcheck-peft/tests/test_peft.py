@@ -66,6 +66,27 @@ def test_merged_and_unmerged_are_one_model(adapter):
     assert one.scheme == Scheme("lora", 32, activation_bits=32)
 
 
+@pytest.mark.parametrize("suffix", ["", ",merged"])
+def test_skip_leaves_the_adapter_out(adapter, suffix):
+    """What is named stays the reference's; the adapter works everywhere else."""
+    ours = load(f"{adapter}{suffix},skip=model.layers.1.mlp.down_proj")
+    theirs = engines.load("tiny", device="cpu").model
+    changed = []
+    x = torch.randn(3, 512, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for number, (own, published) in enumerate(
+            zip(anatomy(ours.model).down_projections, anatomy(theirs).down_projections, strict=True)
+        ):
+            changed += [] if torch.equal(own(x), published(x)) else [number]
+    assert changed == [0, 2, 3, 4]
+
+
+def test_skip_of_what_is_not_there(adapter):
+    """A name without a linear map is refused."""
+    with pytest.raises(EngineError, match=r"no linear map in this model is 'model\.layers\.9'"):
+        load(f"{adapter},skip=model.layers.9")
+
+
 def test_another_base_model(adapter, tmp_path):
     """Widths that do not match are an error, whatever name the adapter's config gives."""
     with pytest.raises(CheckpointError, match="size mismatch"):

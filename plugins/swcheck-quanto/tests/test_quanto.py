@@ -36,6 +36,7 @@ def test_conformance(scheme):
     assert reading.contribution == pytest.approx(2.625, rel=1e-3)
     assert reading.one_hot == pytest.approx(2.625, rel=1e-3)
     assert reading.dequantized == pytest.approx(2.625, rel=1e-3)
+    assert reading.skip == "kept"
 
 
 @pytest.mark.skipif(

@@ -49,6 +49,7 @@ def test_conformance(scheme):
     assert reading.dequantized == pytest.approx(2.625 * KEPT[scheme], rel=1e-3)
     assert reading.contribution == pytest.approx(2.625 * KEPT[scheme], rel=0.006)
     assert reading.saved == "equal"
+    assert reading.skip == "kept"
 
 
 def test_half_precision():
@@ -104,6 +105,23 @@ def test_a_layer_that_torchao_skips_is_named(tmp_path):
     reference = narrowed(tmp_path, 480)
     with pytest.raises(AssertionError, match="the quantizer skipped layers 0, 1, 2, 3, 4"):
         check_engine(Opaque(), ["int4"], reference=reference, super_weights=[WEIGHT])
+
+
+def test_skip_keeps_what_is_named_and_the_head():
+    """A list to skip replaces transformers' own, on which the head stands; it is put back."""
+    model = load("int4-weight-only,skip=model.layers.1.mlp.down_proj+model.layers.3.self_attn").model
+    packed = {name for name, module in model.named_modules() if hasattr(getattr(module, "weight", None), "qdata")}
+    assert len(packed) == 35 - 1 - 4
+    assert not any(name.startswith("model.layers.3.self_attn") for name in packed)
+    assert plain_weight(model.lm_head) is not None
+
+
+def test_what_is_skipped_needs_no_width(tmp_path):
+    """Where every map that the group does not divide is skipped, there is nothing to refuse."""
+    downs = "+".join(f"model.layers.{number}.mlp.down_proj" for number in range(5))
+    loaded = load(f"int4-weight-only,skip={downs}", narrowed(tmp_path, 480))
+    assert plain_weight(down(loaded)) is not None
+    assert plain_weight(loaded.model.model.layers[1].mlp.up_proj) is None
 
 
 # --- what it says ------------------------------------------------------------------------------------------------------
