@@ -1,15 +1,16 @@
-"""Zero, scale or set single weights inside a ``with`` block.
+"""Zero, scale or set single weights inside a ``with`` block; give whole maps or a channel back through hooks.
 
 A plain tensor is edited in place and gets its saved bits back. Any other module, packed or not, is overridden from
-outside and never written to: a forward hook asks it once more with ``input[..., column]`` at zero, and puts the wanted
-contribution in the place of the one that it found, in output channel ``row``. Its weight need not be readable for
-that, and a module that quantizes its activations is taken at the inputs it really gets.
+outside and never written to: a forward hook asks it once more, in one batch, with ``input[..., column]`` at zero for
+each of its scalars, and puts the wanted contributions in the place of those that it found, in output channel ``row``.
+Its weight need not be readable for that, and a module that quantizes its activations is taken at the inputs it really
+gets.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -70,14 +71,18 @@ def _overridden(model: nn.Module, super_weights: Iterable[SuperWeight], target: 
     body = anatomy(model)
     unique = tuple(dict.fromkeys(super_weights))
     body.check(unique)
+    packed: dict[nn.Module, list[SuperWeight]] = {}
     with ExitStack() as undo:
         for weight in unique:
             module = body.down_projections[weight.layer]
             tensor = plain_weight(module)
             if tensor is None:
-                undo.callback(module.register_forward_hook(_Override(weight, target, _already(module, weight))).remove)
+                packed.setdefault(module, []).append(weight)
             else:
                 _write(undo, tensor, weight, target(weight, float(tensor[weight.row, weight.column]), 1.0))
+        for module, weights in packed.items():
+            under = {weight: outer for weight in weights if (outer := _already(module, weight)) is not None}
+            undo.callback(module.register_forward_hook(_Override(tuple(weights), target, under)).remove)
         yield
 
 
@@ -94,31 +99,97 @@ def _put(tensor: torch.Tensor, weight: SuperWeight, value: torch.Tensor) -> None
 
 @dataclass(frozen=True)
 class _Override:
-    """A forward hook that puts ``target`` in the place of what one scalar writes; ``under`` is an outer block's."""
+    """A forward hook that puts ``target`` in the place of what some scalars write; ``under`` are outer blocks'."""
 
-    weight: SuperWeight
+    weights: tuple[SuperWeight, ...]
     target: _Target
-    under: _Override | None
+    under: Mapping[SuperWeight, _Override]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        row, column = self.weight.row, self.weight.column
-        out, x = first_tensor(output).clone(), floats(args[0]).clone()
-        read = x[..., column].float().clone()
-        whole = first_tensor(module.forward(*args))[..., row].float()
-        x[..., column] = 0
-        written = whole - first_tensor(module.forward(x, *args[1:]))[..., row].float()
-        before = written if self.under is None else self.under.wanted(written, read)
-        out[..., row] = (out[..., row].float() + (self.wanted(written, read) - before)).to(out.dtype)
+        out, x = first_tensor(output).clone(), floats(args[0])
+        batch = torch.stack([x] * (1 + len(self.weights)))
+        for number, weight in enumerate(self.weights):
+            batch[1 + number, ..., weight.column] = 0
+        flat = batch.flatten(0, 1) if x.ndim > 1 else batch
+        answers = first_tensor(module.forward(flat, *args[1:])).chunk(len(batch))
+        for number, weight in enumerate(self.weights):
+            whole, without = (answers[place][..., weight.row].float().view(x.shape[:-1]) for place in (0, 1 + number))
+            written, read = whole - without, x[..., weight.column].float()
+            outer = self.under.get(weight)
+            before = written if outer is None else outer.wanted(weight, written, read)
+            change = self.wanted(weight, written, read) - before
+            out[..., weight.row] = (out[..., weight.row].float() + change).to(out.dtype)
         return (out, *output[1:]) if isinstance(output, tuple) else out
 
-    def wanted(self, written: Any, read: Any) -> Any:
-        """What the scalar shall write where the module itself writes ``written``."""
-        below = written if self.under is None else self.under.wanted(written, read)
-        return self.target(self.weight, below, read)
+    def wanted(self, weight: SuperWeight, written: Any, read: Any) -> Any:
+        """What a scalar shall write where the module itself writes ``written``."""
+        outer = self.under.get(weight)
+        return self.target(weight, written if outer is None else outer.wanted(weight, written, read), read)
 
 
 def _already(module: nn.Module, weight: SuperWeight) -> _Override | None:
     """The innermost override of this scalar that is in force, by an outer block."""
     hooks = module._forward_hooks.values()  # noqa: SLF001 - torch has no public way to ask
-    found = [hook for hook in hooks if isinstance(hook, _Override) and hook.weight == weight]
+    found = [hook for hook in hooks if isinstance(hook, _Override) and weight in hook.weights]
     return found[-1] if found else None
+
+
+@contextmanager
+def given_back(model: nn.Module, maps: Mapping[str, torch.Tensor], rows: Mapping[str, Sequence[int]]) -> Iterator[None]:
+    """The model with some of its linear maps computing what another's do, through hooks.
+
+    ``maps`` are weights by module name, ``(H, F)``, or for a module that ``rows`` names ``(len(rows), F)``: then those
+    output channels alone are replaced. What is added is the effective difference of the two maps at the input that
+    the module really gets; its own bias stays. Nothing is written to.
+    """
+    with ExitStack() as undo:
+        for name, weight in maps.items():
+            hook = _Instead(weight, tuple(rows[name]) if name in rows else None)
+            undo.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+        yield
+
+
+@dataclass(frozen=True)
+class _Instead:
+    """A forward hook that answers with ``weight``, in all output channels or in some."""
+
+    weight: torch.Tensor
+    rows: tuple[int, ...] | None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        out, x = first_tensor(output).clone(), floats(args[0])
+        bias = getattr(module, "bias", None)
+        answer = torch.nn.functional.linear(x.float(), self.weight.to(x.device).float())
+        places = slice(None) if self.rows is None else list(self.rows)
+        if isinstance(bias, torch.Tensor):
+            answer = answer + bias[places].float()
+        out[..., places] = answer.to(out.dtype)
+        return (out, *output[1:]) if isinstance(output, tuple) else out
+
+
+@contextmanager
+def residual_set(model: nn.Module, layer: int, channel: int, wanted: torch.Tensor) -> Iterator[None]:
+    """The model with one channel of the residual stream after ``layer`` set at some tokens, through a hook.
+
+    ``wanted`` is float ``(B, T)``, NaN where nothing is changed: one row per window, in the order in which the block
+    runs them, or a single row for all.
+    """
+    body = anatomy(model)
+    body.check_layers([layer])
+    seen = 0
+
+    def put(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        nonlocal seen
+        out = first_tensor(output).clone()
+        count, time = out.shape[:2]
+        rows = wanted[:, :time] if len(wanted) == 1 else wanted[seen : seen + count, :time]
+        seen += count
+        values = rows.to(out).expand(count, -1)
+        out[:, : values.shape[1], channel] = torch.where(values.isnan(), out[:, : values.shape[1], channel], values)
+        return (out, *output[1:]) if isinstance(output, tuple) else out
+
+    hook = body.layers[layer].register_forward_hook(put)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -15,8 +15,8 @@ from torch.nn.utils import parametrizations, prune
 
 from swcheck.anatomy import anatomy
 from swcheck.errors import CoordinateError, OptionError
-from swcheck.intervene import scaled, set_to, zeroed
-from swcheck.observe import contributions
+from swcheck.intervene import given_back, residual_set, scaled, set_to, zeroed
+from swcheck.observe import contributions, observe
 from swcheck.records import SuperWeight
 from swcheck.strategies import super_weights
 from tests.planted import Packed, tuple_model
@@ -296,6 +296,22 @@ def test_a_black_box_left_by_an_exception(pair):
     assert hooks(boxed) == before
 
 
+def test_a_black_box_is_asked_once_for_all_of_its_scalars(pair):
+    """Three scalars of one module cost one more call of it in a pass, and equal the edit of a plain layer."""
+    boxed, plain = pair
+    three = [ONE, SuperWeight(1, 2, 7), SuperWeight(1, 9, 3)]
+    module = anatomy(boxed).down_projections[1]
+    calls, forward = [], module.forward
+    module.forward = lambda x: calls.append(len(x)) or forward(x)
+    try:
+        with torch.no_grad(), scaled(boxed, three, 40.0), scaled(plain, three, 40.0):
+            inside = boxed(IDS).logits
+            assert torch.allclose(inside, plain(IDS).logits, rtol=1e-4, atol=1e-5)
+        assert calls == [1, 4]
+    finally:
+        del module.forward
+
+
 class NoHooks(nn.Identity):
     """A module that takes no hooks."""
 
@@ -367,3 +383,57 @@ def test_a_box_of_unknown_width():
     expected[:, 3] *= -2
     with scaled(model, [SuperWeight(0, 3, 3)], -2.0):
         assert torch.allclose(box(x), expected, atol=1e-6)
+
+
+# --- what was lost, given back ------------------------------------------------------------------------------------------
+
+
+def test_maps_given_back_compute_what_the_other_model_does(pair):
+    """A whole map, or some of its rows, answers as the other model's inside the block, and as before after it."""
+    boxed, _ = pair
+    name, other = "model.layers.1.mlp.down_proj", torch.randn(16, 32, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(2))
+    down, before, count = anatomy(boxed).down_projections[1], bits(boxed), hooks(boxed)
+    with torch.no_grad():
+        usual = down(x)
+        with given_back(boxed, {name: other}, {}):
+            assert torch.allclose(down(x), x @ other.T, atol=1e-5)
+        with given_back(boxed, {name: other[[2, 5]]}, {name: [2, 5]}):
+            found = down(x)
+        assert torch.allclose(found[..., [2, 5]], x @ other[[2, 5]].T, atol=1e-5)
+        found[..., [2, 5]] = usual[..., [2, 5]]
+        assert torch.equal(found, usual)
+        assert torch.equal(down(x), usual)
+    assert same(bits(boxed), before)
+    assert hooks(boxed) == count
+
+
+def test_a_map_given_back_keeps_the_bias():
+    """The bias of a module is its own: only the map is another's."""
+    model = tuple_model()
+    model.layers[1].mlp.down_proj = nn.Linear(6, 8)
+    down, other, x = model.layers[1].mlp.down_proj, torch.ones(8, 6), torch.ones(1, 2, 6)
+    with torch.no_grad(), given_back(model, {"layers.1.mlp.down_proj": other}, {}):
+        assert torch.allclose(down(x), 6 + down.bias)
+
+
+@pytest.mark.parametrize("make", [lambda pair: pair[1], lambda _pair: tuple_model(hidden=16)], ids=["tensor", "tuple"])
+def test_a_channel_of_the_residual_stream_is_set(pair, make):
+    """The wanted values stand after the layer, at their tokens and windows, and nothing else changes there."""
+    model = make(pair)
+    ids = torch.cat([IDS, IDS.flip(1)])
+    nan = math.nan
+    wanted = torch.tensor([[7.0, nan, nan, nan, nan], [nan, nan, -3.0, nan, nan]])
+    with torch.no_grad(), observe(model, residual=[1]) as usual:
+        model(ids)
+    with torch.no_grad(), residual_set(model, 1, 4, wanted), observe(model, residual=[1]) as sight:
+        model(ids[:1])
+        first = sight.residual[1].clone()
+        model(ids[1:])
+    found = torch.cat([first, sight.residual[1]])
+    assert (float(found[0, 0, 4]), float(found[1, 2, 4])) == (7.0, -3.0)
+    found[0, 0, 4], found[1, 2, 4] = usual.residual[1][0, 0, 4], usual.residual[1][1, 2, 4]
+    assert torch.allclose(found, usual.residual[1], atol=1e-5)
+    with torch.no_grad(), residual_set(model, 1, 4, wanted[:1]), observe(model, residual=[1]) as sight:
+        model(ids)
+    assert sight.residual[1][:, 0, 4].tolist() == [7.0, 7.0]
