@@ -1,4 +1,4 @@
-"""``swcheck locate`` and ``swcheck index``, for people who are not in a test.
+"""``swcheck locate``, ``swcheck accuracy`` and ``swcheck index``, for people who are not in a test.
 
 With ``--json`` nothing but JSON goes to stdout, whatever other libraries have to say.
 """
@@ -10,7 +10,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swcheck import index
@@ -19,6 +21,8 @@ from swcheck.report import dumps, number
 
 if TYPE_CHECKING:
     from swcheck.location import Located
+    from swcheck.records import Loaded
+    from swcheck.zeroshot import Score
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"swcheck {version('swcheck')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_locate(commands)
+    _add_accuracy(commands)
     _add_index(commands)
     return parser
 
@@ -61,12 +66,34 @@ def _add_locate(commands: Any) -> None:
     parser.add_argument("--prompt", help="another prompt to look at")
     parser.add_argument("--verify", action="store_true", help="zero what is found and measure the perplexity")
     parser.add_argument("--no-index", action="store_true", help="start from nothing, not from published coordinates")
+    _add_loading(parser)
+    parser.add_argument("--json", action="store_true", help="write JSON, and nothing else, to stdout")
+    parser.set_defaults(run=_locate)
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="an accelerator if there is one")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; the checkpoint's own by default")
     parser.add_argument("--offline", action="store_true", help="never download")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the Python that the checkpoint brings")
+
+
+def _add_accuracy(commands: Any) -> None:
+    parser = commands.add_parser("accuracy", help="zero-shot accuracy through lm-evaluation-harness, an extra")
+    parser.add_argument("model", help="tiny, a known name, a hub id or a directory")
+    parser.add_argument("--tasks", type=_names, help="names with commas between; offline tasks by default")
+    parser.add_argument("--include-path", type=Path, metavar="DIR", help="a folder with more tasks, in YAML")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N items of each task")
+    parser.add_argument("--batch", type=int, metavar="N", help="items in one pass, 16 by default")
+    parser.add_argument("--zeroed", action="store_true", help="ask again with the super weights zeroed")
+    parser.add_argument("--write-tasks", type=Path, metavar="DIR", help="write the offline tasks for lm_eval, no more")
+    _add_loading(parser)
     parser.add_argument("--json", action="store_true", help="write JSON, and nothing else, to stdout")
-    parser.set_defaults(run=_locate)
+    parser.set_defaults(run=_accuracy)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _add_index(commands: Any) -> None:
@@ -76,18 +103,23 @@ def _add_index(commands: Any) -> None:
     parser.set_defaults(run=_index)
 
 
-def _locate(options: argparse.Namespace) -> str:
+def _loaded(options: argparse.Namespace) -> Loaded:
     from swcheck.engines import load
-    from swcheck.location import locate
-    from swcheck.subject import known, subject_of
 
-    loaded = load(
+    return load(
         options.model,
         device=options.device,
         dtype=options.dtype,
         offline=options.offline,
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def _locate(options: argparse.Namespace) -> str:
+    from swcheck.location import locate
+    from swcheck.subject import known, subject_of
+
+    loaded = _loaded(options)
     subject = subject_of(loaded)
     found = locate(
         loaded.model,
@@ -140,6 +172,59 @@ def located_as_text(name: str, found: Located) -> list[str]:
         ratio = found.effect.together.perplexity / found.effect.intact.perplexity
         zeroed = f"all zeroed together {number(ratio, 'x')}" if found.super_weights else "nothing to zero"
         lines += ["", f"perplexity {number(found.effect.intact.perplexity)}, {zeroed}"]
+    return lines
+
+
+def _accuracy(options: argparse.Namespace) -> str:
+    from swcheck import zeroshot
+
+    if options.write_tasks is not None:
+        zeroshot.write_tasks(options.write_tasks)
+        names = ",".join(zeroshot.OFFLINE)
+        return f"lm_eval --model hf --model_args pretrained=DIR --tasks {names} --include_path {options.write_tasks}"
+    zeroshot.check_installed()
+    loaded = _loaded(options)
+    ask = partial(
+        zeroshot.accuracy,
+        loaded.model,
+        loaded.tokenizer,
+        zeroshot.OFFLINE if options.tasks is None else options.tasks,
+        limit=options.limit,
+        batch=zeroshot.BATCH if options.batch is None else options.batch,
+        include=options.include_path,
+    )
+    scores, without = ask(), None
+    if options.zeroed:
+        from swcheck.intervene import zeroed
+        from swcheck.subject import subject_of
+
+        with zeroed(loaded.model, subject_of(loaded).located().super_weights):
+            without = ask()
+    if options.json:
+        return dumps(
+            {
+                "model": loaded.name,
+                "scores": [score.as_json() for score in scores],
+                "zeroed": without and [score.as_json() for score in without],
+            }
+        )
+    return "\n".join(accuracy_as_text(loaded.name, scores, without))
+
+
+def accuracy_as_text(name: str, scores: Sequence[Score], without: Sequence[Score] | None) -> list[str]:
+    """What ``swcheck accuracy MODEL`` prints: a row per number, the average of each task's headline under them."""
+    from swcheck.zeroshot import average, headlines
+
+    heads = ("task", "metric", "value", "error", "items", *(() if without is None else ("zeroed",)))
+    rows = [
+        (s.task, s.metric, f"{s.value:.4f}", "-" if s.stderr is None else f"{s.stderr:.4f}", str(s.items))
+        + (() if without is None else (f"{without[place].value:.4f}",))
+        for place, s in enumerate(scores)
+    ]
+    lines = [f"{name}: zero-shot, by lm-evaluation-harness", *_aligned([heads, *rows])]
+    if len(chosen := headlines(scores)) > 1:
+        fallen = "" if without is None else f", zeroed {average(without):.4f}"
+        lines.append(f"  average of {len(chosen)} tasks: {average(scores):.4f}{fallen}")
     return lines
 
 

@@ -67,6 +67,10 @@ class EngineError(SwcheckError, LookupError):
     """An engine is unknown, broken, or does not know the scheme."""
 
 
+class ExtraError(SwcheckError, ImportError):
+    """What is asked needs a package of an extra (``pip install swcheck[EXTRA]``) that is not installed."""
+
+
 class OptionError(SwcheckError, ValueError):
     """An option, an argument or a limit makes no sense."""
 

@@ -20,6 +20,7 @@ PARENTS = {
     "CheckpointError": ValueError,
     "CoordinateError": IndexError,
     "EngineError": LookupError,
+    "ExtraError": ImportError,
     "NotFiniteError": ArithmeticError,
     "NotObservedError": LookupError,
     "OptionError": ValueError,

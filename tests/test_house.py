@@ -24,14 +24,18 @@ TESTS = Path(__file__).parent
 STAIRS = """
 suite.test_candidate suite.test_model suite plugin cli options session outlier checks baseline judge diagnosis solo report
 conformance
-tiny.card subject ratios rtn drift limits kinship location stress intervene observe tiny.cloze measure quantize anatomy
+zeroshot tiny.card subject ratios rtn drift limits kinship location stress intervene observe
+tiny.cloze tiny.lastword measure quantize anatomy
 engines huggingface index schemes skip noise strategies tiny.train tiny.corpus tiny errors records
 """.split()
 
 # The only rooms that may import what is slow to load, or not ours; what is needed for types alone costs nothing.
 GUESTS = {
-    "huggingface_hub": {"huggingface"},
+    "datasets": {"zeroshot"},
+    "huggingface_hub": {"huggingface", "zeroshot"},
     "hypothesis": {"strategies", "suite"},
+    "lm_eval": {"zeroshot"},
+    "numpy": {"zeroshot"},
     "pytest": {"plugin", "suite"},
     "tabulate": {"report"},
     "tokenizers": {"tiny"},
