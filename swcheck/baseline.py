@@ -13,26 +13,31 @@ import hashlib
 import json
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
+from swcheck import solo
 from swcheck.drift import Predictions
 from swcheck.errors import CheckpointError, OptionError, WrongModelError
 from swcheck.judge import Pair
 from swcheck.kinship import Portrait
-from swcheck.limits import DEFAULTS
+from swcheck.limits import DEFAULTS, DRAWS
 from swcheck.location import Located
 from swcheck.records import SuperActivation, SuperWeight
-from swcheck.subject import Reading, Subject
+from swcheck.subject import SAMPLES, Reading, Subject
 
 SCHEMA: Final = 1
 LARGEST: Final = 1_000_000
 """A baseline is committed and reviewed: at most 1 MB."""
 
 KEPT_ROWS: Final = 32
+KEPT_VALUES: Final = 2**17
+"""So many values of embedding rows are kept, and as many of the rows that hold super weights."""
+FEWEST_ROWS: Final = 8
 LEFT_OUT: Final = frozenset({"residuals", "probes", "columns", "against"})
 HALVES: Final = frozenset({"intact", "causal", "matched", "largest", "row"})
 RECORDS: Final = {
@@ -40,22 +45,43 @@ RECORDS: Final = {
 }
 
 
-def complete(subject: Subject, prompts: list[str] | None) -> None:
-    """Measure all that a candidate is compared with, by holding the reference against itself."""
+def complete(subject: Subject, prompts: Sequence[Sequence[str]] = ()) -> None:
+    """Measure all that a candidate is compared with, by holding the reference against itself.
+
+    ``prompts`` are lists of prompts, beside the default one, on which the activations are read.
+    """
     everything = {name: DEFAULTS[name] for name in ("contribution", "activation", "perplexity", "dependence")}
     Pair("super weights", subject, subject).compare_weights(everything["contribution"])
-    Pair("super activations", subject, subject).compare_activations(prompts, everything["activation"])
+    for asked in (None, *prompts):
+        Pair("super activations", subject, subject).compare_activations(asked, everything["activation"])
     Pair("perplexity", subject, subject).compare_perplexity(everything["perplexity"], None)
     Pair("dependence", subject, subject).compare_dependence(everything["dependence"])
-    for weight in subject.located().super_weights:
+    weights = subject.located().super_weights
+    for weight in weights:
         subject.row(weight)
+    for place in subject.places(weights):
+        subject.profile(place)
     subject.sample_ids()
     _ = (subject.vocabulary, subject.parameters)
 
 
+def complete_alone(subject: Subject) -> None:
+    """Measure what the reference's own checks ask for as well: its fitness, its collapse, its nulls."""
+    weights = subject.located().super_weights
+    solo.healthy(subject, None)
+    solo.collapse(subject, weights, DEFAULTS["collapse"])
+    solo.matched_null(subject, weights, DEFAULTS["null"], DRAWS)
+    solo.largest_null(subject, weights, DEFAULTS["others"])
+
+
 def dumps(subject: Subject, facts: dict[str, Any]) -> str:
     """The file's text. ``facts`` are identities and conditions, kept as they are."""
-    memo = {key: value for key, value in (subject.memo or {}).items() if _kept(key)}
+    kept = {key: value for key, value in (subject.memo or {}).items() if _kept(key)}
+    memo = {key: kept[key] for key in sorted(kept, key=repr)}  # whatever was measured first: a diff shows a change
+    room = KEPT_VALUES
+    for key in [key for key in memo if key[0] == "row" and memo[key] is not None]:
+        room -= len(memo[key])
+        memo[key] = memo[key] if room >= 0 else None  # as a packed one: the cause is told less exactly
     body = {
         "schema": SCHEMA,
         "model": subject.name,
@@ -95,7 +121,7 @@ def check_identity(facts: dict[str, Any], now: dict[str, Any], origin: str) -> l
 
     Raises ``WrongModelError``. What is not known now (the reference is not on this machine) is not held against it.
     """
-    for name in ("weights", "tokenizer", "text"):
+    for name in ("weights", "tokenizer", "text"):  # the tokenizer with its BOS policy
         before, after = facts.get(name), now.get(name)
         if before is not None and after is not None and before != after:
             raise WrongModelError(
@@ -103,9 +129,23 @@ def check_identity(facts: dict[str, Any], now: dict[str, Any], origin: str) -> l
             )
     return [
         f"the baseline was measured with {name} {facts[name]}, this run has {now[name]}"
-        for name in ("device", "dtype", "torch", "transformers")
-        if name in facts and name in now and facts[name] != now[name]
+        for name in ("revision", "device", "dtype", "torch", "transformers", "swcheck")
+        if facts.get(name) and now.get(name) and facts[name] != now[name]
     ]
+
+
+def revision_of(directory: Path) -> str | None:
+    """The revision of a snapshot in the hub's cache, None for any other folder."""
+    return directory.name if directory.parent.name == "snapshots" else None
+
+
+def tokenizer_identity(tokenizer: Any) -> str | None:
+    """A digest of the vocabulary, and of what is made of two sample texts, BOS included; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    samples = [tokenizer(text)["input_ids"] for text in SAMPLES]
+    whole = json.dumps([sorted(tokenizer.get_vocab().items()), samples, tokenizer.bos_token_id])
+    return hashlib.sha256(whole.encode()).hexdigest()
 
 
 def weights_identity(directory: Path) -> str | None:
@@ -130,7 +170,9 @@ def _shrunk(key: Any, value: Any) -> Any:
     """Nats in float16, a portrait of fewer rows: what a file of this size can hold."""
     name = key[0] if isinstance(key, tuple) else key
     if isinstance(value, Portrait) and value.rows is not None:
-        return replace(value, indices=value.indices[:: len(value.indices) // KEPT_ROWS or 1], rows=value.rows[:: len(value.rows) // KEPT_ROWS or 1].half())  # fmt: skip
+        count = max(FEWEST_ROWS, min(KEPT_ROWS, KEPT_VALUES // value.rows.shape[1]))
+        step = -(-len(value.rows) // count)
+        return replace(value, indices=value.indices[::step], rows=value.rows[::step].half())
     if isinstance(value, Located):
         return replace(value, rounds=(), effect=None)
     if name in HALVES:

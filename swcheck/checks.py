@@ -10,19 +10,17 @@ another base model) is ruled out first, in this order.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from swcheck import solo
 from swcheck.errors import OptionError, RobustnessError
 from swcheck.judge import Pair
-from swcheck.limits import for_scheme, interval
+from swcheck.limits import DRAWS, for_scheme, interval
 from swcheck.records import Limit, SuperWeight, Verdict
 from swcheck.subject import Subject, subject_of
 
 if TYPE_CHECKING:
     import torch
-
-DRAWS: Final = 3
 
 
 def assert_super_weights_located(

@@ -150,6 +150,17 @@ def directory_of(spec: str) -> Path | None:
     return found
 
 
+def tokenizer_of(spec: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model that is on this machine, None where it is not, or an engine makes it."""
+    directory = directory_of(spec)
+    return None if directory is None else _built_in().tokenizer_of(directory, trust_remote_code)
+
+
+def device_of(name: str | None) -> str:
+    """The kind of device that models of this run are on; raises ``OptionError`` where it cannot be used."""
+    return str(_built_in().device_of(name).type)
+
+
 def text_of(spec: str) -> str | None:
     """The text that belongs to a model, None where it has none of its own."""
     return tiny.HELDOUT.read_text(encoding="utf-8") if spec == "tiny" else None

@@ -357,6 +357,12 @@ def check_safetensors(file: Path) -> None:
         )
 
 
+def tokenizer_of(path: Path, trusted: bool) -> Any:
+    """The tokenizer of a directory, without its model."""
+    with _quiet():
+        return _tokenizer(path, trusted)
+
+
 def _understood(path: Path, trusted: bool) -> Any:
     """The config as transformers reads it."""
     from transformers import AutoConfig

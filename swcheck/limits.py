@@ -52,6 +52,9 @@ CONFIDENCE: Final = 0.6
 SMALL: Final = 3_000_000_000
 """Below this many parameters a good 4-bit scheme is held to the limits of a plain one."""
 
+DRAWS: Final = 3
+"""So many times a matched null is drawn; the worst counts."""
+
 CRITICAL: Final = 10.0
 CONTRIBUTING: Final = 1.1
 

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 HOME: Final = Path(__file__).parent
 SUITE: Final = HOME / "suite"
-SEED: Final = 0
-
-
 WORDED: Final = (RobustnessError, SwcheckError)
 
 _settings: pytest.StashKey[Settings] = pytest.StashKey()
@@ -75,7 +72,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if settings is not None:
         from importlib.metadata import version
 
-        lines.append(f"swcheck: {version('swcheck')}, {options.described(settings)}, seed {SEED}")
+        lines.append(f"swcheck: {version('swcheck')}, {options.described(settings)}, seed {settings.seed}")
         if settings.models and getattr(config.option, "numprocesses", None):
             lines.append("swcheck: each worker of xdist loads its own models")
     if config.get_verbosity() > 0:
@@ -227,10 +224,21 @@ def swcheck_session(pytestconfig: pytest.Config) -> Iterator[Session]:
     session = pytestconfig.stash[_session] = Session(pytestconfig.stash.get(_settings, Settings()))
     yield session
     session.free()
-    if session.written and not session.settings.accept:
-        names = ", ".join(str(path) for path in session.written)
-        words = f"baselines written: {names}\n  review and commit them, then run without --swcheck-update"
+    deliver(pytestconfig, session.baselines)
+    if session.baselines and not session.settings.accept:
+        names = ", ".join(str(path) for path in session.baselines)
+        words = f"baselines measured anew: {names}\n  review and commit them, then run without --swcheck-update"
         pytest.fail(words, pytrace=False)
+
+
+def deliver(config: pytest.Config, baselines: Mapping[Path, str]) -> None:
+    """Hand baselines to the process that writes: from a worker of xdist they travel home when it ends."""
+    if is_worker(config):
+        config.workeroutput["swcheck"] = {str(path): text for path, text in baselines.items()}  # type: ignore[attr-defined]
+    else:
+        reporter = config.pluginmanager.get_plugin("swcheck-reporter")
+        for path, text in baselines.items():
+            reporter.gathered.setdefault(path, []).append(text)
 
 
 @pytest.fixture(scope="session")
@@ -404,7 +412,9 @@ class Reporter:
         self.config, self.settings = config, settings
         self.brought: list[tuple[tuple[str, int], Reported]] = []
         self.loading: tuple[str, ...] = ()
-        self.unwritten = ""
+        self.gathered: dict[Path, list[str]] = {}
+        self.written: list[Path] = []
+        self.unwritten: list[str] = []
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> None:
@@ -427,19 +437,31 @@ class Reporter:
             place = (report.location[0], report.location[1] or 0)
             self.brought += [(place, from_json(record)) for record in getattr(report, "swcheck", ())]
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """A worker of xdist has ended, and sends the baselines it measured."""
+        for path, text in getattr(node, "workeroutput", {}).get("swcheck", {}).items():
+            self.gathered.setdefault(Path(path), []).append(text)
+
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        path = self.settings.json
-        if path is None or self.config.option.collectonly or exitstatus == pytest.ExitCode.USAGE_ERROR:
+        if self.config.option.collectonly or exitstatus == pytest.ExitCode.USAGE_ERROR:
             return
         from swcheck.report import document, dumps
         from swcheck.session import write_atomically
 
-        try:
-            write_atomically(path, dumps(document(self.worst())) + "\n")
-        except OSError as error:
-            self.unwritten = f"swcheck: {path} cannot be written: {error.strerror or error}"
-            if exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        # Workers may have measured the same reference, one of them more of it.
+        files = {path: max(texts, key=lambda text: (len(text), text)) for path, texts in self.gathered.items()}
+        if self.settings.json is not None:
+            files[self.settings.json] = dumps(document(self.worst())) + "\n"
+        for path, text in files.items():
+            try:
+                write_atomically(path, text)
+            except OSError as error:
+                self.unwritten.append(f"swcheck: {path} cannot be written: {error.strerror or error}")
+                if exitstatus == pytest.ExitCode.OK:
+                    session.exitstatus = pytest.ExitCode.USAGE_ERROR
+            else:
+                self.written.append(path)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         from swcheck.report import summary
@@ -450,10 +472,10 @@ class Reporter:
             terminalreporter.section("swcheck")
         for line in lines:
             terminalreporter.write_line(line, **markup(line))
-        if self.unwritten:
-            terminalreporter.write_line(self.unwritten, red=True)
-        elif lines and self.settings.json is not None:
-            terminalreporter.write_line(f"written: {self.settings.json}")
+        for line in self.unwritten:
+            terminalreporter.write_line(line, red=True)
+        for path in self.written if lines else ():
+            terminalreporter.write_line(f"written: {path}")
 
     def worst(self) -> Sequence[Reported]:
         """One verdict per test and check, in the order of the models, the candidates, then of the tests; workers report in any."""

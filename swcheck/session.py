@@ -45,6 +45,7 @@ class Settings:
     baseline: Path | None = None
     update: bool = False
     accept: bool = False
+    seed: int = 0
     origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -148,7 +149,7 @@ class Session:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.verdicts: list[Verdict] = []
-        self.written: list[Path] = []
+        self.baselines: dict[Path, str] = {}
         self._reference: tuple[str, Subject] | None = None
         self._candidate: tuple[str, Subject] | None = None
 
@@ -212,17 +213,22 @@ class Session:
 
         Should a later check ask for a number that was not taken, the reference is loaded again.
         """
-        from swcheck.baseline import complete
-
         if self._reference is None:
             return
         spec, subject = self._reference
         if subject.memo is None or subject.module is None:
             return
-        complete(subject, None)
+        self._complete(subject)
         subject.residuals()
         subject.probes()
         subject.release(lambda: self._load(spec).live)
+
+    def _complete(self, subject: Subject) -> None:
+        """Measure of a reference what a candidate is compared with, the prompts of the shipped suite among it."""
+        from swcheck.baseline import complete
+        from swcheck.strategies import drawn_prompts
+
+        complete(subject, subject.once("prompts", lambda: drawn_prompts(self.settings.seed)))
 
     def _recorded(self, spec: str) -> Subject:
         """The reference as its baseline has it; refused where it is of other weights or another text."""
@@ -233,15 +239,15 @@ class Session:
         for note in baseline.check_identity(facts, self._identity(spec), str(path)):
             sys.stderr.write(f"swcheck: {note}\n")
         subject.name, subject.heard = self.settings.name_of(spec), self.verdicts.append
+        subject.text, subject.named = self._text(engines.text_of(spec)), str(self.settings.text or "")
         return subject
 
     def _record(self, spec: str, subject: Subject) -> None:
         from swcheck import baseline
 
-        path = baseline_path(self.settings, spec)
-        baseline.complete(subject, None)
-        write_atomically(path, baseline.dumps(subject, self._identity(spec)))
-        self.written.append(path)
+        self._complete(subject)
+        baseline.complete_alone(subject)
+        self.baselines[baseline_path(self.settings, spec)] = baseline.dumps(subject, self._identity(spec))
 
     def _identity(self, spec: str) -> dict[str, Any]:
         """What a baseline is of: weights, text and conditions, as far as they are known without loading anything."""
@@ -251,16 +257,25 @@ class Session:
         from swcheck.subject import evaluation_text
 
         directory = engines.directory_of(spec)
-        own = engines.text_of(spec)
-        text = read_text(self.settings.text) if self.settings.text else (evaluation_text() if own is None else own)
+        text = self._text(engines.text_of(spec)) or evaluation_text()
         return {
             "weights": None if directory is None else baseline.weights_identity(directory),
+            "revision": None if directory is None else baseline.revision_of(directory),
+            "tokenizer": baseline.tokenizer_identity(self._tokenizer(spec)),
             "text": hashlib.sha256(text.encode()).hexdigest(),
-            "device": self.settings.device or "default",
+            "device": engines.device_of(self.settings.device),
             "dtype": self.settings.dtype or "checkpoint",
             "torch": str(torch.__version__),
             "transformers": version("transformers"),
+            "swcheck": version("swcheck"),
         }
+
+    def _text(self, own: str | None) -> str | None:
+        """What a model with a text of its ``own`` is measured on; None means the evaluation text."""
+        return own if self.settings.text is None else read_text(self.settings.text)
+
+    def _tokenizer(self, spec: str) -> Any:
+        return engines.tokenizer_of(spec, trust_remote_code=self.settings.trust_remote_code)
 
     def _load(self, spec: str, reference: str | None = None) -> Subject:
         from swcheck.subject import Subject
@@ -274,7 +289,7 @@ class Session:
             trust_remote_code=chosen.trust_remote_code,
             offline=chosen.offline,
         )
-        text = loaded.text if chosen.text is None else read_text(chosen.text)
+        text = self._text(loaded.text)
         name = self.settings.name_of(spec)
         return Subject(
             name,

@@ -5,8 +5,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
 
+from hypothesis import HealthCheck, Phase, configuration, given, seed, settings
 from hypothesis import strategies as st
 
 from swcheck.records import SuperWeight
@@ -36,6 +41,18 @@ SENTENCE: Final = 8
 MARKS: Final = (".", ",", "!", "?", ":", ";", "\n", "(", ")", '"', "-", "=", "\t", "…", "é", "你好", "Привет", "🙂")
 
 
+FEW: Final = settings(
+    max_examples=4,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    print_blob=False,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+"""Few examples, each a list of prompts scored in one pass; no shrinking, a pass of a large model is not cheap."""
+
+
 def prompts(*, longest: int = 24) -> st.SearchStrategy[str]:
     """One prompt, never empty: real sentences, code, words and marks of several scripts, a mark first, a single word."""
     piece = st.one_of(st.sampled_from(WORDS), st.sampled_from(WORDS), st.sampled_from(MARKS), st.text(max_size=4))
@@ -59,3 +76,30 @@ def super_weights(*, layers: int, rows: int, columns: int) -> st.SearchStrategy[
         row=st.integers(0, rows - 1),
         column=st.integers(0, columns - 1),
     )
+
+
+def drawn_prompts(chance: int = 0) -> tuple[tuple[str, ...], ...]:
+    """A few lists of prompts, the same ones for the same ``chance`` in one version of hypothesis."""
+    found: list[tuple[str, ...]] = []
+
+    @seed(chance)
+    @FEW
+    @given(prompts=prompt_lists(size=24))
+    def draw(prompts: list[str]) -> None:
+        found.append(tuple(prompts))
+
+    with nothing_written():
+        draw()
+    return tuple(found)
+
+
+@contextmanager
+def nothing_written() -> Iterator[None]:
+    """Let hypothesis keep its tables of characters out of the working directory."""
+    home: Any = configuration.storage_directory(intent_to_write=False)
+    with tempfile.TemporaryDirectory() as elsewhere:
+        configuration.set_hypothesis_home_dir(elsewhere)
+        try:
+            yield
+        finally:
+            configuration.set_hypothesis_home_dir(Path(getattr(home, "path", home)))

@@ -259,6 +259,10 @@ class Subject:
             for row in dict.fromkeys(weight.row for weight in super_weights)
         )
 
+    def profile(self, place: SuperActivation) -> tuple[float, ...]:
+        """What stands in the place's channel and token after every layer, on the default prompt; shown, not judged."""
+        return self.once(("profile", place), lambda: tuple(self.residuals()[:, place.position, place.channel].tolist()))
+
     def readings(self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int]) -> tuple[Reading, ...]:
         """The residual stream after the onset layer, one reading per prompt of ``ids`` ``(B, T)``, padded right.
 

@@ -6,10 +6,12 @@ import json
 
 import pytest
 import torch
+from tokenizers.processors import ByteLevel
 
 from swcheck import (
     Outcome,
     RobustnessError,
+    SuperWeight,
     assert_collapses_when_zeroed,
     assert_perplexity_within,
     assert_predictions_preserved,
@@ -17,7 +19,10 @@ from swcheck import (
     assert_super_weights_preserved,
     baseline,
 )
+from swcheck.drift import Predictions
 from swcheck.errors import CheckpointError, OptionError, WrongModelError
+from swcheck.kinship import Portrait
+from swcheck.location import Located
 from swcheck.session import write_atomically
 from swcheck.subject import Subject
 from swcheck.tiny import CHECKPOINT
@@ -37,7 +42,7 @@ COMPARISONS = (
 def live(tiny):
     """The reference, measured for comparison."""
     subject = Subject("tiny", tiny.model, tiny.tokenizer, text=tiny.text, memo={})
-    baseline.complete(subject, PROMPTS)
+    baseline.complete(subject, [PROMPTS])
     return subject
 
 
@@ -175,3 +180,55 @@ def test_numbers_survive_the_file():
     for value in (None, 3, -1.5, "x", True, float("inf"), (1, ("a", None)), damage.WEIGHT, torch.arange(5)):
         again = baseline._unpack(json.loads(json.dumps(baseline._pack(value))))
         assert torch.equal(again, value) if isinstance(value, torch.Tensor) else again == value
+
+
+def test_the_largest_models_stay_under_a_megabyte():
+    """With the sizes of a model of 70 billion parameters and six super weights the file is at most 1 MB."""
+    chance = torch.Generator().manual_seed(0)
+    width, inner, weights = 8192, 28672, [SuperWeight(2, row, 7 * row, 1.0) for row in range(6)]
+    sites = torch.arange(1024)
+    logs = torch.randn(1024, 32, generator=chance)
+    nats = torch.rand(32, 511, generator=chance, dtype=torch.float64)
+    memo = {
+        "windows": torch.randint(0, 128_000, (32, 512), generator=chance),
+        "intact": (nats, Predictions(sites, torch.randint(0, 128_000, (1024, 32), generator=chance), logs)),
+        "portrait": Portrait(80, width, inner, torch.arange(256), torch.randn(256, width, generator=chance)),
+        "located": Located(tuple(weights), (1.0,) * 6, (), (), "six"),
+        **{("row", weight): torch.randn(inner, generator=chance) for weight in weights},
+        **{("causal", weight): nats[:, :127] for weight in weights},
+    }
+    text = baseline.dumps(Subject("large", None, memo=memo), {})
+
+    assert len(text) < baseline.LARGEST
+    again = baseline.loads(text, "large.json")[0]
+    assert again.portrait().rows.shape == (16, width)
+    assert [again.row(weight) is None for weight in weights] == [False] * 4 + [True] * 2
+
+
+def test_another_bos_policy_is_another_tokenizer(tiny):
+    """Ids decide, not files: without its BOS a tokenizer is another one, saved again it is the same."""
+    import copy
+
+    other = copy.deepcopy(tiny.tokenizer)
+    same = baseline.tokenizer_identity(other)
+    assert same == baseline.tokenizer_identity(tiny.tokenizer)
+    other.backend_tokenizer.post_processor = ByteLevel()
+    assert baseline.tokenizer_identity(other) != same
+    assert baseline.tokenizer_identity(None) is None
+    with pytest.raises(WrongModelError, match="for this tokenizer"):
+        baseline.check_identity({"tokenizer": same}, {"tokenizer": baseline.tokenizer_identity(other)}, "x.json")
+
+
+def test_a_snapshot_has_a_revision(tmp_path):
+    """A folder of the hub's cache says which revision it is; another is a note, not a refusal."""
+    assert baseline.revision_of(tmp_path / "snapshots" / "abc") == "abc"
+    assert baseline.revision_of(tmp_path) is None
+    assert baseline.check_identity({"revision": "abc"}, {"revision": "abd"}, "x.json") == [
+        "the baseline was measured with revision abc, this run has abd"
+    ]
+
+
+def test_the_order_of_measuring_does_not_matter(live, text):
+    """The same numbers taken in another order give the same file."""
+    turned = Subject(live.name, None, memo=dict(reversed(live.memo.items())))
+    assert baseline.dumps(turned, {"weights": "abc", "device": "cpu"}) == text

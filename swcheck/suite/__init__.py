@@ -6,32 +6,16 @@ skipped. The marker names the check as the report does.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, configuration, given, seed, settings
 
 from swcheck.checks import conclude
-from swcheck.plugin import SEED
 from swcheck.records import Limit, Outcome, Verdict
-from swcheck.strategies import prompt_lists
+from swcheck.strategies import drawn_prompts
 from swcheck.subject import Subject
-
-FEW: Final = settings(
-    max_examples=4,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    print_blob=False,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-"""Few examples, each a list of prompts scored in one pass; no shrinking, a pass of a large model is not cheap."""
 
 
 def for_any_prompts(check: Callable[[list[str]], None], reference: Subject) -> None:
@@ -42,33 +26,6 @@ def for_any_prompts(check: Callable[[list[str]], None], reference: Subject) -> N
     """
     for prompts in reference.once("prompts", drawn_prompts):
         check(list(prompts))
-
-
-def drawn_prompts() -> tuple[tuple[str, ...], ...]:
-    """A few lists of prompts."""
-    found: list[tuple[str, ...]] = []
-
-    @seed(SEED)
-    @FEW
-    @given(prompts=prompt_lists(size=24))
-    def draw(prompts: list[str]) -> None:
-        found.append(tuple(prompts))
-
-    with nothing_written():
-        draw()
-    return tuple(found)
-
-
-@contextmanager
-def nothing_written() -> Iterator[None]:
-    """Let hypothesis keep its tables of characters out of the working directory."""
-    home: Any = configuration.storage_directory(intent_to_write=False)
-    with tempfile.TemporaryDirectory() as elsewhere:
-        configuration.set_hypothesis_home_dir(elsewhere)
-        try:
-            yield
-        finally:
-            configuration.set_hypothesis_home_dir(Path(getattr(home, "path", home)))
 
 
 def asked(limit: Limit) -> Limit:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from tests.plugin import BOTH
+
 
 def test_two_workers(inner, pytester, zeroed, brief):
     """With -n 2 the table and the file are as without: in order, once, the red one with its cause; header warns of copies."""
@@ -44,14 +46,41 @@ def test_two_workers(inner, pytester, zeroed, brief):
     ]
 
 
-def test_the_tests_of_a_model_are_a_group(inner, pytester):
-    """Under --dist loadgroup the checks of one model stay with one worker; without xdist there is no such mark."""
+def test_the_tests_of_a_model_are_a_group(inner, pytester, micro):
+    """Under --dist loadgroup the checks of one model stay with one worker, those of one candidate as well; without
+    xdist there is no such mark.
+    """
     pytester.makepyfile(
         test_own="""
-        def test_group(swcheck_spec, request, pytestconfig):
-            marks = [mark.args for mark in request.node.iter_markers("xdist_group")]
-            assert marks == ([("tiny",)] if pytestconfig.pluginmanager.hasplugin("xdist") else [])
+        def marks(request):
+            return [mark.args[0] for mark in request.node.iter_markers("xdist_group")]
+
+        def test_model(swcheck_spec, request, pytestconfig):
+            assert marks(request) == (["tiny"] if pytestconfig.pluginmanager.hasplugin("xdist") else [])
+
+        def test_candidate(swcheck_spec, swcheck_candidate_spec, request, pytestconfig):
+            asked = f"tiny-{swcheck_candidate_spec}"
+            assert marks(request) == ([asked] if pytestconfig.pluginmanager.hasplugin("xdist") else [])
         """
     )
-    inner("--model=tiny", "test_own.py", "--strict-markers").assert_outcomes(passed=1)
-    inner("--model=tiny", "test_own.py", "--strict-markers", "-p", "no:xdist").assert_outcomes(passed=1)
+    words = ("--model=tiny", "--candidate=tiny", f"--candidate={micro}", "test_own.py", "--strict-markers")
+    inner(*words).assert_outcomes(passed=3)
+    inner(*words, "-p", "no:xdist").assert_outcomes(passed=3)
+
+
+def test_baselines_come_home_from_the_workers(inner, pytester, brief):
+    """Of two workers that measure a reference none writes: one whole file is written at the end, and the run is red."""
+    folder = pytester.path / "kept"
+    folder.mkdir()
+    (folder / "other.json").write_text("mine")
+    words = ("--model=tiny", "--swcheck-baseline=kept", brief, "-k", "test_model and (perplexity or activations)")
+    result = inner(*words, "-n", "2", "--swcheck-update")
+
+    assert result.ret == 1
+    assert result.parseoutcomes()["passed"] == 2
+    assert result.parseoutcomes()["errors"] >= 1
+    result.stdout.fnmatch_lines(["*review and commit*", f"written: {folder / 'tiny.json'}"])
+    assert sorted(child.name for child in folder.iterdir()) == ["other.json", "tiny.json"]
+    assert (folder / "other.json").read_text() == "mine"
+    gate = inner("--model=tiny", "--candidate=tiny", "--swcheck-baseline=kept", brief)
+    gate.assert_outcomes(passed=BOTH)
