@@ -236,7 +236,7 @@ def deliver(config: pytest.Config, baselines: Mapping[Path, str]) -> None:
     if is_worker(config):
         config.workeroutput["swcheck"] = {str(path): text for path, text in baselines.items()}  # type: ignore[attr-defined]
     else:
-        reporter = config.pluginmanager.get_plugin("swcheck-reporter")
+        reporter: Any = config.pluginmanager.get_plugin("swcheck-reporter")
         for path, text in baselines.items():
             reporter.gathered.setdefault(path, []).append(text)
 
