@@ -1,4 +1,4 @@
-"""``swcheck locate``, ``swcheck accuracy`` and ``swcheck index``, for people who are not in a test.
+"""``swcheck locate``, ``swcheck study``, ``swcheck accuracy`` and ``swcheck index``, for people who are not in a test.
 
 With ``--json`` nothing but JSON goes to stdout, whatever other libraries have to say.
 """
@@ -15,9 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swcheck import index
-from swcheck.errors import SwcheckError
+from swcheck import index, study
+from swcheck.errors import OptionError, SwcheckError
 from swcheck.report import dumps, number
+from swcheck.session import read_text, write_atomically
 
 if TYPE_CHECKING:
     from swcheck.location import Located
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"swcheck {version('swcheck')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_locate(commands)
+    _add_study(commands)
     _add_accuracy(commands)
     _add_index(commands)
     return parser
@@ -96,6 +98,22 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def _add_study(commands: Any) -> None:
+    words = f"one or more of {', '.join(study.NAMES)}; all of them if left out"
+    parser = commands.add_parser("study", help="measure the claims of the super weight paper on a model")
+    parser.add_argument("model", help="tiny, a known name, a hub id or a directory")
+    parser.add_argument("names", nargs="*", metavar="STUDY", help=words)
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write records, CSV and pictures; a stopped run goes on"
+    )
+    parser.add_argument("--text", type=Path, metavar="FILE", help="the text that perplexity is measured on")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N items of each zero-shot task")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn, %(default)s by default")
+    _add_loading(parser)
+    parser.add_argument("--json", action="store_true", help="write JSON, and nothing else, to stdout")
+    parser.set_defaults(run=_study)
+
+
 def _add_index(commands: Any) -> None:
     parser = commands.add_parser("index", help="show the published coordinates")
     parser.add_argument("model", nargs="?", help="one model; all of them if left out")
@@ -113,6 +131,31 @@ def _loaded(options: argparse.Namespace) -> Loaded:
         offline=options.offline,
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def _study(options: argparse.Namespace) -> str:
+    names = list(dict.fromkeys(options.names)) or list(study.NAMES)
+    unknown = [name for name in names if name not in study.NAMES]
+    if unknown:
+        raise OptionError(f"a study called {unknown[0]!r}", f"there are {', '.join(study.NAMES)}")
+    text = None if options.text is None else read_text(options.text)
+
+    from swcheck.study import runner
+    from swcheck.study.record import as_json
+    from swcheck.study.setup import setup_of, zero_shot
+
+    def told(line: str) -> None:
+        sys.stderr.write(f"swcheck: {line}\n")
+
+    scorer, unscored = zero_shot(limit=options.limit)
+    setup = setup_of(_loaded(options), seed=options.seed, text=text, scorer=scorer, unscored=unscored)
+    taken = list(runner.run(setup, names, options.out, told))
+    if options.out is not None:
+        write_atomically(options.out / "README.md", runner.as_page(taken, options.out))
+        told(f"written: {options.out / 'README.md'}")
+    if options.json:
+        return "[" + ",\n".join(as_json(record) for _, record in taken) + "]"
+    return "\n".join(line for chapter, record in taken for line in runner.as_text(chapter, record))
 
 
 def _locate(options: argparse.Namespace) -> str:

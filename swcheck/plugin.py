@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from swcheck.records import Limit, SuperActivation, SuperWeight, Verdict
     from swcheck.report import Reported
     from swcheck.session import Session, Settings
+    from swcheck.study.setup import Setup
     from swcheck.subject import Subject
 
 HOME: Final = Path(__file__).parent
 SUITE: Final = HOME / "suite"
+PAPER: Final = "swcheck_paper"
 WORDED: Final = (RobustnessError, SwcheckError)
 
 _settings: pytest.StashKey[Settings] = pytest.StashKey()
@@ -48,6 +50,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "swcheck(check): a check that swcheck ships, and the name it reports under")
+    config.addinivalue_line("markers", f"{PAPER}: a claim of the paper, measured for minutes: run with -m {PAPER}")
     try:
         values, origins = options.collect(config)
         if not origins:
@@ -181,7 +184,10 @@ def suite_items(session: pytest.Session) -> list[pytest.Item]:
     """The shipped checks, collected beside the arguments: no ini-file, conftest or environment swallows them."""
     before = list(sys.path)
     try:
-        modules = [SuiteModule.of(SUITE / name, session) for name in ("test_model.py", "test_candidate.py")]
+        names = ["test_model.py", "test_candidate.py"]
+        if PAPER in session.config.option.markexpr:
+            names.append("test_paper.py")
+        modules = [SuiteModule.of(SUITE / name, session) for name in names]
         items = [item for module in modules for item in session.genitems(module)]
     finally:
         sys.path[:] = before  # importing a module by its path puts site-packages before the project
@@ -272,6 +278,17 @@ def swcheck_candidate(
         request.getfixturevalue("swcheck_model")
     with uncaptured(pytestconfig):
         return swcheck_session.candidate(swcheck_candidate_spec)
+
+
+@pytest.fixture(scope="session")
+def swcheck_study_setup(swcheck_model: Subject) -> Setup:
+    """What the studies of the paper share for the model under test; skips a model without super weights."""
+    from swcheck.study.setup import setup_of, zero_shot
+
+    if not swcheck_model.located().super_weights:
+        pytest.skip(f"no super weight: {swcheck_model.located().reason}")
+    scorer, unscored = zero_shot()
+    return setup_of(swcheck_model, seed=SEED, scorer=scorer, unscored=unscored)
 
 
 @pytest.fixture(scope="session")

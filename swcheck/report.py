@@ -70,6 +70,11 @@ def table(reported: Sequence[Reported]) -> str:
     return tabulate(rows, headers=HEAD, disable_numparse=True, maxcolwidths=widths)
 
 
+def tabulated(rows: Sequence[Sequence[str]], head: Sequence[str], *, style: str = "simple") -> list[str]:
+    """Rows of text under their head, as the lines of a table; ``style`` is one of tabulate's."""
+    return tabulate(rows, headers=head, tablefmt=style, disable_numparse=True).splitlines()
+
+
 def _names(reported: Sequence[Reported]) -> list[str]:
     """The checks; where a check stands more than once, the test it comes from beside it."""
     checks = [verdict.check for _, verdict in reported]

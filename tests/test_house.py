@@ -22,7 +22,13 @@ TESTS = Path(__file__).parent
 
 # From top to bottom: a room imports only what stands behind it.
 STAIRS = """
-suite.test_candidate suite.test_model suite plugin cli options session outlier checks baseline judge diagnosis solo report
+suite.test_paper suite.test_candidate suite.test_model suite
+plugin cli
+study.claims study.runner
+study.scaling
+study.chapter study.plots study.setup study.record study
+options session outlier checks baseline judge diagnosis solo
+report
 conformance
 zeroshot tiny.card subject ratios rtn drift limits kinship location stress intervene observe
 tiny.cloze tiny.lastword measure quantize anatomy
@@ -36,13 +42,15 @@ GUESTS = {
     "hypothesis": {"strategies", "suite"},
     "lm_eval": {"zeroshot"},
     "numpy": {"zeroshot"},
+    "cycler": {"study"},
+    "matplotlib": {"study"},
     "pytest": {"plugin", "suite"},
     "tabulate": {"report"},
     "tokenizers": {"tiny"},
-    "tqdm": {"tiny"},
+    "tqdm": {"study", "tiny"},
     "transformers": {"huggingface", "tiny"},
 }
-LIGHT = "cli engines errors index limits options plugin records report session tiny tiny.corpus".split()
+LIGHT = "cli engines errors index limits options plugin records report session study tiny tiny.corpus".split()
 
 
 class Import(NamedTuple):

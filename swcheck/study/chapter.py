@@ -1,0 +1,42 @@
+"""What one study is: how it measures, and how its record becomes a table, a picture and a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from swcheck.errors import OptionError
+from swcheck.records import Verdict
+from swcheck.study import NAMES
+from swcheck.study.record import Measurement, Study
+from swcheck.study.setup import Setup
+
+Rows = Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One claim of the paper as a study.
+
+    ``measure`` yields measurements of the model of a setup, ``total`` says how many steps of progress it takes;
+    ``table`` gives rows of text, the head first; ``draw`` fills an empty matplotlib figure; ``judge`` gives the verdicts
+    of what the study claims, none where it only reports. ``source`` names the figure or table of the paper.
+    """
+
+    name: str
+    title: str
+    source: str
+    measure: Callable[[Setup], Iterator[Measurement]]
+    table: Callable[[Study], Rows]
+    draw: Callable[[Study, Any], None]
+    judge: Callable[[Study], tuple[Verdict, ...]] = lambda _study: ()
+
+
+def chapter(name: str) -> Chapter:
+    """The study of this name. Raises ``OptionError`` with the names there are."""
+    if name not in NAMES:
+        raise OptionError(f"a study called {name!r}", f"there are {', '.join(NAMES)}", "swcheck study MODEL scaling")
+    found: Chapter = import_module(f"swcheck.study.{name}").CHAPTER
+    return found

@@ -1,0 +1,28 @@
+"""The paper's claims as an assertion: what a study measures passes or fails, like every other check."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from swcheck.checks import conclude
+from swcheck.records import Verdict
+from swcheck.study.chapter import chapter
+from swcheck.study.runner import measured
+from swcheck.study.setup import Setup, setup_of
+from swcheck.subject import subject_of
+
+
+def assert_paper_claim(model: Any, name: str, *, setup: Setup | None = None) -> tuple[Verdict, ...]:
+    """Take the study ``name`` of ``model`` and return the verdicts of what it claims; the worst red one is raised.
+
+    ``model`` is what ``load`` returns. ``setup`` saves what several studies of one model share. Raises
+    ``RobustnessError`` for a claim that does not hold, ``OptionError`` for an unknown name or a model without any super
+    weight. A study that only reports has no verdicts.
+    """
+    __tracebackhide__ = True
+    chosen = setup_of(model) if setup is None else setup
+    subject = subject_of(chosen.subject)
+    verdicts = chapter(name).judge(measured(chosen, name))
+    for verdict in sorted(verdicts, key=lambda one: one.red):
+        conclude(verdict, subject)
+    return verdicts

@@ -1,0 +1,15 @@
+"""The paper's claims on this model; they take minutes, and run only where the marker is asked for: -m swcheck_paper."""
+
+from __future__ import annotations
+
+import pytest
+
+from swcheck.study.claims import assert_paper_claim
+
+pytestmark = pytest.mark.swcheck_paper
+
+
+@pytest.mark.swcheck("paper: scaling")
+def test_scaling(swcheck_study_setup):
+    """Scaled by 0.75 to 2 the super weights do no harm (figure 6)."""
+    assert_paper_claim(swcheck_study_setup.subject, "scaling", setup=swcheck_study_setup)
