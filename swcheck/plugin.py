@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 HOME: Final = Path(__file__).parent
 SUITE: Final = HOME / "suite"
 PAPER: Final = "swcheck_paper"
+PAPERS: Final = "test_paper.py"
 WORDED: Final = (RobustnessError, SwcheckError)
 
 _settings: pytest.StashKey[Settings] = pytest.StashKey()
@@ -116,6 +117,16 @@ def suite_joins(config: pytest.Config) -> bool:
     return asked and config.args_source is not pytest.Config.ArgsSource.ARGS
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The claims of the paper take minutes: they are collected where their marker or their own name is asked for."""
+    return True if collection_path == SUITE / PAPERS and not paper_is_asked(config) else None
+
+
+def paper_is_asked(config: pytest.Config) -> bool:
+    """Whether the run's marker expression speaks of the claims of the paper."""
+    return PAPER in config.option.markexpr
+
+
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     return SuiteModule.of(module_path, parent) if is_shipped(module_path) else None
 
@@ -184,9 +195,7 @@ def suite_items(session: pytest.Session) -> list[pytest.Item]:
     """The shipped checks, collected beside the arguments: no ini-file, conftest or environment swallows them."""
     before = list(sys.path)
     try:
-        names = ["test_model.py", "test_candidate.py"]
-        if PAPER in session.config.option.markexpr:
-            names.append("test_paper.py")
+        names = ["test_model.py", "test_candidate.py", *[PAPERS] * paper_is_asked(session.config)]
         modules = [SuiteModule.of(SUITE / name, session) for name in names]
         items = [item for module in modules for item in session.genitems(module)]
     finally:
@@ -288,7 +297,7 @@ def swcheck_study_setup(swcheck_model: Subject) -> Setup:
     if not swcheck_model.located().super_weights:
         pytest.skip(f"no super weight: {swcheck_model.located().reason}")
     scorer, unscored = zero_shot()
-    return setup_of(swcheck_model, seed=SEED, scorer=scorer, unscored=unscored)
+    return setup_of(swcheck_model, seed=0, scorer=scorer, unscored=unscored)
 
 
 @pytest.fixture(scope="session")

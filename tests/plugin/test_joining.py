@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import swcheck
-from swcheck.plugin import SUITE
+from swcheck.plugin import PAPERS, SUITE
 from tests.plugin import BOTH, MODEL, SHIPPED
 
 MINE = """
@@ -192,5 +192,21 @@ def test_its_environment_may_lie_inside_the_project(outer, tmp_path):
 
 
 def test_the_suite_is_where_the_plugin_says():
-    """The folder of the suite holds the two modules that join a run, and nothing else that is a test."""
-    assert sorted(path.name for path in SUITE.glob("test_*.py")) == ["test_candidate.py", "test_model.py"]
+    """The folder of the suite holds the modules that join a run, and nothing else that is a test."""
+    assert sorted(path.name for path in SUITE.glob("test_*.py")) == ["test_candidate.py", "test_model.py", PAPERS]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "joins"),
+    [
+        (("--model=tiny", "-m", "swcheck_paper"), True),
+        (("--model=tiny",), False),
+        (("--model=tiny", "--pyargs", "swcheck.suite"), False),
+        (("--model=tiny", "-m", "swcheck_paper", "--pyargs", "swcheck.suite"), True),
+        (("--model=tiny", "--pyargs", "swcheck.suite.test_paper"), True),
+    ],
+)
+def test_the_claims_of_the_paper_wait_for_their_marker(inner, arguments, joins):
+    """They take minutes: they are collected where their marker or their module is named, and only then."""
+    names = collected(inner("--co", "-q", *arguments))
+    assert any(name.startswith("swcheck.suite.test_paper::") for name in names) == joins
