@@ -64,7 +64,7 @@ def test_without_matplotlib_the_picture_is_left_out(tiny_setup, tmp_path, quick,
     assert "scaling.png is left out: matplotlib is not installed (pip install 'swcheck[plots]')" in said
     assert (tmp_path / "scaling.json").exists()
     assert not (tmp_path / "scaling.png").exists()
-    with pytest.raises(LookupError, match="matplotlib is not installed"):
+    with pytest.raises(ImportError, match="matplotlib is not installed"):
         plots.write_picture(tmp_path / "x.png", "title", lambda _figure: None)
 
 
