@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from swcheck.location import locate
     from swcheck.measure import perplexity
     from swcheck.outlier import assert_outlier_survives
-    from swcheck.records import Loaded, Outcome, SuperActivation, SuperWeight, Verdict
+    from swcheck.records import Loaded, Outcome, Prompt, SuperActivation, SuperWeight, Verdict
 
 _ROOMS: Final = {
     "Loaded": "records",
     "Outcome": "records",
+    "Prompt": "records",
     "RobustnessError": "errors",
     "SuperActivation": "records",
     "SuperWeight": "records",
@@ -54,6 +55,7 @@ _ROOMS: Final = {
 __all__ = [
     "Loaded",
     "Outcome",
+    "Prompt",
     "RobustnessError",
     "SuperActivation",
     "SuperWeight",

@@ -27,7 +27,7 @@ from swcheck.judge import Pair
 from swcheck.kinship import Portrait
 from swcheck.limits import DEFAULTS, DRAWS
 from swcheck.location import Located
-from swcheck.records import SuperActivation, SuperWeight
+from swcheck.records import Prompt, SuperActivation, SuperWeight
 from swcheck.subject import SAMPLES, Reading, Subject
 
 SCHEMA: Final = 1
@@ -41,18 +41,18 @@ FEWEST_ROWS: Final = 8
 LEFT_OUT: Final = frozenset({"residuals", "probes", "columns", "against"})
 HALVES: Final = frozenset({"intact", "causal", "matched", "largest", "row"})
 RECORDS: Final = {
-    kind.__name__: kind for kind in (SuperWeight, SuperActivation, Reading, Located, Predictions, Portrait)
+    kind.__name__: kind for kind in (SuperWeight, SuperActivation, Prompt, Reading, Located, Predictions, Portrait)
 }
 
 
-def complete(subject: Subject, prompts: Sequence[Sequence[str]] = ()) -> None:
+def complete(subject: Subject, prompts: Sequence[str | Prompt] = ()) -> None:
     """Measure all that a candidate is compared with, by holding the reference against itself.
 
-    ``prompts`` are lists of prompts, beside the default one, on which the activations are read.
+    On ``prompts``, beside the default one, the activations are read.
     """
     everything = {name: DEFAULTS[name] for name in ("contribution", "activation", "perplexity", "dependence")}
     Pair("super weights", subject, subject).compare_weights(everything["contribution"])
-    for asked in (None, *prompts):
+    for asked in (None, prompts) if prompts else (None,):
         Pair("super activations", subject, subject).compare_activations(asked, everything["activation"])
     Pair("perplexity", subject, subject).compare_perplexity(everything["perplexity"], None)
     Pair("dependence", subject, subject).compare_dependence(everything["dependence"])

@@ -16,7 +16,7 @@ from swcheck import solo
 from swcheck.errors import OptionError, RobustnessError
 from swcheck.judge import Pair
 from swcheck.limits import DRAWS, for_scheme, interval
-from swcheck.records import Limit, SuperWeight, Verdict
+from swcheck.records import Limit, Prompt, SuperWeight, Verdict
 from swcheck.subject import Subject, subject_of
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def assert_super_activations_preserved(
     reference: Any,
     *,
     super_weights: Iterable[SuperWeight] | None = None,
-    prompts: Sequence[str] | None = None,
+    prompts: Sequence[str | Prompt] | None = None,
     low: float | None = None,
     high: float | None = None,
     tokenizer: Any = None,
@@ -68,8 +68,9 @@ def assert_super_activations_preserved(
     """The candidate's super activations stand where the reference's do, as large.
 
     Both are read on the same ``prompts`` (one by default), the candidate at the reference's own layer, channel and
-    token. A prompt counts only if the reference carries its activation there. ``low`` and ``high`` bound the signed
-    ratio, 0.75 and 2.0 by default; the worst prompt is judged. For a rotated candidate the norm of the sink token's
+    token. A ``Prompt`` says whether it comes with BOS, without, or in the chat template. A prompt counts only if the
+    reference carries its activation there; 20 have to, or all of them where fewer are given. ``low`` and ``high`` bound
+    the signed ratio, 0.75 and 2.0 by default; the worst prompt is judged, and a failing one made small. For a rotated candidate the norm of the sink token's
     residual stream takes the activation's place.
     """
     __tracebackhide__ = True

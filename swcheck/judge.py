@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import torch
 
+from swcheck.activations import Activations
 from swcheck.diagnosis import explain_loss, weight_cause
-from swcheck.errors import NotFiniteError, OptionError
+from swcheck.errors import NotFiniteError
 from swcheck.kinship import Kinship, related
 from swcheck.limits import CRITICAL, DEFAULTS, for_confidence, kind_of
-from swcheck.location import PROMPT
 from swcheck.ratios import (
     LARGEST_EXPONENT,
     capped_collapse,
@@ -30,20 +30,15 @@ from swcheck.ratios import (
     times,
     worst_of,
 )
-from swcheck.records import Limit, Outcome, SuperActivation, SuperWeight, Verdict
+from swcheck.records import Limit, Outcome, Prompt, SuperWeight, Verdict
 from swcheck.solo import causal_intact, none_found
-from swcheck.subject import Reading, Subject
+from swcheck.subject import Subject
 
 NEAR_ERRORS: Final = 3.0
 """A ratio within this many of its standard errors of the limit is ``near``."""
 
 FOLLOWED: Final = DEFAULTS["contribution"]
 """How much of its contribution a weight has to write elsewhere to be the same one, permuted."""
-
-ENOUGH: Final = 20
-"""So many prompts have to count, or all of them where fewer are given."""
-
-Row = tuple[float | None, SuperActivation, Reading, Reading]
 
 
 @dataclass
@@ -178,7 +173,7 @@ class Pair:
             body.check([weight])
         return weight, written, ""
 
-    def compare_activations(self, prompts: Sequence[str] | None, limit: Limit) -> Verdict:
+    def compare_activations(self, prompts: Sequence[str | Prompt] | None, limit: Limit) -> Verdict:
         """The super activations at the reference's own place, candidate over reference, on the same prompts."""
         confound = self.confound()
         if confound is not None:
@@ -188,46 +183,10 @@ class Pair:
             return self.none()
         if self.kin.kind == "rotated":
             return self._compare_norms(chosen, limit)
-        teller = self.reference if self.reference.tokenizer is not None else self.candidate
-        key = ("padded", None if prompts is None else tuple(prompts))
-        ids, lengths = self.reference.once(key, lambda: _padded(teller, prompts))
-        rows = [row for place in self.reference.places(chosen) for row in self._compare(place, ids, lengths)]
-        counted = [row for row in rows if row[0] is not None]
-        if len(counted) < min(ENOUGH, len(rows)):
-            some = len(counted) or "none"
-            summary = f"the reference carries its activation on {some} of {len(lengths)} prompts"
-            advice = "give prompts that begin with BOS"
-            return self.verdict(Outcome.INCONCLUSIVE, summary, cause="nothing to compare", attempt=advice)
-        ratios = [math.nan if row[0] is None else row[0] for row in counted]
-        worst = worst_of(ratios, limit)
-        _, place, ours, theirs = counted[worst]
-        sink = self.reference.has_bos and all(row[3].position == 0 for row in counted)
-        summary = (
-            f"channel {place.channel} at token {theirs.position} after layer {place.layer}: "
-            f"{ours.value:+.4g} for {theirs.value:+.4g} (x{ratios[worst]:.3f}), worst of {len(counted)}"
-            f"{', n = 1 by causality' if sink else ''}"
+        outcome, summary, more = Activations(self.candidate, self.reference, chosen, self.kin.channels).compare(
+            prompts, limit
         )
-        number = [index for index, row in enumerate(rows) if row[0] is not None][worst] % len(lengths)
-        asked = "the default prompt" if prompts is None or len(prompts) != len(lengths) else repr(prompts[number])
-        facts = {"ratios": ratios, "prompts": len(lengths), "counted": len(counted), "worst_prompt": asked}
-        more: dict[str, Any] = {"measured": ratios[worst], "limit": limit, "unit": "x", "facts": facts}
-        if all(limit.holds(ratio) for ratio in ratios):
-            return self.verdict(Outcome.PASSED, summary, **more)
-        cause = _activation_cause(place, ratios[worst], ours, theirs)
-        more["detail"] = (("worst prompt", asked),)
-        return self.failed(cause, summary, "see the super weights that write it", **more)
-
-    def _compare(self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int]) -> list[Row]:
-        """One row per prompt: the ratio, None where the reference does not carry its activation there."""
-        channels = self.kin.channels
-        there = replace(place, channel=channels[place.channel]) if channels else place
-        theirs = self.reference.readings(place, ids, lengths)
-        ours = self.candidate.readings_at(there, ids, lengths, [reading.position for reading in theirs])
-        carried = [abs(reading.value) >= 0.5 * abs(place.value) for reading in theirs]
-        return [
-            (ratio_of(one.value, other.value) if counts else None, there, one, other)
-            for one, other, counts in zip(ours, theirs, carried, strict=True)
-        ]
+        return self.verdict(outcome, summary, **more)
 
     def _compare_norms(self, chosen: Sequence[SuperWeight], limit: Limit) -> Verdict:
         ids = self.reference.prompt_ids()
@@ -332,34 +291,6 @@ class Pair:
         return theirs, self.candidate.against(self.reference)[0]
 
 
-def _padded(subject: Subject, prompts: Sequence[str] | None) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """The prompts as one batch, padded on the right, int64 ``(B, T)``, and the true length of each."""
-    if prompts is None:
-        ids = subject.prompt_ids()
-        return ids, (ids.shape[1],)
-    if subject.tokenizer is None:
-        raise OptionError("prompts", "a bare module without a tokenizer", "pass tokenizer=")
-    if not prompts:
-        raise OptionError("prompts", "an empty list: nothing would be checked", "leave it out for the default one")
-    rows = [row for row in (subject.tokenizer(prompt)["input_ids"] for prompt in prompts) if row]
-    width = max((len(row) for row in rows), default=0)
-    if not width:
-        raise OptionError("prompts", "no prompt of them has a token", f"for example {PROMPT!r}")
-    padded = torch.tensor([row + [row[-1]] * (width - len(row)) for row in rows], dtype=torch.int64)
-    return padded, tuple(len(row) for row in rows)
-
-
 def _same_tokens(one: Subject, other: Subject) -> bool:
     mine, theirs = one.sample_ids(), other.sample_ids()
     return mine == theirs or not mine or not theirs
-
-
-def _activation_cause(place: SuperActivation, ratio: float, ours: Reading, theirs: Reading) -> str:
-    where = f"super activation of channel {place.channel} at token {theirs.position}"
-    if not math.isfinite(ratio):
-        return f"{where} is not finite"
-    if abs(ratio) < 0.5 and abs(ours.largest) >= 0.5 * abs(theirs.value) and ours.channel != place.channel:
-        return f"{where} moved to channel {ours.channel} (x{ratio:.2f} at its place)"
-    if ratio < 0:
-        return f"{where} has its sign flipped (x{ratio:.2f})"
-    return f"{where} {'lost' if ratio < 0.5 else 'weakened' if ratio < 1 else 'amplified'} (x{ratio:.2f})"

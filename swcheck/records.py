@@ -57,6 +57,18 @@ class SuperActivation:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """A prompt and the form it is given in.
+
+    ``form`` is ``plain``, as the tokenizer makes it, with BOS where it adds one; ``bare``, without anything added; or
+    ``chat``, as a user's turn in the tokenizer's chat template, and plain where there is none.
+    """
+
+    text: str
+    form: str = "plain"
+
+
+@dataclass(frozen=True)
 class Likelihood:
     """Summed negative log-likelihood, in nats, of ``tokens`` predicted tokens."""
 

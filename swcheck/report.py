@@ -16,7 +16,9 @@ SCHEMA: Final = 1
 WIDEST: Final = 100
 WORDS: Final = {Outcome.NOT_APPLICABLE: "not applicable", Outcome.FAILED: "FAILED"}
 NOT_COVERED: Final = "text generation, a quantized KV cache, the kernels of other runtimes"
-HEAD: Final = ("check", "measured", "limit", "margin", "outcome")
+HEAD: Final = ("check", "measured", "limit", "margin", "worst prompt", "outcome")
+PROMPT: Final = 28
+"""How wide the worst prompt may be in the table."""
 
 SHORT: Final = {
     "super weights": "super\nweight",
@@ -54,7 +56,7 @@ def margin(verdict: Verdict) -> float | None:
 
 
 def table(reported: Sequence[Reported]) -> str:
-    """One row per verdict: check, measured, limit, margin, outcome."""
+    """One row per verdict: check, measured, limit, margin, the worst prompt where any row has one, outcome."""
     names = _names(reported)
     rows = [
         (
@@ -62,12 +64,21 @@ def table(reported: Sequence[Reported]) -> str:
             number(verdict.measured, verdict.unit),
             _limit(verdict),
             number(margin(verdict), "x"),
+            shortened(str(verdict.facts.get("worst_prompt") or "-"), PROMPT),
             WORDS.get(verdict.outcome) or verdict.outcome.value,
         )
         for name, (_, verdict) in zip(names, reported, strict=True)
     ]
-    widths = [30, None, None, None, None]
-    return tabulate(rows, headers=HEAD, disable_numparse=True, maxcolwidths=widths)
+    columns = [n for n, head in enumerate(HEAD) if head != "worst prompt" or any(row[n] != "-" for row in rows)]
+    rows, head = [tuple(row[n] for n in columns) for row in rows], [HEAD[n] for n in columns]  # type: ignore[misc]
+    return tabulate(rows, headers=head, disable_numparse=True, maxcolwidths=[30] + [None] * (len(head) - 1))
+
+
+def shortened(text: str, width: int) -> str:
+    """``text`` in one line of at most ``width`` characters, control characters escaped, cut in the middle."""
+    flat = "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text)
+    kept = width - 3
+    return flat if len(flat) <= width else f"{flat[: kept - kept // 2]}...{flat[len(flat) - kept // 2 :]}"
 
 
 def tabulated(rows: Sequence[Sequence[str]], head: Sequence[str], *, style: str = "simple") -> list[str]:

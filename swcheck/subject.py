@@ -38,16 +38,23 @@ SHORTEST_PREFIX: Final = 64
 SHORTEST_PARAGRAPH: Final = 40
 SAMPLES: Final = (PROMPT, "def spam(eggs=1):\n    return [eggs] * 2  # \u00e9, \u4f60\u597d\n")
 LONGEST_WINDOW: Final = 512
+HOLDERS: Final = 16
+TOKENS_AT_ONCE: Final = 4096
+"""How many tokens of prompts are in one pass, padding counted."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One prompt at one place: the residual value there, and where the layer's largest value stands."""
+    """One prompt at one place: the residual value there, and where the layer's largest value stands.
+
+    ``holders`` are the first tokens at which the place's channel holds at least half of the value.
+    """
 
     value: float
     largest: float
     channel: int
     position: int
+    holders: tuple[int, ...] = ()
 
 
 @dataclass
@@ -269,9 +276,7 @@ class Subject:
         The value is the one of the place's channel at the token where its magnitude is largest. Under causal masking
         padding on the right changes nothing to its left.
         """
-        return self.once(
-            ("readings", place, _key(ids), tuple(lengths)), lambda: self._readings(place, ids, lengths, None)
-        )
+        return self.once(("readings", place, _key(ids), tuple(lengths)), lambda: self.read(place, ids, lengths))
 
     def readings_at(
         self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int], positions: Sequence[int]
@@ -279,25 +284,26 @@ class Subject:
         """As ``readings``, the value taken at the given tokens: a candidate is read at the reference's own place."""
         return self.once(
             ("readings", place, _key(ids), tuple(lengths), tuple(positions)),
-            lambda: self._readings(place, ids, lengths, positions),
+            lambda: self.read(place, ids, lengths, positions),
         )
 
-    def _readings(
-        self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int], positions: Sequence[int] | None
+    def read(
+        self,
+        place: SuperActivation,
+        ids: torch.Tensor,
+        lengths: Sequence[int],
+        positions: Sequence[int] | None = None,
     ) -> tuple[Reading, ...]:
-        with evaluating(self.live), observe(self.live, residual=[place.layer], stop=True) as sight:
-            self.live(ids.to(device_of(self.live)), use_cache=False)
-        found = []
-        for number, length in enumerate(lengths):
-            values = sight.residual[place.layer][number, :length].float()
-            column = values[:, place.channel]
-            position = int(column.abs().argmax()) if positions is None else positions[number]
-            where, channel = divmod(int(values.abs().argmax()), values.shape[1])
-            value = float(column[position])
-            found.append(
-                Reading(value, float(values[where, channel]), channel, position if positions is None else where)
-            )
-        return tuple(found)
+        """A reading of every prompt, remembered by nobody; prompts of like length share a pass."""
+        found: dict[int, Reading] = {}
+        for numbers in _alike(lengths, TOKENS_AT_ONCE):
+            width = lengths[numbers[-1]]
+            with evaluating(self.live), observe(self.live, residual=[place.layer], stop=True) as sight:
+                self.live(ids[numbers, :width].to(device_of(self.live)), use_cache=False)
+            for row, number in enumerate(numbers):
+                values = sight.residual[place.layer][row, : lengths[number]].float()
+                found[number] = _reading(values, place.channel, None if positions is None else positions[number])
+        return tuple(found[number] for number in range(len(lengths)))
 
     def intact(self) -> tuple[torch.Tensor, Predictions]:
         """One pass over the windows: the nats of every token, float64 ``(B, T - 1)``, and its likeliest tokens."""
@@ -394,12 +400,21 @@ class Subject:
         """Whether its prompts begin with BOS."""
         return self.once("bos", lambda: self.tokenizer is not None and adds_bos(self.tokenizer))
 
+    @property
+    def context(self) -> int | None:
+        """How many tokens it can take at once, None where it does not tell."""
+
+        def compute() -> int | None:
+            longest = getattr(getattr(self.live, "config", None), "max_position_embeddings", None)
+            return int(longest) if longest else None
+
+        return self.once("context", compute)
+
     def _text(self) -> str:
         return evaluation_text() if self.text is None else self.text
 
     def _length(self) -> int:
-        longest = getattr(getattr(self.live, "config", None), "max_position_embeddings", None)
-        return min(LONGEST_WINDOW, int(longest)) if longest else LONGEST_WINDOW
+        return min(LONGEST_WINDOW, self.context or LONGEST_WINDOW)
 
 
 def subject_of(
@@ -446,6 +461,28 @@ def evaluation_text() -> str:
         ) from error
     paragraphs = [" ".join(part.split()) for name in sorted(topics) for part in topics[name].split("\n\n")]
     return "\n\n".join(paragraph for paragraph in paragraphs if len(paragraph) >= SHORTEST_PARAGRAPH) + "\n"
+
+
+def _alike(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """The numbers of the prompts, shortest first, in batches of at most ``most`` tokens with their padding."""
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda number: (lengths[number], number)):
+        if batch and (len(batch) + 1) * lengths[number] > most:
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
+
+
+def _reading(values: torch.Tensor, channel: int, position: int | None) -> Reading:
+    """One prompt's residual stream ``(T, H)``, read in a channel: at a token, or where it is largest."""
+    column = values[:, channel]
+    here = int(column.abs().argmax()) if position is None else position
+    where, loudest = divmod(int(values.abs().argmax()), values.shape[1])
+    holders = tuple((column.abs() >= 0.5 * column[here].abs()).nonzero().flatten().tolist()[:HOLDERS])
+    largest = float(values[where, loudest])
+    return Reading(float(column[here]), largest, loudest, here if position is None else where, holders)
 
 
 def _place(residual: torch.Tensor, row: int, first: int) -> SuperActivation:

@@ -1,16 +1,21 @@
-"""Small real models for the tests of the lower rooms: one with super weights planted, one module that packs its weight."""
+"""Small real models for tests: with super weights planted, with the sink where a test wants it, and with packed weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import torch
+from tokenizers import processors
 from torch import nn
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from swcheck.records import SuperWeight
+from swcheck.tiny import CHECKPOINT
+
+DELIMITERS: Final = ".,:;!?\n"
 
 
 class Packed(nn.Module):
@@ -34,15 +39,24 @@ class Packed(nn.Module):
         return plain
 
 
-def plant(super_weights: Sequence[SuperWeight], *, layers: int = 6, hidden: int = 32, inner: int = 24, seed: int = 0):
-    """A random Llama whose token 0 makes exactly these weights write about 15 times their value.
+def plant(
+    super_weights: Sequence[SuperWeight],
+    *,
+    layers: int = 6,
+    hidden: int = 32,
+    inner: int = 24,
+    seed: int = 0,
+    vocabulary: int = 64,
+    tokens: Sequence[int] = (0,),
+):
+    """A random Llama whose ``tokens`` make exactly these weights write about 15 times their value.
 
     As in the recipe of ``tiny``, without training: token 0 is a direction of the last eight channels, the planted inner
     neurons read it through gate and up, and only the planted scalars let them write. Plant no row in these eight.
     """
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=2,
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=2,
         num_key_value_heads=1, max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
@@ -50,7 +64,7 @@ def plant(super_weights: Sequence[SuperWeight], *, layers: int = 6, hidden: int 
     direction[-8:] = torch.randint(0, 2, (8,)).float() * 2 - 1
     with torch.no_grad():
         model.model.embed_tokens.weight.normal_(0, 0.1)
-        model.model.embed_tokens.weight[0] = 10 * direction
+        model.model.embed_tokens.weight[list(tokens)] = 10 * direction
         for weight in super_weights:
             mlp = model.model.layers[weight.layer].mlp
             mlp.gate_proj.weight[weight.column] = direction * 4 / (8 * math.sqrt(hidden / 8))
@@ -58,6 +72,64 @@ def plant(super_weights: Sequence[SuperWeight], *, layers: int = 6, hidden: int 
         for weight in super_weights:
             model.model.layers[weight.layer].mlp.down_proj.weight[weight.row, weight.column] = weight.value
     return model
+
+
+SINK: Final = SuperWeight(1, 5, 7, 30.0)
+"""What the models below hang their sink on."""
+
+
+class SinkEmbedding(nn.Embedding):
+    """An embedding that lets ``rule``, of int64 ``(B, T)``, choose the tokens that are the sink, by id and by place."""
+
+    rule: Callable[[torch.Tensor], torch.Tensor]
+    direction: torch.Tensor
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.where(self.rule(ids)[..., None], self.direction, super().forward(ids))
+
+
+def sinking(rule: Callable[[torch.Tensor], torch.Tensor]) -> LlamaForCausalLM:
+    """A planted Llama of tiny's vocabulary whose sink stands where ``rule`` says; two of them have the same weights."""
+    model = plant([SINK], vocabulary=1024)
+    plain = model.model.embed_tokens
+    embedding = SinkEmbedding(*plain.weight.shape)
+    with torch.no_grad():
+        embedding.direction = plain.weight[0].clone()
+        embedding.weight.copy_(plain.weight)
+        embedding.weight[0] = embedding.weight[1]
+    embedding.rule = rule
+    model.model.embed_tokens = embedding
+    return model
+
+
+def tokenizer(*, bos: bool = True):
+    """Tiny's tokenizer; without BOS it adds nothing, as those of OLMo and Qwen."""
+    found = AutoTokenizer.from_pretrained(CHECKPOINT)
+    if not bos:
+        found.backend_tokenizer.post_processor = processors.Sequence([])
+    return found
+
+
+def ids_of(texts: str) -> torch.Tensor:
+    """The ids of single marks, int64."""
+    found = tokenizer(bos=False)
+    return torch.tensor([found(mark)["input_ids"][0] for mark in texts])
+
+
+def on_bos(ids: torch.Tensor) -> torch.Tensor:
+    """The sink on ``<s>``, wherever it stands."""
+    return ids == 0
+
+
+def on_first(ids: torch.Tensor) -> torch.Tensor:
+    """The sink on the first token, whatever it is."""
+    return (torch.arange(ids.shape[1]) == 0).expand_as(ids)
+
+
+def on_first_delimiter(ids: torch.Tensor) -> torch.Tensor:
+    """The sink on the first delimiter, and on that alone."""
+    mark = torch.isin(ids, ids_of(DELIMITERS))
+    return mark & (mark.cumsum(1) == 1)
 
 
 class TupleLayer(nn.Module):

@@ -33,6 +33,7 @@ def output_of(command: str, folder: Path) -> str:
     name, *rest = command.split()
     module = {"pytest": ["-m", "pytest", "-p", "no:cacheprovider"], "swcheck": ["-m", "swcheck.cli"]}[name]
     environment = {"COLUMNS": "100", "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
+    environment["PYTHONPATH"] = str(ROOT)  # what is shown is what this copy prints
     done = subprocess.run(
         [sys.executable, *module, *rest], cwd=folder, capture_output=True, text=True, check=False, env=environment
     )

@@ -42,7 +42,7 @@ COMPARISONS = (
 def live(tiny):
     """The reference, measured for comparison."""
     subject = Subject("tiny", tiny.model, tiny.tokenizer, text=tiny.text, memo={})
-    baseline.complete(subject, [PROMPTS])
+    baseline.complete(subject, PROMPTS)
     return subject
 
 

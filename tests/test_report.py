@@ -20,6 +20,7 @@ from swcheck.report import (
     margin,
     number,
     plain,
+    shortened,
     summary,
     table,
     worst_of_each,
@@ -115,6 +116,27 @@ def test_a_table_has_a_row_for_each_verdict():
         "six x70,000 reported - passed",
         "seven 0.9 >= 0.5 x1.800 passed",
     ]
+
+
+def test_the_worst_prompt_has_a_column_where_there_is_one():
+    """A long one is cut in the middle, and control characters are escaped; without any there is no column."""
+    rows = table([("", verdict("one", facts={"worst_prompt": "'a\\n'\n" + 90 * "x" + "end"})), ("", verdict("two"))])
+    head, _, one, two = rows.splitlines()
+    assert head.split() == ["check", "measured", "limit", "margin", "worst", "prompt", "outcome"]
+    assert r"'a\n'\n" in one
+    assert "...x" in one
+    assert one.split()[-2].endswith("xend")
+    assert two.split()[-2] == "-"
+    assert max(map(len, rows.splitlines())) <= 100
+
+
+@given(st.text(), st.integers(8, 60))
+def test_shortened_text_fits(text, width):
+    """Whatever the text, it is one printable line of the width asked for, and its ends are kept."""
+    short = shortened(text, width)
+    assert len(short) <= width
+    assert short.isprintable()
+    assert short == text or len(text) > width or not text.isprintable()
 
 
 def test_a_check_that_stands_twice_has_its_test_beside_it():

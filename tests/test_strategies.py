@@ -6,7 +6,7 @@ import pytest
 from hypothesis import find, given
 from hypothesis import strategies as st
 
-from swcheck.strategies import prompt_lists, prompts, super_weights
+from swcheck.strategies import FORMS, assortments, kinds, prompt_lists, prompts, super_weights
 
 SIZES = st.integers(1, 12)
 
@@ -40,6 +40,31 @@ def test_lists(data, size):
 def test_variety(wanted):
     """Words, numbers, other scripts and line ends all occur."""
     assert wanted in find(prompts(), lambda prompt: wanted in prompt)
+
+
+@given(prompts=assortments())
+def test_assortments(prompts):
+    """Every kind of prompt stands in every form, none is empty, and none is only a copy of the other forms."""
+    assert [prompt.form for prompt in prompts] == [form for form in FORMS for _ in kinds()]
+    assert all(prompt.text for prompt in prompts)
+
+
+@pytest.mark.parametrize("kind", kinds())
+@given(data=st.data())
+def test_kinds(tiny, kind, data):
+    """Each kind is what it is called, and becomes tokens with and without BOS."""
+    text = data.draw(kinds()[kind])
+    ids = tiny.tokenizer(text, add_special_tokens=False)["input_ids"]
+    claims = {
+        "whitespace": text[0].isspace,
+        "emoji": lambda: any(ord(mark) > 0x2700 for mark in text),
+        "delimiters first": lambda: not text[0].isalnum(),
+        "one token": lambda: " " not in text,
+        "long": lambda: len(ids) > 100,
+        "scripts": lambda: not text.isdigit(),
+    }
+    assert ids
+    assert claims.get(kind, lambda: len(ids) > 1)()
 
 
 @given(data=st.data(), layers=SIZES, rows=SIZES, columns=SIZES)

@@ -6,26 +6,25 @@ skipped. The marker names the check as the report does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from swcheck.checks import conclude
-from swcheck.records import Limit, Outcome, Verdict
+from swcheck.records import Limit, Outcome, Prompt, Verdict
 from swcheck.strategies import drawn_prompts
 from swcheck.subject import Subject
 
 
-def for_any_prompts(check: Callable[[list[str]], None], reference: Subject) -> None:
-    """Call ``check`` with a few lists of prompts that hypothesis draws.
+def for_any_prompts(check: Callable[[Sequence[Prompt]], None], reference: Subject) -> None:
+    """Call ``check`` with the prompts that hypothesis draws.
 
     Drawn once per reference and kept with its numbers, so that a candidate, perhaps in another run against a baseline,
     is asked what the reference was asked: what hypothesis draws depends on the modules that are loaded.
     """
-    for prompts in reference.once("prompts", drawn_prompts):
-        check(list(prompts))
+    check(reference.once("prompts", drawn_prompts))
 
 
 def asked(limit: Limit) -> Limit:

@@ -1,0 +1,225 @@
+"""The super activations of two models on the same prompts, at the reference's own place; the worst prompt, made small.
+
+A prompt counts only if the reference carries its activation there. With BOS at position 0 and the sink on it, every
+prompt reads the same number, by causal masking; where the sink may move (no BOS, delimiters), each is a case of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from swcheck.errors import OptionError
+from swcheck.location import PROMPT
+from swcheck.prompts import as_prompt, cut, decoded, encoded, is_bare, padded, shown, shrunk
+from swcheck.ratios import ratio_of, worst_of
+from swcheck.records import Limit, Outcome, Prompt, SuperActivation, SuperWeight
+
+if TYPE_CHECKING:
+    import torch
+
+    from swcheck.subject import Reading, Subject
+
+ENOUGH: Final = 20
+"""So many prompts have to count, or all of them where fewer are given."""
+
+CARRIED: Final = 0.5
+"""A prompt counts where the reference carries so much of its activation."""
+
+ALIKE: Final = 1e-3
+"""Two prompts whose ratios differ by no more than this are as bad."""
+
+LOST: Final = 0.25
+"""Below this share an activation is lost, and how far below is noise."""
+
+LOADED_AGAIN: Final = 1_000_000_000
+"""A reference of at most so many parameters is loaded again to shrink a prompt; two larger models need not fit."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt at one place: in the reference ``origin``, in the candidate ``place``; ``ratio`` None does not count."""
+
+    origin: SuperActivation
+    place: SuperActivation
+    ratio: float | None
+    ours: Reading
+    theirs: Reading
+    number: int = 0
+
+    @property
+    def value(self) -> float:
+        """The ratio, NaN where it does not count."""
+        return math.nan if self.ratio is None else self.ratio
+
+
+@dataclass(frozen=True)
+class Activations:
+    """A candidate beside its reference; ``channels`` says where each of the reference's stands there, None the same."""
+
+    candidate: Subject
+    reference: Subject
+    weights: tuple[SuperWeight, ...]
+    channels: Sequence[int] | None = None
+
+    def compare(self, prompts: Sequence[str | Prompt] | None, limit: Limit) -> tuple[Outcome, str, dict[str, Any]]:
+        """How the comparison ends: outcome, summary, and the other fields of a verdict."""
+        asked, ids, lengths = self._asked(prompts)
+        rows = [row for place in self.reference.places(self.weights) for row in self._compare(place, ids, lengths)]
+        rows = [replace(row, number=number % len(lengths)) for number, row in enumerate(rows)]
+        counted = [row for row in rows if row.ratio is not None]
+        count = len({row.number for row in counted})
+        if count < min(ENOUGH, len(lengths)):
+            summary = f"the reference carries its activation on {count or 'none'} of {len(lengths)} prompts"
+            advice = "give prompts that begin with BOS" if self.reference.has_bos else "give more prompts"
+            return Outcome.INCONCLUSIVE, summary, {"cause": "nothing to compare", "attempt": advice}
+        ratios = [row.value for row in counted]
+        worst = _simplest(counted, counted[worst_of(ratios, limit)], asked)
+        passed = all(limit.holds(ratio) for ratio in ratios)
+        where = self._shown(asked, worst, limit)
+        sink = (
+            self.reference.has_bos
+            and all(row.theirs.position == 0 for row in counted)
+            and self._with_bos(asked, counted)
+        )
+        summary = (
+            f"channel {worst.place.channel} at token {worst.theirs.position} after layer {worst.place.layer}: "
+            f"{worst.ours.value:+.4g} for {worst.theirs.value:+.4g} (x{worst.value:.3f}), worst of {count}"
+            f"{f' of {len(lengths)} prompts' if count < len(lengths) else ''}"
+            f"{', n = 1 by causality' if sink else ''}"
+        )
+        facts = {"ratios": ratios, "prompts": len(lengths), "counted": count, **where}
+        more: dict[str, Any] = {"measured": worst.value, "limit": limit, "unit": "x", "facts": facts}
+        if passed:
+            return Outcome.PASSED, summary, more
+        cause = _activation_cause(worst.place, worst.value, worst.ours, worst.theirs) + self._only(
+            asked, counted, limit
+        )
+        more["detail"] = _prompt_detail(where, sum(not limit.holds(ratio) for ratio in ratios), len(counted))
+        return Outcome.FAILED, summary, {**more, "cause": cause, "attempt": "see the super weights that write it"}
+
+    @property
+    def tokenizer(self) -> Any:
+        """The reference's tokenizer, the candidate's where only numbers of the reference are at hand; None without any."""
+        return self.candidate.tokenizer if self.reference.tokenizer is None else self.reference.tokenizer
+
+    def _asked(
+        self, prompts: Sequence[str | Prompt] | None
+    ) -> tuple[tuple[Prompt, ...], torch.Tensor, tuple[int, ...]]:
+        """The prompts that have a token, their ids int64 ``(B, T)``, padded on the right, and the length of each."""
+        if prompts is None:
+            ids = self.reference.prompt_ids()
+            return (), ids, (ids.shape[1],)
+        if self.tokenizer is None:
+            raise OptionError("prompts", "a bare module without a tokenizer", "pass tokenizer=")
+        if not prompts:
+            raise OptionError("prompts", "an empty list: nothing would be checked", "leave it out for the default one")
+        asked = tuple(as_prompt(prompt) for prompt in prompts)
+        teller = self.reference if self.reference.tokenizer is not None else self.candidate
+        ids, lengths = self.reference.once(("padded", asked), lambda: padded(self.tokenizer, asked, teller.context))
+        some = [number for number, length in enumerate(lengths) if length]
+        if not some:
+            raise OptionError("prompts", "no prompt of them has a token", f"for example {PROMPT!r}")
+        return tuple(asked[number] for number in some), ids[some], tuple(lengths[number] for number in some)
+
+    def _compare(self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int]) -> list[Row]:
+        """One row per prompt: the ratio, None where the reference does not carry its activation there."""
+        there = self._there(place)
+        theirs = self.reference.readings(place, ids, lengths)
+        ours = self.candidate.readings_at(there, ids, lengths, [reading.position for reading in theirs])
+        return [_row(place, there, *both) for both in zip(ours, theirs, strict=True)]
+
+    def _there(self, place: SuperActivation) -> SuperActivation:
+        """The reference's place in the candidate's coordinates."""
+        return replace(place, channel=self.channels[place.channel]) if self.channels else place
+
+    def _shown(self, asked: Sequence[Prompt], worst: Row, limit: Limit) -> dict[str, str]:
+        """The worst prompt as facts: without what follows its sink, and where it fails without all it can spare."""
+        if not asked:
+            return {"worst_prompt": "the default prompt"} if self.tokenizer is not None else {}
+        whole = asked[worst.number]
+        small = cut(self.tokenizer, whole, worst.theirs.position)
+        if not limit.holds(worst.value) and worst.theirs.position and self._both_at_hand():
+            small = self._shrunk(small, worst, limit)
+        return {"worst_prompt": shown(self.tokenizer, small), "shrunk_from": shown(self.tokenizer, whole)}
+
+    def _both_at_hand(self) -> bool:
+        """Whether prompts that nobody has asked yet can be put to the reference at a fair price."""
+        reference = self.reference
+        small = reference.again is not None and reference.parameters <= LOADED_AGAIN
+        return reference.module is not None or small
+
+    def _shrunk(self, prompt: Prompt, worst: Row, limit: Limit) -> Prompt:
+        """The prompt without all that can be taken away while the reference carries its activation and ours fails."""
+
+        def fails(several: list[tuple[int, ...]]) -> list[bool]:
+            written = [decoded(self.tokenizer, ids) for ids in several]
+            some = [number for number, text in enumerate(written) if text is not None]
+            if not some:
+                return [False] * len(several)
+            ids, lengths = padded(self.tokenizer, [text for text in written if text is not None])
+            place = worst.origin
+            theirs = self.reference.read(place, ids, lengths)
+            ours = self.candidate.read(self._there(place), ids, lengths, [reading.position for reading in theirs])
+            rows = [_row(place, worst.place, *both) for both in zip(ours, theirs, strict=True)]
+            bad = {
+                number
+                for number, row in zip(some, rows, strict=True)
+                if row.ratio is not None and not limit.holds(row.ratio)
+            }
+            return [number in bad for number in range(len(several))]
+
+        return decoded(self.tokenizer, shrunk(encoded(self.tokenizer, prompt), fails)) or prompt
+
+    def _with_bos(self, asked: Sequence[Prompt], rows: Sequence[Row]) -> bool:
+        return not any(is_bare(self.tokenizer, asked[row.number]) for row in rows) if asked else True
+
+    def _only(self, asked: Sequence[Prompt], counted: Sequence[Row], limit: Limit) -> str:
+        """Words for a failure that shows only on prompts without BOS."""
+        bare = {row.number for row in counted if asked and is_bare(self.tokenizer, asked[row.number])}
+        bad = {row.number for row in counted if not limit.holds(row.value)}
+        return ", only on prompts without BOS" if bad <= bare < {row.number for row in counted} else ""
+
+
+def _row(origin: SuperActivation, there: SuperActivation, ours: Reading, theirs: Reading) -> Row:
+    """Candidate beside reference at one place; the ratio counts where the reference carries half of what it should."""
+    carried = abs(theirs.value) >= CARRIED * abs(origin.value)
+    return Row(origin, there, ratio_of(ours.value, theirs.value) if carried else None, ours, theirs)
+
+
+def _alike(one: float, other: float) -> bool:
+    """Whether two prompts are as bad: by nearly the same number, lost both, or both not finite."""
+    if not math.isfinite(one) or not math.isfinite(other):
+        return not math.isfinite(one) and not math.isfinite(other)
+    return abs(one - other) <= ALIKE * abs(other) or max(abs(one), abs(other)) < LOST
+
+
+def _simplest(rows: Sequence[Row], worst: Row, asked: Sequence[Prompt]) -> Row:
+    """Of the prompts that are as bad as the worst, the one whose sink comes first, then the shortest."""
+    alike = [row for row in rows if row is worst or _alike(row.value, worst.value)]
+    return min(alike, key=lambda row: (row.theirs.position, len(asked[row.number].text) if asked else 0, row.number))
+
+
+def _prompt_detail(where: dict[str, str], bad: int, count: int) -> tuple[tuple[str, str], ...]:
+    if "worst_prompt" not in where:
+        return ()
+    rows = [("worst prompt", where["worst_prompt"])]
+    if where.get("shrunk_from", where["worst_prompt"]) != where["worst_prompt"]:
+        rows.append(("shrunk from", where["shrunk_from"]))
+    return (*rows, ("prompts", f"{bad} of {count} that count are outside the limit"))
+
+
+def _activation_cause(place: SuperActivation, ratio: float, ours: Reading, theirs: Reading) -> str:
+    where = f"super activation of channel {place.channel} at token {theirs.position}"
+    if not math.isfinite(ratio):
+        return f"{where} is not finite"
+    if abs(ratio) < 0.5 and abs(ours.largest) >= 0.5 * abs(theirs.value) and ours.channel != place.channel:
+        return f"{where} moved to channel {ours.channel} (x{ratio:.2f} at its place)"
+    held = ours.channel == place.channel and ours.position in theirs.holders
+    if abs(ratio) < 0.5 and abs(ours.largest) >= 0.5 * abs(theirs.value) and not held:
+        return f"{where} moved to token {ours.position} (x{ratio:.2f} at its place)"
+    if ratio <= -LOST:
+        return f"{where} has its sign flipped (x{ratio:.2f})"
+    return f"{where} {'lost' if ratio < 0.5 else 'weakened' if ratio < 1 else 'amplified'} (x{ratio:.2f})"
