@@ -26,7 +26,7 @@ suite.test_paper suite.test_candidate suite.test_model suite
 plugin cli
 study.claims study.runner
 study.scaling
-study.chapter study.plots study.setup study.record study
+study.paper study.chapter study.plots study.setup study.record study
 options session outlier checks baseline judge diagnosis activations solo
 report
 conformance
