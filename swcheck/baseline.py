@@ -24,6 +24,7 @@ from swcheck import solo
 from swcheck.drift import Predictions
 from swcheck.errors import CheckpointError, OptionError, WrongModelError
 from swcheck.judge import Pair
+from swcheck.kind import Sketch
 from swcheck.kinship import Portrait
 from swcheck.limits import DEFAULTS, DRAWS
 from swcheck.location import Located
@@ -41,7 +42,8 @@ FEWEST_ROWS: Final = 8
 LEFT_OUT: Final = frozenset({"residuals", "probes", "columns", "against"})
 HALVES: Final = frozenset({"intact", "causal", "matched", "largest", "row"})
 RECORDS: Final = {
-    kind.__name__: kind for kind in (SuperWeight, SuperActivation, Prompt, Reading, Located, Predictions, Portrait)
+    kind.__name__: kind
+    for kind in (SuperWeight, SuperActivation, Prompt, Reading, Located, Predictions, Portrait, Sketch)
 }
 
 
@@ -62,6 +64,7 @@ def complete(subject: Subject, prompts: Sequence[str | Prompt] = ()) -> None:
     for place in subject.places(weights):
         subject.profile(place)
     subject.sample_ids()
+    subject.sketch()
     _ = (subject.vocabulary, subject.parameters)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from swcheck import solo
 from swcheck.errors import OptionError, RobustnessError
 from swcheck.judge import Pair
-from swcheck.limits import DRAWS, for_scheme, interval
+from swcheck.limits import DRAWS, for_kind, for_scheme, interval
 from swcheck.records import Limit, Prompt, SuperWeight, Verdict
 from swcheck.subject import Subject, subject_of
 
@@ -70,12 +70,13 @@ def assert_super_activations_preserved(
     Both are read on the same ``prompts`` (one by default), the candidate at the reference's own layer, channel and
     token. A ``Prompt`` says whether it comes with BOS, without, or in the chat template. A prompt counts only if the
     reference carries its activation there; 20 have to, or all of them where fewer are given. ``low`` and ``high`` bound
-    the signed ratio, 0.75 and 2.0 by default; the worst prompt is judged, and a failing one made small. For a rotated candidate the norm of the sink token's
+    the signed ratio, 0.75 and 2.0 by default, 0.5 for what is fine-tuned or pruned; the worst prompt is judged, and a
+    failing one made small. For a rotated candidate the norm of the sink token's
     residual stream takes the activation's place.
     """
     __tracebackhide__ = True
     pair = _pair("super activations", candidate, reference, super_weights, tokenizer, token_ids)
-    return conclude(pair.compare_activations(prompts, interval("activation", low, high)), pair.candidate)
+    return conclude(pair.compare_activations(prompts, _scheme_limit(pair, "activation", low, high)), pair.candidate)
 
 
 def assert_perplexity_within(
@@ -229,8 +230,11 @@ def _pair(
 
 
 def _scheme_limit(pair: Pair, name: str, low: float | None, high: float | None) -> Limit:
-    """The caller's limit, else the one for the candidate's scheme."""
+    """The caller's limit, else the one for what was done to the candidate, and for its scheme."""
     if low is not None or high is not None:
         return interval(name, low, high)
+    kind = pair.kind
+    if kind.name != "quantized":
+        return for_kind(kind.name, sure=kind.sure)[name]
     scheme = pair.candidate.scheme
     return for_scheme(scheme, pair.reference.parameters if scheme else 0)[name]

@@ -17,6 +17,7 @@ import torch
 from swcheck.activations import Activations
 from swcheck.diagnosis import explain_loss, weight_cause
 from swcheck.errors import NotFiniteError
+from swcheck.kind import Kind, declared, seen
 from swcheck.kinship import Kinship, related
 from swcheck.limits import CRITICAL, DEFAULTS, for_confidence, kind_of
 from swcheck.ratios import (
@@ -59,6 +60,18 @@ class Pair:
     def kin(self) -> Kinship:
         """How the two models' residual streams relate."""
         return related(self.candidate.portrait(), self.reference.portrait())
+
+    @property
+    def kind(self) -> Kind:
+        """What was done to the candidate: what was asked for, else what its scheme or its weights say."""
+        asked, scheme = self.candidate.kind, self.candidate.scheme
+        if asked in {"finetuned", "pruned"}:
+            return Kind(asked, "--swcheck-kind says so")
+        if scheme is not None:
+            return declared(scheme)
+        if asked == "auto":
+            return seen(self.candidate.sketch(), self.reference.sketch())
+        return Kind("quantized", "nothing says how: held to the limits of an unknown scheme")
 
     def verdict(self, outcome: Outcome, summary: str, **more: Any) -> Verdict:
         name = None if self.candidate is self.reference else self.candidate.name
@@ -214,9 +227,16 @@ class Pair:
             limit = Limit(None, at_most / base, f"perplexity at most {at_most:g}")
         spread = f" +- {ratio * error:.4f}" if ratio < 1000 else ""
         summary = f"perplexity {value:.4g} for {base:.4g}: {times(ratio)}{spread} on {ours.numel():,} tokens"
-        facts = {"perplexity": value, "reference_perplexity": base, "standard_error": error, "tokens": ours.numel()}
+        facts: dict[str, Any] = {
+            "perplexity": value,
+            "reference_perplexity": base,
+            "standard_error": error,
+            "tokens": ours.numel(),
+        }
         more: dict[str, Any] = {"measured": ratio, "limit": limit, "unit": "x", "facts": facts}
-        if limit.holds(ratio):
+        kind = self.kind
+        facts |= {"candidate_kind": kind.name, "candidate_kind_why": kind.why}
+        if limit.holds(ratio) and not (limit.high is None and self._lost(ratio)):
             near = limit.high is not None and ratio > 1 and math.log(limit.high / ratio) <= NEAR_ERRORS * error
             return self.verdict(Outcome.NEAR if near else Outcome.PASSED, summary, **more)
         cause, detail, attempt = explain_loss(self.candidate, self.reference, *self._standing())
@@ -272,6 +292,12 @@ class Pair:
             return self.verdict(Outcome.PASSED, summary, **more)
         cause = "dependence lost: the candidate does not hang on these weights any more"
         return self.failed(cause, summary, "its constant may come from elsewhere: relocate in the candidate", **more)
+
+    def _lost(self, ratio: float) -> bool:
+        """Whether a loss that no limit judges is proven to be one of super weights: that is red whatever the kind."""
+        if DEFAULTS["perplexity"].holds(ratio) or not self.weights:
+            return False
+        return any(name == "proof" for name, _ in explain_loss(self.candidate, self.reference, *self._standing())[1])
 
     def _standing(self) -> tuple[tuple[SuperWeight, ...], tuple[SuperWeight, ...]]:
         """The super weights, and where they stand in the candidate; none where there is no counterpart."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
@@ -46,8 +47,13 @@ Derived from published measurements of real quantizations (llama.cpp's and torch
 top-1 of the two kinds with quantized activations are interpolated between their neighbours.
 """
 
+KINDS: Final = ("auto", "quantized", "finetuned", "pruned")
+"""What may have been done to a candidate; auto decides by its config, its engine, or its weights (``swcheck.kind``)."""
+
 CONFIDENCE: Final = 0.6
 """The mean top-1 probability of the models the top-1 limits were taken on; a less confident one flips more."""
+
+WORDS: Final[Mapping[str, str]] = MappingProxyType({"finetuned": "fine-tuned", "pruned": "pruned"})
 
 SMALL: Final = 3_000_000_000
 """Below this many parameters a good 4-bit scheme is held to the limits of a plain one."""
@@ -97,6 +103,22 @@ def for_scheme(scheme: Scheme | None, parameters: int = SMALL) -> Mapping[str, L
     return MappingProxyType({**DEFAULTS, **chosen})
 
 
+def for_kind(name: str, *, sure: bool = True) -> Mapping[str, Limit]:
+    """The limits of a fine-tuned or pruned candidate: what quantization is held to is reported.
+
+    Where nobody said so (not ``sure``), a loss as large as that of a critical set stays red.
+    """
+    words = f"{WORDS[name]}: reported, not judged"
+    guess = f"taken for {WORDS[name]} by its weights; no training costs that much, --swcheck-kind={name} lifts it"
+    chosen = {
+        "activation": Limit(0.5, 2.0, f"{WORDS[name]}: a healthy one was seen at x1.21"),
+        "perplexity": Limit(None, None, words) if sure else Limit(None, CRITICAL, guess),
+        "kl": Limit(None, None, words),
+        "top1": Limit(None, None, words),
+    }
+    return MappingProxyType({**DEFAULTS, **chosen})
+
+
 def for_confidence(limit: Limit, confidence: float) -> Limit:
     """A top-1 limit for a reference that is less confident than the models it was taken on: more flips are ordinary."""
     if limit.low is None or confidence >= CONFIDENCE:
@@ -133,7 +155,7 @@ def with_overrides(texts: Iterable[str]) -> Mapping[str, Limit]:
             low, high = _ends(value, DEFAULTS[name])
         except ValueError as error:
             raise OptionError(f"limit {text!r}", f"{value!r} is no number", f"default: {limits[name]}") from error
-        limits[name] = interval(name, low, high)
+        limits[name] = replace(interval(name, low, high), source="given")  # also where it is the default
     return MappingProxyType(limits)
 
 

@@ -74,6 +74,7 @@ OPTIONS: Final = (
     Option("dtype", "value", "NAME", "float32, bfloat16 or float16; the checkpoint's own if left out"),
     Option("text", "value", "FILE", "UTF-8 text that perplexity is measured on; a built-in one if left out", "yes"),
     Option("limit", "list", "NAME=VALUE", "another limit, as perplexity=1.03 or activation=0.8..1.5; may be repeated"),
+    Option("kind", "value", "NAME", "what was done to the candidate: quantized, finetuned, pruned; auto looks"),
     Option("json", "value", "FILE", "write the verdicts to this file", "yes"),
     Option("baseline", "value", "DIR", "a reference's measurements, read from here instead of loading it", "yes"),
     Option("update", "flag", None, "write the baselines anew; the run still fails, for they want a review"),

@@ -122,6 +122,7 @@ def summary(reported: Sequence[Reported], width: int = 80) -> list[str]:
         mine = [entry for entry in reported if (entry[1].model, entry[1].candidate) == (model, candidate)]
         measured = [entry for entry in mine if entry[1].outcome is not Outcome.SKIPPED]
         lines += ["", *_wrapped(model if candidate is None else f"{candidate} against {model}", width)]
+        lines += _taken(mine, width)
         if measured:
             lines += ["", *table(measured).splitlines(), "", *_words(measured, width)]
         lines += _skipped(mine, width)
@@ -134,8 +135,8 @@ def _together(model: str, reported: Sequence[Reported], width: int) -> list[str]
     for candidate in dict.fromkeys(verdict.candidate for _, verdict in reported):
         mine = [entry for entry in reported if entry[1].candidate == candidate]
         told = [entry for entry in mine if entry[1].red or entry[1].outcome is Outcome.NEAR]
-        if told:
-            lines += ["", *_wrapped(str(candidate), width), *_words(told, width)]
+        if told or _taken(mine, width):
+            lines += ["", *_wrapped(str(candidate), width), *_taken(mine, width), *_words(told, width)]
     return lines + _skipped([entry for entry in reported if entry[1].candidate], width)
 
 
@@ -159,6 +160,12 @@ def _cell(verdicts: Sequence[Verdict]) -> str:
         return "-"
     worst = max(verdicts, key=badness)
     return number(worst.measured, worst.unit) + (" !" if worst.red else "")
+
+
+def _taken(reported: Sequence[Reported], width: int) -> list[str]:
+    """What was taken to have been done to a candidate, and why: its limits depend on it."""
+    found = [verdict.facts for _, verdict in reported if verdict.facts.get("candidate_kind")]
+    return _wrapped("taken for {candidate_kind}: {candidate_kind_why}".format(**found[0]), width, 2) if found else []
 
 
 def _words(reported: Sequence[Reported], width: int) -> list[str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from swcheck import engines, index
 from swcheck.errors import OptionError, TextError
-from swcheck.limits import DEFAULTS, with_overrides
+from swcheck.limits import DEFAULTS, KINDS, with_overrides
 from swcheck.records import Limit, Verdict
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Settings:
     baseline: Path | None = None
     update: bool = False
     accept: bool = False
+    kind: str = "auto"
     seed: int = 0
     origins: Mapping[str, str] = field(default_factory=dict)
 
@@ -95,6 +96,7 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
         baseline=_path(values.get("baseline")),
         update=bool(values.get("update")),
         accept=bool(values.get("accept")),
+        kind=values.get("kind") or "auto",
         origins=origins,
     )
     _check(settings)
@@ -106,6 +108,8 @@ def _check(settings: Settings) -> None:
         engines.check(spec, trust_remote_code=settings.trust_remote_code, offline=settings.offline)
     _check_once(settings.models, "model")
     _check_once(settings.candidates, "candidate")
+    if settings.kind not in KINDS:
+        raise OptionError(f"--swcheck-kind={settings.kind}", f"known: {', '.join(KINDS)}", "leave it out for auto")
     if settings.dtype is not None:
         engines.check_dtype(settings.dtype)
     if settings.device is not None:
@@ -298,6 +302,7 @@ class Session:
             text=text,
             scheme=loaded.scheme,
             named=str(chosen.text or ""),
+            kind=chosen.kind,
             memo={},
             heard=self.verdicts.append,
         )

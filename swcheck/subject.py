@@ -19,6 +19,7 @@ from swcheck.anatomy import Anatomy, anatomy, device_of
 from swcheck.drift import Drift, Predictions, compare, predict
 from swcheck.errors import CoordinateError, OptionError, TextError, WrongModelError
 from swcheck.intervene import zeroed
+from swcheck.kind import Sketch, sketch
 from swcheck.kinship import Portrait, portrait
 from swcheck.location import PROMPT, Located, locate
 from swcheck.measure import adds_bos, evaluating, token_nats, vocabulary_of, windows
@@ -63,6 +64,7 @@ class Subject:
 
     ``module`` is for this package; everybody else asks for ``model``. ``token_ids`` int64 ``(B, T)`` is what perplexity is taken on; None means windows of ``text``, and without a text
     of the package's evaluation text. ``memo`` keeps what was measured for as long as nobody else can change the model.
+    ``kind`` is what was done to it, ``auto`` leaves that to its weights where its scheme does not say it.
     ``heard`` is told every verdict about this subject.
     """
 
@@ -73,6 +75,7 @@ class Subject:
     text: str | None = field(default=None, repr=False)
     scheme: Scheme | None = None
     named: str = ""
+    kind: str = "quantized"
     memo: dict[Any, Any] | None = field(default=None, repr=False)
     again: Callable[[], nn.Module] | None = field(default=None, repr=False)
     heard: Callable[[Verdict], None] = field(default=lambda _verdict: None, repr=False)
@@ -365,6 +368,10 @@ class Subject:
     def portrait(self) -> Portrait:
         """What its kin are known by."""
         return self.once("portrait", lambda: portrait(self.live))
+
+    def sketch(self) -> Sketch:
+        """What is seen of its matrices to tell what was done to it."""
+        return self.once("sketch", lambda: sketch(self.body))
 
     def row(self, weight: SuperWeight) -> torch.Tensor | None:
         """The row of the matrix a super weight stands in, float32 ``(F,)``, None where it is packed."""

@@ -30,7 +30,7 @@ study.paper study.chapter study.plots study.setup study.record study
 options session outlier checks baseline judge diagnosis activations solo
 report
 conformance
-zeroshot tiny.card subject ratios rtn drift limits kinship location stress intervene observe
+zeroshot tiny.card subject ratios rtn drift limits kinship kind location stress intervene observe
 tiny.cloze tiny.lastword prompts measure quantize anatomy
 engines huggingface index schemes skip noise strategies tiny.train tiny.corpus tiny errors records
 """.split()

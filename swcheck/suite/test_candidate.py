@@ -24,7 +24,7 @@ def test_super_weights(swcheck_candidate, swcheck_model, swcheck_limits):
 @pytest.mark.swcheck("super activations")
 def test_super_activations(swcheck_candidate, swcheck_model, swcheck_limits):
     """Whatever the prompt, the candidate's super activation stands where the reference's does, as large."""
-    limit = swcheck_limits["activation"]
+    limit = asked(swcheck_limits["activation"])
     pair = (swcheck_candidate, swcheck_model)
 
     def stands(prompts):
