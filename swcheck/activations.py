@@ -78,12 +78,12 @@ class Activations:
         ratios = [row.value for row in counted]
         worst = _simplest(counted, counted[worst_of(ratios, limit)], asked)
         passed = all(limit.holds(ratio) for ratio in ratios)
-        where = self._shown(asked, worst, limit)
         sink = (
             self.reference.has_bos
             and all(row.theirs.position == 0 for row in counted)
             and self._with_bos(asked, counted)
         )
+        where = self._shown(asked, worst, limit, sink)
         summary = (
             f"channel {worst.place.channel} at token {worst.theirs.position} after layer {worst.place.layer}: "
             f"{worst.ours.value:+.4g} for {worst.theirs.value:+.4g} (x{worst.value:.3f}), worst of {count}"
@@ -112,11 +112,11 @@ class Activations:
         if prompts is None:
             ids = self.reference.prompt_ids()
             return (), ids, (ids.shape[1],)
-        if self.tokenizer is None:
-            raise OptionError("prompts", "a bare module without a tokenizer", "pass tokenizer=")
         if not prompts:
             raise OptionError("prompts", "an empty list: nothing would be checked", "leave it out for the default one")
         asked = tuple(as_prompt(prompt) for prompt in prompts)
+        if self.tokenizer is None and not self.reference.remembers(("padded", asked)):
+            raise OptionError("prompts", "a bare module without a tokenizer", "pass tokenizer=")
         teller = self.reference if self.reference.tokenizer is not None else self.candidate
         ids, lengths = self.reference.once(("padded", asked), lambda: padded(self.tokenizer, asked, teller.context))
         some = [number for number, length in enumerate(lengths) if length]
@@ -135,12 +135,12 @@ class Activations:
         """The reference's place in the candidate's coordinates."""
         return replace(place, channel=self.channels[place.channel]) if self.channels else place
 
-    def _shown(self, asked: Sequence[Prompt], worst: Row, limit: Limit) -> dict[str, str]:
+    def _shown(self, asked: Sequence[Prompt], worst: Row, limit: Limit, sink: bool) -> dict[str, str]:
         """The worst prompt as facts: without what follows its sink, and where it fails without all it can spare."""
         if not asked:
             return {"worst_prompt": "the default prompt"} if self.tokenizer is not None else {}
         whole = asked[worst.number]
-        small = cut(self.tokenizer, whole, worst.theirs.position)
+        small = Prompt("") if sink else cut(self.tokenizer, whole, worst.theirs.position)
         if not limit.holds(worst.value) and worst.theirs.position and self._both_at_hand():
             small = self._shrunk(small, worst, limit)
         return {"worst_prompt": shown(self.tokenizer, small), "shrunk_from": shown(self.tokenizer, whole)}

@@ -69,15 +69,17 @@ def _text(tokenizer: Any, ids: Ids) -> str:
 
 def shown(tokenizer: Any, prompt: Prompt) -> str:
     """The prompt as a report names it: quoted, control characters escaped, with its form where that is not the usual."""
-    if not prompt.text and encoded(tokenizer, prompt):
+    if not prompt.text and (tokenizer is None or encoded(tokenizer, prompt)):
         return "BOS alone"
-    if prompt.form == "chat" and getattr(tokenizer, "chat_template", None):
+    if prompt.form == "chat" and (tokenizer is None or getattr(tokenizer, "chat_template", None)):
         return f"{prompt.text!r} as a chat"
     return f"{prompt.text!r} without BOS" if is_bare(tokenizer, prompt) else repr(prompt.text)
 
 
 def is_bare(tokenizer: Any, prompt: Prompt) -> bool:
-    """Whether a prompt lacks the BOS that the tokenizer would add."""
+    """Whether a prompt lacks the BOS that the tokenizer would add; without a tokenizer, what its form says."""
+    if tokenizer is None:
+        return prompt.form == "bare"
     return adds_bos(tokenizer) and encoded(tokenizer, prompt)[:1] != (tokenizer.bos_token_id,)
 
 
@@ -86,7 +88,7 @@ def cut(tokenizer: Any, prompt: Prompt, position: int) -> Prompt:
 
     Causal masking makes it as good as the whole: what is read at this token is the same number.
     """
-    ids = encoded(tokenizer, prompt)
+    ids = () if tokenizer is None else encoded(tokenizer, prompt)
     for length in range(position + 1, len(ids)):
         found = decoded(tokenizer, ids[:length])
         if found is not None:
