@@ -23,6 +23,7 @@ from swcheck.session import read_text, write_atomically
 if TYPE_CHECKING:
     from swcheck.location import Located
     from swcheck.records import Loaded
+    from swcheck.study.paper import Published
     from swcheck.zeroshot import Score
 
 
@@ -108,6 +109,11 @@ def _add_study(commands: Any) -> None:
     )
     parser.add_argument("--text", type=Path, metavar="FILE", help="the text that perplexity is measured on")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N items of each zero-shot task")
+    parser.add_argument(
+        "--compare-paper", nargs="?", const="", metavar="NAME",
+        help="show what is published of this model beside it; =NAME says which one a directory holds",
+    )  # fmt: skip
+    parser.add_argument("--corpus", choices=("wikitext-2", "c4"), help="what --text is, so that perplexities compare")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn, %(default)s by default")
     _add_loading(parser)
     parser.add_argument("--json", action="store_true", help="write JSON, and nothing else, to stdout")
@@ -140,9 +146,11 @@ def _study(options: argparse.Namespace) -> str:
         raise OptionError(f"a study called {unknown[0]!r}", f"there are {', '.join(study.NAMES)}")
     text = None if options.text is None else read_text(options.text)
 
-    from swcheck.study import runner
+    from swcheck.study import paper, runner
     from swcheck.study.record import as_json
     from swcheck.study.setup import setup_of, zero_shot
+
+    numbers = () if options.compare_paper is None else _published(options.compare_paper or options.model, names)
 
     def told(line: str) -> None:
         sys.stderr.write(f"swcheck: {line}\n")
@@ -150,12 +158,26 @@ def _study(options: argparse.Namespace) -> str:
     scorer, unscored = zero_shot(limit=options.limit)
     setup = setup_of(_loaded(options), seed=options.seed, text=text, scorer=scorer, unscored=unscored)
     taken = list(runner.run(setup, names, options.out, told))
+    cells = paper.compare([record for _, record in taken], numbers, corpus=options.corpus)
     if options.out is not None:
-        write_atomically(options.out / "README.md", runner.as_page(taken, options.out))
+        write_atomically(options.out / "README.md", runner.as_page(taken, options.out, cells))
         told(f"written: {options.out / 'README.md'}")
     if options.json:
         return "[" + ",\n".join(as_json(record) for _, record in taken) + "]"
-    return "\n".join(line for chapter, record in taken for line in runner.as_text(chapter, record))
+    lines = [line for chapter, record in taken for line in runner.as_text(chapter, record)]
+    return "\n".join([*lines, *runner.comparison(cells)])
+
+
+def _published(model: str, names: Sequence[str]) -> tuple[Published, ...]:
+    """What is published of a model in the studies that are taken; refused before anything is loaded where nothing is."""
+    from swcheck.study import paper
+
+    found = tuple(one for one in paper.published(model) if one.study in names)
+    if not found:
+        known = ", ".join(dict.fromkeys(one.model for one in paper.everything()))
+        asked = f"published numbers of {model} in {', '.join(names)}"
+        raise OptionError(asked, f"there are none; there are some of {known}", "leave --compare-paper out")
+    return found
 
 
 def _locate(options: argparse.Namespace) -> str:

@@ -290,14 +290,14 @@ def swcheck_candidate(
 
 
 @pytest.fixture(scope="session")
-def swcheck_study_setup(swcheck_model: Subject) -> Setup:
+def swcheck_study_setup(swcheck_model: Subject, swcheck_session: Session) -> Setup:
     """What the studies of the paper share for the model under test; skips a model without super weights."""
     from swcheck.study.setup import setup_of, zero_shot
 
     if not swcheck_model.located().super_weights:
         pytest.skip(f"no super weight: {swcheck_model.located().reason}")
     scorer, unscored = zero_shot()
-    return setup_of(swcheck_model, seed=0, scorer=scorer, unscored=unscored)
+    return setup_of(swcheck_model, seed=swcheck_session.settings.seed, scorer=scorer, unscored=unscored)
 
 
 @pytest.fixture(scope="session")

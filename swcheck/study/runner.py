@@ -21,6 +21,8 @@ from swcheck.report import tabulated
 from swcheck.session import check_writable, write_atomically
 from swcheck.study import plots
 from swcheck.study.chapter import Chapter, chapter
+from swcheck.study.paper import Cell
+from swcheck.study.paper import as_text as as_text_rows
 from swcheck.study.record import Study, as_csv, as_json, from_json
 from swcheck.study.setup import Setup
 
@@ -94,8 +96,18 @@ def as_text(one: Chapter, study: Study) -> list[str]:
     return [*lines, *(f"  {line}" for line in ["", *said, *study.notes] if line or said or study.notes), ""]
 
 
-def as_page(taken: Iterable[tuple[Chapter, Study]], out: Path) -> str:
-    """``README.md`` of a run: every table and picture on one page."""
+def comparison(cells: Sequence[Cell], *, style: str = "simple") -> list[str]:
+    """Published numbers beside measured ones, as the lines of a table; nothing without any."""
+    if not cells:
+        return []
+    head, *rows = as_text_rows(cells)
+    held = [cell for cell in cells if cell.measured is not None]
+    words = f"published and measured: {len(held)} of {len(cells)} cells compared"
+    return [words, "", *tabulated(rows, head, style=style), ""]
+
+
+def as_page(taken: Iterable[tuple[Chapter, Study]], out: Path, cells: Sequence[Cell] = ()) -> str:
+    """``README.md`` of a run: every table and picture on one page, and published numbers beside measured ones."""
     lines: list[str] = []
     for one, study in taken:
         if not lines:
@@ -108,6 +120,8 @@ def as_page(taken: Iterable[tuple[Chapter, Study]], out: Path) -> str:
         lines += [f"- {verdict.outcome.value}: {verdict.cause or verdict.summary}" for verdict in one.judge(study)]
         lines += [f"- {note}" for note in study.notes]
         lines += ["", f"Numbers: [{one.name}.csv]({one.name}.csv), [{one.name}.json]({one.name}.json).", ""]
+    if cells:
+        lines += ["## Published and measured", "", *comparison(cells, style="github")]
     return "\n".join(lines)
 
 
