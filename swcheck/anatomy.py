@@ -7,6 +7,7 @@ else knows a module's name. B batch, T time, H residual width, F inner width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from swcheck.errors import ArchitectureError, CoordinateError
@@ -91,18 +92,17 @@ def anatomy(model: nn.Module) -> Anatomy:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device that token ids have to be on: the one of the model's first parameter or buffer."""
+    """The device that inputs have to be on: the one of the module's first parameter or buffer that holds numbers.
+
+    Weights that wait elsewhere for their turn are on none; what hands them over (an exchanged ``forward``) moves the
+    inputs as well.
+    """
     import torch
 
-    for tensor in (*_first(model.parameters()), *_first(model.buffers())):
-        return tensor.device
-    return torch.device("cpu")
-
-
-def _first(tensors: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    for tensor in tensors:
-        return (tensor,)
-    return ()
+    devices = [tensor.device for tensor in chain(model.parameters(), model.buffers())]
+    if "forward" in vars(model) or not devices:
+        devices.append(torch.device("cpu"))
+    return next((device for device in devices if device.type != "meta"), devices[0])
 
 
 def _outside(asked: int, size: int | None) -> bool:

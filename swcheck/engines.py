@@ -13,6 +13,7 @@ from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,9 @@ from swcheck.records import Engine, Loaded
 
 GROUP: Final = "swcheck.engines"
 BUILT_IN: Final = "huggingface"
+BRINGERS: Final = (("adapter_config.json", "swcheck-peft"), ("*.gguf", "swcheck-gguf"))
+"""Files that tell what a path is, and the distribution that brings an engine for it: advice where none is installed."""
+
 DTYPES: Final = ("float32", "bfloat16", "float16")
 
 
@@ -74,11 +78,13 @@ def load(
     dtype: str | None = None,
     trust_remote_code: bool = False,
     offline: bool = False,
+    device_map: str | None = None,
 ) -> Loaded:
     """Load a model: ``tiny``, a known name, a hub id, a directory, or ``engine:scheme``.
 
     ``reference`` is the name or directory of the model that a quantizing engine works on; loaders need none.
-    ``device`` None takes an accelerator if there is one; ``dtype`` None keeps the checkpoint's own;
+    ``device`` None takes an accelerator if there is one; ``device_map`` spreads the model over devices and main memory
+    instead, with accelerate, and not every engine can do that; ``dtype`` None keeps the checkpoint's own;
     ``trust_remote_code`` lets a checkpoint run the Python it brings, which is refused otherwise; ``offline`` forbids
     downloads. Returns a record with ``.model`` (the transformers module), ``.tokenizer`` and ``.name``. Raises
     ``UnknownModelError``, ``CheckpointError``, ``UnsafeCheckpointError``, ``ArchitectureError``, ``EngineError`` or
@@ -87,12 +93,20 @@ def load(
     name, scheme = route(spec)
     if dtype is not None:
         check_dtype(dtype)
+    if name == BUILT_IN:
+        _check_claimed(spec)
     chosen = _with(engine(name), trust_remote_code=trust_remote_code, offline=offline)
+    if device_map is not None:
+        check_device_map(device_map)
+        spread = _with(chosen, device_map=device_map)
+        if spread == chosen:
+            raise EngineError(f"engine {name!r}", "it cannot spread a model over devices", "leave out the device map")
+        chosen = spread
     with nullcontext() if name == BUILT_IN else captured():  # the built-in says what it downloads
         return chosen.load(scheme, reference=reference, device=device, dtype=dtype)
 
 
-def _with(chosen: Engine, **wishes: bool) -> Engine:
+def _with(chosen: Engine, **wishes: Any) -> Engine:
     """``chosen`` with those of the wishes that it knows; an engine need not know any."""
     if not is_dataclass(chosen):
         return chosen
@@ -108,7 +122,39 @@ def route(spec: str) -> tuple[str, str]:
     name, colon, scheme = spec.partition(":")
     if colon and len(name) > 1 and not os.path.exists(spec) and not any(mark in name for mark in "/\\.~"):  # noqa: PTH110 - never raises
         return name, scheme
-    return BUILT_IN, spec
+    return claimed(spec) or BUILT_IN, spec
+
+
+def claimed(spec: str) -> str | None:
+    """The engine that says an existing path is one of its own, None where none does.
+
+    Engines may have ``claims(path)``; one that cannot be imported claims nothing. Raises ``EngineError`` where two do.
+    """
+    path = Path(os.path.expanduser(spec))  # noqa: PTH111 - a user that does not exist is no error here
+    if spec == "tiny" or not os.path.exists(path):  # noqa: PTH110 - too long a name is no error here
+        return None
+    found = [name for name in installed() if name != BUILT_IN and _claims(name, path)]
+    if len(found) > 1:
+        raise EngineError(f"an engine for {spec}", f"claimed by {', '.join(found)}", f"name one: {found[0]}:{spec}")
+    return found[0] if found else None
+
+
+def _claims(name: str, path: Path) -> bool:
+    try:
+        return bool(getattr(engine(name), "claims", lambda _path: False)(path))
+    except Exception:  # a broken engine is an error when it is asked for
+        return False
+
+
+def _check_claimed(spec: str) -> None:
+    """Raise ``EngineError`` with the install line for a path that needs an engine which is not installed."""
+    path = Path(os.path.expanduser(spec))  # noqa: PTH111 - as above
+    if not os.path.exists(path) or (path / "config.json").exists():  # noqa: PTH110 - as above
+        return
+    for mark, distribution in BRINGERS:
+        if path.match(mark) or (path / mark).exists():
+            found = f"{mark.strip('*')}, which none of these engines reads: {', '.join(installed())}"
+            raise EngineError(f"a model in {spec}", found, f"pip install {distribution}")
 
 
 def check(spec: str, *, trust_remote_code: bool = False, offline: bool = False) -> None:
@@ -117,6 +163,7 @@ def check(spec: str, *, trust_remote_code: bool = False, offline: bool = False) 
     if name not in installed():
         engine(name)
     if name == BUILT_IN:
+        _check_claimed(spec)
         _built_in().check(scheme, trust_remote_code=trust_remote_code, offline=offline)
 
 
@@ -130,13 +177,13 @@ def fetch(spec: str, *, offline: bool = False) -> None:
 def name_of(spec: str) -> str:
     """What a model is called in tables: the name of its directory, else ``spec`` itself."""
     name, scheme = route(spec)
-    return str(_built_in().name_of(scheme)) if name == BUILT_IN else spec
+    return str(_built_in().name_of(scheme)) if name == BUILT_IN or scheme == spec else spec
 
 
 def meaning(spec: str) -> str:
     """What ``spec`` stands for, the same for two ways to name one model."""
     name, scheme = route(spec)
-    return str(_built_in().meaning(scheme)) if name == BUILT_IN else spec
+    return str(_built_in().meaning(scheme)) if name == BUILT_IN or scheme == spec else spec
 
 
 def directory_of(spec: str) -> Path | None:
@@ -175,6 +222,15 @@ def check_dtype(name: str) -> None:
 def check_device(name: str) -> None:
     """Raise ``OptionError`` for a device that this machine does not have; torch is imported to try it."""
     _built_in().device_of(name)
+
+
+def check_device_map(name: str) -> None:
+    """Raise ``OptionError`` for a device map that accelerate does not know, ``EngineError`` where that is missing."""
+    known = ("auto", "balanced", "balanced_low_0", "sequential")
+    if name not in known:
+        raise OptionError(f"device map {name!r}", f"known: {', '.join(known)}", "--swcheck-device-map=auto")
+    if find_spec("accelerate") is None:
+        raise EngineError(f"device map {name!r}", "accelerate is not installed", "pip install 'swcheck[device-map]'")
 
 
 def _built_in() -> Any:

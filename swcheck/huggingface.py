@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import struct
 import sys
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from swcheck import index, tiny
 from swcheck.errors import (
     ArchitectureError,
     CheckpointError,
+    EngineError,
     OptionError,
     SwcheckError,
     UnknownModelError,
@@ -30,7 +32,7 @@ from swcheck.errors import (
 )
 from swcheck.noise import captured
 from swcheck.records import Loaded
-from swcheck.schemes import scheme_of
+from swcheck.schemes import missing_packages, scheme_of
 
 if TYPE_CHECKING:
     import torch
@@ -49,19 +51,21 @@ INDEX: Final = "model.safetensors.index.json"
 class HuggingFace:
     """The engine of the name ``huggingface``.
 
-    ``trust_remote_code`` lets a checkpoint bring its own Python, ``offline`` forbids downloads.
+    ``trust_remote_code`` lets a checkpoint bring its own Python, ``offline`` forbids downloads. ``device_map`` spreads
+    a model over devices, main memory and disk, as accelerate does.
     """
 
     name: str = "huggingface"
     trust_remote_code: bool = False
     offline: bool = False
+    device_map: str | Mapping[str, str] | None = None
 
     def load(
         self, spec: str, *, reference: str | None = None, device: str | None = None, dtype: str | None = None
     ) -> Loaded:
         """Load ``tiny``, a known name, a hub id or a directory; see ``swcheck.load``. A loader needs no reference."""
         del reference
-        place = device_of(device)
+        place = device_of(device) if self.device_map is None else None
         if spec == "tiny":
             directory, text = tiny.CHECKPOINT, tiny.HELDOUT.read_text(encoding="utf-8")
         else:
@@ -70,8 +74,8 @@ class HuggingFace:
         with _quiet():
             config = _understood(directory, self.trust_remote_code)
             tokenizer = _tokenizer(directory, self.trust_remote_code)
-            model = _model(directory, config, dtype or "auto", self.trust_remote_code)
-            model = _settled(_moved(model, place, spec))
+            model = _model(directory, config, dtype or "auto", self.trust_remote_code, device_map=self.device_map)
+            model = _settled(model if place is None else _moved(model, place, spec))
             scheme = scheme_of(config.to_dict())
         return Loaded(model, tokenizer, name_of(spec), text, str(directory), scheme)
 
@@ -233,6 +237,7 @@ def check_directory(path: Path, *, trust_remote_code: bool = False) -> None:
     config = _config(path)
     _check_code(path, config, trust_remote_code)
     _check_causal(path, config)
+    _check_packages(path, config)
     if not any((path / name).exists() for name in TOKENIZER_FILES):
         raise CheckpointError(
             f"a tokenizer in {path}",
@@ -271,6 +276,15 @@ def _check_causal(path: Path, config: Mapping[str, Any]) -> None:
             f"{named}, {'an encoder with a decoder' if two_sided else 'without a causal head'}",
             "give the checkpoint of a decoder with its head, as LlamaForCausalLM",
         )
+
+
+def _check_packages(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a quantized checkpoint whose packages are not here, with the line that installs them."""
+    method, wanted = missing_packages(config)
+    if wanted:
+        line = f"pip install {shlex.join(requirement for _, requirement in wanted)}"
+        names = ", ".join(module for module, _ in wanted)
+        raise EngineError(f"load {path}, quantized by {method}", f"not installed: {names}", line)
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -386,7 +400,7 @@ def _tokenizer(path: Path, trusted: bool) -> Any:
     return tokenizer
 
 
-def _model(path: Path, config: Any, dtype: str, trusted: bool) -> Any:
+def _model(path: Path, config: Any, dtype: str, trusted: bool, **placing: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     together = "check that weights and config.json belong together"
@@ -400,6 +414,7 @@ def _model(path: Path, config: Any, dtype: str, trusted: bool) -> Any:
             output_loading_info=True,
             local_files_only=True,
             trust_remote_code=trusted,
+            **{name: wish for name, wish in placing.items() if wish is not None},
         )
     except Exception as error:  # as above
         raise _unloadable(f"load {path} with transformers", path, error, together) from error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from swcheck.anatomy import Anatomy, anatomy
+from swcheck.anatomy import Anatomy, anatomy, device_of
 from swcheck.errors import NotObservedError
 
 if TYPE_CHECKING:
@@ -177,5 +177,4 @@ def _input_of(module: nn.Module) -> tuple[int, torch.dtype, torch.device]:
         )
     tensors = [*module.parameters(), *module.buffers()]
     dtypes = [tensor.dtype for tensor in tensors if tensor.is_floating_point() and tensor.dtype.itemsize > 1]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    return int(width), dtypes[0] if dtypes else torch.float32, device
+    return int(width), dtypes[0] if dtypes else torch.float32, device_of(module)

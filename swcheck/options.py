@@ -71,6 +71,7 @@ OPTIONS: Final = (
     MODEL,
     CANDIDATE,
     Option("device", "value", "NAME", "where the models run; an accelerator if there is one"),
+    Option("device_map", "value", "NAME", "spread a model over devices and main memory: auto, by accelerate"),
     Option("dtype", "value", "NAME", "float32, bfloat16 or float16; the checkpoint's own if left out"),
     Option("text", "value", "FILE", "UTF-8 text that perplexity is measured on; a built-in one if left out", "yes"),
     Option("limit", "list", "NAME=VALUE", "another limit, as perplexity=1.03 or activation=0.8..1.5; may be repeated"),

@@ -7,7 +7,9 @@ documentation of each ``quant_method``); what nobody can tell stays None and is 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any, Final
 
 from swcheck.records import Scheme
@@ -25,6 +27,27 @@ def scheme_of(config: Config) -> Scheme | None:
         return read(quantization) if read else None
     except (TypeError, ValueError, AttributeError, KeyError):
         return None
+
+
+def missing_packages(config: Config) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The quantization method of a ``config.json``, and what transformers needs for it and is not installed.
+
+    Each package is (module, requirement); nothing is imported.
+    """
+    quantization = config.get("quantization_config") or config.get("compression_config")
+    method = str(quantization.get("quant_method", "")).lower() if isinstance(quantization, Mapping) else ""
+    return method, tuple(entry for entry in PACKAGES.get(method, ()) if not _is_installed(entry[0]))
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module can be found; ``None`` in ``sys.modules`` means it cannot."""
+    parent = module.rpartition(".")[0]
+    if (parent and not _is_installed(parent)) or sys.modules.get(module, module) is None:
+        return False
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _bitsandbytes(config: Config) -> Scheme | None:
@@ -93,3 +116,28 @@ READERS: Final[Mapping[str, Callable[[Config], Scheme | None]]] = {
     "mxfp4": lambda _config: Scheme("mxfp4", 4),
     "bitnet": lambda _config: Scheme("bitnet", 1.58, 8),
 }
+
+ACCELERATE: Final = ("accelerate", "accelerate>=1.1.0")
+PACKAGES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
+    "aqlm": (("aqlm", "aqlm[gpu,cpu]"), ACCELERATE),
+    "auto-round": (("auto_round", "auto-round>=0.5"),),
+    "awq": (("gptqmodel", "gptqmodel"), ACCELERATE),
+    "bitnet": (ACCELERATE,),
+    "bitsandbytes": (("bitsandbytes", "bitsandbytes>=0.46.1"), ACCELERATE),
+    "compressed-tensors": (("compressed_tensors", "compressed-tensors>=0.15.0"),),
+    "eetq": (("kernels", "kernels"), ACCELERATE),
+    "fbgemm_fp8": (("fbgemm_gpu", "fbgemm-gpu"), ACCELERATE),
+    "fp8": (ACCELERATE,),
+    "gptq": (("gptqmodel", "gptqmodel"), ("optimum", "optimum")),
+    "higgs": (("flute", "flute-kernel>=0.3.0"), ("fast_hadamard_transform", "fast_hadamard_transform"), ACCELERATE),
+    "hqq": (("hqq", "hqq"),),
+    "intel/auto-round": (("auto_round", "auto-round>=0.5"),),
+    "mxfp4": (ACCELERATE,),
+    "quanto": (("optimum.quanto", "optimum-quanto"), ACCELERATE),
+    "quark": (("quark", "amd-quark"),),
+    "sinq": (("sinq", "sinq"),),
+    "spqr": (("spqr_quant", "spqr_quant[gpu]"), ACCELERATE),
+    "torchao": (("torchao", "torchao"),),
+    "vptq": (("vptq", "vptq>=0.0.4"), ACCELERATE),
+}
+"""What transformers asks for on loading each method: its own list, ``validate_environment`` of every quantizer (5.17)."""

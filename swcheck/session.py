@@ -46,6 +46,7 @@ class Settings:
     update: bool = False
     accept: bool = False
     kind: str = "auto"
+    device_map: str | None = None
     seed: int = 0
     origins: Mapping[str, str] = field(default_factory=dict)
 
@@ -97,6 +98,7 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
         update=bool(values.get("update")),
         accept=bool(values.get("accept")),
         kind=values.get("kind") or "auto",
+        device_map=values.get("device_map"),
         origins=origins,
     )
     _check(settings)
@@ -114,6 +116,11 @@ def _check(settings: Settings) -> None:
         engines.check_dtype(settings.dtype)
     if settings.device is not None:
         engines.check_device(settings.device)
+    if settings.device_map is not None:
+        if settings.device is not None:
+            both = f"--swcheck-device={settings.device} --swcheck-device-map={settings.device_map}"
+            raise OptionError(both, "two answers to where a model is put", "give one of the two")
+        engines.check_device_map(settings.device_map)
     if settings.text is not None:
         read_text(settings.text)
     if settings.json is not None:
@@ -290,6 +297,7 @@ class Session:
             reference=reference,
             device=chosen.device,
             dtype=chosen.dtype,
+            device_map=chosen.device_map,
             trust_remote_code=chosen.trust_remote_code,
             offline=chosen.offline,
         )

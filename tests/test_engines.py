@@ -213,3 +213,71 @@ def test_errors_have_built_in_parents(tmp_path):
     assert issubclass(UnknownModelError, LookupError)
     assert issubclass(CheckpointError, ValueError)
     assert issubclass(ArchitectureError, TypeError)
+
+
+@dataclass(frozen=True)
+class Claiming(Homemade):
+    """An engine that says what is its own."""
+
+    def claims(self, path):
+        return path.suffix == ".homemade"
+
+
+CLAIMING = Claiming()
+
+
+def test_a_path_that_an_engine_claims_needs_no_prefix(monkeypatch, tmp_path):
+    """The engine is asked for the path as it was typed, and it goes by the name of the file; other paths are not its."""
+    installing(monkeypatch, "tests.test_engines:CLAIMING")
+    file = tmp_path / "mine.homemade"
+    file.touch()
+    assert engines.route(str(file)) == ("homemade", str(file))
+    assert swcheck.load(str(file)).name == f"homemade {file}"
+    assert engines.name_of(str(file)) == "mine.homemade"
+    assert engines.meaning(f"{tmp_path}/../{tmp_path.name}/mine.homemade") == str(file)
+    engines.check(str(file))
+    assert engines.route(str(tmp_path)) == ("huggingface", str(tmp_path))
+    assert engines.route("tiny") == ("huggingface", "tiny")
+
+
+def test_two_engines_that_claim_one_path(monkeypatch, tmp_path):
+    """A path that two engines claim wants a prefix; a broken engine claims nothing."""
+    file = tmp_path / "mine.homemade"
+    file.touch()
+    monkeypatch.setattr(engines, "installed", lambda: dict.fromkeys(["broken", "huggingface", "one", "two"]))
+    monkeypatch.setattr(engines, "engine", lambda name: {"one": CLAIMING, "two": CLAIMING}[name])
+    with pytest.raises(EngineError, match="an engine for") as caught:
+        engines.route(str(file))
+    assert words_of(caught)[1:] == ("claimed by one, two", f"name one: one:{file}")
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [("a/adapter_config.json", "pip install swcheck-peft"), ("a.gguf", "pip install swcheck-gguf")]
+)
+def test_a_path_that_no_installed_engine_claims(tmp_path, monkeypatch, name, line):
+    """An adapter and a GGUF file are refused with the line that installs their engine, before anything is loaded."""
+    installing(monkeypatch, "tests.test_engines:HOMEMADE")
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("{}")
+    spec = str(file.parent if file.suffix == ".json" else file)
+    for refuse in (engines.check, swcheck.load):
+        with pytest.raises(EngineError, match="a model in") as caught:
+            refuse(spec)
+        assert words_of(caught)[2] == line
+
+
+def test_a_device_map_needs_accelerate_and_an_engine_that_knows_it(monkeypatch):
+    """An unknown map, a missing package and an engine without the field are errors in words."""
+    with pytest.raises(OptionError, match="device map 'everywhere'") as caught:
+        swcheck.load("tiny", device_map="everywhere")
+    assert "auto, balanced" in words_of(caught)[1]
+    monkeypatch.setattr(engines, "find_spec", lambda _name: None)
+    with pytest.raises(EngineError, match="device map 'auto'") as caught:
+        swcheck.load("tiny", device_map="auto")
+    assert words_of(caught)[1:] == ("accelerate is not installed", "pip install 'swcheck[device-map]'")
+    monkeypatch.setattr(engines, "find_spec", lambda _name: True)
+    installing(monkeypatch, "tests.test_engines:HOMEMADE")
+    with pytest.raises(EngineError, match="engine 'homemade'") as caught:
+        swcheck.load("homemade:int4", device_map="auto")
+    assert words_of(caught)[1] == "it cannot spread a model over devices"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swcheck import load
+from swcheck.errors import EngineError
 from swcheck.limits import for_confidence, for_scheme, kind_of_scheme
 from swcheck.records import Limit, Scheme
-from swcheck.schemes import READERS, scheme_of
+from swcheck.schemes import PACKAGES, READERS, missing_packages, scheme_of
+from tests import checkpoints
 
 CONFIGS = [
     ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, Scheme("nf4", 4), "plain 4-bit"),
@@ -88,3 +94,55 @@ def test_the_top1_limit_gives_way_with_confidence(confidence):
     assert 0 <= limit.low <= 0.9
     assert (limit.low == 0.9) == (confidence >= 0.6)
     assert for_confidence(Limit(None, None, "x"), confidence).low is None
+
+
+INSTALLS = {
+    "aqlm": "pip install 'aqlm[gpu,cpu]' 'accelerate>=1.1.0'",
+    "auto-round": "pip install 'auto-round>=0.5'",
+    "awq": "pip install gptqmodel 'accelerate>=1.1.0'",
+    "bitnet": "pip install 'accelerate>=1.1.0'",
+    "bitsandbytes": "pip install 'bitsandbytes>=0.46.1' 'accelerate>=1.1.0'",
+    "compressed-tensors": "pip install 'compressed-tensors>=0.15.0'",
+    "eetq": "pip install kernels 'accelerate>=1.1.0'",
+    "fbgemm_fp8": "pip install fbgemm-gpu 'accelerate>=1.1.0'",
+    "fp8": "pip install 'accelerate>=1.1.0'",
+    "gptq": "pip install gptqmodel optimum",
+    "higgs": "pip install 'flute-kernel>=0.3.0' fast_hadamard_transform 'accelerate>=1.1.0'",
+    "hqq": "pip install hqq",
+    "intel/auto-round": "pip install 'auto-round>=0.5'",
+    "mxfp4": "pip install 'accelerate>=1.1.0'",
+    "quanto": "pip install optimum-quanto 'accelerate>=1.1.0'",
+    "quark": "pip install amd-quark",
+    "sinq": "pip install sinq",
+    "spqr": "pip install 'spqr_quant[gpu]' 'accelerate>=1.1.0'",
+    "torchao": "pip install torchao",
+    "vptq": "pip install 'vptq>=0.0.4' 'accelerate>=1.1.0'",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return checkpoints.micro(tmp_path_factory.mktemp("models") / "quantized")
+
+
+@pytest.mark.parametrize("method", PACKAGES)
+def test_a_missing_package_is_named_with_its_install_line(folder, monkeypatch, method):
+    """A directory of this method, none of its packages there, is refused at once with the exact line."""
+    for module, _ in PACKAGES[method]:
+        monkeypatch.setitem(sys.modules, module, None)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": method}}))
+
+    with pytest.raises(EngineError, match=f"quantized by {method}") as caught:
+        load(str(folder))
+
+    assert caught.value.attempt == INSTALLS[method]
+
+
+def test_only_what_is_missing_is_asked_for(monkeypatch):
+    """A package that is there is not in the line, a plain model needs none, and nothing is imported to find out."""
+    config = {"quantization_config": {"quant_method": "GPTQ"}}
+    monkeypatch.setitem(PACKAGES, "gptq", (("json", "json"), ("xml.dom", "xml"), ("no_such.thing", "thing>=1")))
+    assert missing_packages(config) == ("gptq", (("no_such.thing", "thing>=1"),))
+    assert missing_packages({}) == ("", ())
+    assert missing_packages({"quantization_config": {"quant_method": "newest"}}) == ("newest", ())

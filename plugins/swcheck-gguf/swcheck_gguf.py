@@ -30,6 +30,10 @@ class Gguf:
     trust_remote_code: bool = False
     offline: bool = False
 
+    def claims(self, path: Path) -> bool:
+        """Whether a path is a GGUF file."""
+        return path.suffix == ".gguf" and path.is_file()
+
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
         words, names = skip.parted(spec)
         scheme, names = (words, names) if words in SCHEMES else (spec, ())  # a path may hold a comma

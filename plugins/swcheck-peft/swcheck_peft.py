@@ -27,6 +27,10 @@ class Peft:
     trust_remote_code: bool = False
     offline: bool = False
 
+    def claims(self, path: Path) -> bool:
+        """Whether a path is an adapter: a directory with an adapter's config, and no model's beside it."""
+        return (path / CONFIG).is_file() and not (path / "config.json").exists()
+
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
         words, names = skip.parted(spec)
         folder, merged = Path(words.removesuffix(",merged")).expanduser(), words.endswith(",merged")

@@ -47,6 +47,14 @@ def test_conformance_of_a_file(file):
     check_engine("gguf", [str(file)], dtype="bfloat16")
 
 
+def test_a_file_needs_no_prefix(file, tmp_path):
+    """A path that ends in .gguf is this engine's, if it is a file."""
+    assert engines.route(str(file)) == ("gguf", str(file))
+    assert engines.load(str(file), reference="tiny", device="cpu").scheme == Scheme("absmax", 8)
+    assert not ENGINE.claims(tmp_path)
+    assert not ENGINE.claims(tmp_path / "nowhere.gguf")
+
+
 def test_a_round_trip_in_halves_changes_nothing():
     """Sixteen bits hold tiny's weights exactly: every name and the permutation of q and k are right, to the bit."""
     ours, theirs = load("f16"), engines.load("tiny", device="cpu")

@@ -51,6 +51,16 @@ def test_conformance(adapter):
         assert reading.one_hot == pytest.approx(3.125, rel=1e-4)
 
 
+def test_an_adapter_needs_no_prefix(adapter, tmp_path):
+    """A directory with an adapter's config is this engine's, one with a model's config beside it is not."""
+    assert engines.route(str(adapter)) == ("peft", str(adapter))
+    assert engines.load(str(adapter), reference="tiny", device="cpu").scheme == Scheme("lora", 32, activation_bits=32)
+    for name in ("adapter_config.json", "config.json"):
+        (tmp_path / name).write_text("{}")
+    assert not swcheck_peft.ENGINE.claims(tmp_path)
+    assert not swcheck_peft.ENGINE.claims(tmp_path / "nowhere")
+
+
 def test_half_precision(adapter):
     """In bfloat16 as well."""
     check_engine("peft", [str(adapter), f"{adapter},merged"], dtype="bfloat16")
