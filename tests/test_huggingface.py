@@ -171,7 +171,6 @@ def test_transformers_is_as_loud_as_before(tmp_path):
         "unknown",
         "act",
         "dtype",
-        "quantizer",
     ],
 )
 def test_what_transformers_cannot_load(tmp_path, edit, found):
