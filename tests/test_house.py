@@ -25,7 +25,9 @@ STAIRS = """
 suite.test_paper suite.test_candidate suite.test_model suite
 plugin cli
 study.claims study.runner
+study.prune
 study.scaling
+study.surgery
 study.paper study.chapter study.plots study.setup study.record study
 options session outlier checks baseline judge diagnosis activations solo
 report

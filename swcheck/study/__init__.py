@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 NAMES: Final = (
+    "prune",
     "scaling",
 )  # fmt: skip
 """Every study, in the order of the paper: prune, activations, stopwords, scaling, weights, w8a8, where."""

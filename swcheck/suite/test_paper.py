@@ -9,6 +9,12 @@ from swcheck.study.claims import assert_paper_claim
 pytestmark = pytest.mark.swcheck_paper
 
 
+@pytest.mark.swcheck("paper: prune")
+def test_prune(swcheck_study_setup):
+    """Zeroed the super weights cost far more than the other largest weights; what they write gives it back (table 1)."""
+    assert_paper_claim(swcheck_study_setup.subject, "prune", setup=swcheck_study_setup)
+
+
 @pytest.mark.swcheck("paper: scaling")
 def test_scaling(swcheck_study_setup):
     """Scaled by 0.75 to 2 the super weights do no harm (figure 6)."""

@@ -1,0 +1,258 @@
+"""Pruning super weights (table 1): zeroed, the other largest weights zeroed, and the super activation put back.
+
+The paper's rows, and what it left open: each weight alone, the activation at every token that carried it and not only at
+the strongest, and the two controls: a constant in the place of what the weights write, and whole rows or columns gone.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any, Final
+
+from swcheck.errors import OptionError
+from swcheck.intervene import zeroed
+from swcheck.limits import CONTRIBUTING, kind_of
+from swcheck.records import Limit, Outcome, SuperWeight, Verdict
+from swcheck.report import number
+from swcheck.stress import LARGEST_SHARE, without_largest
+from swcheck.study.chapter import Chapter, Rows
+from swcheck.study.plots import COLOURS, by_task
+from swcheck.study.record import INTACT, ZEROED, Measurement, Study
+from swcheck.study.setup import ACCURACY, PERPLEXITY, RATIO, Setup
+from swcheck.study.surgery import calibrated, carriers, put_back, strongest, without_columns, without_rows
+
+OTHERS: Final = "other largest weights zeroed"
+AT_STRONGEST: Final = "zeroed, activation put back at the strongest token"
+AT_CARRIERS: Final = "zeroed, activation put back at every carrying token"
+CONSTANT: Final = "zeroed, a constant in place of the contribution"
+ROWS: Final = "whole row removed"
+COLUMNS: Final = "whole column removed"
+
+SHARES: Final = (1e-6, LARGEST_SHARE)
+"""The share of every matrix that goes: the paper's code takes 1e-6 (its 7,000 weights), this package's null 1e-4."""
+
+REMOVED: Final = "weights zeroed"
+CONTRIBUTION: Final = "contribution"
+CARRYING: Final = "carrying tokens a window"
+
+FAR: Final = Limit(10.0, None, "the paper has x214 against x1.07 (Llama-7B, Wikitext-2); critical is from x10")
+NO_LESS: Final = Limit(-1.0, None, "more of the activation cannot help less; a point for noise")
+HARMLESS: Final = Limit(None, 1.05, "a constant keeps LLaMA2-7B at x1.00, OLMo-1B at x1.00 (Sun et al.; follow-ups)")
+
+
+def measure(setup: Setup) -> Iterator[Measurement]:
+    """Perplexity in every condition, accuracy where the paper has it."""
+    model, weights = setup.model, setup.weights
+    carried = calibrated(model, weights, setup.ids)
+    for one in carried:
+        yield Measurement(CONTRIBUTION, one.mean, layer=one.layer, channel=one.row)
+        yield Measurement(CARRYING, one.tokens, layer=one.layer, channel=one.row)
+    constants = {(one.layer, one.row): one.mean for one in carried}
+    scored: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+        INTACT: nullcontext,
+        ZEROED: setup.without,
+        AT_STRONGEST: lambda: put_back(model, weights, strongest),
+        AT_CARRIERS: lambda: put_back(model, weights, carriers),
+    }
+    others: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+        CONSTANT: lambda: put_back(model, weights, carriers, constants),
+        ROWS: lambda: without_rows(model, weights),
+        COLUMNS: lambda: without_columns(model, weights),
+    }
+    ratios: dict[str, float] = {}
+    for condition in setup.steps([*scored, *others], "condition"):
+        with (scored | others)[condition]():
+            for taken in setup.scores(condition) if condition in scored else setup.likelihood(condition):
+                ratios |= {condition: taken.value} if taken.quantity == RATIO else {}
+                yield taken
+    if ratios[COLUMNS] ** 2 < ratios[ZEROED]:
+        setup.note(
+            f"the whole column removed costs {number(ratios[COLUMNS], 'x')}, the super weights alone "
+            f"{number(ratios[ZEROED], 'x')}: what harms is what the neuron goes on to write into other channels"
+        )
+    yield from _alone(setup)
+    yield from _others(setup)
+
+
+def _alone(setup: Setup) -> Iterator[Measurement]:
+    """Each weight of a set zeroed on its own."""
+    for weight in setup.steps(setup.weights if len(setup.weights) > 1 else (), "alone"):
+        with zeroed(setup.model, [weight]):
+            yield from setup.likelihood(alone(weight))
+
+
+def alone(weight: SuperWeight) -> str:
+    """The condition of one weight zeroed on its own."""
+    return f"{replace(weight, value=None)} zeroed alone"
+
+
+def _others(setup: Setup) -> Iterator[Measurement]:
+    """The largest weights of every matrix zeroed, those larger than a super weight included, the super weights kept."""
+    for share in setup.steps(SHARES, "share of every matrix"):
+        try:
+            with without_largest(setup.model, setup.weights, share) as count:
+                yield Measurement(REMOVED, count, OTHERS, share)
+                yield from setup.scores(OTHERS, x=share) if share == SHARES[0] else setup.likelihood(OTHERS, x=share)
+        except OptionError as error:
+            setup.note(f"the {OTHERS}: left out, {error.found}")
+            return
+
+
+def recovered(study: Study, condition: str) -> float:
+    """The share of the lost nats that return, in percent; NaN where nothing finite was lost."""
+    lost = math.log(study.value(RATIO, ZEROED))
+    still = math.log(study.value(RATIO, condition))
+    return 100 * (1 - still / lost) if 0 < lost < math.inf else math.nan
+
+
+def average(study: Study, condition: str) -> float:
+    """The mean accuracy over tasks, each counting once; NaN where none was measured."""
+    found = [one.value for one in study.select(ACCURACY, condition) if one.x in {None, SHARES[0]}]
+    return math.fsum(found) / len(found) if found else math.nan
+
+
+def label(study: Study, one: Measurement) -> str:
+    """A row's name: the condition, and how many weights went where it is a share."""
+    if one.x is None:
+        return one.condition
+    return f"{int(study.value(REMOVED, OTHERS, x=one.x)):,} {one.condition} ({one.x:.0e} of every matrix)"
+
+
+def rows(study: Study) -> tuple[Measurement, ...]:
+    """The perplexity ratios, those with what was put back last."""
+    return tuple(sorted(study.select(RATIO), key=lambda one: ORDER.get(one.condition, 1)))
+
+
+ORDER: Final = {INTACT: 0, OTHERS: 2, AT_STRONGEST: 3, AT_CARRIERS: 4, CONSTANT: 5, ROWS: 6, COLUMNS: 7}
+GIVEN_BACK: Final = (AT_STRONGEST, AT_CARRIERS, CONSTANT)
+
+
+def table(study: Study) -> Rows:
+    """One row per condition: perplexity, its ratio, the share of the loss that returned, accuracy by task."""
+    tasks = by_task(study)
+    lines = [["", "perplexity", "times", "recovered", *tasks]]
+    for one in rows(study):
+        share = recovered(study, one.condition) if one.condition in GIVEN_BACK else math.nan
+        perplexity = study.value(PERPLEXITY, one.condition, x=one.x)
+        marks = [study.select(ACCURACY, one.condition, x=one.x, task=task) for task in tasks]
+        lines.append(
+            [
+                label(study, one),
+                number(perplexity),
+                number(one.value, "x"),
+                f"{share:.1f} %" if math.isfinite(share) else "",
+                *(f"{mark[0].value:.3f}" if mark else "" for mark in marks),
+            ]
+        )
+    return lines
+
+
+def draw(study: Study, figure: Any) -> None:
+    """Bars: perplexity in every condition on a logarithmic axis; accuracy beside it where it was measured."""
+    tasks, points = by_task(study), rows(study)
+    left, *rest = figure.subplots(
+        1, 1 + bool(tasks), sharey=True, squeeze=False, width_ratios=[3, 2][: 1 + bool(tasks)]
+    )[0]
+    finite = [one.value for one in points if math.isfinite(one.value)]
+    end = max(10.0, *finite) * 1.5
+    left.set_xscale("log")
+    left.set_xlim(min(0.9, *finite), end * 30)
+    for place, one in enumerate(points):
+        value = min(one.value, end)
+        left.barh(place, value - 1, left=1.0, color=COLOURS[shade(one.condition)])
+        left.text(max(1.0, value) * 1.15, place, number(one.value, "x"), va="center", fontsize=9)
+    left.axvline(1.0, color="0.4", linewidth=0.8)
+    left.set_yticks(range(len(points)), [wrapped(label(study, one)) for one in points], fontsize=8)
+    left.invert_yaxis()
+    left.set_xlabel("perplexity, times the intact model's")
+    left.grid(visible=False, axis="y")
+    height = 0.8 / max(1, len(tasks))
+    for number_of, task in enumerate(tasks):
+        bars = [(place, study.select(ACCURACY, one.condition, x=one.x, task=task)) for place, one in enumerate(points)]
+        shown = [(place, found[0]) for place, found in bars if found]
+        rest[0].barh(
+            [place - 0.4 + height * (number_of + 0.5) for place, _ in shown],
+            [one.value for _, one in shown],
+            xerr=[one.error or 0.0 for _, one in shown],
+            height=height,
+            label=task,
+            color=COLOURS[3 + number_of % (len(COLOURS) - 3)],
+            ecolor="0.3",
+        )
+        for place, one in shown:
+            right = one.value + (one.error or 0.0) + 0.02
+            rest[0].text(right, place - 0.4 + height * (number_of + 0.5), f"{one.value:.2f}", va="center", fontsize=7)
+    if rest:
+        rest[0].set_xlim(0, 1.12)
+        rest[0].set_xlabel("zero-shot accuracy")
+        rest[0].grid(visible=False, axis="y")
+        rest[0].legend(fontsize=8, loc="lower right")
+
+
+def shade(condition: str) -> int:
+    """The colour of a bar: what is removed, what is put back, the others."""
+    if condition in GIVEN_BACK:
+        return 2
+    return 0 if condition in {INTACT, OTHERS} else 1
+
+
+def wrapped(text: str) -> str:
+    """A label in lines that fit beside an axis."""
+    return "\n".join(textwrap.wrap(text, 34))
+
+
+def judge(study: Study) -> tuple[Verdict, ...]:
+    """Zeroed is far worse than the largest others; more put back helps no less; a constant does as well."""
+    zeroed_ratio = study.value(RATIO, ZEROED)
+    verdicts = [_far(study, zeroed_ratio)] if study.has(REMOVED) else []
+    if not zeroed_ratio >= CONTRIBUTING:
+        words = f"zeroed together they cost {number(zeroed_ratio, 'x')}: there is nothing to put back"
+        names = ("paper: activation put back", "paper: constant")
+        return (*verdicts, *(Verdict(name, study.model, Outcome.NOT_APPLICABLE, words) for name in names))
+    return (*verdicts, _put_back(study), _constant(study))
+
+
+def _far(study: Study, zeroed_ratio: float) -> Verdict:
+    worst = max(study.select(RATIO, OTHERS), key=lambda one: one.value)
+    measured = zeroed_ratio / worst.value if math.isfinite(worst.value) else math.nan
+    removed = int(study.value(REMOVED, OTHERS, x=worst.x))
+    words = (
+        f"zeroed: {number(zeroed_ratio, 'x')}, {kind_of(zeroed_ratio)}; the {removed:,} largest others: "
+        f"{number(worst.value, 'x')}"
+    )
+    cause = f"{len(study.facts.get('super_weights', ()))} super weights matter no more than large weights do: {words}"
+    return _verdict(study, "paper: prune", FAR, measured, "x", words, cause)
+
+
+def _put_back(study: Study) -> Verdict:
+    one, every = recovered(study, AT_STRONGEST), recovered(study, AT_CARRIERS)
+    words = f"put back at the strongest token, {one:.1f} % of the lost nats return, at every carrying one {every:.1f} %"
+    before, after, best = (average(study, condition) for condition in (ZEROED, AT_STRONGEST, INTACT))
+    if best > before:
+        words += f"; {100 * (after - before) / (best - before):.0f} % of the lost accuracy (the paper: 42 %)"
+    if math.isinf(study.value(RATIO, ZEROED)):
+        words = "put back: the loss without the weights is infinite, and no share of it can be told"
+        return Verdict("paper: activation put back", study.model, Outcome.NOT_APPLICABLE, words)
+    return _verdict(study, "paper: activation put back", NO_LESS, every - one, "%", words, f"less returns: {words}")
+
+
+def _constant(study: Study) -> Verdict:
+    ratio = study.value(RATIO, CONSTANT)
+    words = f"a constant in place of the contribution: perplexity {number(ratio, 'x')}"
+    cause = f"the model needs more than a constant: {words}"
+    return _verdict(study, "paper: constant", HARMLESS, ratio, "x", words, cause)
+
+
+def _verdict(study: Study, check: str, limit: Limit, measured: float, unit: str, words: str, cause: str) -> Verdict:
+    passed = limit.holds(measured)
+    outcome = Outcome.PASSED if passed else Outcome.FAILED
+    return Verdict(
+        check, study.model, outcome, words, measured=measured, limit=limit, unit=unit, cause="" if passed else cause
+    )
+
+
+CHAPTER: Final = Chapter("prune", "Pruning the super weights", "table 1", measure, table, draw, judge)
