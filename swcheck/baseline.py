@@ -39,7 +39,7 @@ KEPT_ROWS: Final = 32
 KEPT_VALUES: Final = 2**17
 """So many values of embedding rows are kept, and as many of the rows that hold super weights."""
 FEWEST_ROWS: Final = 8
-LEFT_OUT: Final = frozenset({"residuals", "probes", "columns", "against"})
+LEFT_OUT: Final = frozenset({"residuals", "probes", "columns", "against", "matrix", "breakdown"})
 HALVES: Final = frozenset({"intact", "causal", "matched", "largest", "row"})
 RECORDS: Final = {
     kind.__name__: kind

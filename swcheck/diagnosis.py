@@ -1,110 +1,157 @@
-"""Why a candidate is red: the cause by name, proven before it is printed.
+"""Why a candidate is red: causes in a fixed order, each proven before it is printed.
 
-A super weight is to blame only if giving back what it lost brings at least half of the lost nats back. Else the order
-goes on to what is usual: not the super weights, with the first layer whose error away from the sink stands out, and the
-linear maps that answer fixed random inputs worst.
+A super weight, its activation or its block's neighbours are to blame only if giving back what was lost, through a hook,
+brings at least half of the lost nats back. Else the order goes on, to what is usual: not the super weights, with the
+first layer whose error away from the sink stands out, and the linear maps that answer fixed random inputs worst. What
+was ruled out is kept, each with its number.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import torch
 
-from swcheck.intervene import set_to
+from swcheck.activations import LOADED_AGAIN
+from swcheck.intervene import given_back, residual_set, set_to
+from swcheck.limits import DEFAULTS
 from swcheck.measure import token_nats
+from swcheck.ratios import perplexity_of, ratio_of, times
 
 if TYPE_CHECKING:
-    from swcheck.records import SuperWeight
+    from swcheck.kinship import Kinship
+    from swcheck.records import SuperActivation, SuperWeight
     from swcheck.subject import Subject
 
 PROVEN: Final = 0.5
 """The least share of the lost nats that has to return."""
 
+WHOLE: Final = 1.10
+"""A perplexity up to here, that of a plain 4-bit scheme, is no loss that explains a lost dependence."""
+
 WORST: Final = 5
 ALIKE: Final = 0.1
 """Two weights within this share of each other count as the same one."""
 
-Detail = tuple[tuple[str, str], ...]
+ENDS: Final = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0, "float16": 65504.0}
+"""The largest finite number of the formats that weights are saturated in."""
+
+Detail: TypeAlias = tuple[tuple[str, str], ...]
 
 
-def weight_cause(candidate: Subject, reference: Subject, weight: SuperWeight, ratio: float) -> str:
-    """What became of a super weight that writes ``ratio`` of what it should."""
-    place = f"super weight at layer {weight.layer} [{weight.row}, {weight.column}]"
-    if not math.isfinite(ratio):
-        return f"{place} is not finite"
-    moved = _moved_to(candidate, reference, weight)
-    if abs(ratio) < 0.25 and moved is not None:
-        return f"{place} moved to column {moved}"
-    if ratio < 0:
-        return f"{place} has its sign flipped (x{ratio:.2f})"
-    if ratio < 0.02:
-        return f"{place} {'rounded away' if _on_a_grid(candidate, reference, weight) else 'zeroed'} (x{ratio:.2f})"
-    if ratio < 1:
-        how = "clipped or rounded down" if _on_a_grid(candidate, reference, weight) else "weakened"
-        return f"{place} {how} (x{ratio:.2f})"
-    return f"{place} amplified (x{ratio:.2f})"
+@dataclass(frozen=True)
+class Finding:
+    """A cause in words, the rows under it, and the matrices whose precision it hangs on, by their names in the model.
 
-
-def explain_loss(
-    candidate: Subject, reference: Subject, weights: Sequence[SuperWeight], there: Sequence[SuperWeight]
-) -> tuple[str, Detail, str]:
-    """The cause of a loss of perplexity, its details, and what to try.
-
-    ``weights`` are the reference's super weights, ``there`` the same in the candidate's coordinates.
+    ``blame`` is the candidate's, unless it is ``reference``.
     """
-    if weights:
-        share, restored = restoration(candidate, reference, weights, there)
-        words = f"restored through a hook: perplexity x{restored:.3f}, {share:.0%} of the loss returns"
-        if share >= PROVEN:
-            names = ", ".join(f"layer {w.layer} [{w.row}, {w.column}]" for w in weights)
-            return f"what the super weights write is lost ({names})", (("proof", words),), fix(weights)
-        ruled_out: Detail = (("ruled out", f"the super weights ({words})"),)
-    else:
-        ruled_out = (("ruled out", "the super weights: the reference has none"),)
-    if reference.module is None and not reference.remembers("probes"):
-        detail = (*ruled_out, ("not known", "which layer and matrix: that needs the reference, not only its numbers"))
-        return "not the super weights", detail, "run the gate once with the reference instead of its baseline"
-    depths = candidate.portrait().layers, reference.portrait().layers
-    if depths[0] != depths[1]:
-        depth = f"{depths[0]} layers, where the reference has {depths[1]}: compared layer by layer they mean nothing"
-        return (
-            "not the super weights",
-            (*ruled_out, ("depth", depth)),
-            "heal a pruned depth by training, or raise the limit",
-        )
-    layer, rise = first_bad_layer(candidate, reference)
-    detail = (*ruled_out, ("layers", f"the error away from the sink rises most in layer {layer} (to {rise:.1%})"))
-    worst = [(f"layers.{name}", f"answers {error:.1%} off") for name, error in worst_maps(candidate, reference)]
-    advice = f"keep {worst[0][0]} in higher precision first" if worst else "compare it layer by layer"
-    return "not the super weights", (*detail, *worst), advice
+
+    cause: str
+    detail: Detail
+    matrices: tuple[str, ...] = ()
+    advice: str = ""
+    blame: str = "candidate"
 
 
-def restoration(
-    candidate: Subject, reference: Subject, weights: Sequence[SuperWeight], there: Sequence[SuperWeight]
-) -> tuple[float, float]:
-    """Give each super weight back what it lost, and look again.
+@dataclass(frozen=True)
+class Case:
+    """A red candidate beside its reference; ``weights`` are the super weights, ``there`` the same in its coordinates.
 
-    Returns the share of the lost nats that comes back, and the perplexity that is left over the reference's.
+    ``share`` is how much of the reference's collapse it still shows, where that is what is red.
     """
-    ids = reference.causal_ids()
-    before = float(reference.causal_intact().mean())
-    damaged = float(candidate.against(reference)[0][:, : ids.shape[1] - 1].mean())
-    sinks = reference.sinks(weights, reference.prompt_ids())
-    due = reference.written(weights)
-    written = candidate.contributions(there, reference.prompt_ids(), sinks)
-    values = zip(candidate.weights(there), reference.weights(weights), due, written, strict=True)
-    targets = [replace(weight, value=_restoring(*numbers)) for weight, numbers in zip(there, values, strict=True)]
-    with ExitStack() as stack:
-        stack.enter_context(set_to(candidate.live, targets))
-        restored = float(token_nats(candidate.live, ids).mean())
-    lost = damaged - before
-    share = (damaged - restored) / lost if lost > 0 and math.isfinite(restored) else 0.0
-    return share, math.exp(min(700.0, restored - before)) if math.isfinite(restored) else math.inf
+
+    candidate: Subject
+    reference: Subject
+    kin: Kinship
+    weights: tuple[SuperWeight, ...] = ()
+    there: tuple[SuperWeight, ...] = ()
+    share: float | None = None
+
+    @cached_property
+    def ids(self) -> torch.Tensor:
+        """What is scored to see how much returns: the windows of a causal check."""
+        return self.reference.causal_ids()
+
+    @cached_property
+    def before(self) -> float:
+        """The reference's nats per token there."""
+        return float(self.reference.causal_intact().mean())
+
+    @cached_property
+    def damaged(self) -> float:
+        """The candidate's."""
+        return float(self.candidate.against(self.reference)[0][:, : self.ids.shape[1] - 1].mean())
+
+    def returning(self, restored: AbstractContextManager[None]) -> tuple[float, str]:
+        """The share of the lost nats that comes back inside a block, and the words for it."""
+        with restored:
+            nats = float(token_nats(self.candidate.live, self.ids).mean())
+        lost = self.damaged - self.before
+        share = (self.damaged - nats) / lost if lost > 0 and math.isfinite(nats) else 0.0
+        left = math.exp(min(700.0, nats - self.before)) if math.isfinite(nats) else math.inf
+        return share, f"perplexity x{left:.3f}, {round(100 * share)}% of the loss returns"
+
+    def down(self, weight: SuperWeight) -> str:
+        """The name of the matrix that a super weight stands in."""
+        return self.candidate.body.down_name(weight.layer)
+
+
+Step: TypeAlias = Callable[[Case], "Finding | Detail"]
+"""One cause: found and proven, or the rows that say why it is ruled out."""
+
+
+def explain(case: Case) -> Finding:
+    """The first cause of the order that can be proven, what was ruled out before it in the rows under its proof."""
+    ruled_out: Detail = ()
+    for step in STEPS:
+        answer = step(case)
+        if isinstance(answer, Finding):
+            return replace(answer, detail=(*answer.detail, *ruled_out))
+        ruled_out = (*ruled_out, *answer)
+    last = _not_the_super_weights(case)
+    return replace(last, detail=(*last.detail, *ruled_out))
+
+
+def _ruled_out(words: str) -> Detail:
+    return (("ruled out", words),)
+
+
+def _reference(case: Case) -> Finding | Detail:
+    """A reference that is worse than guessing can say nothing about a candidate."""
+    value, guessing = perplexity_of(case.reference.intact()[0]), case.reference.vocabulary
+    if not value <= guessing:
+        words = f"its own perplexity is {value:.4g}, guessing has {guessing:,}"
+        return Finding("the reference is sick", (("reference", words),), (), "check its dtype and weights", "reference")
+    return (
+        *_ruled_out(f"a sick reference (perplexity {value:.4g}, guessing has {guessing:,})"),
+        *_ruled_out("another tokenizer or BOS policy (the same ids for two texts)"),
+        *_ruled_out(f"another base model or basis ({case.kin.words})"),
+    )
+
+
+def _contribution(case: Case) -> Finding | Detail:
+    """What the super weights write, given back."""
+    if not case.weights:
+        basis = case.kin.words if case.kin.kind == "rotated" else "the reference has none"
+        return _ruled_out(f"the super weights: {basis}")
+    prompt = case.reference.prompt_ids()
+    sinks, due = case.reference.sinks(case.weights, prompt), case.reference.written(case.weights)
+    written = case.candidate.contributions(case.there, prompt, sinks)
+    numbers = zip(case.candidate.weights(case.there), case.reference.weights(case.weights), due, written, strict=True)
+    targets = [replace(weight, value=_restoring(*four)) for weight, four in zip(case.there, numbers, strict=True)]
+    share, words = case.returning(set_to(case.candidate.live, targets))
+    if share >= PROVEN:
+        names = ", ".join(f"layer {w.layer} [{w.row}, {w.column}]" for w in case.weights)
+        proof = (("proof", f"restored through a hook: {words}"),)
+        matrices = tuple(dict.fromkeys(case.down(weight) for weight in case.there))
+        return Finding(f"what the super weights write is lost ({names})", proof, matrices)
+    ratios = ", ".join(f"x{ratio_of(one, other):.3f}" for one, other in zip(written, due, strict=True))
+    return _ruled_out(f"what the super weights write ({ratios}; restored through a hook: {words})")
 
 
 def _restoring(value: float, expected: float, due: float, written: float) -> float:
@@ -114,16 +161,210 @@ def _restoring(value: float, expected: float, due: float, written: float) -> flo
     return value * due / written
 
 
-def fix(weights: Sequence[SuperWeight]) -> str:
-    """What to paste for the tools that quantize: the matrices to leave alone."""
-    names = sorted({f"model.layers.{weight.layer}.mlp.down_proj" for weight in weights})
-    blocks = sorted({f"blk.{weight.layer}.ffn_down" for weight in weights})
-    quoted = ", ".join(f'"{name}"' for name in names)
-    return (
-        f"leave these matrices unquantized: llm-compressor ignore=[{quoted}]; bitsandbytes "
-        f"llm_int8_skip_modules=[{quoted}]; torchao and quanto modules_to_not_convert / exclude=[{quoted}]; "
-        f"llama.cpp --tensor-type {' --tensor-type '.join(f'{block}=f16' for block in blocks)}"
-    )
+def _activation(case: Case) -> Finding | Detail:
+    """What the super weights write may be kept and lost by a later layer: the first that does not carry it on."""
+    rows: Detail = ()
+    for place in case.reference.places(case.weights) if case.weights else ():
+        there = replace(place, channel=case.kin.channels[place.channel]) if case.kin.channels else place
+        lost = losing_layer(case.candidate, case.reference, place, there)
+        if isinstance(lost, str):
+            rows += _ruled_out(f"the super activation of channel {there.channel} ({lost})")
+            continue
+        layer, ratio = lost
+        wanted = _wanted(case, place, layer)
+        if wanted is None:
+            words = f"x{ratio:.2f} after layer {layer}; not given back: its tokens need the reference"
+            rows += (
+                ("not known", f"whether the lost super activation of channel {there.channel} is the cause ({words})"),
+            )
+            continue
+        share, words = case.returning(residual_set(case.candidate.live, layer, there.channel, wanted))
+        told = f"x{ratio:.2f} after layer {layer}; restored through a hook: {words}"
+        if share >= PROVEN:
+            cause = f"layer {layer} loses the super activation of channel {there.channel} (x{ratio:.2f})"
+            return Finding(
+                f"{cause}, what the super weights write is kept", (("proof", told), *rows), of_layer(case, layer)
+            )
+        rows += _ruled_out(f"the super activation of channel {there.channel} ({told})")
+    return rows
+
+
+def losing_layer(
+    candidate: Subject, reference: Subject, place: SuperActivation, there: SuperActivation
+) -> tuple[int, float] | str:
+    """The first layer from the onset on after which a super activation is out of its limits, and its ratio there.
+
+    Words with the range of its ratios where none is.
+    """
+    pairs = list(zip(candidate.profile(there), reference.profile(place), strict=False))
+    ratios = {layer: ratio_of(*pairs[layer]) for layer in range(place.layer, min(place.last + 1, len(pairs)))}
+    for layer, ratio in ratios.items():
+        if not DEFAULTS["activation"].holds(ratio):
+            return layer, ratio
+    if not ratios:
+        return "its layers are gone"
+    return f"x{min(ratios.values()):.3f} to x{max(ratios.values()):.3f} after layers {min(ratios)} to {max(ratios)}"
+
+
+def lost_in(case: Case) -> int | None:
+    """The first layer that loses a super activation, by the profiles on the default prompt; None where none does."""
+    for place in case.reference.places(case.weights):
+        there = replace(place, channel=case.kin.channels[place.channel]) if case.kin.channels else place
+        lost = losing_layer(case.candidate, case.reference, place, there)
+        if not isinstance(lost, str):
+            return lost[0]
+    return None
+
+
+def _wanted(case: Case, place: SuperActivation, layer: int) -> torch.Tensor | None:
+    """What the reference carries in this channel after a layer, at the sink of each window; NaN elsewhere.
+
+    With BOS at position 0 that is one number by causality; without, every window has to be looked at.
+    """
+    wanted = torch.full((1 if case.reference.has_bos else len(case.ids), case.ids.shape[1]), math.nan)
+    if case.reference.has_bos and place.position == 0:
+        wanted[0, 0] = case.reference.profile(place)[layer]
+        return wanted
+    reference = case.reference
+    if reference.module is None and (reference.again is None or reference.parameters > LOADED_AGAIN):
+        return None
+    lengths = (case.ids.shape[1],) * len(case.ids)
+    for number, reading in enumerate(case.reference.readings(replace(place, layer=layer), case.ids, lengths)):
+        wanted[number if len(wanted) > 1 else 0, reading.position] = reading.value
+    return wanted
+
+
+def of_layer(case: Case, layer: int) -> tuple[str, ...]:
+    """The matrices of one layer that answer worst, those that write into the residual stream where it is not known."""
+    path = case.candidate.body.path
+    if not knows_maps(case.reference):
+        return (case.candidate.body.down_name(layer),)
+    errors = [(name, error) for name, error in map_errors(case) if name.startswith(f"{layer}.")]
+    return tuple(f"{path}.{name}" for name, error in errors if error >= errors[0][1] / 2)
+
+
+def _neighbours(case: Case) -> Finding | Detail:
+    """The rest of the super weights' rows, then of their matrices: rounded on a grid that the outlier made coarse."""
+    if not case.weights:
+        return ()
+    if case.kin.channels or [w.column for w in case.weights] != [w.column for w in case.there]:
+        return (("not known", "whether their blocks' neighbours pay: channels or neurons are permuted"),)
+    name = ", ".join(dict.fromkeys(f"layer {weight.layer}" for weight in case.weights))
+    matrices = tuple(dict.fromkeys(case.down(weight) for weight in case.there))
+    told = []
+    for what, maps, rows in (_rows_of(case), _matrices_of(case)):
+        if len(maps) < len(matrices):
+            told.append(f"{what}: not known, the reference is not here or keeps it packed")
+            continue
+        share, words = case.returning(given_back(case.candidate.live, maps, rows))
+        told.append(f"{what} given back: {words}")
+        if share >= PROVEN:
+            cause = f"block neighbours of the super weight pay ({name}, {what})"
+            return Finding(cause, (("proof", f"{what} given back through a hook: {words}"),), matrices)
+    return _ruled_out(f"neighbours in the super weights' blocks ({'; '.join(told)})")
+
+
+def _rows_of(case: Case) -> tuple[str, dict[str, torch.Tensor], dict[str, list[int]]]:
+    """The reference's rows that hold super weights, by module."""
+    maps: dict[str, torch.Tensor] = {}
+    rows: dict[str, list[int]] = {}
+    known = case.reference.at_hand or all(case.reference.remembers(("row", weight)) for weight in case.weights)
+    for weight in case.weights if known else ():
+        row, name = case.reference.row(weight), case.down(weight)
+        if row is not None and weight.row not in rows.get(name, []):
+            rows.setdefault(name, []).append(weight.row)
+            maps[name] = torch.cat([*([maps[name]] if name in maps else []), row[None].to(maps.get(name, row).dtype)])
+    return f"row {', '.join(str(row) for found in rows.values() for row in found)}", maps, rows
+
+
+def _matrices_of(case: Case) -> tuple[str, dict[str, torch.Tensor], dict[str, list[int]]]:
+    """The reference's whole matrices that hold super weights, where it has left them or is here."""
+    layers = {case.down(weight): weight.layer for weight in case.weights}
+    known = {
+        n: k for n, k in layers.items() if case.reference.module is not None or case.reference.remembers(("matrix", k))
+    }
+    found = {name: case.reference.matrix(layer) for name, layer in known.items()}
+    return "its whole matrix", {name: matrix for name, matrix in found.items() if matrix is not None}, {}
+
+
+def _dependence(case: Case) -> Finding | Detail:
+    """A candidate that has lost nothing else and lives on without them: its constant comes from elsewhere."""
+    if case.share is None:
+        return ()
+    ratio = math.exp(min(700.0, case.damaged - case.before))
+    words = f"{case.share:.2f} of the reference's collapse, perplexity intact {times(ratio)}"
+    if ratio <= WHOLE:
+        advice = "its constant may come from elsewhere: relocate in the candidate"
+        return Finding("the candidate does not hang on these weights any more", (("proof", words),), (), advice)
+    return _ruled_out(f"a constant from elsewhere ({words}: the intact model is worse already)")
+
+
+STEPS: Final[tuple[Step, ...]] = (_reference, _contribution, _activation, _neighbours, _dependence)
+"""The order; what is not finite, another tokenizer and another base model were ruled out before a case is opened."""
+
+
+def _not_the_super_weights(case: Case) -> Finding:
+    cause, candidate, reference = "not the super weights", case.candidate, case.reference
+    depths = candidate.portrait().layers, reference.portrait().layers
+    if depths[0] != depths[1]:
+        words = f"{depths[0]} layers, where the reference has {depths[1]}: compared layer by layer they mean nothing"
+        return Finding(cause, (("depth", words),), (), "heal a pruned depth by training, or raise the limit")
+    if not knows_maps(reference):
+        words = "which layer and matrix: that needs the reference, not only its numbers"
+        advice = "run the gate once with the reference instead of its baseline"
+        return Finding(cause, (("not known", words),), (), advice)
+    layer, rise = first_bad_layer(candidate, reference)
+    detail: Detail = (("layers", f"the error away from the sink rises most in layer {layer} (to {rise:.1%})"),)
+    worst = [(name, error) for name, error in map_errors(case) if error > 0][:WORST]
+    names = tuple(f"{candidate.body.path}.{name}" for name, _ in worst)
+    detail += tuple((f"layers.{name}", f"answers {error:.1%} off") for name, error in worst)
+    if reference.module is not None and names:
+        detail += _given_back(case, names)
+    return Finding(cause, detail, names, "" if names else "compare it layer by layer")
+
+
+def _given_back(case: Case, names: Sequence[str]) -> Detail:
+    """What returns with the worst maps replaced by the reference's, where both models are here."""
+    from swcheck.observe import plain_weight
+
+    path, ours, theirs = case.candidate.body.path, case.candidate.body, case.reference.body
+    maps = {}
+    for name in names:
+        layer, _, inner = name.removeprefix(f"{path}.").partition(".")
+        weight = plain_weight(theirs.layers[int(layer)].get_submodule(inner))
+        if weight is not None and int(layer) < len(ours.layers):
+            maps[name] = weight
+    if not maps:
+        return ()
+    return (("given back", f"these {len(maps)} matrices through a hook: {case.returning(given_back(case.candidate.live, maps, {}))[1]}"),)  # fmt: skip
+
+
+def knows_maps(reference: Subject) -> bool:
+    """Whether what every linear map of the reference answers is known, or can be measured."""
+    return reference.at_hand or reference.remembers("probes")
+
+
+def prepare(reference: Subject) -> None:
+    """Measure what explains a red candidate, while the reference's weights are here."""
+    reference.residuals()
+    reference.probes()
+    weights = reference.located().super_weights
+    for place in reference.places(weights) if weights else ():
+        reference.profile(place)
+    for weight in weights:
+        reference.row(weight)
+        reference.matrix(weight.layer)
+
+
+def map_errors(case: Case) -> list[tuple[str, float]]:
+    """Every linear map by how far its answers to fixed random inputs are off, relative to the reference's norm."""
+    expected = case.reference.probes()
+    answers = case.candidate.probed(expected)
+    errors = {
+        name: float((answer - expected[name][1]).norm() / expected[name][1].norm().clamp_min(1e-12))
+        for name, answer in answers.items()
+    }
+    return sorted(errors.items(), key=lambda item: -item[1])
 
 
 def first_bad_layer(candidate: Subject, reference: Subject) -> tuple[int, float]:
@@ -141,16 +382,29 @@ def first_bad_layer(candidate: Subject, reference: Subject) -> tuple[int, float]
     return layer, errors[layer]
 
 
-def worst_maps(candidate: Subject, reference: Subject) -> list[tuple[str, float]]:
-    """The linear maps whose answers to fixed random inputs differ most, relative to the reference's norm."""
-    expected = reference.probes()
-    answers = candidate.probed(expected)
-    errors = {
-        name: float((answer - expected[name][1]).norm() / expected[name][1].norm().clamp_min(1e-12))
-        for name, answer in answers.items()
-    }
-    ranked = sorted(errors.items(), key=lambda item: -item[1])
-    return [item for item in ranked[:WORST] if item[1] > 0]
+def weight_cause(candidate: Subject, reference: Subject, weight: SuperWeight, ratio: float) -> str:
+    """What became of a super weight that writes ``ratio`` of what it should."""
+    place = f"super weight at layer {weight.layer} [{weight.row}, {weight.column}]"
+    if not math.isfinite(ratio):
+        return f"{place} is not finite"
+    moved = _moved_to(candidate, reference, weight)
+    if abs(ratio) < 0.25 and moved is not None:
+        return f"{place} moved to column {moved}"
+    if ratio < 0:
+        return f"{place} has its sign flipped (x{ratio:.2f})"
+    if ratio < 0.02:
+        return f"{place} {'rounded away' if _on_a_grid(candidate, reference, weight) else 'zeroed'} (x{ratio:.2f})"
+    if ratio < 1:
+        end = _end_of_range(candidate, weight)
+        how = "clipped or rounded down" if _on_a_grid(candidate, reference, weight) else "weakened"
+        return f"{place} {f'cut at the end of the range of {end}' if end else how} (x{ratio:.2f})"
+    return f"{place} amplified (x{ratio:.2f})"
+
+
+def _end_of_range(candidate: Subject, weight: SuperWeight) -> str | None:
+    """The format whose largest number now stands there: larger ones were saturated."""
+    value = abs(candidate.weights((weight,))[0]) if weight.layer < len(candidate.body.layers) else 0.0
+    return next((f"{name} ({end:,.0f})" for name, end in ENDS.items() if value == end), None)
 
 
 def _moved_to(candidate: Subject, reference: Subject, weight: SuperWeight) -> int | None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 
 from swcheck.activations import Activations
-from swcheck.diagnosis import explain_loss, weight_cause
+from swcheck.diagnosis import Case, Finding, explain, lost_in, of_layer, weight_cause
 from swcheck.errors import NotFiniteError
 from swcheck.kind import Kind, declared, seen
 from swcheck.kinship import Kinship, related
@@ -32,6 +32,7 @@ from swcheck.ratios import (
     worst_of,
 )
 from swcheck.records import Limit, Outcome, Prompt, SuperWeight, Verdict
+from swcheck.remedy import remedy
 from swcheck.solo import causal_intact, none_found
 from swcheck.subject import Subject
 
@@ -90,8 +91,7 @@ class Pair:
         if kin.kind == "other shape":
             return self.failed("wrong base model", kin.words, base)
         if not self.candidate.finite(ids):
-            advice = "load it in float32 or bfloat16; check its scales"
-            return self.failed("not finite", "the candidate answers NaN or infinity", advice)
+            return self.not_finite(ids)
         if not self.reference.finite(ids):
             summary = "the reference itself answers NaN or infinity"
             return self.verdict(Outcome.INCONCLUSIVE, summary, cause="the reference is sick", attempt="check its dtype")
@@ -102,6 +102,53 @@ class Pair:
         if kin.kind == "other model":
             return self.failed("wrong base model", kin.words, base)
         return None
+
+    def not_finite(self, ids: torch.Tensor) -> Verdict:
+        """The candidate answers ``ids`` ``(B, T)`` with NaN or infinity: where that begins, and whether a range ended."""
+        broken = self.candidate.breakdown(ids)
+        if broken is None:
+            advice = "load it in float32 or bfloat16; check its scales"
+            return self.failed("not finite", "the candidate answers NaN or infinity", advice)
+        if not broken.overflow:
+            advice = "check how its weights were written; they are no numbers any more"
+            return self.failed("not finite", f"NaN in the weights of {broken.module}", advice)
+        made = "holds larger numbers in its weights" if broken.stored else "makes a larger number out of finite ones"
+        summary = f"{broken.module} {made}: {broken.dtype} ends at {broken.largest:.6g}"
+        advice = "keep this module in bfloat16 or float32, or scale it" if "float8" in broken.dtype or broken.stored else "load it in bfloat16 or float32: --swcheck-dtype"  # fmt: skip
+        return self.failed(f"not finite: out of the range of {broken.dtype} in {broken.module}", summary, advice)
+
+    def red(self, words: str, summary: str, *, share: float | None = None, **more: Any) -> Verdict:
+        """A red verdict with its cause found, proven and in the first line, and what to do about it.
+
+        ``words`` say what is out of its limit; ``share`` is the dependence that is left, where that is what is red.
+        """
+        chosen, there = self._standing()
+        finding = self.candidate.once(
+            ("finding", self.reference.name, chosen, share is not None),
+            lambda: explain(Case(self.candidate, self.reference, self.kin, chosen, there, share)),
+        )
+        more["detail"] = finding.detail
+        if finding.blame == "reference":
+            return self.verdict(
+                Outcome.INCONCLUSIVE, summary, cause=f"{finding.cause} ({words})", attempt=finding.advice, **more
+            )
+        return self.remedied(finding, f"{finding.cause} ({words})", summary, (chosen, there), **more)
+
+    def remedied(
+        self,
+        finding: Finding,
+        cause: str,
+        summary: str,
+        weights: tuple[Sequence[SuperWeight], Sequence[SuperWeight]],
+        **more: Any,
+    ) -> Verdict:
+        """A red verdict whose finding names matrices: with the snippet that keeps them, its price and its proof."""
+        if not finding.matrices:
+            return self.failed(cause, summary, finding.advice, **more)
+        fix = remedy(self.candidate, self.reference, finding.matrices, weights)
+        more["detail"] = (*more.get("detail", ()), ("fix", fix.proof))
+        more["facts"] = {**more.get("facts", {}), "fix": dict(fix.facts)}
+        return self.failed(cause, summary, fix.words, **more)
 
     def mapped(self, weights: Sequence[SuperWeight]) -> tuple[SuperWeight, ...]:
         """Where the reference's weights stand in the candidate: rows as its channels are permuted."""
@@ -140,7 +187,14 @@ class Pair:
         if all(limit.holds(ratio) for ratio in ratios):
             return self.verdict(Outcome.PASSED, "; ".join([summary, *notes]), **more)
         cause = weight_cause(self.candidate, self.reference, weight, ratios[worst])
-        return self.failed(cause, summary, "keep this down_proj, or this block of it, in higher precision", **more)
+        red = [place for place, ratio in zip(there, ratios, strict=True) if not limit.holds(ratio)]
+        names = dict.fromkeys(self.candidate.body.down_name(w.layer) for w in red if w.layer < self.depth)
+        return self.remedied(Finding(cause, (), tuple(names)), cause, summary, (chosen, there), **more)
+
+    @property
+    def depth(self) -> int:
+        """How many layers the candidate has."""
+        return len(self.candidate.body.layers)
 
     def followed(
         self, chosen: Sequence[SuperWeight]
@@ -199,7 +253,27 @@ class Pair:
         outcome, summary, more = Activations(self.candidate, self.reference, chosen, self.kin.channels).compare(
             prompts, limit
         )
-        return self.verdict(outcome, summary, **more)
+        if outcome is not Outcome.FAILED:
+            return self.verdict(outcome, summary, **more)
+        return self._activation_lost(chosen, summary, more)
+
+    def _activation_lost(self, chosen: Sequence[SuperWeight], summary: str, more: dict[str, Any]) -> Verdict:
+        """Red, with what became of the super weights that write it, or the layer that loses what they write."""
+        there, ours, _ = self.followed(chosen)
+        ratios = [ratio_of(one, other) for one, other in zip(ours, self.reference.written(chosen), strict=True)]
+        case = Case(self.candidate, self.reference, self.kin, tuple(chosen), there)
+        written = "what the super weights write is " + ", ".join(f"x{ratio:.3f}" for ratio in ratios)
+        lost = lost_in(case)
+        matrices = [
+            w for w, ratio in zip(there, ratios, strict=True) if not FOLLOWED.holds(ratio) and w.layer < self.depth
+        ]
+        names = tuple(dict.fromkeys(case.down(weight) for weight in matrices))
+        if not matrices and lost is not None:
+            more["cause"] += f", in layer {lost}; what the super weights write is kept"
+            names = of_layer(case, lost)
+        more["detail"] = (*more.get("detail", ()), ("written", written))
+        cause, attempt = more.pop("cause"), more.pop("attempt")
+        return self.remedied(Finding(cause, (), names, attempt), cause, summary, (chosen, there), **more)
 
     def _compare_norms(self, chosen: Sequence[SuperWeight], limit: Limit) -> Verdict:
         ids = self.reference.prompt_ids()
@@ -239,8 +313,7 @@ class Pair:
         if limit.holds(ratio) and not (limit.high is None and self._lost(ratio)):
             near = limit.high is not None and ratio > 1 and math.log(limit.high / ratio) <= NEAR_ERRORS * error
             return self.verdict(Outcome.NEAR if near else Outcome.PASSED, summary, **more)
-        cause, detail, attempt = explain_loss(self.candidate, self.reference, *self._standing())
-        return self.failed(f"{cause} (perplexity {times(ratio)})", summary, attempt, detail=detail, **more)
+        return self.red(f"perplexity {times(ratio)}", summary, **more)
 
     def compare_predictions(self, kl: Limit, top1: Limit) -> Verdict:
         """The mean KL divergence and the agreement on the likeliest token, at sampled positions."""
@@ -260,7 +333,7 @@ class Pair:
         if kl.holds(drift.mean) and top1.holds(drift.top1):
             return self.verdict(Outcome.PASSED, summary, **more)
         what = "the predictions drifted" if not kl.holds(drift.mean) else "the likeliest token changes too often"
-        return self.failed(f"{what} (KL {drift.mean:.3f} nats, same top token {drift.top1:.1%})", summary, **more)
+        return self.red(f"{what}: KL {drift.mean:.3f} nats, same top token {drift.top1:.1%}", summary, **more)
 
     def compare_dependence(self, limit: Limit) -> Verdict:
         """How much of the reference's collapse the candidate still shows when the same weights are zeroed."""
@@ -290,8 +363,7 @@ class Pair:
         more: dict[str, Any] = {"measured": share, "limit": limit, "unit": "share", "facts": {"kind": kind}}
         if limit.holds(share):
             return self.verdict(Outcome.PASSED, summary, **more)
-        cause = "dependence lost: the candidate does not hang on these weights any more"
-        return self.failed(cause, summary, "its constant may come from elsewhere: relocate in the candidate", **more)
+        return self.red(f"dependence lost: {share:.2f} of the reference's collapse", summary, share=share, **more)
 
     def _lost(self, ratio: float) -> bool:
         """Whether a loss that no limit judges is proven to be one of super weights: that is red whatever the kind."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -130,6 +131,58 @@ def contributions(module: nn.Module, x: torch.Tensor, row: int, columns: Sequenc
     with torch.no_grad():
         out = first_tensor(module(batch))[:, row].float()
     return out[-1] - out[:-1]
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """The first module of a pass that makes NaN or infinity out of finite inputs.
+
+    ``stored`` says whether its own weights hold them already; ``dtype`` is what these are stored in, else what the
+    module computes in, and ``largest`` its largest finite number. ``overflow`` says whether a number was too large for
+    it: made of finite ones, stored as infinity, or as NaN in a format that knows no infinity.
+    """
+
+    module: str
+    stored: bool
+    overflow: bool
+    dtype: str
+    largest: float
+
+
+def breakdown(model: nn.Module, token_ids: torch.Tensor) -> Breakdown | None:
+    """Where a pass over ``token_ids`` ``(B, T)`` stops being finite; None where it does not.
+
+    A module counts whose inputs are finite and whose output is not; an inner one finishes before the one around it, so
+    that a sum of finite parts that overflows is blamed on the layer that makes it. Masks are no inputs.
+    """
+    found: list[Breakdown] = []
+
+    def look(name: str, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+        if found or _finite(output):
+            return
+        bad = next((t for t in (*module.parameters(), *module.buffers()) if not _finite(t)), None)
+        if bad is None:
+            if _finite([*args, *(value for key, value in options.items() if "mask" not in key)]):
+                dtype = first_tensor(output).dtype
+                found.append(Breakdown(name, False, True, str(dtype).removeprefix("torch."), torch.finfo(dtype).max))
+            return
+        kind = str(bad.dtype).removeprefix("torch.")
+        overflow = kind == "float8_e4m3fn" or not bool(bad.float().isnan().any())
+        found.append(Breakdown(name, True, overflow, kind, torch.finfo(bad.dtype).max))
+
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in model.named_modules():
+            hook = module.register_forward_hook(partial(look, name), with_kwargs=True)
+            hooks.callback(hook.remove)
+        model(token_ids, use_cache=False)
+    return found[0] if found else None
+
+
+def _finite(thing: Any) -> bool:
+    """Whether all floats of a tensor, or of the tensors in a tuple or list, are finite."""
+    if isinstance(thing, (tuple, list)):
+        return all(_finite(part) for part in thing)
+    return not isinstance(thing, torch.Tensor) or not thing.is_floating_point() or bool(torch.isfinite(thing.float()).all())  # fmt: skip
 
 
 def effective_weight(module: nn.Module, row: int, column: int, *, at: float = 1.0) -> float:

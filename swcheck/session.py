@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from swcheck import engines, index
 from swcheck.errors import OptionError, TextError
 from swcheck.limits import DEFAULTS, KINDS, with_overrides
-from swcheck.records import Limit, Verdict
+from swcheck.records import Limit, Loaded, Verdict
 
 if TYPE_CHECKING:
     from swcheck.subject import Subject
@@ -224,14 +224,15 @@ class Session:
 
         Should a later check ask for a number that was not taken, the reference is loaded again.
         """
+        from swcheck.diagnosis import prepare
+
         if self._reference is None:
             return
         spec, subject = self._reference
         if subject.memo is None or subject.module is None:
             return
         self._complete(subject)
-        subject.residuals()
-        subject.probes()
+        prepare(subject)
         subject.release(lambda: self._load(spec).live)
 
     def _complete(self, subject: Subject) -> None:
@@ -251,6 +252,7 @@ class Session:
             sys.stderr.write(f"swcheck: {note}\n")
         subject.name, subject.heard = self.settings.name_of(spec), self.verdicts.append
         subject.text, subject.named = self._text(engines.text_of(spec)), str(self.settings.text or "")
+        subject.source = str(engines.directory_of(spec) or "")
         return subject
 
     def _record(self, spec: str, subject: Subject) -> None:
@@ -313,7 +315,15 @@ class Session:
             kind=chosen.kind,
             memo={},
             heard=self.verdicts.append,
+            source=loaded.source,
+            maker=self._make,
         )
+
+    def _make(self, spec: str, source: str) -> Loaded:
+        """What an engine makes of the model in ``source``, under the wishes of this run."""
+        chosen = self.settings
+        wishes = {"trust_remote_code": chosen.trust_remote_code, "offline": chosen.offline}
+        return engines.load(spec, reference=source, device=chosen.device, dtype=chosen.dtype, **wishes)
 
 
 def _free(subject: Subject) -> None:

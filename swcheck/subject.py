@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
 
-from swcheck import index
+from swcheck import engines, index
 from swcheck.anatomy import Anatomy, anatomy, device_of
 from swcheck.drift import Drift, Predictions, compare, predict
 from swcheck.errors import CoordinateError, OptionError, TextError, WrongModelError
@@ -23,7 +23,7 @@ from swcheck.kind import Sketch, sketch
 from swcheck.kinship import Portrait, portrait
 from swcheck.location import PROMPT, Located, locate
 from swcheck.measure import adds_bos, evaluating, token_nats, vocabulary_of, windows
-from swcheck.observe import contributions, effective_weight, first_tensor, observe, plain_weight
+from swcheck.observe import Breakdown, breakdown, contributions, effective_weight, first_tensor, observe, plain_weight
 from swcheck.records import Loaded, Scheme, SuperActivation, SuperWeight, Verdict
 from swcheck.stress import without_largest, without_matched
 
@@ -65,7 +65,8 @@ class Subject:
     ``module`` is for this package; everybody else asks for ``model``. ``token_ids`` int64 ``(B, T)`` is what perplexity is taken on; None means windows of ``text``, and without a text
     of the package's evaluation text. ``memo`` keeps what was measured for as long as nobody else can change the model.
     ``kind`` is what was done to it, ``auto`` leaves that to its weights where its scheme does not say it.
-    ``heard`` is told every verdict about this subject.
+    ``heard`` is told every verdict about this subject. ``source`` is the directory that it, or what an engine made it
+    from, lies in; ``maker`` makes what an engine's spec names of such a directory.
     """
 
     name: str
@@ -79,6 +80,10 @@ class Subject:
     memo: dict[Any, Any] | None = field(default=None, repr=False)
     again: Callable[[], nn.Module] | None = field(default=None, repr=False)
     heard: Callable[[Verdict], None] = field(default=lambda _verdict: None, repr=False)
+    source: str = ""
+    maker: Callable[[str, str], Loaded] = field(
+        default=lambda spec, source: engines.load(spec, reference=source), repr=False
+    )
 
     def once(self, key: Any, compute: Callable[[], Number]) -> Number:
         """``compute()``, or what it gave before in this run."""
@@ -98,7 +103,7 @@ class Subject:
     def live(self) -> nn.Module:
         """The module, for measuring. Raises ``OptionError`` once it was released."""
         if self.module is None and self.again is not None:
-            self.module, self.again = self.again(), None
+            self.module = self.again()
         if self.module is None:
             raise OptionError(
                 f"a new measurement of {self.name}",
@@ -110,6 +115,16 @@ class Subject:
     def release(self, again: Callable[[], nn.Module] | None = None) -> None:
         """Free the weights; what was measured stays. ``again`` loads them where a new number is asked for."""
         self.module, self.again = None, again
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether new numbers can be measured: its weights are here, or can be loaded again."""
+        return self.module is not None or self.again is not None
+
+    def rest(self) -> None:
+        """Free the weights until a new number is asked for, where they can be loaded again."""
+        if self.again is not None:
+            self.module = None
 
     def remembers(self, key: Any) -> bool:
         """Whether this number was measured before."""
@@ -195,6 +210,14 @@ class Subject:
             return float(sight.residual[layer][0, position].float().norm())
 
         return self.once(("norm", layer, position, _key(ids)), compute)
+
+    def matrix(self, layer: int) -> torch.Tensor | None:
+        """The weight ``(H, F)`` of a down projection, not copied; None where it is packed."""
+        return self.once(("matrix", layer), lambda: plain_weight(self.body.down_projections[layer]))
+
+    def breakdown(self, ids: torch.Tensor) -> Breakdown | None:
+        """Where a pass over ``ids`` ``(B, T)`` stops being finite."""
+        return self.once(("breakdown", _key(ids)), lambda: breakdown(self.live, ids.to(device_of(self.live))))
 
     def residuals(self) -> torch.Tensor:
         """The residual stream after every layer on the default prompt, float32 ``(L, T, H)``."""
@@ -438,7 +461,14 @@ def subject_of(
         return thing
     if isinstance(thing, Loaded):
         return Subject(
-            thing.name, thing.model, tokenizer or thing.tokenizer, token_ids, thing.text, thing.scheme, memo={}
+            thing.name,
+            thing.model,
+            tokenizer or thing.tokenizer,
+            token_ids,
+            thing.text,
+            thing.scheme,
+            memo={},
+            source=thing.source,
         )
     if isinstance(thing, nn.Module):
         name = str(getattr(getattr(thing, "config", None), "name_or_path", "") or type(thing).__name__)

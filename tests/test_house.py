@@ -29,7 +29,7 @@ study.prune
 study.scaling
 study.surgery
 study.paper study.chapter study.plots study.setup study.record study
-options session outlier checks baseline judge diagnosis activations solo
+options session outlier checks baseline judge diagnosis activations remedy solo
 report
 conformance
 zeroshot tiny.card subject ratios rtn drift limits kinship kind location stress intervene observe

@@ -103,8 +103,9 @@ def test_a_candidate_of_ordinary_damage_is_not_blamed_on_super_weights(tiny, ids
 
     detail = dict(caught.value.verdict.detail)
     assert "layer 3" in detail["layers"]
-    assert set(list(detail)[2:4]) == {"layers.3.mlp.gate_proj", "layers.3.mlp.up_proj"}
-    assert "restored through a hook" in detail["ruled out"]
+    assert set(list(detail)[1:3]) == {"layers.3.mlp.gate_proj", "layers.3.mlp.up_proj"}
+    assert "100% of the loss returns" in detail["given back"]
+    assert "neighbours in the super weights' blocks" in detail["ruled out"]
 
 
 def test_a_lost_contribution_is_proven_before_it_is_blamed(tiny, ids):
@@ -113,7 +114,7 @@ def test_a_lost_contribution_is_proven_before_it_is_blamed(tiny, ids):
         assert_perplexity_within(damage.damaged(tiny, damage.clip), tiny, token_ids=ids)
 
     assert "of the loss returns" in dict(caught.value.verdict.detail)["proof"]
-    assert 'ignore=["model.layers.1.mlp.down_proj"]' in caught.value.verdict.attempt
+    assert 'ignore=["lm_head", "model.layers.1.mlp.down_proj"]' in caught.value.verdict.attempt
 
 
 def test_predictions_that_drift_are_red(tiny, ids):
