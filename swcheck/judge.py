@@ -294,6 +294,8 @@ class Pair:
         if confound is not None:
             return confound
         theirs, ours = self._both()
+        if not torch.isfinite(ours).all():
+            return self.not_finite(self._broken(ours))
         difference = ours - theirs
         ratio, error = math.exp(min(LARGEST_EXPONENT, float(difference.mean()))), standard_error(difference)
         value, base = perplexity_of(ours), perplexity_of(theirs)
@@ -320,7 +322,9 @@ class Pair:
         confound = self.confound()
         if confound is not None:
             return confound
-        self._both()
+        ours = self._both()[1]
+        if not torch.isfinite(ours).all():
+            return self.not_finite(self._broken(ours))
         drift, expected = self.candidate.against(self.reference)[1], self.reference.intact()[1]
         top1 = for_confidence(top1, expected.confidence)
         tail = ", ".join(f"{share:.0%} {drift.percentile(share):.4f}" for share in (0.5, 0.95, 0.99))
@@ -351,10 +355,11 @@ class Pair:
                 summary = f"{self.kin.words}; there is no single weight to zero"
             return self.verdict(Outcome.NOT_APPLICABLE, summary, facts={"kind": kind})
         ids, size = self.reference.causal_ids(), self.reference.vocabulary
-        intact = self._both()[1][:, : ids.shape[1] - 1]
-        after = (intact, self.candidate.causal_nats(self.followed(chosen)[0], ids))
+        intact = self._both()[1]
         if not torch.isfinite(intact).all():
-            return self.failed("not finite", "the candidate's intact pass holds NaN or infinity")
+            return self.not_finite(self._broken(intact))
+        intact = intact[:, : ids.shape[1] - 1]
+        after = (intact, self.candidate.causal_nats(self.followed(chosen)[0], ids))
         share = capped_collapse(*after, size) / capped_collapse(*before, size)
         summary = (
             f"{count(chosen)} zeroed: perplexity {times(collapse_ratio(*after))} "
@@ -375,6 +380,11 @@ class Pair:
         """The super weights, and where they stand in the candidate; none where there is no counterpart."""
         chosen = () if self.kin.kind == "rotated" else self.weights
         return chosen, self.followed(chosen)[0] if chosen else ()
+
+    def _broken(self, nats: torch.Tensor) -> torch.Tensor:
+        """The first window whose nats are not all finite."""
+        bad = int((~torch.isfinite(nats)).any(1).nonzero()[0])
+        return self.reference.windows()[bad : bad + 1]
 
     def _both(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The nats of every token of the reference's windows, reference and candidate, each in one pass."""

@@ -139,7 +139,7 @@ class Breakdown:
 
     ``stored`` says whether its own weights hold them already; ``dtype`` is what these are stored in, else what the
     module computes in, and ``largest`` its largest finite number. ``overflow`` says whether a number was too large for
-    it: made of finite ones, stored as infinity, or as NaN in a format that knows no infinity.
+    it: made of finite ones, or stored as infinity.
     """
 
     module: str
@@ -167,8 +167,7 @@ def breakdown(model: nn.Module, token_ids: torch.Tensor) -> Breakdown | None:
                 found.append(Breakdown(name, False, True, str(dtype).removeprefix("torch."), torch.finfo(dtype).max))
             return
         kind = str(bad.dtype).removeprefix("torch.")
-        overflow = kind == "float8_e4m3fn" or not bool(bad.float().isnan().any())
-        found.append(Breakdown(name, True, overflow, kind, torch.finfo(bad.dtype).max))
+        found.append(Breakdown(name, True, not bool(bad.float().isnan().any()), kind, torch.finfo(bad.dtype).max))
 
     with ExitStack() as hooks, torch.no_grad():
         for name, module in model.named_modules():

@@ -328,8 +328,9 @@ class Session:
 
 def _free(subject: Subject) -> None:
     """Free the weights also where something, as the traceback of a failure, still holds the module."""
-    with suppress(Exception):  # some packed modules refuse to move; those wait for the garbage collector
-        subject.live.to("meta")
+    if subject.module is not None:
+        with suppress(Exception):  # some packed modules refuse to move; those wait for the garbage collector
+            subject.module.to("meta")
     subject.release()
     if subject.memo is not None:
         subject.memo.clear()
