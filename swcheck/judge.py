@@ -122,17 +122,21 @@ class Pair:
 
         ``words`` say what is out of its limit; ``share`` is the dependence that is left, where that is what is red.
         """
-        chosen, there = self._standing()
-        finding = self.candidate.once(
-            ("finding", self.reference.name, chosen, share is not None),
-            lambda: explain(Case(self.candidate, self.reference, self.kin, chosen, there, share)),
-        )
+        finding = self.finding(share)
         more["detail"] = finding.detail
         if finding.blame == "reference":
             return self.verdict(
                 Outcome.INCONCLUSIVE, summary, cause=f"{finding.cause} ({words})", attempt=finding.advice, **more
             )
-        return self.remedied(finding, f"{finding.cause} ({words})", summary, (chosen, there), **more)
+        return self.remedied(finding, f"{finding.cause} ({words})", summary, self._standing(), **more)
+
+    def finding(self, share: float | None = None) -> Finding:
+        """Why the candidate is worse; sought once for all checks, but for a lost dependence, ``share`` of it left."""
+        chosen, there = self._standing()
+        return self.candidate.once(
+            ("finding", self.reference.name, chosen, share is not None),
+            lambda: explain(Case(self.candidate, self.reference, self.kin, chosen, there, share)),
+        )
 
     def remedied(
         self,
@@ -374,7 +378,7 @@ class Pair:
         """Whether a loss that no limit judges is proven to be one of super weights: that is red whatever the kind."""
         if DEFAULTS["perplexity"].holds(ratio) or not self.weights:
             return False
-        return any(name == "proof" for name, _ in explain_loss(self.candidate, self.reference, *self._standing())[1])
+        return any(name == "proof" for name, _ in self.finding().detail)
 
     def _standing(self) -> tuple[tuple[SuperWeight, ...], tuple[SuperWeight, ...]]:
         """The super weights, and where they stand in the candidate; none where there is no counterpart."""
