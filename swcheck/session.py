@@ -293,16 +293,7 @@ class Session:
     def _load(self, spec: str, reference: str | None = None) -> Subject:
         from swcheck.subject import Subject
 
-        chosen = self.settings
-        loaded = engines.load(
-            spec,
-            reference=reference,
-            device=chosen.device,
-            dtype=chosen.dtype,
-            device_map=chosen.device_map,
-            trust_remote_code=chosen.trust_remote_code,
-            offline=chosen.offline,
-        )
+        chosen, loaded = self.settings, self._make(spec, reference)
         text = self._text(loaded.text)
         name = self.settings.name_of(spec)
         return Subject(
@@ -319,11 +310,17 @@ class Session:
             maker=self._make,
         )
 
-    def _make(self, spec: str, source: str) -> Loaded:
-        """What an engine makes of the model in ``source``, under the wishes of this run."""
-        chosen = self.settings
-        wishes = {"trust_remote_code": chosen.trust_remote_code, "offline": chosen.offline}
-        return engines.load(spec, reference=source, device=chosen.device, dtype=chosen.dtype, **wishes)
+    def _make(self, spec: str, reference: str | None) -> Loaded:
+        """What ``spec`` names, or what an engine makes of ``reference``, under the wishes of this run."""
+        return engines.load(
+            spec,
+            reference=reference,
+            device=self.settings.device,
+            dtype=self.settings.dtype,
+            device_map=self.settings.device_map,
+            trust_remote_code=self.settings.trust_remote_code,
+            offline=self.settings.offline,
+        )
 
 
 def _free(subject: Subject) -> None:
