@@ -26,16 +26,19 @@ from swcheck.study.setup import ACCURACY, PERPLEXITY, RATIO, Setup
 from swcheck.study.surgery import calibrated, carriers, put_back, strongest, without_columns, without_rows
 
 OTHERS: Final = "other largest weights zeroed"
-AT_STRONGEST: Final = "zeroed, activation put back at the strongest token"
-AT_CARRIERS: Final = "zeroed, activation put back at every carrying token"
-CONSTANT: Final = "zeroed, a constant in place of the contribution"
-ROWS: Final = "whole row removed"
-COLUMNS: Final = "whole column removed"
+AT_STRONGEST: Final = f"{ZEROED}, super activation restored"
+AT_CARRIERS: Final = f"{AT_STRONGEST} at every token"
+CONSTANT: Final = f"{ZEROED}, mean contribution restored"
+ROWS: Final = "row zeroed"
+COLUMNS: Final = "column zeroed"
 
-SHARES: Final = (1e-6, LARGEST_SHARE)
-"""The share of every matrix that goes: the paper's code takes 1e-6 (its 7,000 weights), this package's null 1e-4."""
+SHARE: Final = 1e-6
+"""The share of every matrix that goes: the paper's code takes 1e-6 (its 7,000 weights); this package's null, shown with
+its share as ``x``, takes 1e-4.
+"""
 
 REMOVED: Final = "weights zeroed"
+RISE: Final = "rise of the loss"
 CONTRIBUTION: Final = "contribution"
 CARRYING: Final = "carrying tokens a window"
 
@@ -69,6 +72,8 @@ def measure(setup: Setup) -> Iterator[Measurement]:
             for taken in setup.scores(condition) if condition in scored else setup.likelihood(condition):
                 ratios |= {condition: taken.value} if taken.quantity == RATIO else {}
                 yield taken
+    intact = float(setup.intact().mean())
+    yield Measurement(RISE, math.log(ratios[ROWS]) / intact, ROWS)
     if ratios[COLUMNS] ** 2 < ratios[ZEROED]:
         setup.note(
             f"the whole column removed costs {number(ratios[COLUMNS], 'x')}, the super weights alone "
@@ -92,11 +97,11 @@ def alone(weight: SuperWeight) -> str:
 
 def _others(setup: Setup) -> Iterator[Measurement]:
     """The largest weights of every matrix zeroed, those larger than a super weight included, the super weights kept."""
-    for share in setup.steps(SHARES, "share of every matrix"):
+    for share, x in setup.steps(((SHARE, None), (LARGEST_SHARE, LARGEST_SHARE)), "share of every matrix"):
         try:
             with without_largest(setup.model, setup.weights, share) as count:
-                yield Measurement(REMOVED, count, OTHERS, share)
-                yield from setup.scores(OTHERS, x=share) if share == SHARES[0] else setup.likelihood(OTHERS, x=share)
+                yield Measurement(REMOVED, count, OTHERS, x)
+                yield from setup.scores(OTHERS) if x is None else setup.likelihood(OTHERS, x=x)
         except OptionError as error:
             setup.note(f"the {OTHERS}: left out, {error.found}")
             return
@@ -111,15 +116,16 @@ def recovered(study: Study, condition: str) -> float:
 
 def average(study: Study, condition: str) -> float:
     """The mean accuracy over tasks, each counting once; NaN where none was measured."""
-    found = [one.value for one in study.select(ACCURACY, condition) if one.x in {None, SHARES[0]}]
+    found = [one.value for one in study.select(ACCURACY, condition)]
     return math.fsum(found) / len(found) if found else math.nan
 
 
 def label(study: Study, one: Measurement) -> str:
     """A row's name: the condition, and how many weights went where it is a share."""
-    if one.x is None:
+    if one.condition != OTHERS:
         return one.condition
-    return f"{int(study.value(REMOVED, OTHERS, x=one.x)):,} {one.condition} ({one.x:.0e} of every matrix)"
+    share = "one in a million" if one.x is None else f"{100 * one.x:g} %"
+    return f"{int(study.value(REMOVED, OTHERS, x=one.x)):,} {one.condition} ({share} of every matrix)"
 
 
 def rows(study: Study) -> tuple[Measurement, ...]:
