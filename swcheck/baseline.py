@@ -57,7 +57,10 @@ def complete(subject: Subject, prompts: Sequence[str | Prompt] = ()) -> None:
     for asked in (None, prompts) if prompts else (None,):
         Pair("super activations", subject, subject).compare_activations(asked, everything["activation"])
     Pair("perplexity", subject, subject).compare_perplexity(everything["perplexity"], None)
-    Pair("dependence", subject, subject).compare_dependence(everything["dependence"])
+    if subject.tier.causal:
+        Pair("dependence", subject, subject).compare_dependence(everything["dependence"])
+    else:
+        subject.causal_intact()  # what a proof of the cause starts from
     weights = subject.located().super_weights
     for weight in weights:
         subject.row(weight)
@@ -72,6 +75,8 @@ def complete_alone(subject: Subject) -> None:
     """Measure what the reference's own checks ask for as well: its fitness, its collapse, its nulls."""
     weights = subject.located().super_weights
     solo.healthy(subject, None)
+    if not subject.tier.causal:
+        return
     solo.collapse(subject, weights, DEFAULTS["collapse"])
     solo.matched_null(subject, weights, DEFAULTS["null"], DRAWS)
     solo.largest_null(subject, weights, DEFAULTS["others"])
@@ -130,6 +135,12 @@ def check_identity(facts: dict[str, Any], now: dict[str, Any], origin: str) -> l
             raise WrongModelError(
                 f"baseline {origin} for this {name}", f"it was measured with another {name}", "--swcheck-update"
             )
+    if now.get("tier") and now["tier"] != facts.get("tier", now["tier"]):
+        raise WrongModelError(
+            f"baseline {origin} for the {now['tier']} tier",
+            f"it was measured in the {facts['tier']} tier",
+            f"--swcheck-tier={facts['tier']}, or --swcheck-update",
+        )
     return [
         f"the baseline was measured with {name} {facts[name]}, this run has {now[name]}"
         for name in ("revision", "device", "dtype", "torch", "transformers", "swcheck")

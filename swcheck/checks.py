@@ -10,7 +10,8 @@ another base model) is ruled out first, in this order.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 from swcheck import solo
 from swcheck.errors import OptionError, RobustnessError
@@ -21,6 +22,9 @@ from swcheck.subject import Subject, subject_of
 
 if TYPE_CHECKING:
     import torch
+
+WIDE: Final = 90
+"""A longer advice has a line for each of its parts."""
 
 
 def assert_super_weights_located(
@@ -182,6 +186,8 @@ def assert_survives_pruning(
 def conclude(verdict: Verdict, *subjects: Subject) -> Verdict:
     """Tell the subjects, then return the verdict, or raise it where it is red."""
     __tracebackhide__ = True
+    if subjects and subjects[0].token_ids is None:
+        verdict = replace(verdict, facts={**verdict.facts, "tier": subjects[0].tier.name})
     for subject in subjects:
         subject.heard(verdict)
     if verdict.red:
@@ -199,9 +205,16 @@ def message_of(verdict: Verdict) -> str:
     lines += [f"  {name:<{width}}  {text}" for name, text in verdict.detail]
     if verdict.limit is not None:
         lines.append(f"  limit {verdict.limit} ({verdict.limit.source})")
-    if verdict.attempt:
-        lines.append(f"  try: {verdict.attempt}")
+    lines += _attempts(verdict.attempt)
     return "\n".join(lines)
+
+
+def _attempts(attempt: str) -> list[str]:
+    """What to try; a list that is too long for a line has one entry on each."""
+    head, colon, rest = attempt.partition(": ")
+    if len(attempt) <= WIDE or not colon:
+        return [f"  try: {attempt}"] if attempt else []
+    return [f"  try: {head}:", *(f"    {entry}" for entry in rest.split("; "))]
 
 
 def _chosen(subject: Subject, super_weights: Iterable[SuperWeight] | None) -> tuple[SuperWeight, ...]:

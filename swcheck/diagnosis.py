@@ -85,7 +85,7 @@ class Case:
     @cached_property
     def damaged(self) -> float:
         """The candidate's."""
-        return float(self.candidate.against(self.reference)[0][:, : self.ids.shape[1] - 1].mean())
+        return float(self.candidate.causal_against(self.reference).mean())
 
     def returning(self, restored: AbstractContextManager[None]) -> tuple[float, str]:
         """The share of the lost nats that comes back inside a block, and the words for it."""

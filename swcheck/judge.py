@@ -306,7 +306,8 @@ class Pair:
         if at_most is not None:
             limit = Limit(None, at_most / base, f"perplexity at most {at_most:g}")
         spread = f" +- {ratio * error:.4f}" if ratio < 1000 else ""
-        summary = f"perplexity {value:.4g} for {base:.4g}: {times(ratio)}{spread} on {ours.numel():,} tokens"
+        where = f"{ours.numel():,} tokens{self.reference.tier_words}"
+        summary = f"perplexity {value:.4g} for {base:.4g}: {times(ratio)}{spread} on {where}"
         facts: dict[str, Any] = {
             "perplexity": value,
             "reference_perplexity": base,
@@ -362,7 +363,7 @@ class Pair:
         intact = self._both()[1]
         if not torch.isfinite(intact).all():
             return self.not_finite(self._broken(intact))
-        intact = intact[:, : ids.shape[1] - 1]
+        intact = self.candidate.causal_against(self.reference)
         after = (intact, self.candidate.causal_nats(self.followed(chosen)[0], ids))
         share = capped_collapse(*after, size) / capped_collapse(*before, size)
         summary = (

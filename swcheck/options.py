@@ -74,6 +74,9 @@ OPTIONS: Final = (
     Option("device_map", "value", "NAME", "spread a model over devices and main memory: auto, by accelerate"),
     Option("dtype", "value", "NAME", "float32, bfloat16 or float16; the checkpoint's own if left out"),
     Option("text", "value", "FILE", "UTF-8 text that perplexity is measured on; a built-in one if left out", "yes"),
+    Option(
+        "tier", "value", "NAME", "how much is measured: smoke, standard or full; smoke on a CPU above 1 B parameters"
+    ),
     Option("limit", "list", "NAME=VALUE", "another limit, as perplexity=1.03 or activation=0.8..1.5; may be repeated"),
     Option("kind", "value", "NAME", "what was done to the candidate: quantized, finetuned, pruned; auto looks"),
     Option("json", "value", "FILE", "write the verdicts to this file", "yes"),

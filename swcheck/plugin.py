@@ -444,7 +444,9 @@ class Reporter:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> None:
-        """Say what a test has to load before it starts: a large model takes a while."""
+        """Say what a test has to load, and what that will cost, before it starts: a large model takes a while."""
+        from swcheck.session import estimate, sized
+
         needs = getattr(item, "fixturenames", ())
         spec, candidate = specs_of(item)
         wanted = [spec] if spec and "swcheck_model" in needs else []
@@ -454,7 +456,11 @@ class Reporter:
         terminal = self.config.pluginmanager.get_plugin("terminalreporter")
         if new and terminal is not None and self.config.get_verbosity() >= 0:
             terminal.write("" if getattr(terminal, "currentfspath", None) else "\n")
-            terminal.write_line(f"swcheck: loading {' and '.join(new)}")
+            terminal.ensure_newline()
+            names = " and ".join(sized(self.settings, name) for name in new)
+            terminal.write(f"swcheck: loading {names}", flush=True)  # at once: what follows imports torch
+            words = estimate(self.settings, spec or "", new)
+            terminal.write_line(f"; {words}" if words else "")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         from swcheck.report import from_json

@@ -7,6 +7,7 @@ computed once: the subjects of a session remember.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +18,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from swcheck import engines, index
-from swcheck.errors import OptionError, TextError
+from swcheck.errors import OptionError, SwcheckError, TextError
 from swcheck.limits import DEFAULTS, KINDS, with_overrides
 from swcheck.records import Limit, Loaded, Verdict
+from swcheck.tiers import (
+    STANDARD,
+    Tier,
+    default_tier,
+    megabytes,
+    passes,
+    rate_of,
+    seconds,
+    spoken,
+    tier_named,
+    weights_in,
+)
 
 if TYPE_CHECKING:
     from swcheck.subject import Subject
@@ -37,6 +50,7 @@ class Settings:
     device: str | None = None
     dtype: str | None = None
     text: Path | None = None
+    tier: str | None = None
     limits: Mapping[str, Limit] = field(default_factory=lambda: DEFAULTS)
     json: Path | None = None
     trust_remote_code: bool = False
@@ -89,6 +103,7 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
         device=values.get("device"),
         dtype=values.get("dtype"),
         text=_path(values.get("text")),
+        tier=values.get("tier"),
         limits=with_overrides(values.get("limit") or ()),
         json=_path(values.get("json")),
         trust_remote_code=bool(values.get("trust_remote_code")),
@@ -121,6 +136,8 @@ def _check(settings: Settings) -> None:
             both = f"--swcheck-device={settings.device} --swcheck-device-map={settings.device_map}"
             raise OptionError(both, "two answers to where a model is put", "give one of the two")
         engines.check_device_map(settings.device_map)
+    if settings.tier is not None:
+        tier_named(settings.tier)
     if settings.text is not None:
         read_text(settings.text)
     if settings.json is not None:
@@ -188,6 +205,12 @@ class Session:
             self._candidate = (spec, self._load(spec, models[0] if models else None))
         return self._candidate[1]
 
+    def tier(self, spec: str) -> Tier:
+        """How much is measured of a reference and of its candidates."""
+        if self._reference is not None and self._reference[0] == spec:
+            return self._reference[1].tier
+        return tier_of(self.settings, spec)
+
     def take(self, *, failed: bool) -> list[Verdict]:
         """The verdicts since the last call. A red one counts only if the test ``failed``: else it was expected."""
         taken = [verdict for verdict in self.verdicts if failed or not verdict.red]
@@ -251,6 +274,7 @@ class Session:
         for note in baseline.check_identity(facts, self._identity(spec), str(path)):
             sys.stderr.write(f"swcheck: {note}\n")
         subject.name, subject.heard = self.settings.name_of(spec), self.verdicts.append
+        subject.tier = tier_named(str(facts.get("tier", STANDARD.name)))
         subject.text, subject.named = self._text(engines.text_of(spec)), str(self.settings.text or "")
         subject.source = str(engines.directory_of(spec) or "")
         return subject
@@ -260,7 +284,9 @@ class Session:
 
         self._complete(subject)
         baseline.complete_alone(subject)
-        self.baselines[baseline_path(self.settings, spec)] = baseline.dumps(subject, self._identity(spec))
+        self.baselines[baseline_path(self.settings, spec)] = baseline.dumps(
+            subject, {**self._identity(spec), "tier": subject.tier.name}
+        )
 
     def _identity(self, spec: str) -> dict[str, Any]:
         """What a baseline is of: weights, text and conditions, as far as they are known without loading anything."""
@@ -276,6 +302,7 @@ class Session:
             "revision": None if directory is None else baseline.revision_of(directory),
             "tokenizer": baseline.tokenizer_identity(self._tokenizer(spec)),
             "text": hashlib.sha256(text.encode()).hexdigest(),
+            "tier": self.settings.tier,
             "device": engines.device_of(self.settings.device),
             "dtype": self.settings.dtype or "checkpoint",
             "torch": str(torch.__version__),
@@ -304,6 +331,7 @@ class Session:
             scheme=loaded.scheme,
             named=str(chosen.text or ""),
             kind=chosen.kind,
+            tier=self.tier(reference or spec),
             memo={},
             heard=self.verdicts.append,
             source=loaded.source,
@@ -331,6 +359,51 @@ def _free(subject: Subject) -> None:
     subject.release()
     if subject.memo is not None:
         subject.memo.clear()
+
+
+def tier_of(settings: Settings, spec: str) -> Tier:
+    """The tier that was asked for, else the one for a model of this size where it runs."""
+    if settings.tier is not None:
+        return tier_named(settings.tier)
+    if settings.baseline is not None and not settings.update:
+        facts = json.loads(baseline_path(settings, spec).read_text(encoding="utf-8"))
+        return tier_named(str(facts.get("tier", STANDARD.name)))
+    directory = engines.directory_of(spec)
+    weights = None if directory is None else weights_in(directory)
+    return STANDARD if weights is None else default_tier(weights.parameters, engines.device_of(settings.device))
+
+
+def sized(settings: Settings, spec: str) -> str:
+    """A model as it was asked for, with its size on disk where that is known, or the baseline that stands for it."""
+    if spec in settings.models and settings.baseline is not None and not settings.update:
+        return f"the baseline of {spec}"
+    with suppress(SwcheckError, OSError, ValueError, KeyError):  # what is wrong with it is said where it is loaded
+        directory = engines.directory_of(spec)
+        weights = None if directory is None else weights_in(directory)
+        return spec if weights is None else f"{spec} ({megabytes(weights.size)})"
+    return spec
+
+
+def estimate(settings: Settings, reference: str, loading: Sequence[str]) -> str:
+    """What the work on ``loading`` will cost, as far as it can be told: tier, windows, passes, and about how long.
+
+    The time is that of the matrix products, at the rate that this machine shows on the model's largest one.
+    """
+    recorded = settings.baseline is not None and not settings.update
+    references = 0 if recorded else sum(spec == reference for spec in loading)
+    candidates = sum(spec != reference for spec in loading)
+    with suppress(Exception):  # an estimate is no reason to fail
+        directory = engines.directory_of(reference)
+        weights = None if directory is None else weights_in(directory)
+        if weights is None or not references + candidates:
+            return ""
+        tier = tier_of(settings, reference)
+        count, length = tier.shape(weights.context)
+        often = passes(tier, references=references, candidates=candidates)
+        rate = rate_of(weights, engines.device_of(settings.device), settings.dtype)
+        span = seconds(weights, tier, rate, references=references, candidates=candidates)
+        return f"{tier.name} tier: {count} windows of {length} tokens, about {often:.1f} passes, {spoken(span)}"
+    return ""
 
 
 def fetch(settings: Settings) -> None:

@@ -54,7 +54,7 @@ def healthy(subject: Subject, at_most: float | None) -> Verdict:
         "perplexity",
         subject.name,
         Outcome.PASSED if passed else Outcome.FAILED,
-        f"perplexity {value:.4g} on {nats.numel():,} tokens in {len(nats)} windows of {subject.text_name}",
+        f"perplexity {value:.4g} on {nats.numel():,} tokens in {len(nats)} windows of {subject.text_name}{subject.tier_words}",
         measured=value,
         limit=limit,
         unit="perplexity",

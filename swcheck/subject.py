@@ -26,19 +26,18 @@ from swcheck.measure import adds_bos, evaluating, token_nats, vocabulary_of, win
 from swcheck.observe import Breakdown, breakdown, contributions, effective_weight, first_tensor, observe, plain_weight
 from swcheck.records import Loaded, Scheme, SuperActivation, SuperWeight, Verdict
 from swcheck.stress import without_largest, without_matched
+from swcheck.tiers import CAUSAL_WINDOWS, STANDARD, Tier
 
 if TYPE_CHECKING:
     from torch import nn
 
 Number = TypeVar("Number")
 
-WINDOWS: Final = 32
 LOUDEST: Final = 32
 PROBES: Final = 8
 SHORTEST_PREFIX: Final = 64
 SHORTEST_PARAGRAPH: Final = 40
 SAMPLES: Final = (PROMPT, "def spam(eggs=1):\n    return [eggs] * 2  # \u00e9, \u4f60\u597d\n")
-LONGEST_WINDOW: Final = 512
 HOLDERS: Final = 16
 TOKENS_AT_ONCE: Final = 4096
 """How many tokens of prompts are in one pass, padding counted."""
@@ -77,6 +76,7 @@ class Subject:
     scheme: Scheme | None = None
     named: str = ""
     kind: str = "quantized"
+    tier: Tier = STANDARD
     memo: dict[Any, Any] | None = field(default=None, repr=False)
     again: Callable[[], nn.Module] | None = field(default=None, repr=False)
     heard: Callable[[Verdict], None] = field(default=lambda _verdict: None, repr=False)
@@ -139,6 +139,11 @@ class Subject:
         return self.named or (topics if self.text is None else "the model's own text")
 
     @property
+    def tier_words(self) -> str:
+        """The tier, to be named behind a number; nothing where the token ids were given."""
+        return "" if self.token_ids is not None else f", {self.tier.name} tier"
+
+    @property
     def body(self) -> Anatomy:
         """The parts of the model."""
         return anatomy(self.live)
@@ -151,7 +156,8 @@ class Subject:
         def compute() -> torch.Tensor:
             if self.tokenizer is None:
                 raise OptionError(f"measure {self.name}", "a bare module", "pass tokenizer= or token_ids=")
-            return windows(self.tokenizer, self._text(), count=WINDOWS, length=self._length())
+            count, length = self.tier.shape(self.context)
+            return windows(self.tokenizer, self._text(), count=count, length=length)
 
         return self.once("windows", compute)
 
@@ -343,10 +349,20 @@ class Subject:
     def causal_ids(self) -> torch.Tensor:
         """The windows a causal check is scored on: all of them, the first quarter of each, 64 tokens at least.
 
-        Under causal masking the intact nats of a prefix are known from the whole; only the edited pass costs.
+        Under causal masking the intact nats of a prefix are known from the whole; only the edited pass costs. Where
+        the tier has fewer than ``CAUSAL_WINDOWS``, further ones from between them make up the number.
         """
         ids = self.windows()
-        return ids[:, : max(SHORTEST_PREFIX, ids.shape[1] // 4)]
+        starts = ids[:, : max(SHORTEST_PREFIX, ids.shape[1] // 4)]
+        missing = CAUSAL_WINDOWS - len(ids)
+        if missing <= 0 or not self.tier.causal or self.token_ids is not None:
+            return starts
+
+        def compute() -> torch.Tensor:
+            length = starts.shape[1]
+            return windows(self.tokenizer, self._text(), count=2 * missing, length=length)[1::2]
+
+        return torch.cat([starts, self.once("between", compute)])
 
     def causal_nats(self, removed: Sequence[SuperWeight], ids: torch.Tensor | None = None) -> torch.Tensor:
         """The nats on ``causal_ids`` without ``removed``, float64 ``(B, P - 1)``."""
@@ -359,8 +375,21 @@ class Subject:
         return self.once(("causal", tuple(removed), _key(token_ids)), compute)
 
     def causal_intact(self) -> torch.Tensor:
-        """The intact nats on ``causal_ids``, a part of those of the windows."""
-        return self.intact()[0][:, : self.causal_ids().shape[1] - 1]
+        """The intact nats on ``causal_ids``, most of them a part of those of the windows."""
+        return self._prefixes(self.intact()[0], self.causal_ids())
+
+    def causal_against(self, reference: Subject) -> torch.Tensor:
+        """The intact nats on the reference's ``causal_ids``."""
+        if self is reference:
+            return self.causal_intact()
+        return self._prefixes(self.against(reference)[0], reference.causal_ids())
+
+    def _prefixes(self, nats: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """The nats on ``ids``: of the first windows known, of those between them scored now."""
+        known, between = nats[:, : ids.shape[1] - 1], ids[len(nats) :]
+        if not len(between):
+            return known
+        return torch.cat([known, self.once(("causal", (), _key(between)), lambda: token_nats(self.live, between))])
 
     def nats_without_matched(self, super_weights: Sequence[SuperWeight], seed: int) -> torch.Tensor:
         """The nats on ``causal_ids`` without one draw of matched weights."""
@@ -442,9 +471,6 @@ class Subject:
 
     def _text(self) -> str:
         return evaluation_text() if self.text is None else self.text
-
-    def _length(self) -> int:
-        return min(LONGEST_WINDOW, self.context or LONGEST_WINDOW)
 
 
 def subject_of(

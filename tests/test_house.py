@@ -34,7 +34,7 @@ report
 conformance
 zeroshot tiny.card subject ratios rtn drift limits kinship kind location stress intervene observe
 tiny.cloze tiny.lastword prompts measure quantize anatomy
-engines huggingface index schemes skip noise strategies tiny.train tiny.corpus tiny errors records
+engines huggingface index schemes skip noise tiers strategies tiny.train tiny.corpus tiny errors records
 """.split()
 
 # The only rooms that may import what is slow to load, or not ours; what is needed for types alone costs nothing.

@@ -32,6 +32,12 @@ def asked(limit: Limit) -> Limit:
     return limit if limit.source == "given" else Limit(None, None, "")
 
 
+def affordable(subject: Subject) -> None:
+    """Skip the test in a tier that measures nothing but weights, activations and perplexity."""
+    if not subject.tier.causal:
+        pytest.skip(f"not in the {subject.tier.name} tier: pytest --swcheck-tier=standard")
+
+
 def applicable(verdict: Verdict) -> None:
     """Skip the test, with the verdict's words, where it does not apply to this model."""
     if verdict.outcome is Outcome.NOT_APPLICABLE:

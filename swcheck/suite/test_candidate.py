@@ -11,7 +11,7 @@ from swcheck import (
     assert_super_activations_preserved,
     assert_super_weights_preserved,
 )
-from swcheck.suite import applicable, asked, for_any_prompts
+from swcheck.suite import affordable, applicable, asked, for_any_prompts
 
 
 @pytest.mark.swcheck("super weights")
@@ -49,4 +49,5 @@ def test_predictions(swcheck_candidate, swcheck_model, swcheck_limits):
 @pytest.mark.swcheck("dependence")
 def test_dependence(swcheck_candidate, swcheck_model, swcheck_limits):
     """The candidate stays collapsed when the super weights of its reference are zeroed."""
+    affordable(swcheck_model)
     applicable(assert_collapses_when_zeroed(swcheck_candidate, swcheck_model, share=swcheck_limits["dependence"].low))

@@ -11,7 +11,7 @@ from swcheck import (
     assert_super_weights_located,
     assert_survives_pruning,
 )
-from swcheck.suite import applicable, for_any_prompts, guarding
+from swcheck.suite import affordable, applicable, for_any_prompts, guarding
 
 
 @pytest.mark.swcheck("perplexity")
@@ -40,16 +40,19 @@ def test_super_activations(swcheck_model):
 @pytest.mark.swcheck("collapse when zeroed")
 def test_collapse(swcheck_model, swcheck_limits):
     """All super weights zeroed together, the model collapses."""
+    affordable(swcheck_model)
     applicable(assert_collapses_when_zeroed(swcheck_model, factor=swcheck_limits["collapse"].low))
 
 
 @pytest.mark.swcheck("null: matched weights")
 def test_null_matched(swcheck_model, swcheck_limits):
     """As many of the next-largest weights of the same matrices zeroed, nothing happens."""
+    affordable(swcheck_model)
     applicable(assert_survives_pruning(swcheck_model, at_most=swcheck_limits["null"].high))
 
 
 @pytest.mark.swcheck("null: largest others")
 def test_null_largest(swcheck_model, swcheck_limits):
     """The largest 0.01 % of every matrix zeroed, super weights spared, the model lives."""
+    affordable(swcheck_model)
     applicable(assert_survives_pruning(swcheck_model, null="largest", at_most=swcheck_limits["others"].high))

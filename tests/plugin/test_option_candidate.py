@@ -46,7 +46,7 @@ def test_a_healthy_copy_is_green(inner, tmp_path):
     assert result.ret == 0
     assert result.parseoutcomes()["passed"] >= 4
     result.stdout.fnmatch_lines(
-        ["swcheck: loading tiny and *rounded", "rounded against tiny", "super weights * passed"]
+        ["swcheck: loading tiny (7 MB) and *rounded (7 MB); *", "rounded against tiny", "super weights * passed"]
     )
 
 
@@ -132,10 +132,10 @@ def test_several_candidates_make_one_table(inner, zeroed, tmp_path):
     result.assert_outcomes(passed=2, failed=2, deselected=2 * BOTH - MODEL - 4)
     result.stdout.fnmatch_lines(
         [
-            "swcheck: loading tiny and *rounded",
+            "swcheck: loading tiny (7 MB) and *rounded (7 MB); *",
             "swcheck.suite.test_candidate::test_super_weights[[]tiny-rounded] PASSED*",
             "swcheck.suite.test_candidate::test_perplexity[[]tiny-rounded] PASSED*",
-            "swcheck: loading *zeroed",
+            "swcheck: loading *zeroed (7 MB); *",
             "swcheck.suite.test_candidate::test_super_weights[[]tiny-zeroed] FAILED*",
             "pytest --model=tiny --candidate=*zeroed --pyargs *",
             "candidates against tiny",

@@ -22,7 +22,7 @@ def test_the_main_job(inner, pytester):
     result.stdout.fnmatch_lines(
         [
             "swcheck: *, model tiny (command line), seed 0",
-            "swcheck: loading tiny",
+            "swcheck: loading tiny (7 MB); standard tier: 32 windows of 256 tokens, about *",
             f"swcheck.suite.test_model {'.' * MODEL}*",
             "=* swcheck =*",
             "tiny",
@@ -171,7 +171,7 @@ def test_several_models_run_one_after_the_other(inner, pytester, micro):
     assert names == ["tiny"] * SHIPPED + ["micro"] * SHIPPED
     result = inner("--model=tiny", f"--model={micro}", "-k", "micro and test_model and perplexity")
     result.assert_outcomes(passed=1, deselected=2 * SHIPPED - 1)
-    result.stdout.fnmatch_lines(["swcheck: loading */micro"])
+    result.stdout.fnmatch_lines(["swcheck: loading */micro*"])
     result.stdout.no_fnmatch_line("swcheck: loading tiny*")
 
 
