@@ -112,6 +112,9 @@ PROMPT_TOKENS: Final = 6000
 CAUSAL_PASSES: Final = 5
 """The set zeroed, three draws of the matched null, the largest others: each on a quarter of the tokens."""
 
+CALIBRATED: Final = 0.1
+"""For how many seconds this machine is tried; the best time counts, others may be at work on it."""
+
 OVERHEAD: Final = 2.0
 """How much longer a pass takes than its matrix products alone, and a run than its passes; measured on two models."""
 
@@ -130,19 +133,20 @@ def seconds(weights: Weights, tier: Tier, rate: float, *, references: int = 1, c
 
 
 def rate_of(weights: Weights, device: str, dtype: str | None = None) -> float:
-    """The floating point operations a second of this machine, on the largest matrix of the model and 128 tokens."""
+    """The floating point operations a second of this machine, on the largest matrix of the model."""
     import torch
 
     kind = getattr(torch, dtype or weights.dtype)
     rows, columns = weights.largest
-    left = torch.zeros(128, columns, dtype=kind, device=device)
+    tokens = min(2048, max(16, int(1e9 / (2 * rows * columns))))  # large enough to be like a pass
+    left = torch.zeros(tokens, columns, dtype=kind, device=device)
     right = torch.zeros(rows, columns, dtype=kind, device=device)
-    best = float("inf")
-    for _ in range(4):
+    best, until, tries = float("inf"), time.perf_counter() + CALIBRATED, 0
+    while tries < 3 or time.perf_counter() < until:
         start = time.perf_counter()
         float((left @ right.T)[0, 0])  # waits for an accelerator
-        best = min(best, time.perf_counter() - start)
-    return 2 * 128 * rows * columns / max(best, 1e-9)
+        best, tries = min(best, time.perf_counter() - start), tries + 1
+    return 2 * tokens * rows * columns / max(best, 1e-9)
 
 
 def spoken(span: float) -> str:
