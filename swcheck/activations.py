@@ -140,7 +140,9 @@ class Activations:
         if not asked:
             return {"worst_prompt": "the default prompt"} if self.tokenizer is not None else {}
         whole = asked[worst.number]
-        small = Prompt("") if sink else cut(self.tokenizer, whole, worst.theirs.position)
+        if sink:
+            return {"worst_prompt": shown(self.tokenizer, Prompt(""))}
+        small = cut(self.tokenizer, whole, worst.theirs.position)
         if not limit.holds(worst.value) and worst.theirs.position and self._both_at_hand():
             small = self._shrunk(small, worst, limit)
         return {"worst_prompt": shown(self.tokenizer, small), "shrunk_from": shown(self.tokenizer, whole)}
