@@ -17,6 +17,7 @@ import torch
 
 from swcheck.anatomy import Anatomy, anatomy, device_of
 from swcheck.errors import NotObservedError
+from swcheck.measure import evaluating
 
 if TYPE_CHECKING:
     from torch import nn
@@ -217,6 +218,74 @@ def plain_weight(module: nn.Module) -> torch.Tensor | None:
     if weight is None or type(weight.data) is not torch.Tensor or weight.is_meta or not weight.is_floating_point():
         return None
     return weight.data
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """One linear map of a decoder layer that keeps its weight plainly; ``path`` is its name inside the layer."""
+
+    layer: int
+    path: str
+    module: nn.Module = field(repr=False)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Its weight ``(out, in)`` itself, not a copy."""
+        weight = plain_weight(self.module)
+        if weight is None:
+            raise NotObservedError(f"the weight of {self.path} in layer {self.layer}", "it is not kept plainly")
+        return weight
+
+
+def linear_maps(model: nn.Module) -> tuple[LinearMap, ...]:
+    """Every plain linear map of the decoder layers, layer by layer, in the model's own order.
+
+    What is packed is left out: compare with ``packed_maps``.
+    """
+    return tuple(
+        LinearMap(number, path, module)
+        for number, layer in enumerate(anatomy(model).layers)
+        for path, module in layer.named_modules()
+        if plain_weight(module) is not None
+    )
+
+
+def packed_maps(model: nn.Module) -> tuple[str, ...]:
+    """The qualified names of the linear maps of the layers that keep no plain weight, as far as they can be told."""
+    from torch import nn
+
+    body = anatomy(model)
+    return tuple(
+        f"{body.path}.{number}.{path}"
+        for number, layer in enumerate(body.layers)
+        for path, module in layer.named_modules()
+        if (module is body.down_projections[number] or isinstance(module, nn.Linear) or _packs(module))
+        and plain_weight(module) is None
+    )
+
+
+def _packs(module: nn.Module) -> bool:
+    """Whether a module of another class says that it is a linear map, by its two widths."""
+    return (
+        hasattr(module, "in_features") and hasattr(module, "out_features") and not any(True for _ in module.children())
+    )
+
+
+def inputs_of(model: nn.Module, maps: Sequence[LinearMap], ids: torch.Tensor) -> dict[LinearMap, torch.Tensor]:
+    """What each map reads in one pass over ``ids`` ``(B, T)``: the tensors as they passed, ``(B, T, in)``, not copied.
+
+    Maps that read the same tensor share it. A map that the pass does not reach is left out.
+    """
+    seen: dict[LinearMap, torch.Tensor] = {}
+
+    def look(one: LinearMap) -> Any:
+        return lambda _module, args: seen.__setitem__(one, floats(args[0]).detach())
+
+    with ExitStack() as hooks, evaluating(model):
+        for one in maps:
+            hooks.callback(one.module.register_forward_pre_hook(look(one)).remove)
+        model(ids.to(device_of(model)), use_cache=False)
+    return seen
 
 
 def _input_of(module: nn.Module) -> tuple[int, torch.dtype, torch.device]:

@@ -5,20 +5,24 @@ returns a new one of the same shape and dtype, already dequantized; nothing is s
 float64, so that what is said here holds up to one rounding to the dtype. NaN and infinity spoil their block, as they
 do in any quantizer.
 
-A *block* is a run of ``block`` consecutive elements in row-major order, not a square tile: the paper's "128x128" is a
-run of 16,384. Where the number of elements is no multiple, the last block is shorter (the official code then takes the
-whole tensor as one block, without a word). ``block`` None is the whole tensor.
+A *block* is a run of ``block`` consecutive elements in row-major order, not a square tile: what the paper calls
+"128x128" is in its code a run of 16,384. Where the number of elements is no multiple, the last block is shorter (the
+official code then takes the whole tensor as one block, without a word). ``block`` None is the whole tensor, a pair
+``(rows, columns)`` a tile of a matrix, as the paper's words have it; tiles at the right and lower edge may be smaller.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 
 from swcheck.errors import OptionError
+
+Block: TypeAlias = int | tuple[int, int] | None
+"""A run of so many elements, a tile of so many rows and columns, or the whole tensor."""
 
 MOST_BITS: Final = 16
 """More bits than this are no quantization, and codes would outgrow what is worth storing."""
@@ -35,7 +39,7 @@ class Reading(StrEnum):
     PAPER = "paper"
 
 
-def minmax(weight: torch.Tensor, bits: int, *, block: int | None = None, reading: str = Reading.CODE) -> torch.Tensor:
+def minmax(weight: torch.Tensor, bits: int, *, block: Block = None, reading: str = Reading.CODE) -> torch.Tensor:
     """Asymmetric round-to-nearest between the minimum and the maximum of each block, which both stay exact."""
     top = _top(bits, reading)
 
@@ -49,7 +53,7 @@ def minmax(weight: torch.Tensor, bits: int, *, block: int | None = None, reading
     return _per_block(weight, block, grid)
 
 
-def absmax(weight: torch.Tensor, bits: int, *, block: int | None = None) -> torch.Tensor:
+def absmax(weight: torch.Tensor, bits: int, *, block: Block = None) -> torch.Tensor:
     """Symmetric round-to-nearest: step ``max|w| / (2**(N - 1) - 1)`` per block; zero and the largest magnitude stay exact."""
     _check_bits(bits, 2)
     top = 2 ** (bits - 1) - 1
@@ -63,7 +67,7 @@ def absmax(weight: torch.Tensor, bits: int, *, block: int | None = None) -> torc
     return _per_block(weight, block, grid)
 
 
-def clipped(weight: torch.Tensor, z: float, *, block: int | None = None) -> torch.Tensor:
+def clipped(weight: torch.Tensor, z: float, *, block: Block = None) -> torch.Tensor:
     """Magnitudes cut at ``mean(|w|) + z * std(|w|)`` of their block, signs kept; the paper's CLIP, with z near 9.
 
     It is no z-score of w around its own mean. The deviation is the unbiased one; a block of one element is not cut.
@@ -77,6 +81,45 @@ def clipped(weight: torch.Tensor, z: float, *, block: int | None = None) -> torc
         return part.clamp(-limit, limit)
 
     return _per_block(weight, block, cut)
+
+
+def clipped_share(weight: torch.Tensor, share: float, *, block: Block = None) -> torch.Tensor:
+    """Magnitudes cut at the k-th largest of their block of n, ``k = int(n * share + 1)``, signs kept.
+
+    The official code's rule of a "block percentage", 1e-5 in its examples, or of a "tensor percentage", 1e-6, where the
+    block is the whole tensor. A share below 1 / n cuts nothing.
+    """
+    if not 0 <= share < 1:
+        raise OptionError(f"clip a share of {share}", "a part of a block lies from 0 to below 1", "the paper uses 1e-5")
+
+    def cut(part: torch.Tensor) -> torch.Tensor:
+        size = part.shape[1]
+        limit = _ranked(part.abs(), size - min(size, int(size * share + 1)))
+        return part.clamp(-limit, limit)
+
+    return _per_block(weight, block, cut)
+
+
+def clipped_iqr(weight: torch.Tensor, times: float, *, block: Block = None) -> torch.Tensor:
+    """Magnitudes cut at ``q3 + times * (q3 - q1)``, the quartiles of |w| in their block, signs kept.
+
+    A quartile is an element of the block, the lower one where it falls between two.
+    """
+    if not times >= 0:
+        raise OptionError(f"clip at {times} times the interquartile range", "a cut below the third quartile", "3 to 20")
+
+    def cut(part: torch.Tensor) -> torch.Tensor:
+        size, last = part.abs(), part.shape[1] - 1
+        first, third = _ranked(size, last // 4), _ranked(size, 3 * last // 4)
+        limit = third + times * (third - first)
+        return part.clamp(-limit, limit)
+
+    return _per_block(weight, block, cut)
+
+
+def _ranked(part: torch.Tensor, rank: int) -> torch.Tensor:
+    """The element of every row that ``rank`` others stand below, ``(count, 1)``."""
+    return part.kthvalue(rank + 1, dim=1, keepdim=True).values
 
 
 def keep(quantized: torch.Tensor, weight: torch.Tensor, places: Iterable[tuple[int, ...]]) -> torch.Tensor:
@@ -102,12 +145,15 @@ def per_row(weight: torch.Tensor) -> int:
     return weight.shape[-1]
 
 
-def _per_block(weight: torch.Tensor, block: int | None, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """``change`` applied to the blocks, float64 ``(count, size)``; a shorter last block comes alone."""
+def _per_block(weight: torch.Tensor, block: Block, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """``change`` applied to the blocks, float64 ``(count, size)``; shorter last blocks come alone."""
     if not weight.is_floating_point():
         raise OptionError("a tensor of floating numbers", str(weight.dtype), "dequantize it first")
-    if block is not None and block < 1:
+    sides = block if isinstance(block, tuple) else () if block is None else (block,)
+    if any(side < 1 for side in sides):
         raise OptionError(f"blocks of {block} elements", "nothing to quantize", "a power of two, such as 128")
+    if isinstance(block, tuple):
+        return _per_tile(weight, block, change)
     flat = weight.detach().flatten().double()
     size = min(block or flat.numel(), flat.numel())
     if not size:
@@ -115,6 +161,28 @@ def _per_block(weight: torch.Tensor, block: int | None, change: Callable[[torch.
     whole = flat.numel() // size * size
     parts = [change(part) for part in (flat[:whole].view(-1, size), flat[whole:].view(1, -1)) if part.numel()]
     return torch.cat([part.flatten() for part in parts]).to(weight.dtype).view(weight.shape)
+
+
+def _per_tile(
+    weight: torch.Tensor, tile: tuple[int, int], change: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    if weight.ndim != 2:
+        raise OptionError("tiles of a matrix", f"a tensor of {weight.ndim} dimensions", "a run: block=128")
+    made = weight.detach().clone()
+    for rows, height in _cuts(weight.shape[0], tile[0]):
+        for columns, width in _cuts(weight.shape[1], tile[1]):
+            part = weight.detach()[rows, columns].double()
+            tiles = part.reshape(-1, height, part.shape[1] // width, width).transpose(1, 2)
+            changed = change(tiles.flatten(2).flatten(0, 1)).view(tiles.shape)
+            made[rows, columns] = changed.transpose(1, 2).flatten(2).flatten(0, 1).to(weight.dtype)
+    return made
+
+
+def _cuts(length: int, side: int) -> list[tuple[slice, int]]:
+    """Where one dimension is cut: the part of whole sides, and what is left."""
+    whole = length // side * side
+    parts = [(slice(0, whole), side), (slice(whole, length), length - whole)]
+    return [(part, height) for part, height in parts if part.stop > part.start]
 
 
 def _top(bits: int, reading: str) -> int:

@@ -27,6 +27,7 @@ plugin cli
 study.claims study.runner
 study.prune
 study.scaling
+study.weights
 study.surgery
 study.paper study.chapter study.plots study.setup study.record study
 options session outlier checks baseline judge diagnosis activations remedy solo

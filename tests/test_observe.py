@@ -15,8 +15,19 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from swcheck.errors import CoordinateError, NotObservedError
-from swcheck.observe import _input_of, contributions, effective_weight, first_tensor, observe, plain_weight
-from tests.planted import Packed, tuple_model
+from swcheck.observe import (
+    _input_of,
+    contributions,
+    effective_weight,
+    first_tensor,
+    inputs_of,
+    linear_maps,
+    observe,
+    packed_maps,
+    plain_weight,
+)
+from swcheck.records import SuperWeight
+from tests.planted import Packed, plant, tuple_model
 
 IDS = torch.tensor([[0, 5, 9, 33, 2], [7, 1, 60, 2, 2]])
 LAYERS = range(4)
@@ -313,3 +324,29 @@ def test_width_unknown():
     )
     with pytest.raises(NotObservedError, match=words):
         effective_weight(nn.Identity(), 0, 0)
+
+
+def test_every_plain_linear_map_of_the_layers():
+    """Seven maps a layer in the model's order; a packed one is named apart, the head is no map of a layer."""
+    model = plant([SuperWeight(1, 3, 5, 6.0)], layers=2)
+    paths = [one.path for one in linear_maps(model)]
+
+    assert len(paths) == 14
+    assert paths[-1] == "mlp.down_proj"
+    assert packed_maps(model) == ()
+    model.model.layers[1].mlp.down_proj = Packed(model.model.layers[1].mlp.down_proj)
+    assert len(linear_maps(model)) == 13
+    assert packed_maps(model) == ("model.layers.1.mlp.down_proj",)
+
+
+def test_what_maps_read():
+    """Maps that read the same tensor share it; the tensor is what the map really gets."""
+    model = plant([SuperWeight(1, 3, 5, 6.0)], layers=2)
+    maps = {(one.layer, one.path): one for one in linear_maps(model)}
+    seen = inputs_of(model, list(maps.values()), torch.tensor([[0, 1, 2]]))
+
+    assert seen[maps[0, "mlp.gate_proj"]].data_ptr() == seen[maps[0, "mlp.up_proj"]].data_ptr()
+    assert seen[maps[1, "mlp.down_proj"]].shape == (1, 3, 24)
+    with observe(model, inputs=[1]) as sight, torch.no_grad():
+        model(torch.tensor([[0, 1, 2]]), use_cache=False)
+    assert torch.equal(seen[maps[1, "mlp.down_proj"]], sight.inputs[1])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swcheck.errors import OptionError
-from swcheck.quantize import Reading, absmax, clipped, keep, keep_largest, minmax, per_row
+from swcheck.quantize import Reading, absmax, clipped, clipped_iqr, clipped_share, keep, keep_largest, minmax, per_row
 
 DTYPES = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
 BITS = st.integers(2, 8)
@@ -128,6 +128,46 @@ def test_clipping(weight, z, block):
         assert (new * old >= 0).all()
 
 
+@given(matrices(), st.floats(0, 0.5), BLOCKS)
+def test_clipping_a_share(weight, share, block):
+    """No magnitude above the k-th largest of its block is left, that one stays, and what lies below is as before."""
+    cut = clipped_share(weight, share, block=block)
+    for old, new in zip(blocks_of(weight, block), blocks_of(cut, block), strict=True):
+        limit = old.abs().sort(descending=True).values[int(len(old) * share + 1) - 1]
+        assert new.abs().max() == limit
+        assert torch.equal(new, old.clamp(-limit, limit))
+
+
+@given(matrices(), st.floats(0, 20), BLOCKS)
+def test_clipping_by_quartiles(weight, times, block):
+    """A cut never lies below the third quartile, moves nothing outwards, and a wider one cuts less."""
+    narrow, wide = (clipped_iqr(weight, bound, block=block) for bound in (times, times + 1))
+    for old, new, loose in zip(*(blocks_of(one, block) for one in (weight, narrow, wide)), strict=True):
+        third = old.abs().sort().values[3 * (len(old) - 1) // 4]
+        assert torch.equal(new[old.abs() <= third], old[old.abs() <= third])
+        assert (new.abs() <= loose.abs()).all()
+        assert (loose.abs() <= old.abs()).all()
+
+
+@given(matrices(), BITS, st.integers(1, 12), st.integers(1, 12))
+def test_a_tile_is_rounded_as_if_it_stood_alone(weight, bits, height, width):
+    """Whatever the sides, edges included, a tile comes out as its elements do in a tensor of their own."""
+    rounded = minmax(weight, bits, block=(height, width))
+    for row in range(0, weight.shape[0], height):
+        for column in range(0, weight.shape[1], width):
+            place = slice(row, row + height), slice(column, column + width)
+            assert torch.equal(rounded[place], minmax(weight[place], bits))
+
+
+@given(matrices(), BITS)
+def test_tiles_and_runs_meet_where_they_are_the_same(weight, bits):
+    """A tile of one row is a run of a row's length, a tile of everything is the tensor; nothing else is promised."""
+    for f in rounders(bits):
+        assert torch.equal(f(weight, (1, weight.shape[1])), f(weight, per_row(weight)))
+        assert torch.equal(f(weight, tuple(weight.shape)), f(weight, None))
+        assert torch.equal(f(weight, (100, 100)), f(weight, None))
+
+
 @given(matrices(), st.integers(0, 5))
 def test_keeping_the_largest(weight, count):
     """The largest magnitudes come back as they were, the others as they were rounded."""
@@ -210,6 +250,11 @@ def test_nothing_to_round():
         (lambda w: minmax(w.int(), 4), "a tensor of floating numbers\n  found: torch.int32"),
         (lambda w: clipped(w, -1.0), "clip at z = -1.0"),
         (lambda w: clipped(w, math.nan), "clip at z = nan"),
+        (lambda w: clipped_share(w, 1.0), "clip a share of 1.0"),
+        (lambda w: clipped_share(w, math.nan), "clip a share of nan"),
+        (lambda w: clipped_iqr(w, -0.1), "clip at -0.1 times the interquartile range"),
+        (lambda w: minmax(w, 4, block=(2, 2)), "tiles of a matrix\n  found: a tensor of 1 dimensions"),
+        (lambda w: minmax(w, 4, block=(2, 0)), "blocks of (2, 0) elements"),
         (lambda w: keep_largest(w, w, 5), "keep 5 values\n  found: the tensor has 4"),
     ],
 )

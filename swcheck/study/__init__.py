@@ -11,5 +11,6 @@ from typing import Final
 NAMES: Final = (
     "prune",
     "scaling",
+    "weights",
 )  # fmt: skip
 """Every study, in the order of the paper: prune, activations, stopwords, scaling, weights, w8a8, where."""

@@ -84,6 +84,15 @@ def ratio_axis(axes: Any, xlabel: str) -> None:
     axes.set_ylabel("perplexity, times the intact model's")
 
 
+def rise_axis(axes: Any, xlabel: str) -> None:
+    """An axis of what is added to the intact model's perplexity in percent: logarithmic above one, even around zero."""
+    axes.set_yscale("symlog", linthresh=1.0, linscale=0.5)
+    axes.axhline(0.0, color="0.6", linewidth=0.8, linestyle="--", marker="")
+    axes.yaxis.set_major_formatter(lambda value, _place: f"{value:+,.0f} %")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("perplexity above the intact model's")
+
+
 def accuracy_axis(axes: Any, xlabel: str, study: Study) -> None:
     """An axis of zero-shot accuracy with its legend."""
     axes.set_ylim(0.0, 1.0)

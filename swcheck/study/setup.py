@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -23,6 +23,7 @@ from swcheck.baseline import weights_identity
 from swcheck.errors import NotObservedError, OptionError
 from swcheck.intervene import zeroed
 from swcheck.measure import token_nats
+from swcheck.observe import LinearMap, linear_maps, packed_maps
 from swcheck.ratios import standard_error
 from swcheck.records import Loaded, SuperWeight
 from swcheck.study.record import INTACT, ZEROED, Measurement
@@ -93,6 +94,18 @@ class Setup:
         if self._key() not in self.untouched:
             self.untouched[self._key()] = self.nats()
 
+    def on_fewer(self, windows: int, length: int | None = None) -> Setup:
+        """The same on so many of the windows, evenly spread, cut to ``length`` tokens: for a study of many passes.
+
+        Prepared, so that it is to be asked for while the model is untouched; a note says how many windows there are.
+        """
+        step = -(-len(self.ids) // windows)
+        fewer = replace(self, ids=self.ids[::step, :length])
+        if fewer.ids.shape != self.ids.shape:
+            self.note(f"measured on {len(fewer.ids)} of the {len(self.ids)} windows, {fewer.ids.shape[1]} tokens each")
+        fewer.prepare()
+        return fewer
+
     def intact(self) -> torch.Tensor:
         """The nats of the untouched model, float64 ``(B, T - 1)``. Raises ``NotObservedError`` before ``prepare``."""
         if self._key() not in self.untouched:
@@ -124,6 +137,19 @@ class Setup:
         """Likelihood and accuracy in the model's present state."""
         yield from self.likelihood(condition, x=x)
         yield from self.accuracies(condition, x=x)
+
+    def maps(self) -> tuple[LinearMap, ...]:
+        """The plain linear maps of the layers; a note says how many others there are, which are left as they are."""
+        packed = packed_maps(self.model)
+        if packed:
+            self.note(f"linear maps without a plain weight, left as they are: {len(packed)}, first {packed[0]}")
+        return linear_maps(self.model)
+
+    def places(self, one: LinearMap) -> tuple[tuple[int, int], ...]:
+        """Row and column of the super weights that stand in this map."""
+        if one.module is not self.subject.body.down_projections[one.layer]:
+            return ()
+        return tuple((weight.row, weight.column) for weight in self.weights if weight.layer == one.layer)
 
     def without(self) -> AbstractContextManager[None]:
         """The model without its super weights, all zeroed together."""
@@ -195,14 +221,15 @@ def exponential(nats: float) -> float:
 
 
 @contextmanager
-def edited(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
-    """Let a study write into whole tensors; each gets its saved bits back."""
+def edited(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Let a study write into whole tensors; each gets its saved bits back. Yields the saved ones, in order."""
     with torch.no_grad():
-        saved = [(tensor, tensor.clone()) for tensor in tensors]
+        written = tuple(tensors)
+        saved = tuple(tensor.clone() for tensor in written)
         try:
-            yield
+            yield saved
         finally:
-            for tensor, bits in saved:
+            for tensor, bits in zip(written, saved, strict=True):
                 tensor.copy_(bits)
 
 

@@ -19,3 +19,9 @@ def test_prune(swcheck_study_setup):
 def test_scaling(swcheck_study_setup):
     """Scaled by 0.75 to 2 the super weights do no harm (figure 6)."""
     assert_paper_claim(swcheck_study_setup.subject, "scaling", setup=swcheck_study_setup)
+
+
+@pytest.mark.swcheck("paper: weights")
+def test_weights(swcheck_study_setup):
+    """Rounded in large blocks, the model loses less where its outliers are clipped and its super weights kept (figure 7)."""
+    assert_paper_claim(swcheck_study_setup.subject, "weights", setup=swcheck_study_setup)
