@@ -26,6 +26,7 @@ suite.test_paper suite.test_candidate suite.test_model suite
 plugin cli
 study.claims study.runner
 study.prune
+study.activations
 study.scaling
 study.weights
 study.surgery

@@ -10,6 +10,7 @@ from typing import Final
 
 NAMES: Final = (
     "prune",
+    "activations",
     "scaling",
     "weights",
 )  # fmt: skip

@@ -21,21 +21,15 @@ from swcheck.report import number
 from swcheck.stress import LARGEST_SHARE, without_largest
 from swcheck.study.chapter import Chapter, Rows
 from swcheck.study.plots import COLOURS, by_task
-from swcheck.study.record import INTACT, ZEROED, Measurement, Study
+from swcheck.study.record import INTACT, OTHERS, ZEROED, Measurement, Study
 from swcheck.study.setup import ACCURACY, PERPLEXITY, RATIO, Setup
-from swcheck.study.surgery import calibrated, carriers, put_back, strongest, without_columns, without_rows
+from swcheck.study.surgery import PAPERS_SHARE, calibrated, carriers, put_back, strongest, without_columns, without_rows
 
-OTHERS: Final = "other largest weights zeroed"
 AT_STRONGEST: Final = f"{ZEROED}, super activation restored"
 AT_CARRIERS: Final = f"{AT_STRONGEST} at every token"
 CONSTANT: Final = f"{ZEROED}, mean contribution restored"
 ROWS: Final = "row zeroed"
 COLUMNS: Final = "column zeroed"
-
-SHARE: Final = 1e-6
-"""The share of every matrix that goes: the paper's code takes 1e-6 (its 7,000 weights); this package's null, shown with
-its share as ``x``, takes 1e-4.
-"""
 
 REMOVED: Final = "weights zeroed"
 RISE: Final = "rise of the loss"
@@ -96,8 +90,11 @@ def alone(weight: SuperWeight) -> str:
 
 
 def _others(setup: Setup) -> Iterator[Measurement]:
-    """The largest weights of every matrix zeroed, those larger than a super weight included, the super weights kept."""
-    for share, x in setup.steps(((SHARE, None), (LARGEST_SHARE, LARGEST_SHARE)), "share of every matrix"):
+    """The largest weights of every matrix zeroed, those larger than a super weight included, the super weights kept.
+
+    The paper's share comes without ``x``, the larger one of this package's null with it.
+    """
+    for share, x in setup.steps(((PAPERS_SHARE, None), (LARGEST_SHARE, LARGEST_SHARE)), "share of every matrix"):
         try:
             with without_largest(setup.model, setup.weights, share) as count:
                 yield Measurement(REMOVED, count, OTHERS, x)

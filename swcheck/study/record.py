@@ -21,6 +21,7 @@ SCHEMA: Final = 1
 
 INTACT: Final = "intact"
 ZEROED: Final = "super weights zeroed"
+OTHERS: Final = "other largest weights zeroed"
 
 
 @dataclass(frozen=True)

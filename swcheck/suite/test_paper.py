@@ -15,6 +15,12 @@ def test_prune(swcheck_study_setup):
     assert_paper_claim(swcheck_study_setup.subject, "prune", setup=swcheck_study_setup)
 
 
+@pytest.mark.swcheck("paper: activations")
+def test_activations(swcheck_study_setup):
+    """The super activation is carried on unchanged, in one place for every prompt, and goes with its weights (figure 4)."""
+    assert_paper_claim(swcheck_study_setup.subject, "activations", setup=swcheck_study_setup)
+
+
 @pytest.mark.swcheck("paper: scaling")
 def test_scaling(swcheck_study_setup):
     """Scaled by 0.75 to 2 the super weights do no harm (figure 6)."""
