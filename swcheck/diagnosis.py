@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import torch
 
 from swcheck.activations import LOADED_AGAIN
+from swcheck.coverage import knows_maps, map_errors
 from swcheck.intervene import given_back, residual_set, set_to
 from swcheck.limits import DEFAULTS
 from swcheck.measure import token_nats
@@ -239,7 +240,9 @@ def of_layer(case: Case, layer: int) -> tuple[str, ...]:
     path = case.candidate.body.path
     if not knows_maps(case.reference):
         return (case.candidate.body.down_name(layer),)
-    errors = [(name, error) for name, error in map_errors(case) if name.startswith(f"{layer}.")]
+    errors = [
+        (name, error) for name, error in map_errors(case.candidate, case.reference) if name.startswith(f"{layer}.")
+    ]
     return tuple(f"{path}.{name}" for name, error in errors if error >= errors[0][1] / 2)
 
 
@@ -315,7 +318,7 @@ def _not_the_super_weights(case: Case) -> Finding:
         return Finding(cause, (("not known", words),), (), advice)
     layer, rise = first_bad_layer(candidate, reference)
     detail: Detail = (("layers", f"the error away from the sink rises most in layer {layer} (to {rise:.1%})"),)
-    worst = [(name, error) for name, error in map_errors(case) if error > 0][:WORST]
+    worst = [(name, error) for name, error in map_errors(case.candidate, case.reference) if error > 0][:WORST]
     names = tuple(f"{candidate.body.path}.{name}" for name, _ in worst)
     detail += tuple((f"layers.{name}", f"answers {error:.1%} off") for name, error in worst)
     if reference.module is not None and names:
@@ -339,11 +342,6 @@ def _given_back(case: Case, names: Sequence[str]) -> Detail:
     return (("given back", f"these {len(maps)} matrices through a hook: {case.returning(given_back(case.candidate.live, maps, {}))[1]}"),)  # fmt: skip
 
 
-def knows_maps(reference: Subject) -> bool:
-    """Whether what every linear map of the reference answers is known, or can be measured."""
-    return reference.at_hand or reference.remembers("probes")
-
-
 def prepare(reference: Subject) -> None:
     """Measure what explains a red candidate, while the reference's weights are here."""
     reference.residuals()
@@ -354,17 +352,6 @@ def prepare(reference: Subject) -> None:
     for weight in weights:
         reference.row(weight)
         reference.matrix(weight.layer)
-
-
-def map_errors(case: Case) -> list[tuple[str, float]]:
-    """Every linear map by how far its answers to fixed random inputs are off, relative to the reference's norm."""
-    expected = case.reference.probes()
-    answers = case.candidate.probed(expected)
-    errors = {
-        name: float((answer - expected[name][1]).norm() / expected[name][1].norm().clamp_min(1e-12))
-        for name, answer in answers.items()
-    }
-    return sorted(errors.items(), key=lambda item: -item[1])
 
 
 def first_bad_layer(candidate: Subject, reference: Subject) -> tuple[int, float]:

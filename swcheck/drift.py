@@ -8,6 +8,7 @@ serves with a baseline file and without. B batch, T time, N sampled positions, K
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -61,9 +62,19 @@ class Drift:
         return float(self.kl.mean())
 
     @property
+    def error(self) -> float:
+        """The standard error of that mean, positions taken as independent."""
+        return float(self.kl.double().std() / math.sqrt(len(self.kl))) if len(self.kl) > 1 else 0.0
+
+    @property
     def top1(self) -> float:
         """The share of positions with the same likeliest token."""
         return float(self.agree.double().mean())
+
+    @property
+    def top1_error(self) -> float:
+        """The standard error of that share."""
+        return math.sqrt(self.top1 * (1 - self.top1) / len(self.agree))
 
     def percentile(self, share: float) -> float:
         """The KL divergence that ``share`` of the positions stay under."""

@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 
 from swcheck.activations import Activations
+from swcheck.coverage import unquantized
 from swcheck.diagnosis import Case, Finding, explain, lost_in, of_layer, weight_cause
 from swcheck.errors import NotFiniteError
 from swcheck.kind import Kind, declared, seen
@@ -25,6 +26,8 @@ from swcheck.ratios import (
     capped_collapse,
     collapse_ratio,
     count,
+    near,
+    near_ratio,
     perplexity_of,
     ratio_of,
     standard_error,
@@ -38,6 +41,9 @@ from swcheck.subject import Subject
 
 NEAR_ERRORS: Final = 3.0
 """A ratio within this many of its standard errors of the limit is ``near``."""
+
+SHOWN: Final = 3
+"""So many names of matrices that a quantizer skipped are said; the rest is counted."""
 
 FOLLOWED: Final = DEFAULTS["contribution"]
 """How much of its contribution a weight has to write elsewhere to be the same one, permuted."""
@@ -80,6 +86,10 @@ class Pair:
 
     def failed(self, cause: str, summary: str, attempt: str = "", **more: Any) -> Verdict:
         return self.verdict(Outcome.FAILED, summary, cause=cause, attempt=attempt, **more)
+
+    def passed(self, near: bool) -> Outcome:
+        """Passed, or near where it is within the noise of its limit."""
+        return Outcome.NEAR if near else Outcome.PASSED
 
     def none(self) -> Verdict:
         return none_found(self.check, self.reference, None if self.candidate is self.reference else self.candidate.name)
@@ -189,7 +199,9 @@ class Pair:
             "facts": {"ratios": ratios, "contributions": list(ours), "weights": list(after), "notes": list(notes)},
         }
         if all(limit.holds(ratio) for ratio in ratios):
-            return self.verdict(Outcome.PASSED, "; ".join([summary, *notes]), **more)
+            more["facts"]["noise"] = floor = self.reference.noise()[1]
+            outcome = self.passed(any(near_ratio(limit, ratio, floor) for ratio in ratios))
+            return self.verdict(outcome, "; ".join([summary, *notes]), **more)
         cause = weight_cause(self.candidate, self.reference, weight, ratios[worst])
         red = [place for place, ratio in zip(there, ratios, strict=True) if not limit.holds(ratio)]
         names = dict.fromkeys(self.candidate.body.down_name(w.layer) for w in red if w.layer < self.depth)
@@ -257,6 +269,9 @@ class Pair:
         outcome, summary, more = Activations(self.candidate, self.reference, chosen, self.kin.channels).compare(
             prompts, limit
         )
+        if outcome is Outcome.PASSED:
+            more["facts"]["noise"] = floor = self.reference.noise()[1]
+            outcome = self.passed(any(near_ratio(limit, ratio, floor) for ratio in more["facts"]["ratios"]))
         if outcome is not Outcome.FAILED:
             return self.verdict(outcome, summary, **more)
         return self._activation_lost(chosen, summary, more)
@@ -305,21 +320,24 @@ class Pair:
         value, base = perplexity_of(ours), perplexity_of(theirs)
         if at_most is not None:
             limit = Limit(None, at_most / base, f"perplexity at most {at_most:g}")
+        floor, skipped = self.reference.noise()[0], unquantized(self.candidate, self.reference)
         spread = f" +- {ratio * error:.4f}" if ratio < 1000 else ""
         where = f"{ours.numel():,} tokens{self.reference.tier_words}"
         summary = f"perplexity {value:.4g} for {base:.4g}: {times(ratio)}{spread} on {where}"
+        summary += f", noise {floor:.1g} nats{_unquantized_words(skipped)}"
         facts: dict[str, Any] = {
             "perplexity": value,
             "reference_perplexity": base,
             "standard_error": error,
             "tokens": ours.numel(),
+            "noise": floor,
+            "not_quantized": list(skipped),
         }
         more: dict[str, Any] = {"measured": ratio, "limit": limit, "unit": "x", "facts": facts}
         kind = self.kind
         facts |= {"candidate_kind": kind.name, "candidate_kind_why": kind.why}
         if limit.holds(ratio) and not (limit.high is None and self._lost(ratio)):
-            near = limit.high is not None and ratio > 1 and math.log(limit.high / ratio) <= NEAR_ERRORS * error
-            return self.verdict(Outcome.NEAR if near else Outcome.PASSED, summary, **more)
+            return self.verdict(self.passed(near_ratio(limit, ratio, max(NEAR_ERRORS * error, floor))), summary, **more)
         return self.red(f"perplexity {times(ratio)}", summary, **more)
 
     def compare_predictions(self, kl: Limit, top1: Limit) -> Verdict:
@@ -340,7 +358,9 @@ class Pair:
         facts = {"kl": drift.mean, "top1": drift.top1, "covered": expected.covered, "confidence": expected.confidence}
         more: dict[str, Any] = {"measured": drift.mean, "limit": kl, "unit": "nats", "facts": facts}
         if kl.holds(drift.mean) and top1.holds(drift.top1):
-            return self.verdict(Outcome.PASSED, summary, **more)
+            floor = max(NEAR_ERRORS * drift.error, self.reference.noise()[0])
+            close = near(kl, drift.mean, floor) or near(top1, drift.top1, NEAR_ERRORS * drift.top1_error)
+            return self.verdict(self.passed(close), summary, **more)
         what = "the predictions drifted" if not kl.holds(drift.mean) else "the likeliest token changes too often"
         return self.red(f"{what}: KL {drift.mean:.3f} nats, same top token {drift.top1:.1%}", summary, **more)
 
@@ -372,7 +392,9 @@ class Pair:
         )
         more: dict[str, Any] = {"measured": share, "limit": limit, "unit": "share", "facts": {"kind": kind}}
         if limit.holds(share):
-            return self.verdict(Outcome.PASSED, summary, **more)
+            error = share * standard_error(after[1] - after[0]) / max(float((after[1] - after[0]).mean()), 1e-12)
+            close = near(limit, share, max(NEAR_ERRORS * error, self.reference.noise()[0]))
+            return self.verdict(self.passed(close), summary, **more)
         return self.red(f"dependence lost: {share:.2f} of the reference's collapse", summary, share=share, **more)
 
     def _lost(self, ratio: float) -> bool:
@@ -407,3 +429,11 @@ class Pair:
 def _same_tokens(one: Subject, other: Subject) -> bool:
     mine, theirs = one.sample_ids(), other.sample_ids()
     return mine == theirs or not mine or not theirs
+
+
+def _unquantized_words(names: Sequence[str]) -> str:
+    """What the quantizer silently skipped, for the end of a summary."""
+    if not names:
+        return ""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"; not quantized, though no one excluded it: {', '.join(names[:SHOWN])}{more}"

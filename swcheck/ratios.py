@@ -65,3 +65,15 @@ def standard_error(difference: torch.Tensor) -> float:
     if len(means) < 2:
         return float(difference.std() / math.sqrt(difference.numel())) if difference.numel() > 1 else 0.0
     return float(means.std() / math.sqrt(len(means)))
+
+
+def near(limit: Limit, measured: float, slack: float) -> bool:
+    """Whether a value inside its limit is within ``slack`` of an end of it."""
+    ends = [end for end in (limit.low, limit.high) if end is not None]
+    return any(abs(measured - end) <= slack for end in ends)
+
+
+def near_ratio(limit: Limit, ratio: float, slack: float) -> bool:
+    """As ``near`` for a ratio, whose ``slack`` is in nats: a part of it."""
+    ends = [end for end in (limit.low, limit.high) if end]
+    return ratio > 0 and any(abs(math.log(ratio / end)) <= slack for end in ends)

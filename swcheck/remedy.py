@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from swcheck import engines
+from swcheck.coverage import quantization_of
 from swcheck.errors import SwcheckError
 from swcheck.measure import token_nats
 from swcheck.ratios import ratio_of, times
@@ -25,8 +26,6 @@ from swcheck.skip import OPTION, parted
 from swcheck.subject import subject_of
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from swcheck.records import SuperWeight
     from swcheck.subject import Subject
 
@@ -123,18 +122,6 @@ def tool_of(candidate: Subject) -> str:
         return name
     method = str(quantization_of(candidate.live).get("quant_method", "")).rpartition(".")[2].lower()
     return {"intel/auto-round": "auto-round", "quanto": "quanto"}.get(method, method)
-
-
-def quantization_of(model: nn.Module) -> Mapping[str, Any]:
-    """The ``quantization_config`` of a model, as plain values; empty where it has none."""
-    config = getattr(getattr(model, "config", None), "quantization_config", None)
-    if config is None:
-        return {}
-    if isinstance(config, Mapping):
-        return config
-    found: Any = config.to_dict()
-    method = getattr(config, "quant_method", "")
-    return {**found, "quant_method": getattr(method, "value", method)}
 
 
 def respelled(candidate: Subject, names: Sequence[str]) -> str | None:

@@ -346,6 +346,28 @@ class Subject:
         ids, expected = reference.windows(), reference.intact()[1]
         return self.once(("against", _key(ids)), lambda: compare(self.live, ids, expected))
 
+    def noise(self) -> tuple[float, float]:
+        """The floor under its numbers: of the mean nats per token, and of a value of the residual stream, as a part of it.
+
+        A window scored alone against the same one among others, and a prompt alone against three of it in a batch; a
+        value is also never finer than the dtype it is computed in.
+        """
+
+        def compute() -> tuple[float, float]:
+            ids, prompt = self.windows(), self.prompt_ids()
+            alone, among = token_nats(self.live, ids[:1])[0], self.intact()[0][0]
+            last, step = len(self.body.layers) - 1, 0.0
+            values = []
+            for rows in (prompt, prompt.repeat(3, 1)):
+                with evaluating(self.live), observe(self.live, residual=[last], stop=True) as sight:
+                    self.live(rows.to(device_of(self.live)), use_cache=False)
+                step = torch.finfo(sight.residual[last].dtype).eps
+                values.append(sight.residual[last][0].double())
+            moved = float((values[1] - values[0]).norm() / values[0].norm().clamp_min(1e-30))
+            return abs(float(alone.mean() - among.mean())), max(step, moved)
+
+        return self.once("noise", compute)
+
     def causal_ids(self) -> torch.Tensor:
         """The windows a causal check is scored on: all of them, the first quarter of each, 64 tokens at least.
 

@@ -31,7 +31,7 @@ study.scaling
 study.weights
 study.surgery
 study.paper study.chapter study.plots study.setup study.record study
-options session outlier checks baseline judge diagnosis activations remedy solo
+options session outlier checks baseline judge diagnosis activations remedy coverage solo
 report
 conformance
 zeroshot tiny.card subject ratios rtn drift limits kinship kind location stress intervene observe

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from swcheck import RobustnessError, assert_perplexity_within, assert_super_weights_preserved, engines, load
+from swcheck.coverage import quantization_of
 from swcheck.errors import EngineError
 from swcheck.measure import windows
 from swcheck.records import Loaded, Scheme
-from swcheck.remedy import SNIPPETS, quantization_of, respelled, snippet, spec_of
+from swcheck.remedy import SNIPPETS, respelled, snippet, spec_of
 from swcheck.session import Session, Settings
 from swcheck.subject import subject_of
 from tests import damage
