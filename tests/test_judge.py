@@ -21,6 +21,7 @@ from swcheck import (
 from swcheck.measure import windows
 from swcheck.ratios import standard_error, worst_of
 from swcheck.records import Limit
+from swcheck.subject import subject_of
 from tests import damage, relatives
 
 COMPARISONS = (
@@ -189,3 +190,42 @@ def test_the_ratio_outside_its_limit_is_named_before_one_farther_from_1(tiny, id
     assert worst_of([0.7, 1.9], Limit(0.75, 2.0, "")) == 0
     assert worst_of([0.8, 1.9], Limit(0.75, 2.0, "")) == 1
     assert worst_of([0.7, float("nan"), 1.0], Limit(0.75, 2.0, "")) == 1
+
+
+# --- near ----------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_within_the_noise_of_its_limit_is_near(tiny, ids):
+    """For every comparison: as measured it is near, well inside it has passed, and near is never outside."""
+    half, noisy = damage.damaged(tiny, damage.halve), damage.damaged(tiny, damage.flip)
+
+    def outcome(check, candidate, **limits):
+        return check(candidate, tiny, token_ids=ids, **limits).outcome
+
+    assert outcome(assert_super_weights_preserved, half, low=0.5) is Outcome.NEAR
+    assert outcome(assert_super_weights_preserved, half, low=0.49) is Outcome.PASSED
+    measured = assert_super_activations_preserved(half, tiny, low=0.3, token_ids=ids).measured
+    assert outcome(assert_super_activations_preserved, half, low=measured) is Outcome.NEAR
+    assert outcome(assert_super_activations_preserved, half, low=measured * 0.99) is Outcome.PASSED
+    drift = assert_predictions_preserved(noisy, tiny, kl=50.0, top1=0.0, token_ids=ids)
+    assert drift.outcome is Outcome.PASSED
+    assert outcome(assert_predictions_preserved, noisy, kl=drift.measured, top1=0.0) is Outcome.NEAR
+    same = {"kl": 50.0, "top1": 1e-9}
+    assert outcome(assert_predictions_preserved, half, **same) is Outcome.PASSED
+    share = assert_collapses_when_zeroed(half, tiny, token_ids=ids).measured
+    assert outcome(assert_collapses_when_zeroed, half, share=share) is Outcome.NEAR
+    with pytest.raises(RobustnessError):
+        assert_collapses_when_zeroed(half, tiny, share=share * 1.0001, token_ids=ids)
+
+
+def test_the_noise_floor_is_measured_and_told(tiny, ids):
+    """Scored alone or among others, a window gives the same nats but for rounding, and the verdict says how much."""
+    nats, part = subject_of(tiny.model, token_ids=ids).noise()
+    coarse = subject_of(copy.deepcopy(tiny.model).to(torch.bfloat16), token_ids=ids).noise()
+    verdict = assert_perplexity_within(tiny, tiny, token_ids=ids)
+
+    assert 0 <= nats < 1e-4
+    assert torch.finfo(torch.float32).eps <= part < 1e-4
+    assert coarse[1] >= torch.finfo(torch.bfloat16).eps
+    assert verdict.facts["noise"] == nats
+    assert "noise" in verdict.summary
