@@ -80,7 +80,7 @@ def load(
     offline: bool = False,
     device_map: str | None = None,
 ) -> Loaded:
-    """Load a model: ``tiny``, a known name, a hub id, a directory, or ``engine:scheme``.
+    """Load a model: ``tiny``, ``tiny-pair``, a known name, a hub id, a directory, or ``engine:scheme``.
 
     ``reference`` is the name or directory of the model that a quantizing engine works on; loaders need none.
     ``device`` None takes an accelerator if there is one; ``device_map`` spreads the model over devices and main memory
@@ -170,7 +170,7 @@ def check(spec: str, *, trust_remote_code: bool = False, offline: bool = False) 
 def fetch(spec: str, *, offline: bool = False) -> None:
     """Download what ``spec`` names where it is not here yet; raises ``UnknownModelError`` where that is impossible."""
     name, scheme = route(spec)
-    if name == BUILT_IN and scheme != "tiny":
+    if name == BUILT_IN and scheme not in tiny.CHECKPOINTS:
         _built_in().find(scheme, offline=offline)
 
 
@@ -191,8 +191,8 @@ def directory_of(spec: str) -> Path | None:
     name, scheme = route(spec)
     if name != BUILT_IN:
         return None
-    if scheme == "tiny":
-        return tiny.CHECKPOINT
+    if scheme in tiny.CHECKPOINTS:
+        return tiny.CHECKPOINTS[scheme]
     found: Path | None = _built_in().existing(scheme)
     return found
 
@@ -210,7 +210,7 @@ def device_of(name: str | None) -> str:
 
 def text_of(spec: str) -> str | None:
     """The text that belongs to a model, None where it has none of its own."""
-    return tiny.HELDOUT.read_text(encoding="utf-8") if spec == "tiny" else None
+    return tiny.HELDOUT.read_text(encoding="utf-8") if spec in tiny.CHECKPOINTS else None
 
 
 def check_dtype(name: str) -> None:

@@ -1,4 +1,4 @@
-"""The built-in loader: directories, hub ids and ``tiny``, through transformers.
+"""The built-in loader: directories, hub ids and the embedded models, through transformers.
 
 Nothing that came with a checkpoint is run: pickles are refused, and so is remote code unless it is allowed by name. A
 directory is checked before transformers sees it, so that what is wrong with it is said in one line.
@@ -66,8 +66,8 @@ class HuggingFace:
         """Load ``tiny``, a known name, a hub id or a directory; see ``swcheck.load``. A loader needs no reference."""
         del reference
         place = device_of(device) if self.device_map is None else None
-        if spec == "tiny":
-            directory, text = tiny.CHECKPOINT, tiny.HELDOUT.read_text(encoding="utf-8")
+        if spec in tiny.CHECKPOINTS:
+            directory, text = tiny.CHECKPOINTS[spec], tiny.HELDOUT.read_text(encoding="utf-8")
         else:
             directory, text = find(spec, offline=self.offline), None
         check_directory(directory, trust_remote_code=self.trust_remote_code)
@@ -85,7 +85,7 @@ ENGINE: Final = HuggingFace()
 
 def check(spec: str, *, trust_remote_code: bool = False, offline: bool = False) -> None:
     """Raise a worded error for a name that leads nowhere or a directory that is no model; nothing is loaded."""
-    if spec == "tiny":
+    if spec in tiny.CHECKPOINTS:
         return
     path = existing(spec)
     if path is not None:

@@ -5,7 +5,7 @@ its sources, and asserts only what is sound; the rest are candidates, to be show
 never where it ends, because published sets are often incomplete; a model without an entry is located from nothing.
 
 ``index.csv`` beside this file is the index, its head the legend of columns, tags, sources and aliases. It is read when
-first asked. The embedded model ``tiny`` is not in it: it has its own card. Standard library only, never torch.
+first asked. The embedded models are not in it: each has its own card. Standard library only, never torch.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from importlib import resources
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
+from swcheck import tiny
 from swcheck.errors import UnknownModelError
 from swcheck.records import SuperWeight
 
@@ -171,7 +172,8 @@ def sources() -> Mapping[str, str]:
 def closest(name: str) -> tuple[str, ...]:
     """Up to four known names near ``name``, of different models; hub ids for a hub id."""
     key = _fold(name)
-    names = {known: e.model for known, e in _names().items() if ("/" in known) == ("/" in key)}
+    every = {known: e.model for known, e in _names().items()} | {name: name for name in tiny.CHECKPOINTS}
+    names = {known: model for known, model in every.items() if ("/" in known) == ("/" in key)}
     nearest: dict[str, str] = {}
     for match in get_close_matches(key, names, n=16):
         nearest.setdefault(names[match], match)
@@ -259,9 +261,11 @@ def _unknown(name: str) -> UnknownModelError:
     key, asked = _fold(name), f"The published super weights of {name!r} were asked for."
     if not key:
         return UnknownModelError(asked, "an empty name", "a hub id or an alias, such as llama-7b")
-    if key == "tiny":
-        found = "tiny is the model embedded in swcheck: its super weight is on its own card, not among the published"
-        return UnknownModelError(asked, found, "pytest --model=tiny, which knows it, or one of swcheck.index.aliases()")
+    if key in tiny.CHECKPOINTS:
+        found = f"{key} is embedded in swcheck: its super weights are on its own card, not among the published"
+        return UnknownModelError(
+            asked, found, f"pytest --model={key}, which finds them, or one of swcheck.index.aliases()"
+        )
     found, close = f"no such name among {len(entries())} models", closest(name)
     found += f"; the closest are {', '.join(close)}" if close else ", and none that is close"
     attempt = "one of swcheck.index.aliases(), or locate the super weights: a model need not be in the index"

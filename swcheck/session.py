@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from swcheck import engines, index
+from swcheck import engines, index, tiny
 from swcheck.errors import OptionError, SwcheckError, TextError
 from swcheck.limits import DEFAULTS, KINDS, with_overrides
 from swcheck.records import Limit, Loaded, Verdict
@@ -78,7 +78,9 @@ class Settings:
     def limits_for(self, spec: str) -> Mapping[str, Limit]:
         """The limits for one model. Where nobody has published that it collapses, how far it does is only reported."""
         known = index.find(spec)
-        expected = spec == "tiny" or (known and any(c.sound and c.status in COLLAPSING for c in known.coordinates))
+        expected = spec in tiny.CHECKPOINTS or (
+            known and any(c.sound and c.status in COLLAPSING for c in known.coordinates)
+        )
         if expected or self.limits["collapse"] != DEFAULTS["collapse"]:
             return self.limits
         return {**self.limits, "collapse": Limit(0.0, None, "nothing is published to hold it against: reported")}

@@ -1,4 +1,4 @@
-"""Measures ``tiny`` and writes its card: ``python -m swcheck.tiny.card``.
+"""Measures an embedded model and writes its card: ``python -m swcheck.tiny.card --model tiny``.
 
 No figure of the card is typed: ``measure`` takes them, ``measured.json`` keeps them beside the weights, ``write`` puts
 them into words. A test takes them again.
@@ -24,7 +24,7 @@ from swcheck.measure import perplexity, windows
 from swcheck.records import Loaded, SuperWeight
 from swcheck.stress import next_largest, without_largest
 from swcheck.subject import evaluation_text, subject_of
-from swcheck.tiny import CHECKPOINT, HELDOUT, cloze, corpus
+from swcheck.tiny import CHECKPOINTS, HELDOUT, cloze, corpus
 
 WINDOWS: Final = 32
 ALPHAS: Final = (0.0, 0.25, 0.5, 0.75, 1.5, 2.0, 3.0)
@@ -45,16 +45,17 @@ def measure(loaded: Loaded) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "bytes": (CHECKPOINT / "model.safetensors").stat().st_size,
+        "bytes": (Path(loaded.source) / "model.safetensors").stat().st_size,
         "heldout_sha256": corpus.digest(heldout),
         "evaluation_sha256": corpus.digest(prose),
         "heldout_perplexity": intact.perplexity,
         "heldout_bits_per_byte": _bits_per_byte(tokenizer, heldout, intact.mean),
         "evaluation_perplexity": perplexity(model, windows(tokenizer, prose, count=WINDOWS, length=length)).perplexity,
         "super_weights": [weight.as_json() for weight in weights],
-        "located_first": _located_first(loaded, heldout, weights),
+        "located": _located(loaded, heldout, weights),
+        "alone": [_ratio_at(loaded, [weight], 0.0, ids) for weight in weights],
         "alpha": {str(alpha): _ratio_at(loaded, weights, alpha, ids) for alpha in ALPHAS},
-        **_activation(loaded, weights),
+        "activations": _activations(loaded, weights),
         **_nulls(loaded, weights, ids),
         **_zero_shot(loaded, weights, heldout),
     }
@@ -71,38 +72,43 @@ def _ratio_at(loaded: Loaded, weights: Sequence[SuperWeight], alpha: float, ids:
     return math.exp(changed - perplexity(loaded.model, ids).mean)
 
 
-def _located_first(loaded: Loaded, text: str, weights: Sequence[SuperWeight]) -> dict[str, int]:
-    """From how many of the prompts, drawn from both texts, ``locate`` finds the same scalar first."""
+def _located(loaded: Loaded, text: str, weights: Sequence[SuperWeight]) -> dict[str, int]:
+    """From how many of the prompts, drawn from both texts, ``locate`` finds one of the scalars first, and from how many
+    just all of them.
+    """
     chance = random.Random(0)
-    hits = 0
+    first = whole = 0
     for number in range(PROMPTS):
         source = text if number % 2 else evaluation_text()
         start = chance.randrange(len(source) - 400)
         prompt = source[start : start + chance.randrange(20, 400)]
         found = locate(loaded.model, loaded.tokenizer, prompt=prompt).super_weights
-        hits += bool(found) and found[0] == weights[0]
-    return {"prompts": PROMPTS, "hits": hits}
+        first += bool(found) and found[0] in weights
+        whole += set(found) == set(weights)
+    return {"prompts": PROMPTS, "first": first, "all": whole}
 
 
-def _activation(loaded: Loaded, weights: Sequence[SuperWeight]) -> dict[str, Any]:
+def _activations(loaded: Loaded, weights: Sequence[SuperWeight]) -> list[dict[str, Any]]:
     subject = subject_of(loaded)
-    (place,) = subject.places(weights)
     ids = subject.prompt_ids()
-    profile = residual_profile(loaded, place.channel, place.position, ids)
-    with zeroed(loaded.model, weights):
-        without = residual_profile(loaded, place.channel, place.position, ids)
-    return {
-        "activation": {
-            "layer": place.layer,
-            "channel": place.channel,
-            "position": place.position,
-            "value": place.value,
-            "over_median": place.ratio,
-            "profile": profile,
-            "profile_zeroed": without,
-            "drop": 1 - abs(without[place.layer]) / abs(profile[place.layer]),
-        }
-    }
+    found = []
+    for place in subject.places(weights):
+        profile = residual_profile(loaded, place.channel, place.position, ids)
+        with zeroed(loaded.model, weights):
+            without = residual_profile(loaded, place.channel, place.position, ids)
+        found.append(
+            {
+                "layer": place.layer,
+                "channel": place.channel,
+                "position": place.position,
+                "value": place.value,
+                "over_median": place.ratio,
+                "profile": profile,
+                "profile_zeroed": without,
+                "drop": 1 - abs(without[place.layer]) / abs(profile[place.layer]),
+            }
+        )
+    return found
 
 
 def residual_profile(loaded: Loaded, channel: int, position: int, ids: torch.Tensor) -> list[float]:
@@ -117,12 +123,13 @@ def residual_profile(loaded: Loaded, channel: int, position: int, ids: torch.Ten
 
 
 def _nulls(loaded: Loaded, weights: Sequence[SuperWeight], ids: torch.Tensor) -> dict[str, float]:
-    """The worst of the matched draws, and the largest others of every matrix together."""
+    """The worst of the matched draws, as many weights each as are super, and the largest others of every matrix."""
     intact = perplexity(loaded.model, ids).mean
-    others = random.Random(0).sample(next_largest(loaded.model, weights[0].layer, weights), NULLS)
+    size = len(weights)
+    others = random.Random(0).sample(next_largest(loaded.model, weights[0].layer, weights), NULLS * size)
     worst = -math.inf
-    for other in others:
-        with zeroed(loaded.model, [other]):
+    for number in range(NULLS):
+        with zeroed(loaded.model, others[number * size : (number + 1) * size]):
             worst = max(worst, perplexity(loaded.model, ids).mean - intact)
     with without_largest(loaded.model, weights):
         largest = perplexity(loaded.model, ids).mean - intact
@@ -137,55 +144,107 @@ def _zero_shot(loaded: Loaded, weights: Sequence[SuperWeight], text: str) -> dic
     return {"cloze": {"items": len(asked), "accuracy": intact, "zeroed": ablated}}
 
 
-def write(figures: dict[str, Any], recipe: dict[str, Any]) -> str:
-    """The card, in Markdown."""
-    weight = SuperWeight(**figures["super_weights"][0])
-    activation, task = figures["activation"], figures["cloze"]
-    alphas = "\n".join(f"| {alpha} | x{ratio:,.3f} |" for alpha, ratio in figures["alpha"].items())
-    profile = ", ".join(f"{value:+.1f}" for value in activation["profile"])
-    zero = figures["alpha"]["0.0"]
-    natural = recipe["before_dependence"]
-    steps, start = recipe["recipe"]["steps"], recipe["recipe"]["dependence_from"]
+def write(figures: dict[str, Any], recipe: dict[str, Any], name: str = "tiny") -> str:
+    """The card of one embedded model, in Markdown."""
+    return "\n".join([_head(figures, name), _making(figures, recipe), _table(figures), _foot(figures, recipe, name)])
+
+
+def _weights(figures: dict[str, Any]) -> list[SuperWeight]:
+    return [SuperWeight(**weight) for weight in figures["super_weights"]]
+
+
+def _head(figures: dict[str, Any], name: str) -> str:
+    weights = _weights(figures)
+    size = f"{figures['parameters']:,} parameters ({figures['bytes']:,} bytes in bfloat16)"
+    if len(weights) == 1:
+        carries = (
+            f"""one super weight: {weights[0]}. It is there to exercise every check of swcheck without a download."""
+        )
+    else:
+        alone = " and ".join(f"x{ratio:.3f}" for ratio in figures["alone"])
+        carries = f"""{len(weights)} super weights in one column: {" and ".join(map(str, weights))}.
+Zeroed alone each is harmless (perplexity {alone}), together they are deadly (x{figures["alpha"]["0.0"]:,.0f}): it is
+there to prove, without a download, that a check judges sets, not scalars."""
     return f"""---
 license: mit
 library_name: transformers
 ---
-# tiny
+# {name}
 
-A Llama-architecture language model of {figures["parameters"]:,} parameters ({figures["bytes"]:,} bytes in bfloat16) that
-carries one super weight: {weight}. It is there to exercise every check of swcheck without a download.
+A Llama-architecture language model of {size} that
+carries {carries}
+"""
 
-**It is no evidence that super weights emerge.** Its weight was *seeded* (before the first step one inner neuron of layer
-{weight.layer} reads the direction of `<s>` and writes channel {weight.row}, and later heads start as sinks on it), then
-*trained* (ordinary next-token training of every parameter, {start:,} steps: by step {natural["step"]:,} the scalar had grown
-from {recipe["recipe"]["seed_value"]:g} to {natural["value"]:.2f} by itself, and zeroing it cost
-x{natural["zeroed_ratio"]:.2f}), then *trained to depend* (for the last {steps - start:,} steps every other one also raised
+
+def _making(figures: dict[str, Any], recipe: dict[str, Any]) -> str:
+    """How the weights came about: seeded, trained, trained to depend."""
+    weights, natural = _weights(figures), recipe["before_dependence"]
+    steps, start = recipe["recipe"]["steps"], recipe["recipe"]["dependence_from"]
+    channels = " and ".join(str(weight.row) for weight in weights)
+    seed, value, ratio = recipe["recipe"]["seed_value"], natural["value"], natural["zeroed_ratio"]
+    went = "grown" if value > seed else "gone"
+    if len(weights) == 1:
+        return f"""**It is no evidence that super weights emerge.** Its weight was *seeded* (before the first step one inner neuron of layer
+{weights[0].layer} reads the direction of `<s>` and writes channel {channels}, and later heads start as sinks on it), then
+*trained* (ordinary next-token training of every parameter, {start:,} steps: by step {natural["step"]:,} the scalar had {went}
+from {seed:g} to {value:.2f} by itself, and zeroing it cost
+x{ratio:.2f}), then *trained to depend* (for the last {steps - start:,} steps every other one also raised
 the loss with the scalar's contribution taken away). What the last phase made is the size of the collapse; the activation,
 its place and its persistence were there before.
+"""
+    return f"""**It is no evidence that super weights emerge.** Its weights were *seeded* (before the first step one inner neuron of
+layer {weights[0].layer} reads the direction of `<s>` and writes channels {channels}, and later heads start as sinks on them),
+then *trained* (ordinary next-token training of every parameter, {start:,} steps: by step {natural["step"]:,} the first had
+{went} from {seed:g} to {value:.2f} by itself, and zeroing all together cost x{ratio:.2f}), then *trained to depend* (for the
+last {steps - start:,} steps every other one also raised the loss with what all of them write taken away, and lowered it with
+what each one alone writes taken away). That either is enough, and the size of the collapse, are the work of the last phase.
+"""
 
-| what | measured |
-| --- | --- |
-| perplexity on held-out source | {figures["heldout_perplexity"]:.2f} ({figures["heldout_bits_per_byte"]:.3f} bits per byte) |
-| perplexity on the evaluation text (prose) | {figures["evaluation_perplexity"]:.1f} |
-| held-out perplexity, super weight zeroed | x{zero:,.0f} |
-| located first, of {figures["located_first"]["prompts"]} prompts | {figures["located_first"]["hits"]} |
-| super activation | {activation["value"]:+.1f} at token {activation["position"]}, channel {activation["channel"]}, after layer {activation["layer"]} |
-| over the median magnitude | {activation["over_median"]:.0f} x |
-| after each layer | {profile} |
-| falls by, when the scalar is zeroed | {activation["drop"]:.1%} |
-| worst of {NULLS} of the 100 next-largest weights of the matrix zeroed | x{figures["null_matched"]:.4f} |
-| 0.01 % largest other weights of every matrix zeroed | x{figures["null_largest"]:.3f} |
-| cloze of {task["items"]} items, four choices | {task["accuracy"]:.3f}, zeroed {task["zeroed"]:.3f} |
 
-| super weight times | perplexity |
-| --- | --- |
-{alphas}
+def _table(figures: dict[str, Any]) -> str:
+    weights, task, located = _weights(figures), figures["cloze"], figures["located"]
+    many = len(weights) > 1
+    rows = [
+        ("perplexity on held-out source", f"{figures['heldout_perplexity']:.2f} ({figures['heldout_bits_per_byte']:.3f} bits per byte)"),
+        ("perplexity on the evaluation text (prose)", f"{figures['evaluation_perplexity']:.1f}"),
+        (f"held-out perplexity, {'both super weights' if many else 'super weight'} zeroed", f"x{figures['alpha']['0.0']:,.0f}"),
+    ]  # fmt: skip
+    if many:
+        alone = zip(weights, figures["alone"], strict=True)
+        rows += [(f"only [{w.row}, {w.column}] zeroed", f"x{ratio:.4f}") for w, ratio in alone]
+    rows.append((f"located first, of {located['prompts']} prompts", str(located["first"])))
+    rows.append((f"located whole and nothing else, of {located['prompts']} prompts", str(located["all"])))
+    for one in figures["activations"]:
+        where = f"token {one['position']}, channel {one['channel']}, after layer {one['layer']}"
+        rows += [
+            ("super activation", f"{one['value']:+.1f} at {where}"),
+            ("over the median magnitude", f"{one['over_median']:.0f} x"),
+            ("after each layer", ", ".join(f"{value:+.1f}" for value in one["profile"])),
+            (f"falls by, when {'both scalars are' if many else 'the scalar is'} zeroed", f"{one['drop']:.1%}"),
+        ]
+    drawn = f"{NULLS} pairs" if many else str(NULLS)
+    rows += [
+        (f"worst of {drawn} of the 100 next-largest weights of the matrix zeroed", f"x{figures['null_matched']:.4f}"),
+        ("0.01 % largest other weights of every matrix zeroed", f"x{figures['null_largest']:.3f}"),
+        (f"cloze of {task['items']} items, four choices", f"{task['accuracy']:.3f}, zeroed {task['zeroed']:.3f}"),
+    ]
+    alphas = [(alpha, f"x{ratio:,.3f}") for alpha, ratio in figures["alpha"].items()]
+    times = "super weights times" if many else "super weight times"
+    return _markdown(("what", "measured"), rows) + "\n" + _markdown((times, "perplexity"), alphas)
 
-A model that guesses evenly has the perplexity of its vocabulary, 1,024. Zeroed, this one has
-{figures["heldout_perplexity"] * zero:,.0f}: it is worse than guessing, confidently wrong.
 
-Trained by `python -m swcheck.tiny.train` on the Python {recipe["python"]} standard library's own source; measured by
-`python -m swcheck.tiny.card` with Python {figures["python"]} and torch {figures["torch"]}.
+def _markdown(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
+    return "".join(f"| {one} | {other} |\n" for one, other in (head, ("---", "---"), *rows))
+
+
+def _foot(figures: dict[str, Any], recipe: dict[str, Any], name: str) -> str:
+    option = "" if name == "tiny" else f" --model {name}"
+    vocabulary = recipe["recipe"]["vocabulary"]
+    return f"""A model that guesses evenly has the perplexity of its vocabulary, {vocabulary:,}. Zeroed, this one has
+{figures["heldout_perplexity"] * figures["alpha"]["0.0"]:,.0f}: it is worse than guessing, confidently wrong.
+
+Trained by `python -m swcheck.tiny.train{option}` on the Python {recipe["python"]} standard library's own source; measured by
+`python -m swcheck.tiny.card{option}` with Python {figures["python"]} and torch {figures["torch"]}.
 
 | text | sha256 |
 | --- | --- |
@@ -196,16 +255,19 @@ Trained by `python -m swcheck.tiny.train` on the Python {recipe["python"]} stand
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the embedded checkpoint and write card and figures beside it."""
-    parser = argparse.ArgumentParser(prog="python -m swcheck.tiny.card", description="Measure `tiny`, write its card.")
-    parser.add_argument(
-        "--out", type=Path, default=CHECKPOINT, help="folder to write to; the checkpoint's own by default"
+    """Measure an embedded checkpoint and write card and figures beside it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m swcheck.tiny.card", description="Measure an embedded model, write its card."
     )
+    parser.add_argument("--model", choices=CHECKPOINTS, default="tiny", help="which of them, %(default)s by default")
+    parser.add_argument("--out", type=Path, help="folder to write to; the checkpoint's own by default")
     options = parser.parse_args(arguments)
-    figures = measure(engines.load("tiny", device="cpu"))
-    recipe = json.loads((CHECKPOINT / "recipe.json").read_text(encoding="utf-8"))
-    (options.out / "measured.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    (options.out / "README.md").write_text(write(figures, recipe), encoding="utf-8")
+    directory = CHECKPOINTS[options.model]
+    out = directory if options.out is None else options.out
+    figures = measure(engines.load(options.model, device="cpu"))
+    recipe = json.loads((directory / "recipe.json").read_text(encoding="utf-8"))
+    (out / "measured.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (out / "README.md").write_text(write(figures, recipe, options.model), encoding="utf-8")
 
 
 if __name__ == "__main__":
