@@ -33,6 +33,12 @@ def tiny() -> swcheck.Loaded:
 
 
 @pytest.fixture(scope="session")
+def tiny_pair() -> swcheck.Loaded:
+    """The embedded model of two super weights, shared and watched alike."""
+    return swcheck.load("tiny-pair", device="cpu")
+
+
+@pytest.fixture(scope="session")
 def random_llama() -> LlamaForCausalLM:
     """A Llama of random weights and a few thousand parameters, without a super weight."""
     torch.manual_seed(0)
@@ -58,7 +64,7 @@ def fingerprint(model: torch.nn.Module) -> tuple[str, int]:
 @pytest.fixture(autouse=True)
 def no_traces(request: pytest.FixtureRequest):
     """After a test that used a shared model, its parameters and hooks are as before."""
-    names = [name for name in ("tiny", "random_llama") if name in request.fixturenames]
+    names = [name for name in ("tiny", "tiny_pair", "random_llama") if name in request.fixturenames]
     models = [getattr(request.getfixturevalue(name), "model", None) for name in names]
     models = [request.getfixturevalue(n) if n == "random_llama" else m for n, m in zip(names, models, strict=True)]
     before = [fingerprint(model) for model in models]

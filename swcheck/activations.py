@@ -7,7 +7,7 @@ prompt reads the same number, by causal masking; where the sink may move (no BOS
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -94,9 +94,8 @@ class Activations:
         more: dict[str, Any] = {"measured": worst.value, "limit": limit, "unit": "x", "facts": facts}
         if passed:
             return Outcome.PASSED, summary, more
-        cause = _activation_cause(worst.place, worst.value, worst.ours, worst.theirs) + self._only(
-            asked, counted, limit
-        )
+        own = {self._there(place).channel for place in self.reference.places(self.weights)}
+        cause = _activation_cause(worst, own) + self._only(asked, counted, limit)
         more["detail"] = _prompt_detail(where, sum(not limit.holds(ratio) for ratio in ratios), len(counted))
         return Outcome.FAILED, summary, {**more, "cause": cause, "attempt": "see the super weights that write it"}
 
@@ -213,14 +212,18 @@ def _prompt_detail(where: dict[str, str], bad: int, count: int) -> tuple[tuple[s
     return (*rows, ("prompts", f"{bad} of {count} that count are outside the limit"))
 
 
-def _activation_cause(place: SuperActivation, ratio: float, ours: Reading, theirs: Reading) -> str:
+def _activation_cause(row: Row, own: Collection[int]) -> str:
+    """What became of an activation. One that stands in another of the reference's ``own`` channels was there before:
+    it is the other half of a pair, and nothing has moved.
+    """
+    place, ratio, ours, theirs = row.place, row.value, row.ours, row.theirs
     where = f"super activation of channel {place.channel} at token {theirs.position}"
     if not math.isfinite(ratio):
         return f"{where} is not finite"
-    if abs(ratio) < 0.5 and abs(ours.largest) >= 0.5 * abs(theirs.value) and ours.channel != place.channel:
+    stands_elsewhere = abs(ratio) < 0.5 and abs(ours.largest) >= 0.5 * abs(theirs.value)
+    if stands_elsewhere and ours.channel not in own:
         return f"{where} moved to channel {ours.channel} (x{ratio:.2f} at its place)"
-    held = ours.channel == place.channel and ours.position in theirs.holders
-    if abs(ratio) < 0.5 and abs(ours.largest) >= 0.5 * abs(theirs.value) and not held:
+    if stands_elsewhere and ours.channel == place.channel and ours.position not in theirs.holders:
         return f"{where} moved to token {ours.position} (x{ratio:.2f} at its place)"
     if ratio <= -LOST:
         return f"{where} has its sign flipped (x{ratio:.2f})"

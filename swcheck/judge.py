@@ -191,6 +191,9 @@ class Pair:
         )
         weight = chosen[worst]
         summary = f"layer {weight.layer} [{weight.row}, {weight.column}] writes x{ratios[worst]:.3f} of the reference's"
+        kept = sum(limit.holds(ratio) for ratio in ratios)
+        if 0 < kept < len(ratios):
+            summary += f"; {kept} of {count(chosen)} still do, and whether that is enough the perplexity says"
         more: dict[str, Any] = {
             "measured": ratios[worst],
             "limit": limit,

@@ -342,12 +342,17 @@ def test_empty_name(name: str) -> None:
     assert index.find(name) is None
 
 
-@pytest.mark.parametrize("name", ["tiny", "Tiny"])
+@pytest.mark.parametrize("name", ["tiny", "Tiny", "tiny_pair"])
 def test_tiny_is_elsewhere(name: str) -> None:
     """The embedded model is not among the published ones, and the message says where it is."""
     with pytest.raises(UnknownModelError, match="embedded in swcheck") as caught:
         index.entry(name)
-    assert "--model=tiny" in caught.value.attempt
+    assert f"--model={name.lower().replace('_', '-')}," in caught.value.attempt
+
+
+def test_an_embedded_model_is_close_as_well() -> None:
+    """Who mistypes the name of an embedded model is told of it."""
+    assert index.closest("tiny-pare") == ("tiny-pair", "tiny")
 
 
 # --- as others see it

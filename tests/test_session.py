@@ -116,7 +116,16 @@ def test_names(tmp_path, micro):
 
 
 @pytest.mark.parametrize(
-    ("spec", "low"), [("tiny", 10), ("llama-7b", 10), ("phi-3-mini", 10), ("llama-2-7b", 0), ("./mine", 0), ("gpt2", 0)]
+    ("spec", "low"),
+    [
+        ("tiny", 10),
+        ("tiny-pair", 10),
+        ("llama-7b", 10),
+        ("phi-3-mini", 10),
+        ("llama-2-7b", 0),
+        ("./mine", 0),
+        ("gpt2", 0),
+    ],
 )
 def test_a_collapse_is_demanded_where_one_is_published(spec, low):
     """x10 is asked of models whose published set is critical or deadly together; of others it is reported."""
