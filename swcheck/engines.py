@@ -131,7 +131,7 @@ def claimed(spec: str) -> str | None:
     Engines may have ``claims(path)``; one that cannot be imported claims nothing. Raises ``EngineError`` where two do.
     """
     path = Path(os.path.expanduser(spec))  # noqa: PTH111 - a user that does not exist is no error here
-    if spec == "tiny" or not os.path.exists(path):  # noqa: PTH110 - too long a name is no error here
+    if spec in tiny.CHECKPOINTS or not os.path.exists(path):  # noqa: PTH110 - too long a name is no error here
         return None
     found = [name for name in installed() if name != BUILT_IN and _claims(name, path)]
     if len(found) > 1:
