@@ -27,6 +27,7 @@ plugin cli
 study.claims study.runner
 study.prune
 study.activations
+study.stopwords
 study.scaling
 study.weights
 study.surgery

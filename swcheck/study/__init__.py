@@ -11,6 +11,7 @@ from typing import Final
 NAMES: Final = (
     "prune",
     "activations",
+    "stopwords",
     "scaling",
     "weights",
 )  # fmt: skip
