@@ -99,10 +99,12 @@ def device_of(model: nn.Module) -> torch.device:
     """
     import torch
 
-    devices = [tensor.device for tensor in chain(model.parameters(), model.buffers())]
-    if "forward" in vars(model) or not devices:
-        devices.append(torch.device("cpu"))
-    return next((device for device in devices if device.type != "meta"), devices[0])
+    nowhere = None
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.device.type != "meta":
+            return tensor.device
+        nowhere = tensor.device
+    return torch.device("cpu") if "forward" in vars(model) or nowhere is None else nowhere
 
 
 def _outside(asked: int, size: int | None) -> bool:
