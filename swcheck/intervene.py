@@ -67,6 +67,22 @@ def set_to(model: nn.Module, super_weights: Iterable[SuperWeight]) -> Iterator[N
 
 
 @contextmanager
+def scalars_zeroed(weight: torch.Tensor, places: Sequence[tuple[int, int]]) -> Iterator[None]:
+    """One plain matrix, of any linear map, without the scalars at these rows and columns; they get their bits back."""
+    if not places:
+        yield
+        return
+    rows, columns = (torch.tensor(side, device=weight.device) for side in zip(*places, strict=True))
+    with torch.no_grad():
+        saved = weight[rows, columns].clone()
+        try:
+            weight[rows, columns] = 0
+            yield
+        finally:
+            weight[rows, columns] = saved
+
+
+@contextmanager
 def _overridden(model: nn.Module, super_weights: Iterable[SuperWeight], target: _Target) -> Iterator[None]:
     body = anatomy(model)
     unique = tuple(dict.fromkeys(super_weights))

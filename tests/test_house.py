@@ -30,6 +30,7 @@ study.activations
 study.stopwords
 study.scaling
 study.weights
+study.where
 study.surgery
 study.paper study.chapter study.plots study.setup study.record study
 options session outlier checks baseline judge diagnosis activations remedy coverage solo

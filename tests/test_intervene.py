@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, prune
 
 from swcheck.anatomy import anatomy
 from swcheck.errors import CoordinateError, OptionError
-from swcheck.intervene import given_back, residual_set, scaled, set_to, zeroed
+from swcheck.intervene import given_back, residual_set, scalars_zeroed, scaled, set_to, zeroed
 from swcheck.observe import contributions, observe
 from swcheck.records import SuperWeight
 from swcheck.strategies import super_weights
@@ -437,3 +437,18 @@ def test_a_channel_of_the_residual_stream_is_set(pair, make):
     with torch.no_grad(), residual_set(model, 1, 4, wanted[:1]), observe(model, residual=[1]) as sight:
         model(ids)
     assert sight.residual[1][:, 0, 4].tolist() == [7.0, 7.0]
+
+
+def test_scalars_of_any_map_are_zeroed_and_come_back():
+    """At their places the matrix is zero inside the block; after it, also after an error, it is as before to the bit."""
+    weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    before = weight.clone()
+    with scalars_zeroed(weight, [(1, 2), (3, 5)]):
+        assert float(weight[1, 2]) == float(weight[3, 5]) == 0.0
+        assert int((weight == 0).sum()) == 2
+    assert torch.equal(weight, before)
+    with pytest.raises(ValueError, match="stop"), scalars_zeroed(weight, [(0, 0)]):
+        raise ValueError("stop")
+    assert torch.equal(weight, before)
+    with scalars_zeroed(weight, []):
+        assert torch.equal(weight, before)

@@ -14,5 +14,6 @@ NAMES: Final = (
     "stopwords",
     "scaling",
     "weights",
+    "where",
 )  # fmt: skip
 """Every study, in the order of the paper: prune, activations, stopwords, scaling, weights, w8a8, where."""

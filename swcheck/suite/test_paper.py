@@ -31,3 +31,9 @@ def test_scaling(swcheck_study_setup):
 def test_weights(swcheck_study_setup):
     """Rounded in large blocks, the model loses less where its outliers are clipped and its super weights kept (figure 7)."""
     assert_paper_claim(swcheck_study_setup.subject, "weights", setup=swcheck_study_setup)
+
+
+@pytest.mark.swcheck("paper: where")
+def test_where(swcheck_study_setup):
+    """What the model hangs on most stands in a down projection of an early layer, not in any other map (section 3.1)."""
+    assert_paper_claim(swcheck_study_setup.subject, "where", setup=swcheck_study_setup)
