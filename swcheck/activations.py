@@ -94,8 +94,10 @@ class Activations:
         more: dict[str, Any] = {"measured": worst.value, "limit": limit, "unit": "x", "facts": facts}
         if passed:
             return Outcome.PASSED, summary, more
+        row, length = ids[worst.number : worst.number + 1], lengths[worst.number]
+        (ours,) = self.candidate.read(worst.place, row, [length], [worst.theirs.position])  # the whole prompt now
         own = {self._there(place).channel for place in self.reference.places(self.weights)}
-        cause = _activation_cause(worst, own) + self._only(asked, counted, limit)
+        cause = _activation_cause(replace(worst, ours=ours), own) + self._only(asked, counted, limit)
         more["detail"] = _prompt_detail(where, sum(not limit.holds(ratio) for ratio in ratios), len(counted))
         return Outcome.FAILED, summary, {**more, "cause": cause, "attempt": "see the super weights that write it"}
 
@@ -127,7 +129,10 @@ class Activations:
         """One row per prompt: the ratio, None where the reference does not carry its activation there."""
         there = self._there(place)
         theirs = self.reference.readings(place, ids, lengths)
-        ours = self.candidate.readings_at(there, ids, lengths, [reading.position for reading in theirs])
+        if self.candidate is self.reference and there == place:
+            ours = theirs
+        else:
+            ours = self.candidate.readings_at(there, ids, [reading.position for reading in theirs])
         return [_row(place, there, *both) for both in zip(ours, theirs, strict=True)]
 
     def _there(self, place: SuperActivation) -> SuperActivation:

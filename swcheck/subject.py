@@ -41,6 +41,7 @@ SAMPLES: Final = (PROMPT, "def spam(eggs=1):\n    return [eggs] * 2  # \u00e9, \
 HOLDERS: Final = 16
 TOKENS_AT_ONCE: Final = 4096
 """How many tokens of prompts are in one pass, padding counted."""
+SHORT_PROMPT: Final = 8
 
 
 @dataclass(frozen=True)
@@ -310,13 +311,14 @@ class Subject:
         """
         return self.once(("readings", place, _key(ids), tuple(lengths)), lambda: self.read(place, ids, lengths))
 
-    def readings_at(
-        self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int], positions: Sequence[int]
-    ) -> tuple[Reading, ...]:
-        """As ``readings``, the value taken at the given tokens: a candidate is read at the reference's own place."""
+    def readings_at(self, place: SuperActivation, ids: torch.Tensor, positions: Sequence[int]) -> tuple[Reading, ...]:
+        """As ``readings``, the value taken at the given tokens: a candidate is read at the reference's own place.
+
+        What follows such a token is left out: it changes nothing before it, and mostly all of a prompt follows its sink.
+        """
+        lengths = [position + 1 for position in positions]
         return self.once(
-            ("readings", place, _key(ids), tuple(lengths), tuple(positions)),
-            lambda: self.read(place, ids, lengths, positions),
+            ("readings", place, _key(ids), tuple(positions)), lambda: self.read(place, ids, lengths, positions)
         )
 
     def read(
@@ -549,10 +551,14 @@ def evaluation_text() -> str:
 
 
 def _alike(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """The numbers of the prompts, shortest first, in batches of at most ``most`` tokens with their padding."""
+    """The numbers of the prompts, shortest first, in batches of at most ``most`` tokens with their padding.
+
+    None of a batch is more than twice as long as its shortest: padding is paid for, one more pass hardly.
+    """
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda number: (lengths[number], number)):
-        if batch and (len(batch) + 1) * lengths[number] > most:
+        longest = 2 * max(SHORT_PROMPT, lengths[batch[0]]) if batch else 0
+        if batch and ((len(batch) + 1) * lengths[number] > most or lengths[number] > longest):
             yield batch
             batch = []
         batch.append(number)

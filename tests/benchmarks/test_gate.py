@@ -6,18 +6,15 @@ prompt and a prefix count for what they are. Counted by a hook, so the figures a
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 
 import pytest
-import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from swcheck import assert_super_activations_preserved, load
-from swcheck.session import Session, Settings
 from swcheck.strategies import drawn_prompts
 from swcheck.subject import subject_of
 from tests import checkpoints, damage
@@ -80,4 +77,75 @@ def test_passes(run, candidate, tiny):
         f"with a baseline {kept['passes']:.2f} (at most 2.2)\n"
         f"the checks of the model alone: {alone['passes']:.2f}, with those of a candidate: {both['passes']:.2f}\n"
         f"layers run twice on the same numbers: {plain['repeated']} in the gate, {kept['repeated']} with a baseline"
+    )
+
+
+MEASURED = """
+import resource, sys, pytest
+code = pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]])
+sys.stderr.write(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024} {int(code)}")
+"""
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Two models of 226 MiB, the second nearly the first, and a short text."""
+    folder = tmp_path_factory.mktemp("wide")
+    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12}
+    for name in ("reference", "candidate"):
+        checkpoints.micro(folder / name, **sizes, num_key_value_heads=12)
+    (folder / "text.txt").write_text(checkpoints.tiny.HELDOUT.read_text(encoding="utf-8")[:4000], encoding="utf-8")
+    size = (folder / "reference" / "model.safetensors").stat().st_size / 2**20
+    return folder, size
+
+
+def peak(folder, *words):
+    """The peak of resident memory of a run, in MiB."""
+    text = f"--swcheck-text={folder / 'text.txt'}"
+    command = [sys.executable, "-c", MEASURED, text, "--swcheck-allow-none", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return float(done.stderr.rpartition("peak ")[2].split()[0])
+
+
+def test_memory(wide):
+    """Reference and candidate are never in memory together; with a baseline only the candidate is."""
+    folder, size = wide
+    model, gate = f"--model={folder / 'reference'}", f"--candidate={folder / 'candidate'}"
+    alone = peak(folder, f"--model={folder / 'candidate'}", "-k", "test_model and perplexity")
+    peak(folder, model, "--swcheck-baseline=kept", "--swcheck-update", "--swcheck-accept")
+    both, kept = peak(folder, model, gate), peak(folder, model, gate, "--swcheck-baseline=kept")
+    words = f"{(both - alone) / size:+.1%} of a model's {size:.0f} MiB over one model scored ({alone:.0f} MiB)"
+    say(f"peak memory of a gate: {words}; with a baseline {(kept - alone) / size:+.1%} (at most 10 %)")
+
+
+def test_prompts(tiny):
+    """The check of many prompts over a plain pass of each prompt through both models: at least 10 x."""
+    reference, other = subject_of(tiny), subject_of(load("tiny", device="cpu"))
+    prompts = drawn_prompts()
+    assert_super_activations_preserved(other, reference, prompts=prompts)
+
+    def check(*subjects):
+        for subject in subjects:
+            for key in [key for key in subject.memo if key[0] in {"readings", "padded"}]:
+                del subject.memo[key]
+        assert_super_activations_preserved(other, reference, prompts=prompts)
+
+    def alone():
+        with torch.no_grad():
+            for prompt in prompts:
+                ids = torch.tensor([tiny.tokenizer(prompt.text)["input_ids"] or [0]])
+                for subject in (reference, other):
+                    subject.live(ids, use_cache=False)
+
+    actions = (lambda: check(reference, other), lambda: check(other), alone)
+    seconds = [float("inf")] * len(actions)
+    for _ in range(5):
+        for number, action in enumerate(actions):
+            start = time.perf_counter()
+            action()
+            seconds[number] = min(seconds[number], time.perf_counter() - start)
+    first, further, single = (len(prompts) / taken for taken in seconds)
+    say(
+        f"prompts a second: {single:.0f} one a pass; {first:.0f} in the check of a new reference, "
+        f"{first / single:.1f} x; {further:.0f} of one that was measured, {further / single:.1f} x"
     )
