@@ -12,7 +12,9 @@ import time
 from contextlib import contextmanager
 
 import pytest
+import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from swcheck import assert_super_activations_preserved, load
 from swcheck.strategies import drawn_prompts
@@ -89,12 +91,15 @@ sys.stderr.write(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 10
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """Two models of 226 MiB, the second nearly the first, and a short text."""
+    """Two random models of 154 MB, the second a copy of the first, and a short text."""
     folder = tmp_path_factory.mktemp("wide")
-    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12}
+    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 4, "num_attention_heads": 12}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=1024, max_position_embeddings=64, bos_token_id=0, **sizes))
     for name in ("reference", "candidate"):
-        checkpoints.micro(folder / name, **sizes, num_key_value_heads=12)
-    (folder / "text.txt").write_text(checkpoints.tiny.HELDOUT.read_text(encoding="utf-8")[:4000], encoding="utf-8")
+        model.save_pretrained(folder / name)
+        load("tiny", device="cpu").tokenizer.save_pretrained(folder / name)
+    (folder / "text.txt").write_text(checkpoints.tiny.HELDOUT.read_text(encoding="utf-8")[:2000], encoding="utf-8")
     size = (folder / "reference" / "model.safetensors").stat().st_size / 2**20
     return folder, size
 
