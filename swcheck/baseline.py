@@ -39,7 +39,9 @@ KEPT_ROWS: Final = 32
 KEPT_VALUES: Final = 2**17
 """So many values of embedding rows are kept, and as many of the rows that hold super weights."""
 FEWEST_ROWS: Final = 8
-LEFT_OUT: Final = frozenset({"residuals", "probes", "columns", "against", "matrix", "breakdown"})
+LEFT_OUT: Final = frozenset(
+    {"residuals", "probes", "columns", "against", "matrix", "breakdown", "map errors", "cache", "finding", "remedy"}
+)
 HALVES: Final = frozenset({"intact", "causal", "matched", "largest", "row"})
 RECORDS: Final = {
     kind.__name__: kind

@@ -12,7 +12,7 @@ import re
 import shlex
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -507,3 +507,25 @@ def _moved(model: Any, device: torch.device, spec: str) -> Any:
     except (RuntimeError, MemoryError) as error:
         attempt = "a smaller --swcheck-dtype, or another --swcheck-device"
         raise OptionError(f"{spec} on {device}", _first_words(error), attempt) from error
+
+
+def kv_cache(model: Any) -> Callable[[], Any]:
+    """What makes a new key-value cache as the checkpoint's generation config asks for: quantized, else a plain one.
+
+    Raises ``OptionError`` where what quantizes it is not installed.
+    """
+    from transformers.cache_utils import DynamicCache, QuantizedCache
+
+    config, generation = model.config.get_text_config(decoder=True), getattr(model, "generation_config", None)
+    if getattr(generation, "cache_implementation", None) != "quantized":
+        return lambda: DynamicCache(config=config)
+    asked: Any = getattr(generation, "cache_config", None) or {}
+    options = {**(asked if isinstance(asked, Mapping) else asked.to_dict())}
+    options.pop("config", None)
+    backend = str(options.pop("backend", "quanto"))
+    try:
+        QuantizedCache(backend, config, **options)
+    except (ImportError, TypeError, ValueError) as error:
+        found = " ".join(str(error).split())
+        raise OptionError(f"the {backend} cache of this checkpoint", found, f"pip install {backend.lower()}") from error
+    return lambda: QuantizedCache(backend, config, **options)

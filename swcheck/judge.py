@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 
 from swcheck.activations import Activations
+from swcheck.cached import WINDOWS, CachePass, cache_pass
 from swcheck.coverage import unquantized
 from swcheck.diagnosis import Case, Finding, explain, lost_in, of_layer, weight_cause
 from swcheck.errors import NotFiniteError
@@ -339,6 +340,16 @@ class Pair:
         more: dict[str, Any] = {"measured": ratio, "limit": limit, "unit": "x", "facts": facts}
         kind = self.kind
         facts |= {"candidate_kind": kind.name, "candidate_kind_why": kind.why}
+        cache = self._cache(ours, facts)
+        summary += "" if cache is None else _cache_words(cache)
+        if cache is not None and cache.nats is not None and limit.holds(ratio):
+            total = math.exp(min(LARGEST_EXPONENT, math.log(ratio) + cache.nats))
+            if not limit.holds(total):
+                more["measured"] = total
+                cause = (
+                    f"the quantized KV cache loses it (perplexity {times(total)} through it, {times(ratio)} without)"
+                )
+                return self.failed(cause, summary, "more bits for the cache, or its first tokens unquantized", **more)
         if limit.holds(ratio) and not (limit.high is None and self._lost(ratio)):
             return self.verdict(self.passed(near_ratio(limit, ratio, max(NEAR_ERRORS * error, floor))), summary, **more)
         return self.red(f"perplexity {times(ratio)}", summary, **more)
@@ -400,6 +411,14 @@ class Pair:
             return self.verdict(self.passed(close), summary, **more)
         return self.red(f"dependence lost: {share:.2f} of the reference's collapse", summary, share=share, **more)
 
+    def _cache(self, plain: torch.Tensor, facts: dict[str, Any]) -> CachePass | None:
+        """The first windows scored through the candidate's quantized cache, where it says that it has one."""
+        ids = self.reference.windows()[:WINDOWS]
+        found = self.candidate.once("cache", lambda: cache_pass(self.candidate.live, ids, plain[: len(ids)]))
+        if found is not None:
+            facts["kv_cache"] = {"scheme": found.scheme, "scored": found.nats is not None, "nats": found.nats}
+        return found
+
     def _lost(self, ratio: float) -> bool:
         """Whether a loss that no limit judges is proven to be one of super weights: that is red whatever the kind."""
         if DEFAULTS["perplexity"].holds(ratio) or not self.weights:
@@ -439,3 +458,11 @@ def _unquantized_words(names: Sequence[str]) -> str:
         return ""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"; not quantized, though no one excluded it: {', '.join(names[:SHOWN])}{more}"
+
+
+def _cache_words(cache: CachePass) -> str:
+    """What its quantized cache costs, or why that is not known, for the end of a summary."""
+    if cache.nats is None:
+        return f"; its {cache.scheme} KV cache was not scored: {cache.reason}"
+    cost = math.exp(min(LARGEST_EXPONENT, cache.nats)) if math.isfinite(cache.nats) else cache.nats
+    return f"; through its {cache.scheme} KV cache {times(cost)} on {cache.tokens:,} tokens"

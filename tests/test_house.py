@@ -33,7 +33,7 @@ study.weights
 study.where
 study.surgery
 study.paper study.chapter study.plots study.setup study.record study
-options session outlier checks baseline judge diagnosis activations remedy coverage solo
+options session outlier checks baseline judge diagnosis activations remedy cached coverage solo
 report
 conformance
 zeroshot tiny.card subject ratios rtn drift limits kinship kind location stress intervene observe
