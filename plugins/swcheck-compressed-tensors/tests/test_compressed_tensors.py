@@ -9,7 +9,7 @@ import pytest
 import swcheck_compressed_tensors
 import torch
 
-from swcheck import engines
+from swcheck import assert_perplexity_within, engines
 from swcheck.anatomy import anatomy
 from swcheck.conformance import check_engine, narrowed
 from swcheck.errors import EngineError, OptionError
@@ -159,3 +159,28 @@ def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "llmcompressor", None)
     with pytest.raises(EngineError, match=r"pip install 'llmcompressor>="):
         load("W8A8")
+
+
+def test_a_checkpoint_with_a_cache_scheme_is_scored_through_its_cache(tmp_path):
+    """What llm-compressor saves with a ``kv_cache_scheme`` loads from its directory, and its cache is really rounded."""
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    reference = engines.load("tiny", device="cpu")
+    made = engines.load("tiny", device="cpu")
+    ids = [made.tokenizer(made.text[start : start + 400])["input_ids"][:100] for start in (0, 400, 800, 1200)]
+    data = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]})
+    cache = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
+    recipe = QuantizationModifier(targets="Linear", scheme="W8A16", ignore=["re:.*lm_head"], kv_cache_scheme=cache)
+    with captured():
+        oneshot(model=made.model, recipe=recipe, dataset=data, num_calibration_samples=4, max_seq_length=100)
+        made.model.save_pretrained(tmp_path)
+        made.tokenizer.save_pretrained(tmp_path)
+
+    verdict = assert_perplexity_within(engines.load(str(tmp_path), device="cpu"), reference, ratio=1.03)
+
+    assert verdict.facts["kv_cache"]["scheme"] == "8-bit float"
+    assert verdict.facts["kv_cache"]["scored"]
+    assert verdict.facts["not_quantized"] == []
+    assert "through its 8-bit float KV cache x1" in verdict.summary

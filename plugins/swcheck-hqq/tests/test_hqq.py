@@ -8,6 +8,7 @@ import pytest
 import swcheck_hqq
 import torch
 
+from swcheck import assert_perplexity_within, engines
 from swcheck.anatomy import anatomy
 from swcheck.conformance import check_engine, narrowed
 from swcheck.errors import EngineError, OptionError
@@ -89,3 +90,19 @@ def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "hqq.core", None)
     with pytest.raises(EngineError, match=r"pip install 'hqq>="):
         load("4bit")
+
+
+@pytest.mark.parametrize(("bits", "low", "high"), [(8, 0.999, 1.001), (2, 1.1, 1.3)])
+def test_a_cache_quantized_by_hqq_is_scored_through(bits, low, high):
+    """Transformers' own quantized cache: eight bits are free, two cost what only a pass through the cache shows."""
+    import math
+
+    reference, candidate = (engines.load("tiny", device="cpu") for _ in range(2))
+    candidate.model.generation_config.cache_implementation = "quantized"
+    candidate.model.generation_config.cache_config = {"backend": "hqq", "nbits": bits, "residual_length": 16}
+
+    facts = assert_perplexity_within(candidate, reference, ratio=2.0).facts
+
+    assert facts["perplexity"] == facts["reference_perplexity"]
+    assert facts["kv_cache"]["scheme"] == f"{bits}-bit hqq"
+    assert low < math.exp(facts["kv_cache"]["nats"]) < high
