@@ -187,8 +187,12 @@ class Pair:
         worst = worst_of(ratios, limit)
         before, after = self.reference.weights(chosen), self.candidate.weights(there)
         detail = tuple(
-            (f"layer {w.layer} [{w.row}, {w.column}]", f"weight {a:+.4g} -> {b:+.4g}, writes {d:+.4g} -> {c:+.4g}")
-            for w, a, b, c, d in zip(chosen, before, after, ours, theirs, strict=True)
+            (
+                f"layer {w.layer} [{w.row}, {w.column}]",
+                f"weight {a:+.4g} -> {b:+.4g}, writes {d:+.4g} -> {c:+.4g}"
+                + ("" if place == w else f", now at layer {place.layer} [{place.row}, {place.column}]"),
+            )
+            for w, place, a, b, c, d in zip(chosen, there, before, after, ours, theirs, strict=True)
         )
         weight = chosen[worst]
         summary = f"layer {weight.layer} [{weight.row}, {weight.column}] writes x{ratios[worst]:.3f} of the reference's"

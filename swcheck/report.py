@@ -125,7 +125,7 @@ def summary(reported: Sequence[Reported], width: int = 80) -> list[str]:
         lines += ["", *_wrapped(model if candidate is None else f"{candidate} against {model}", width)]
         lines += _taken(mine, width)
         if measured:
-            lines += ["", *table(measured).splitlines(), "", *_words(measured, width)]
+            lines += ["", *table(measured).splitlines(), "", *_words(measured, width), *_drift(measured, width)]
         lines += _skipped(mine, width)
     return [*lines[1:], "", *_wrapped(f"not covered: {not_covered(reported)}", width)] if lines else []
 
@@ -144,6 +144,7 @@ def _together(model: str, reported: Sequence[Reported], width: int) -> list[str]
         told = [entry for entry in mine if entry[1].red or entry[1].outcome is Outcome.NEAR]
         if told or _taken(mine, width):
             lines += ["", *_wrapped(str(candidate), width), *_taken(mine, width), *_words(told, width)]
+            lines += _drift(mine, width)
     return lines + _skipped([entry for entry in reported if entry[1].candidate], width)
 
 
@@ -173,6 +174,14 @@ def _taken(reported: Sequence[Reported], width: int) -> list[str]:
     """What was taken to have been done to a candidate, and why: its limits depend on it."""
     found = [verdict.facts for _, verdict in reported if verdict.facts.get("candidate_kind")]
     return _wrapped("taken for {candidate_kind}: {candidate_kind_why}".format(**found[0]), width, 2) if found else []
+
+
+def _drift(reported: Sequence[Reported], width: int) -> list[str]:
+    """Of what was fine-tuned or pruned, each super weight before and after, also where nothing is red."""
+    if not any(verdict.facts.get("candidate_kind") in {"finetuned", "pruned"} for _, verdict in reported):
+        return []
+    rows = [row for _, verdict in reported if verdict.check == "super weights" for row in verdict.detail]
+    return [line for name, text in rows for line in _wrapped(f"drift of {name}: {text}", width, 2)]
 
 
 def _words(reported: Sequence[Reported], width: int) -> list[str]:

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from tokenizers.processors import ByteLevel
 from transformers import LlamaForCausalLM
 
 from swcheck import (
@@ -174,6 +175,7 @@ def test_a_weight_that_stands_in_another_layer_is_located_again(tiny, ids):
 
     assert verdict.outcome is Outcome.PASSED
     assert "located again in the candidate: layer 2 [97, 301]" in verdict.summary
+    assert dict(verdict.detail)["layer 1 [97, 301]"].endswith(", now at layer 2 [97, 301]")
 
 
 def test_padded_vocabularies_are_ordinary(tiny, ids):
@@ -183,6 +185,20 @@ def test_padded_vocabularies_are_ordinary(tiny, ids):
 
     assert assert_super_weights_preserved(model, tiny.model, token_ids=ids).outcome is Outcome.PASSED
     assert assert_perplexity_within(model, tiny.model, ratio=1.05, token_ids=ids).outcome in {"passed", "near"}
+
+
+def test_added_tokens_are_ordinary_and_other_ids_are_not(tiny):
+    """A token more, as for a chat, changes no text's ids; a tokenizer without BOS does, and is the cause."""
+    more, bare = copy.deepcopy(tiny.tokenizer), copy.deepcopy(tiny.tokenizer)
+    model = copy.deepcopy(tiny.model)
+    more.add_tokens(["<|turn|>"])
+    model.resize_token_embeddings(len(more), mean_resizing=False)
+    bare.backend_tokenizer.post_processor = ByteLevel()
+
+    tuned = Loaded(model, more, "tuned")
+    assert assert_super_weights_preserved(tuned, tiny).outcome is Outcome.PASSED
+    with pytest.raises(RobustnessError, match="tokenizer or BOS policy differs"):
+        assert_super_weights_preserved(Loaded(tiny.model, bare, "bare"), tiny)
 
 
 def test_the_ratio_outside_its_limit_is_named_before_one_farther_from_1(tiny, ids):

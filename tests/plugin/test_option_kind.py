@@ -51,6 +51,7 @@ def test_a_fine_tune_is_told_by_its_weights(gate, tuned):
             "super activations * x0.5 .. x2 * passed",
             "perplexity * <= x10 * passed",
             "predictions * reported * passed",
+            "drift of layer 1 [[]97, 301[]]: weight +2.625 -> +*, writes +* -> +*",
         ]
     )
     measured = {verdict["check"]: verdict["measured"] for verdict in verdicts}
