@@ -84,7 +84,7 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
 def _add_accuracy(commands: Any) -> None:
     parser = commands.add_parser("accuracy", help="zero-shot accuracy through lm-evaluation-harness, an extra")
     parser.add_argument("model", help="tiny, a known name, a hub id or a directory")
-    parser.add_argument("--tasks", type=_names, help="names with commas between; offline tasks by default")
+    _add_tasks(parser)
     parser.add_argument("--include-path", type=Path, metavar="DIR", help="a folder with more tasks, in YAML")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N items of each task")
     parser.add_argument("--batch", type=int, metavar="N", help="items in one pass, 16 by default")
@@ -93,6 +93,13 @@ def _add_accuracy(commands: Any) -> None:
     _add_loading(parser)
     parser.add_argument("--json", action="store_true", help="write JSON, and nothing else, to stdout")
     parser.set_defaults(run=_accuracy)
+
+
+def _add_tasks(parser: argparse.ArgumentParser) -> None:
+    words = (
+        "zero-shot tasks of lm-evaluation-harness with commas between, `paper` for its seven; offline ones by default"
+    )
+    parser.add_argument("--tasks", type=_names, metavar="NAMES", help=words)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -108,6 +115,7 @@ def _add_study(commands: Any) -> None:
         "--out", type=Path, metavar="DIR", help="write records, CSV and pictures; a stopped run goes on"
     )
     parser.add_argument("--text", type=Path, metavar="FILE", help="the text that perplexity is measured on")
+    _add_tasks(parser)
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N items of each zero-shot task")
     parser.add_argument(
         "--compare-paper", nargs="?", const="", metavar="NAME",
@@ -149,14 +157,18 @@ def _study(options: argparse.Namespace) -> str:
     from swcheck.study import paper, runner
     from swcheck.study.record import as_json
     from swcheck.study.setup import setup_of, zero_shot
+    from swcheck.zeroshot import named
 
     numbers = () if options.compare_paper is None else _published(options.compare_paper or options.model, names)
 
     def told(line: str) -> None:
         sys.stderr.write(f"swcheck: {line}\n")
 
-    scorer, unscored = zero_shot(limit=options.limit)
+    tasks = named(options.tasks)
+    scorer, unscored = zero_shot(tasks, options.limit)
     setup = setup_of(_loaded(options), seed=options.seed, text=text, scorer=scorer, unscored=unscored)
+    if scorer is not None:  # else a record of other tasks, or of fewer items, would be taken for this one
+        setup.facts.update(tasks=list(tasks), limit=options.limit)
     taken = list(runner.run(setup, names, options.out, told))
     cells = paper.compare([record for _, record in taken], numbers, corpus=options.corpus)
     if options.out is not None:
@@ -253,7 +265,7 @@ def _accuracy(options: argparse.Namespace) -> str:
         zeroshot.accuracy,
         loaded.model,
         loaded.tokenizer,
-        zeroshot.OFFLINE if options.tasks is None else options.tasks,
+        zeroshot.named(options.tasks),
         limit=options.limit,
         batch=zeroshot.BATCH if options.batch is None else options.batch,
         include=options.include_path,

@@ -106,6 +106,13 @@ class Score:
         return asdict(self)
 
 
+def named(tasks: Sequence[str] | None) -> tuple[str, ...]:
+    """The tasks that are meant: ``paper`` stands for its seven, ``offline`` and None for those of the embedded text."""
+    sets = {"paper": PAPER, "offline": OFFLINE}
+    asked = ("offline",) if tasks is None else tuple(tasks)
+    return tuple(dict.fromkeys(one for task in asked for one in sets.get(task, (task,))))
+
+
 def missing() -> str | None:
     """Why accuracy cannot be measured here, in words; None where it can. Nothing is imported to find out."""
     absent = [name for name in ("lm_eval", "accelerate") if find_spec(name) is None]

@@ -158,7 +158,7 @@ def test_a_range_holds_for_all_of_it():
         if c.published.condition == INTACT and c.published.x == "5-29"
     ]  # fmt: skip
     assert cell.measured == sum(range(4, 29)) / 25
-    assert cell.reason == "mean of 25"
+    assert cell.reason == "mean of 25 of 25"
 
 
 def test_as_text():

@@ -16,6 +16,7 @@ import torch
 
 from swcheck import SuperWeight, cli, load, zeroed, zeroshot
 from swcheck.errors import ExtraError, OptionError
+from swcheck.study import scaling
 from swcheck.tiny import CHECKPOINT, HELDOUT, cloze, lastword
 from swcheck.zeroshot import Score, accuracy, average, headlines, scores_of, write_tasks
 
@@ -85,6 +86,12 @@ def test_headlines_and_their_average():
         headlines([Score("wiki", "word_perplexity", 9.0, None, 3)])
     with pytest.raises(OptionError, match="an average accuracy\n  found: no task"):
         average([])
+
+
+def test_names_that_stand_for_several():
+    """The paper's seven and the offline ones have a name each, others are themselves, and none is asked twice."""
+    assert zeroshot.named(None) == zeroshot.named(["offline"]) == zeroshot.OFFLINE
+    assert zeroshot.named(["paper", "piqa", "mine"]) == (*zeroshot.PAPER, "mine")
 
 
 def test_without_the_extra(tiny, monkeypatch, capsys):
@@ -254,6 +261,22 @@ def test_on_the_command_line(capsys):
     loaded = load("tiny", device="cpu")
     expected = accuracy(loaded.model, loaded.tokenizer, ["swcheck_lastword"], limit=20)
     assert answer == {"model": "tiny", "scores": [score.as_json() for score in expected], "zeroed": None}
+
+
+@harness
+def test_a_study_asks_the_tasks_that_are_named(tmp_path, monkeypatch, capsys):
+    """``swcheck study --tasks`` asks them; a record of other tasks, or of fewer items, is not taken for this one."""
+    monkeypatch.setattr(scaling, "ALPHAS", (0.0, 1.0))
+    command = ["study", "tiny", "scaling", "--out", str(tmp_path), "--tasks", "swcheck_lastword", "--limit"]
+
+    for limit, words in (("5", "scaling"), ("6", "scaling")):
+        assert cli.main([*command, limit]) == 0
+        assert words in capsys.readouterr().out
+        record = json.loads((tmp_path / "scaling.json").read_text())
+        assert (record["facts"]["tasks"], record["facts"]["limit"]) == (["swcheck_lastword"], int(limit))
+        scores = [one for one in record["measurements"] if one["quantity"] == "accuracy"]
+        assert {one["task"] for one in scores} == {"swcheck_lastword"}
+        assert all(one["value"] * int(limit) == pytest.approx(round(one["value"] * int(limit))) for one in scores)
 
 
 @harness

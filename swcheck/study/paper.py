@@ -143,13 +143,14 @@ def _cell(one: Published, found: Sequence[Measurement] | None, corpus: str | Non
     alike = [
         row for row in found if row.quantity == one.quantity and row.condition == one.condition and _there(row, one)
     ]
-    if one.item == "average":
+    if one.quantity == "accuracy" and one.item == "average":
         return _average(one, alike)
     if one.quantity not in {"perplexity", "perplexity ratio"}:
         alike = [row for row in alike if one.item in {row.task or "", row.prompt or ""}]
     if not alike:
         return Cell(one, None, "not measured")
-    return Cell(one, sum(row.value for row in alike) / len(alike), f"mean of {len(alike)}" if len(alike) > 1 else "")
+    reason = f"mean of {len(alike)} of {len(one.places)}" if len(one.places) > 1 else ""
+    return Cell(one, sum(row.value for row in alike) / len(alike), reason)
 
 
 def _there(row: Measurement, one: Published) -> bool:
