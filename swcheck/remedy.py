@@ -161,8 +161,11 @@ def _torchao(config: Mapping[str, Any]) -> str | None:
     for kind, scheme in _TORCHAO.items():
         if kind in text:
             return f"torchao:{scheme}"
+    size = f",group={group[1]}" if group else ""
     if "IntxWeightOnlyConfig" in text and bits:
-        return f"torchao:int{bits[1]}-weight-only" + (f",group={group[1]}" if group else "")
+        return f"torchao:int{bits[1]}-weight-only{size}"
+    if "Int8DynamicActivationIntxWeightConfig" in text and bits and bits[1] == "4":
+        return f"torchao:int4-int8-dynamic{size}"
     return None
 
 

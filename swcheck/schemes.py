@@ -82,7 +82,8 @@ def _compressed_tensors(config: Config) -> Scheme | None:
 
 def _torchao(config: Config) -> Scheme | None:
     text = str(config.get("quant_type", "")).lower()
-    found = re.search(r"u?int(\d)", text)
+    stored = re.search(r"'weight_dtype'.{0,20}?u?int(\d)", text)
+    found = stored or re.search(r"u?int(\d)", text.replace("unpacked_to_int8", ""))
     if "float8" in text or "fp8" in text:
         return Scheme("fp8", 8, 8 if "dynamic" in text else 16)
     if found is None:

@@ -18,6 +18,7 @@ from swcheck.remedy import SNIPPETS, respelled, snippet, spec_of
 from swcheck.session import Session, Settings
 from swcheck.subject import subject_of
 from tests import damage
+from tests.test_schemes import INTX
 
 DOWN, QUERY = "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"
 CLIPPED = "rtn:bits=4,block=128,clip=3"
@@ -116,6 +117,7 @@ def test_an_engine_is_asked_in_its_own_words(tiny):
             },
             "compressed-tensors:FP8_DYNAMIC",
         ),
+        ({"quant_method": "torchao", "quant_type": INTX}, "torchao:int4-weight-only,group=64"),
         ({"quant_method": "gptq", "bits": 4}, None),
         ({"quant_method": "compressed-tensors"}, None),
         ({}, None),

@@ -16,6 +16,18 @@ from swcheck.records import Limit, Scheme
 from swcheck.schemes import PACKAGES, READERS, missing_packages, scheme_of
 from tests import checkpoints
 
+INTX = {
+    "default": {
+        "_type": "IntxWeightOnlyConfig",
+        "_data": {
+            "granularity": {"_data": {"group_size": 64}, "_type": "PerGroup", "_version": 1},
+            "intx_packing_format": {"_data": "UNPACKED_TO_INT8", "_type": "IntxPackingFormat"},
+            "weight_dtype": {"_data": "int4", "_type": "torch.dtype"},
+        },
+    }
+}
+"""As torchao 0.18 writes it: four bits, each in a byte of its own."""
+
 CONFIGS = [
     ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, Scheme("nf4", 4), "plain 4-bit"),
     ({"quant_method": "bitsandbytes", "load_in_8bit": True}, Scheme("int8", 8, 8), "8-bit weights and activations"),
@@ -25,6 +37,7 @@ CONFIGS = [
     ({"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}}, Scheme("rtn", 8), "8-bit weights"),
     ({"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8DynamicActivationInt8WeightConfig"}}}, Scheme("rtn", 8, 8), "8-bit weights and activations"),
     ({"quant_method": "torchao", "quant_type": {"default": {"_type": "Float8WeightOnlyConfig"}}}, Scheme("fp8", 8), "8-bit weights and activations"),
+    ({"quant_method": "torchao", "quant_type": INTX}, Scheme("rtn", 4), "plain 4-bit"),
     ({"quant_method": "quanto", "weights": "int4"}, Scheme("rtn", 4), "plain 4-bit"),
     ({"quant_method": "quanto", "weights": "int2"}, Scheme("rtn", 2), "2-bit"),
     ({"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}}, Scheme("hqq", 4, calibrated=True), "good 4-bit"),
