@@ -151,3 +151,26 @@ def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(EngineError, match=r"pip install 'torchao>="):
         load("int8-dynamic")
+
+
+def test_a_red_directory_gets_its_fix_proven(tmp_path):
+    """What torchao wrote says itself which engine and scheme made it; the fix is tried with these, and priced."""
+    from swcheck import RobustnessError, assert_perplexity_within
+    from swcheck.session import Session, Settings
+
+    made = engines.load("torchao:int4-weight-only,group=64", reference="tiny", device="cpu")
+    made.model.save_pretrained(tmp_path / "w4")
+    made.tokenizer.save_pretrained(tmp_path / "w4")
+    session = Session(Settings(models=("tiny",), candidates=(str(tmp_path / "w4"),), device="cpu"))
+    reference, candidate = session.reference("tiny"), session.candidate()
+
+    assert candidate.scheme.weight_bits == 4
+    with pytest.raises(RobustnessError, match=r"^not the super weights") as caught:
+        assert_perplexity_within(candidate, reference, ratio=1.001)
+
+    verdict = caught.value.verdict
+    assert "torchao modules_to_not_convert=" in verdict.attempt
+    assert verdict.facts["fix"]["proven"]
+    assert verdict.facts["fix"]["spec"].startswith("torchao:int4-weight-only,group=64,skip=")
+    assert verdict.facts["fix"]["perplexity"] < verdict.facts["fix"]["before"]
+    session.free()
