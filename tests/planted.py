@@ -88,9 +88,11 @@ class SinkEmbedding(nn.Embedding):
         return torch.where(self.rule(ids)[..., None], self.direction, super().forward(ids))
 
 
-def sinking(rule: Callable[[torch.Tensor], torch.Tensor]) -> LlamaForCausalLM:
+def sinking(
+    rule: Callable[[torch.Tensor], torch.Tensor], super_weights: Sequence[SuperWeight] = (SINK,)
+) -> LlamaForCausalLM:
     """A planted Llama of tiny's vocabulary whose sink stands where ``rule`` says; two of them have the same weights."""
-    model = plant([SINK], vocabulary=1024)
+    model = plant(super_weights, vocabulary=1024)
     plain = model.model.embed_tokens
     embedding = SinkEmbedding(*plain.weight.shape)
     with torch.no_grad():

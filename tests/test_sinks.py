@@ -20,6 +20,8 @@ from swcheck.subject import Subject
 from swcheck.suite import for_any_prompts
 from tests import planted
 
+TEXT = "the rivers and the markets of winter and summer " * 20
+
 
 @pytest.fixture(scope="module")
 def drawn():
@@ -28,7 +30,7 @@ def drawn():
 
 
 def subject(rule, *, bos=True, name="planted"):
-    return Subject(name, planted.sinking(rule), planted.tokenizer(bos=bos), text="unused", memo={})
+    return Subject(name, planted.sinking(rule), planted.tokenizer(bos=bos), text=TEXT, memo={})
 
 
 def verdict_of(candidate, reference, prompts=None):
@@ -134,6 +136,37 @@ def test_prompts_that_do_not_count_prove_nothing():
 
     assert verdict_of(bos, bos, prompts).outcome is Outcome.INCONCLUSIVE
     assert verdict_of(bos, bos, [*prompts, Prompt("one more")]).outcome is Outcome.PASSED
+
+
+def test_a_prompt_counts_once_whatever_its_channels():
+    """Two super weights on one column write two channels: 19 prompts that carry both are 19, not 38."""
+    pair = (planted.SINK, planted.SuperWeight(1, 11, planted.SINK.column, -20.0))
+    reference = Subject("pair", planted.sinking(planted.on_bos, pair), planted.tokenizer(), text=TEXT, memo={})
+    prompts = [Prompt(f"alpha {number}") for number in range(19)]
+    prompts += [Prompt(f"alpha {number}", "bare") for number in range(10)]
+
+    assert len(reference.places(reference.located().super_weights)) == 2
+    assert verdict_of(reference, reference, prompts).outcome is Outcome.INCONCLUSIVE
+    assert verdict_of(reference, reference, [*prompts, "one more"]).facts["counted"] == 20
+
+
+def test_a_sink_that_is_weaker_without_bos(drawn):
+    """A first token that is no BOS writes half: red, weakened, and only on prompts without BOS."""
+
+    class Weaker(planted.SinkEmbedding):
+        def forward(self, ids):
+            out, bare = super().forward(ids), ids[:, :1] != 0
+            mixed = out[:, 0] + bare * 0.8 * self.direction.abs().max() * self.direction.sign().roll(4)
+            return torch.cat([mixed[:, None], out[:, 1:]], 1)
+
+    reference, candidate = subject(planted.on_first), subject(planted.on_first, name="weaker")
+    candidate.live.model.embed_tokens.__class__ = Weaker
+
+    assert verdict_of(candidate, reference).outcome is Outcome.PASSED
+    verdict = verdict_of(candidate, reference, drawn)
+    assert "only on prompts without BOS" in verdict.cause
+    assert 0.25 < verdict.measured < 0.75
+    assert verdict.facts["worst_prompt"].endswith(" without BOS")
 
 
 def late(ids):

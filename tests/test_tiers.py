@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -164,6 +166,17 @@ def test_the_estimate(tmp_path):
     assert estimate(settings, str(tmp_path), ["x"]) == ""
     assert [sized(settings, spec) for spec in settings.specs] == ["tiny (7 MB)", str(tmp_path), "rtn:bits=4"]
     assert sized(Settings(models=("tiny",), baseline=tmp_path), "tiny") == "the baseline of tiny"
+
+
+def test_a_large_model_on_a_cpu_is_measured_little(tmp_path):
+    """Its size is read from the headers, so that nothing is loaded to decide it; a tier that is asked for wins."""
+    folder = checkpoints.copy_of_tiny(tmp_path / "large")
+    entry = {"dtype": "BF16", "shape": [40_000, 30_000], "data_offsets": [0, 2_400_000_000]}
+    header = json.dumps({"model.embed_tokens.weight": entry}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+    assert tier_of(Settings(models=(str(folder),), device="cpu"), str(folder)) is SMOKE
+    assert tier_of(Settings(models=(str(folder),), device="cpu", tier="full"), str(folder)) is FULL
 
 
 def test_the_tier_of_a_run(tmp_path):
