@@ -23,14 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """Where one family of models keeps things: ``layers`` from the model, ``down`` from a layer."""
+    """Where one family of models keeps things: ``layers`` from the model, the others from a layer.
+
+    ``down`` is the down projection, ``attention_output`` the linear map out of attention.
+    """
 
     name: str
     layers: str
     down: str
+    attention_output: str
 
 
-FAMILIES: Final = (Family("Llama-like", layers="layers", down="mlp.down_proj"),)
+FAMILIES: Final = (
+    Family("Llama-like", layers="layers", down="mlp.down_proj", attention_output="self_attn.o_proj"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

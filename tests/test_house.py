@@ -30,6 +30,7 @@ study.activations
 study.stopwords
 study.scaling
 study.weights
+study.w8a8
 study.where
 study.surgery
 study.paper study.chapter study.plots study.setup study.record study

@@ -14,6 +14,7 @@ NAMES: Final = (
     "stopwords",
     "scaling",
     "weights",
+    "w8a8",
     "where",
 )  # fmt: skip
 """Every study, in the order of the paper: prune, activations, stopwords, scaling, weights, w8a8, where."""

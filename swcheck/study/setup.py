@@ -115,10 +115,16 @@ class Setup:
     def _key(self) -> tuple[int, ...]:
         return tuple(self.ids.flatten().tolist())
 
-    def likelihood(self, condition: str, *, x: float | None = None) -> Iterator[Measurement]:
-        """Perplexity in the model's present state, and its ratio to the untouched one, differences paired by token."""
+    def likelihood(
+        self, condition: str, *, x: float | None = None, nats: torch.Tensor | None = None
+    ) -> Iterator[Measurement]:
+        """Perplexity in the model's present state, and its ratio to the untouched one, differences paired by token.
+
+        ``nats`` are those of this state, where they were taken before.
+        """
         intact = self.intact()
-        nats = intact if condition == INTACT and x is None else self.nats()
+        if nats is None:
+            nats = intact if condition == INTACT and x is None else self.nats()
         difference = nats - intact
         ratio = exponential(float(difference.mean()))
         error = standard_error(difference) * ratio

@@ -37,3 +37,9 @@ def test_weights(swcheck_study_setup):
 def test_where(swcheck_study_setup):
     """What the model hangs on most stands in a down projection of an early layer, not in any other map (section 3.1)."""
     assert_paper_claim(swcheck_study_setup.subject, "where", setup=swcheck_study_setup)
+
+
+@pytest.mark.swcheck("paper: w8a8")
+def test_w8a8(swcheck_study_setup):
+    """What quantized activations cost returns in part where the super activation is restored (tables 3 and 4)."""
+    assert_paper_claim(swcheck_study_setup.subject, "w8a8", setup=swcheck_study_setup)
