@@ -97,6 +97,11 @@ def anatomy(model: nn.Module) -> Anatomy:
     )
 
 
+def input_width(module: nn.Module) -> int | None:
+    """How many inputs a linear map says it takes, None where it does not say; AutoRound spells it without a line."""
+    return getattr(module, "in_features", None) or getattr(module, "infeatures", None)
+
+
 def device_of(model: nn.Module) -> torch.device:
     """The device that inputs have to be on: the one of the module's first parameter or buffer that holds numbers.
 
@@ -142,5 +147,5 @@ def _widths(model: nn.Module, down: nn.Module) -> tuple[int | None, int | None]:
     """H and F as the down projection says, else as the config does: packed modules keep no readable shape."""
     config = getattr(model, "config", None)
     hidden = getattr(down, "out_features", None) or getattr(config, "hidden_size", None)
-    inner = getattr(down, "in_features", None) or getattr(config, "intermediate_size", None)
+    inner = input_width(down) or getattr(config, "intermediate_size", None)
     return hidden, inner

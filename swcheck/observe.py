@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from swcheck.anatomy import Anatomy, anatomy, device_of
+from swcheck.anatomy import Anatomy, anatomy, device_of, input_width
 from swcheck.errors import NotObservedError
 from swcheck.measure import evaluating
 
@@ -289,7 +289,7 @@ def inputs_of(model: nn.Module, maps: Sequence[LinearMap], ids: torch.Tensor) ->
 
 
 def _input_of(module: nn.Module) -> tuple[int, torch.dtype, torch.device]:
-    width = getattr(module, "in_features", None)
+    width = input_width(module)
     if width is None:
         raise NotObservedError(
             f"the input width of {type(module).__name__}",

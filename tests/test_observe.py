@@ -317,6 +317,15 @@ def test_the_size_of_the_probe():
     assert effective_weight(packed, 2, 3) == pytest.approx(0.75 * expected)
 
 
+def test_a_width_of_another_name():
+    """AutoRound's kernels say ``infeatures``."""
+    packed = Packed(linear())
+    expected = packed.unpacked().weight[2, 3].item()
+    packed.infeatures = packed.in_features
+    del packed.in_features
+    assert effective_weight(packed, 2, 3) == pytest.approx(expected)
+
+
 def test_width_unknown():
     """A black box that does not say how wide its input is cannot be probed, and the message says what to do instead."""
     words = re.escape(
