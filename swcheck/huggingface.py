@@ -75,7 +75,7 @@ class HuggingFace:
             config = _understood(directory, self.trust_remote_code)
             tokenizer = _tokenizer(directory, self.trust_remote_code)
             model = _model(directory, config, dtype or "auto", self.trust_remote_code, device_map=self.device_map)
-            model = _settled(model if place is None else _moved(model, place, spec))
+            model = _settled(model if place is None else _moved(model, place, spec), directory)
             scheme = scheme_of(config.to_dict())
         return Loaded(model, tokenizer, name_of(spec), text, str(directory), scheme)
 
@@ -405,17 +405,18 @@ def _model(path: Path, config: Any, dtype: str, trusted: bool, **placing: Any) -
 
     together = "check that weights and config.json belong together"
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            local_files_only=True,
-            trust_remote_code=trusted,
-            **{name: wish for name, wish in placing.items() if wish is not None},
-        )
+        with captured():  # a quantizer's package that is imported now may have a banner
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                local_files_only=True,
+                trust_remote_code=trusted,
+                **{name: wish for name, wish in placing.items() if wish is not None},
+            )
     except Exception as error:  # as above
         raise _unloadable(f"load {path} with transformers", path, error, together) from error
     missing, other = sorted(info.get("missing_keys") or ()), sorted(info.get("mismatched_keys") or ())
@@ -432,10 +433,11 @@ def _model(path: Path, config: Any, dtype: str, trusted: bool, **placing: Any) -
     return model
 
 
-def _settled(model: Any) -> Any:
+def _settled(model: Any, path: Path) -> Any:
     """A quantized model after its first pass: some unpack only there, and cannot be read before.
 
     bitsandbytes' repacking for one kind of CPU is switched off first: it spoils what is read or saved after a pass.
+    Where a kernel repacks and that cannot be switched off (GPTQModel's), the model refuses to be saved.
     """
     import torch
 
@@ -444,9 +446,31 @@ def _settled(model: Any) -> Any:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    with captured(), torch.no_grad():
-        model.eval()(torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
+    before = _shapes(model)
+    try:
+        with captured(), torch.no_grad():
+            model.eval()(torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
+    except Exception as error:  # a kernel raises whatever it likes for a dtype or a width that it does not know
+        found = f"{type(error).__name__}: {_first_words(error)}"
+        attempt = "another --swcheck-dtype: some kernels know bfloat16 alone"
+        raise CheckpointError(f"a first pass of {path}", found, attempt) from error
+    after = _shapes(model)
+    repacked = sorted(name for name in before.keys() & after.keys() if before[name] != after[name])
+    if repacked:
+        model.save_pretrained = _refusal(path, repacked[0])
     return model
+
+
+def _shapes(model: Any) -> dict[str, tuple[Any, ...]]:
+    return {name: tuple(t.shape) for name, t in model.state_dict().items() if hasattr(t, "shape")}
+
+
+def _refusal(path: Path, name: str) -> Callable[..., None]:
+    def save_pretrained(*_args: Any, **_keywords: Any) -> None:
+        found = f"its first pass repacked {name}, which no loader would read again"
+        raise CheckpointError(f"save what was loaded from {path}", found, "copy that directory, or save before a pass")
+
+    return save_pretrained
 
 
 def _by(shape: Any) -> str:

@@ -65,6 +65,13 @@ def _bits(method: str, *, calibrated: bool) -> Callable[[Config], Scheme]:
     return read
 
 
+def _auto_round(config: Config) -> Scheme:
+    """Fields at their defaults are left out, so no ``iters`` means 200, or none where it was rounded to the nearest."""
+    iters = config.get("iters")
+    tuned = config.get("enable_quanted_input") is not False if iters is None else iters > 0
+    return Scheme("auto-round" if tuned else "rtn", float(config.get("bits", 4)), calibrated=tuned)
+
+
 def _compressed_tensors(config: Config) -> Scheme | None:
     groups = list(config.get("config_groups", {}).values())
     if not groups:
@@ -81,14 +88,17 @@ def _compressed_tensors(config: Config) -> Scheme | None:
 
 
 def _torchao(config: Config) -> Scheme | None:
-    text = str(config.get("quant_type", "")).lower()
-    stored = re.search(r"'weight_dtype'.{0,20}?u?int(\d)", text)
-    found = stored or re.search(r"u?int(\d)", text.replace("unpacked_to_int8", ""))
-    if "float8" in text or "fp8" in text:
-        return Scheme("fp8", 8, 8 if "dynamic" in text else 16)
-    if found is None:
-        return None
-    return Scheme("rtn", float(found[1]), 8 if "dynamicactivation" in re.sub("[^a-z]", "", text) else 16)
+    kind = config.get("quant_type", "")
+    kind = kind.get("default", kind) if isinstance(kind, Mapping) else kind
+    named = isinstance(kind, Mapping) and "_type" in kind
+    name = re.sub(r"[^a-z0-9]", "", str(kind["_type"] if named else kind).lower())
+    inputs = 8 if "dynamicactivation" in name else 16
+    found = re.search(r"int(\d)weight", name)  # the name says it, but of Intx, whose field does; the rest names layouts
+    if found is None and named and isinstance(kind.get("_data"), Mapping):
+        found = re.search(r"int(\d)", str(kind["_data"].get("weight_dtype")))
+    if found is not None:
+        return Scheme("rtn", float(found[1]), inputs)
+    return Scheme("fp8", 8, inputs) if "float8" in name or "fp8" in name else None
 
 
 def _quanto(config: Config) -> Scheme:
@@ -106,8 +116,8 @@ READERS: Final[Mapping[str, Callable[[Config], Scheme | None]]] = {
     "bitsandbytes": _bitsandbytes,
     "gptq": _bits("gptq", calibrated=True),
     "awq": _bits("awq", calibrated=True),
-    "auto-round": _bits("auto-round", calibrated=True),
-    "intel/auto-round": _bits("auto-round", calibrated=True),
+    "auto-round": _auto_round,
+    "intel/auto-round": _auto_round,
     "compressed-tensors": _compressed_tensors,
     "torchao": _torchao,
     "quanto": _quanto,

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import swcheck
@@ -184,6 +185,43 @@ def test_what_transformers_cannot_load(tmp_path, edit, found):
     assert len(said) < 400
     assert "\n" not in said
     assert attempt
+
+
+class Repacking(nn.Module):
+    """A quantizer's kernel that transposes its codes in the first pass, and does not know them again."""
+
+    def __init__(self, plain, *, fails):
+        super().__init__()
+        self.fails = fails
+        self.codes = nn.Buffer(plain.weight.detach().clone())
+
+    def forward(self, x):
+        if self.fails:
+            raise RuntimeError("expected m1 and m2 to have the same dtype")
+        if len(self.codes) == 256:
+            self.codes = self.codes.T.contiguous()
+        return x @ self.codes
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_kernel_that_repacks(tmp_path, monkeypatch, fails):
+    """What the first pass repacks beyond reading is not saved; what it cannot compute is one worded error."""
+    plain = huggingface._moved
+
+    def quantized(model, *more):
+        model.hf_quantizer = "ours"
+        model.model.layers[2].mlp.down_proj = Repacking(model.model.layers[2].mlp.down_proj, fails=fails)
+        return plain(model, *more)
+
+    monkeypatch.setattr(huggingface, "_moved", quantized)
+    if fails:
+        with pytest.raises(CheckpointError, match="RuntimeError: expected m1 and m2") as caught:
+            swcheck.load("tiny", device="cpu")
+        assert words_of(caught)[2].startswith("another --swcheck-dtype")
+        return
+    with pytest.raises(CheckpointError, match=r"repacked model\.layers\.2\.mlp\.down_proj\.codes"):
+        swcheck.load("tiny", device="cpu").model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_header_that_lies(tmp_path):

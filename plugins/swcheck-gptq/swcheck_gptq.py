@@ -1,0 +1,133 @@
+"""The engine ``gptq``: the reference quantized by GPTQModel, calibrated with the model's own text, saved and loaded back.
+
+What is looked at is the checkpoint, as transformers loads it: GPTQModel's kernels repack their weights at the first
+forward pass, so only that is the candidate that is released. The first use of a machine compiles C++ for half a minute.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from swcheck import engines, skip
+from swcheck.anatomy import anatomy
+from swcheck.errors import EngineError, OptionError
+from swcheck.records import Loaded, Scheme
+
+SCHEMES: Final = {f"{bits}bit": Scheme("gptq", bits, calibrated=True) for bits in (8, 4, 3, 2)}
+GROUP: Final = 128
+WINDOWS: Final = 32
+LENGTH: Final = 128
+WORKERS: Final = "GPTQMODEL_CPU_WORKERS"
+"""GPTQModel asks for two workers, and on one or two cores gives itself one."""
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """``gptq:SCHEME`` or ``gptq:SCHEME,group=N``, and ``,skip=NAME+NAME``."""
+
+    name: str = "gptq"
+    trust_remote_code: bool = False
+    offline: bool = False
+
+    def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
+        words, names = skip.parted(spec)
+        name, comma, group = words.partition(",group=")
+        if name not in SCHEMES:
+            raise EngineError(f"scheme {spec!r} of gptq", f"known: {', '.join(SCHEMES)}", "gptq:4bit,group=128")
+        if comma and (not group.isdecimal() or int(group) < 1):
+            raise OptionError(f"gptq:{spec}", f"group={group}", "a number of inputs, such as 128")
+        if reference is None:
+            raise OptionError(f"gptq:{spec}", "no reference to quantize", "name one with --model")
+        with undisturbed():
+            os.environ.setdefault(WORKERS, "2")
+            try:
+                import optimum.gptq  # noqa: F401 - transformers asks for it
+                from gptqmodel import GPTQModel, QuantizeConfig
+            except ImportError as error:
+                install = "pip install 'gptqmodel>=7.6,<7.7' 'optimum>=2.3'"
+                raise EngineError(f"gptq:{spec}", str(error), install) from error
+            base = engines.load(reference, device="cpu", trust_remote_code=self.trust_remote_code, offline=self.offline)
+            size = int(group) if comma else GROUP
+            kept = skip.linear_maps(f"gptq:{spec}", base.model, names)
+            _check_widths(spec, base.model, size, kept)
+            config = QuantizeConfig(
+                bits=int(SCHEMES[name].weight_bits),
+                group_size=size,
+                dynamic={f"-:^{re.escape(one)}$": {} for one in kept} or None,
+            )
+            with TemporaryDirectory() as folder:
+                worker = GPTQModel.load(base.source, config, trust_remote_code=self.trust_remote_code)
+                worker.quantize(_calibration(base), batch_size=8)
+                worker.save(folder)
+                if kept:
+                    _name_the_quantized(Path(folder, "config.json"), base.model, kept)
+                base.tokenizer.save_pretrained(folder)
+                made = engines.load(folder, device=device, dtype=dtype)
+        return replace(
+            made,
+            tokenizer=base.tokenizer,
+            name=f"gptq:{spec}",
+            text=base.text,
+            source=base.source,
+            scheme=SCHEMES[name],
+        )
+
+
+ENGINE: Final = Gptq()
+
+
+def _calibration(base: Loaded) -> list[dict[str, Any]]:
+    """Windows of the model's own text, or of the package's."""
+    from swcheck.measure import windows
+    from swcheck.subject import evaluation_text
+
+    ids = windows(base.tokenizer, base.text or evaluation_text(), count=WINDOWS, length=LENGTH)
+    return [{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids.tolist()]
+
+
+def _name_the_quantized(file: Path, model: Any, kept: tuple[str, ...]) -> None:
+    """Say which maps are quantized in the words that transformers reads; GPTQModel's own (``dynamic``) it does not."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    names = [name for name, _ in _inner(model) if name not in kept]
+    config["quantization_config"]["modules_in_block_to_quantize"] = [names]
+    file.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _inner(model: Any) -> Iterator[tuple[str, Any]]:
+    """The linear maps of the decoder layers, fully named."""
+    from torch import nn
+
+    path = anatomy(model).path
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name.startswith(f"{path}."):
+            yield name, module
+
+
+def _check_widths(spec: str, model: Any, group: int, kept: tuple[str, ...]) -> None:
+    """Refuse inner widths that the group does not divide: GPTQModel quantizes them, and most of its kernels fail later."""
+    for name, module in _inner(model):
+        if name not in kept and module.in_features % group:
+            found = f"{name} has {module.in_features} inputs, no multiple of {group}"
+            fits = next((size for size in (64, 32) if module.in_features % size == 0), None)
+            attempt = f"gptq:{spec.partition(',')[0]},group={fits}" if fits else f"gptq:{spec},skip={name}"
+            raise EngineError(f"gptq:{spec}", found, attempt)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """The environment of the process as it was: GPTQModel sets variables of torch and CUDA when it is imported."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for key in os.environ.keys() - before.keys():
+            del os.environ[key]
+        os.environ.update(before)
