@@ -27,6 +27,7 @@ from swcheck import engines
 from swcheck.anatomy import anatomy, device_of
 from swcheck.errors import EngineError, OptionError, SwcheckError
 from swcheck.intervene import scaled
+from swcheck.limits import kind_of_scheme
 from swcheck.location import PROMPT, locate
 from swcheck.measure import evaluating
 from swcheck.noise import captured
@@ -44,6 +45,10 @@ ACTIVATIONS_TOO: Final = 0.03
 
 SIXTEEN_BITS: Final = 2**-9
 """What a map that was left unquantized may answer off, for the middle token: the rounding of a bfloat16."""
+
+ALIKE: Final = {2: 0.05, 4: 0.01}
+"""What a saved candidate may answer off, by the bytes of its floats: a kernel chosen anew adds in another order, and
+what quantization of the inputs changes is 1.5 %. A corrupt checkpoint is far away (bitsandbytes' repacked one: 91 %)."""
 
 UNKNOWN: Final = "no-such-scheme"
 NOT_OFFERED: Final = "not offered"
@@ -280,7 +285,7 @@ def _check_scheme(case: _Case) -> list[Reading]:
         for alpha in ALPHAS:
             _check_scaled(case, loaded.model, reading, alpha, logits)
     _check_traces(case, loaded.model, before, logits)
-    saved = _check_saved(case, loaded.model, fresh)
+    saved = _check_saved(case, loaded, fresh, logits)
     return [replace(reading, saved=saved) for reading in readings]
 
 
@@ -411,8 +416,9 @@ def _check_traces(case: _Case, model: nn.Module, before: Mapping[str, str], logi
         case.refuse("the same logits after as before", "they differ", "let a pass depend on its input alone")
 
 
-def _check_saved(case: _Case, model: Any, fresh: Mapping[str, str]) -> str:
-    """A checkpoint written now equals one of a second candidate that was never looked at."""
+def _check_saved(case: _Case, loaded: Loaded, fresh: Mapping[str, str], logits: torch.Tensor) -> str:
+    """A checkpoint written now equals one of a second candidate that was never looked at, and loaded it is the same."""
+    model: Any = loaded.model
     with TemporaryDirectory() as folder:
         first, second = Path(folder, "before"), Path(folder, "after")
         untouched = case.load()
@@ -431,12 +437,35 @@ def _check_saved(case: _Case, model: Any, fresh: Mapping[str, str]) -> str:
                 "saved after the check as before it", f"{type(error).__name__}: {error}", "keep what a save needs"
             )
         differing = _differing(first, second)
+        again = "" if differing else _check_reloaded(case, loaded, second, logits)
     if differing:
         found = f"{len(differing)} tensors differ, first {differing[0]}"
         case.refuse(
             "a checkpoint saved after the check equals one saved before", found, "let no pass repack the weights"
         )
-    return "equal"
+    return f"equal{again}"
+
+
+def _check_reloaded(case: _Case, loaded: Loaded, folder: Path, logits: torch.Tensor) -> str:
+    """What the built-in loader makes of the checkpoint answers as the candidate does, and is held to the same limits.
+
+    Returns nothing, or why there is no such model: transformers knows no loader of this kind, or it is an adapter.
+    """
+    with captured():
+        loaded.tokenizer.save_pretrained(folder)
+        try:
+            again = engines.load(str(folder), device=case.device)
+        except SwcheckError as error:
+            return f", and not loaded again: {type(error).__name__}"
+    off = float((_look(case, again.model)[1] - logits).norm() / logits.norm())
+    if not off <= ALIKE.get(loaded.model.dtype.itemsize, min(ALIKE.values())):
+        found = f"its logits are {off:.1%} off"
+        case.refuse("a saved candidate that answers as before", found, "check what a save leaves out")
+    kinds = kind_of_scheme(again.scheme), kind_of_scheme(loaded.scheme)
+    if again.scheme is not None and kinds[0] != kinds[1]:
+        found = f"the directory {kinds[0]}, the engine {kinds[1]}"
+        case.refuse("the same limits for the saved candidate", found, "say in Scheme what the config says")
+    return ""
 
 
 def _differing(one: Path, other: Path) -> list[str]:

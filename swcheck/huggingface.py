@@ -43,6 +43,8 @@ CAUSAL: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 WANTED: Final = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 UNWANTED: Final = ("consolidated*", "*/*")
 """What a repository has twice or for other runtimes: weights in a second layout, and every subfolder."""
+LOOKED_AT: Final = 32
+"""How many tensors of codes a file are held against it after the first pass: kernels repack all or none."""
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 
@@ -437,7 +439,8 @@ def _settled(model: Any, path: Path) -> Any:
     """A quantized model after its first pass: some unpack only there, and cannot be read before.
 
     bitsandbytes' repacking for one kind of CPU is switched off first: it spoils what is read or saved after a pass.
-    Where a kernel repacks and that cannot be switched off (GPTQModel's), the model refuses to be saved.
+    Where the codes in memory are not those of the directory any more (GPTQModel moves zero points on loading and repacks
+    in the first pass), a save would be another model: it is refused.
     """
     import torch
 
@@ -446,7 +449,6 @@ def _settled(model: Any, path: Path) -> Any:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    before = _shapes(model)
     try:
         with captured(), torch.no_grad():
             model.eval()(torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
@@ -454,21 +456,32 @@ def _settled(model: Any, path: Path) -> Any:
         found = f"{type(error).__name__}: {_first_words(error)}"
         attempt = "another --swcheck-dtype: some kernels know bfloat16 alone"
         raise CheckpointError(f"a first pass of {path}", found, attempt) from error
-    after = _shapes(model)
-    repacked = sorted(name for name in before.keys() & after.keys() if before[name] != after[name])
-    if repacked:
-        model.save_pretrained = _refusal(path, repacked[0])
+    repacked = _repacked(model, path)
+    if repacked is not None:
+        model.save_pretrained = _refusal(path, repacked)
     return model
 
 
-def _shapes(model: Any) -> dict[str, tuple[Any, ...]]:
-    return {name: tuple(t.shape) for name, t in model.state_dict().items() if hasattr(t, "shape")}
+def _repacked(model: Any, path: Path) -> str | None:
+    """The first tensor of codes that is in memory another one than in the directory, as far as a few layers tell."""
+    from safetensors import safe_open
+
+    state = model.state_dict()
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            codes: list[str] = [
+                name for name in sorted(stored.keys()) if name in state and not state[name].is_floating_point()
+            ]
+            for name in codes[:LOOKED_AT]:
+                if not state[name].cpu().equal(stored.get_tensor(name)):
+                    return name
+    return None
 
 
 def _refusal(path: Path, name: str) -> Callable[..., None]:
     def save_pretrained(*_args: Any, **_keywords: Any) -> None:
-        found = f"its first pass repacked {name}, which no loader would read again"
-        raise CheckpointError(f"save what was loaded from {path}", found, "copy that directory, or save before a pass")
+        found = f"{name} in memory is not what the directory holds any more"
+        raise CheckpointError(f"save what was loaded from {path}", found, "copy the directory: it is the checkpoint")
 
     return save_pretrained
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import swcheck
-from swcheck import rtn, skip
+from swcheck import huggingface, rtn, skip
 from swcheck.anatomy import anatomy
 from swcheck.conformance import UNKNOWN, check_engine, fingerprint, narrowed, own_dequantization
 from swcheck.errors import EngineError, OptionError
@@ -113,6 +113,35 @@ def test_what_cannot_be_saved_is_said():
 
     (reading,) = check_engine(Toy(unsaveable), ["int8"])
     assert reading.saved == "refused: NotImplementedError"
+
+
+def test_a_save_that_is_no_candidate():
+    """A checkpoint that loads as another model is no way to release this one, though saved twice it is the same."""
+
+    def forgetful(model):
+        def save_pretrained(_self, folder):
+            swcheck.load("tiny", device="cpu").model.save_pretrained(folder)
+
+        model.save_pretrained = MethodType(save_pretrained, model)
+
+    lines = refusal(Toy(lambda model: (spoil(model), forgetful(model))))
+    assert lines[0] == "toy:int8: a saved candidate that answers as before"
+    assert "% off" in lines[1]
+
+
+def spoil(model):
+    model.model.layers[2].mlp.down_proj.scale *= 1.5
+
+
+def test_a_save_that_says_something_else(monkeypatch):
+    """Directory and engine are held to the same limits; an unknown directory has those of an unknown scheme."""
+    assert check_engine("rtn", ["bits=8"])[0].saved == "equal"
+    monkeypatch.setattr(huggingface, "scheme_of", lambda _config: Scheme("rtn", 3))
+    lines = refusal("rtn", ["bits=8"])
+    assert lines[:2] == (
+        "rtn:bits=8: the same limits for the saved candidate",
+        "the directory 3-bit, the engine 8-bit weights",
+    )
 
 
 def test_an_engine_by_chance():

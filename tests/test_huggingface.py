@@ -187,41 +187,57 @@ def test_what_transformers_cannot_load(tmp_path, edit, found):
     assert attempt
 
 
-class Repacking(nn.Module):
-    """A quantizer's kernel that transposes its codes in the first pass, and does not know them again."""
+class Coded(nn.Module):
+    """A quantizer's kernel: codes and a scale. With a fault its first pass transposes them, moves them, or fails."""
 
-    def __init__(self, plain, *, fails):
+    def __init__(self, plain, fault):
         super().__init__()
-        self.fails = fails
-        self.codes = nn.Buffer(plain.weight.detach().clone())
+        self.fault = fault
+        self.scale = nn.Buffer(plain.weight.detach().abs().max() / 127)
+        self.codes = nn.Buffer((plain.weight.detach() / self.scale).round().to(torch.int8))
 
     def forward(self, x):
-        if self.fails:
+        fault, self.fault = self.fault, None
+        if fault == "fails":
             raise RuntimeError("expected m1 and m2 to have the same dtype")
-        if len(self.codes) == 256:
+        if fault == "transposes":
             self.codes = self.codes.T.contiguous()
-        return x @ self.codes
+        if fault == "moves":
+            self.codes.add_(1)
+        codes = self.codes.T if len(self.codes) == 512 else self.codes
+        return nn.functional.linear(x, codes * self.scale)
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_kernel_that_repacks(tmp_path, monkeypatch, fails):
-    """What the first pass repacks beyond reading is not saved; what it cannot compute is one worded error."""
-    plain = huggingface._moved
+@pytest.mark.parametrize("fault", ["fails", "transposes", "moves", None])
+def test_a_kernel_that_repacks(tmp_path, monkeypatch, fault):
+    """What the first pass makes of the codes beyond reading is not saved; what it cannot compute is one worded error."""
+    source = tmp_path / "packed"
+    model = swcheck.load("tiny", device="cpu").model
+    packed = Coded(model.model.layers[2].mlp.down_proj, None)
+    copy_of_tiny(
+        source, checkpoints.tensors(lambda whole: {**whole, "model.layers.2.mlp.down_proj.codes": packed.codes})
+    )
 
-    def quantized(model, *more):
+    def quantized(model, *_more):
         model.hf_quantizer = "ours"
-        model.model.layers[2].mlp.down_proj = Repacking(model.model.layers[2].mlp.down_proj, fails=fails)
-        return plain(model, *more)
+        model.model.layers[2].mlp.down_proj = Coded(model.model.layers[2].mlp.down_proj, fault)
+        return model
 
     monkeypatch.setattr(huggingface, "_moved", quantized)
-    if fails:
+    if fault == "fails":
         with pytest.raises(CheckpointError, match="RuntimeError: expected m1 and m2") as caught:
-            swcheck.load("tiny", device="cpu")
+            swcheck.load(str(source), device="cpu")
         assert words_of(caught)[2].startswith("another --swcheck-dtype")
         return
-    with pytest.raises(CheckpointError, match=r"repacked model\.layers\.2\.mlp\.down_proj\.codes"):
-        swcheck.load("tiny", device="cpu").model.save_pretrained(tmp_path)
-    assert not list(tmp_path.iterdir())
+    loaded, target = swcheck.load(str(source), device="cpu"), tmp_path / "saved"
+    if fault is None:
+        loaded.model.hf_quantizer = None
+        loaded.model.save_pretrained(target)
+        assert (target / "model.safetensors").exists()
+        return
+    with pytest.raises(CheckpointError, match=r"layers\.2\.mlp\.down_proj\.codes in memory is not what"):
+        loaded.model.save_pretrained(target)
+    assert not target.exists()
 
 
 def test_a_header_that_lies(tmp_path):

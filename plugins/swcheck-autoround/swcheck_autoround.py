@@ -6,6 +6,7 @@ checkpoint is a directory, and needs no engine. AutoRound computes in float16 on
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,11 +76,18 @@ ENGINE: Final = AutoRound()
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """The environment of the process as it was: AutoRound sets variables of torch when it is imported."""
-    before = dict(os.environ)
+    """The process as it was: AutoRound sets variables of torch, and collects garbage after every layer.
+
+    What is there already is kept out of these collections, which would take longer than the rounding.
+    """
+    before, ours = dict(os.environ), not gc.get_freeze_count()
+    if ours:
+        gc.freeze()
     try:
         yield
     finally:
+        if ours:
+            gc.unfreeze()
         for key in os.environ.keys() - before.keys():
             del os.environ[key]
         os.environ.update(before)

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,7 @@ from swcheck.records import Loaded, Scheme
 
 SCHEMES: Final = {f"{bits}bit": Scheme("gptq", bits, calibrated=True) for bits in (8, 4, 3, 2)}
 GROUP: Final = 128
+INSTALL: Final = "pip install 'gptqmodel>=7.6,<7.7' 'optimum>=2.3'"
 WINDOWS: Final = 32
 LENGTH: Final = 128
 WORKERS: Final = "GPTQMODEL_CPU_WORKERS"
@@ -38,39 +39,13 @@ class Gptq:
     offline: bool = False
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
-        words, names = skip.parted(spec)
-        name, comma, group = words.partition(",group=")
-        if name not in SCHEMES:
-            raise EngineError(f"scheme {spec!r} of gptq", f"known: {', '.join(SCHEMES)}", "gptq:4bit,group=128")
-        if comma and (not group.isdecimal() or int(group) < 1):
-            raise OptionError(f"gptq:{spec}", f"group={group}", "a number of inputs, such as 128")
+        name, _, _ = _parsed(spec)
         if reference is None:
             raise OptionError(f"gptq:{spec}", "no reference to quantize", "name one with --model")
-        with undisturbed():
-            os.environ.setdefault(WORKERS, "2")
-            try:
-                import optimum.gptq  # noqa: F401 - transformers asks for it
-                from gptqmodel import GPTQModel, QuantizeConfig
-            except ImportError as error:
-                install = "pip install 'gptqmodel>=7.6,<7.7' 'optimum>=2.3'"
-                raise EngineError(f"gptq:{spec}", str(error), install) from error
-            base = engines.load(reference, device="cpu", trust_remote_code=self.trust_remote_code, offline=self.offline)
-            size = int(group) if comma else GROUP
-            kept = skip.linear_maps(f"gptq:{spec}", base.model, names)
-            _check_widths(spec, base.model, size, kept)
-            config = QuantizeConfig(
-                bits=int(SCHEMES[name].weight_bits),
-                group_size=size,
-                dynamic={f"-:^{re.escape(one)}$": {} for one in kept} or None,
-            )
-            with TemporaryDirectory() as folder:
-                worker = GPTQModel.load(base.source, config, trust_remote_code=self.trust_remote_code)
-                worker.quantize(_calibration(base), batch_size=8)
-                worker.save(folder)
-                if kept:
-                    _name_the_quantized(Path(folder, "config.json"), base.model, kept)
-                base.tokenizer.save_pretrained(folder)
-                made = engines.load(folder, device=device, dtype=dtype)
+        base = engines.load(reference, device="cpu", trust_remote_code=self.trust_remote_code, offline=self.offline)
+        with TemporaryDirectory() as folder:
+            quantized(base, spec, Path(folder))
+            made = engines.load(folder, device=device, dtype=dtype)
         return replace(
             made,
             tokenizer=base.tokenizer,
@@ -82,6 +57,40 @@ class Gptq:
 
 
 ENGINE: Final = Gptq()
+
+
+def quantized(base: Loaded, spec: str, folder: Path) -> None:
+    """Write what ``spec`` makes of ``base`` into ``folder``, with its tokenizer: a directory as it is released."""
+    name, group, names = _parsed(spec)
+    kept = skip.linear_maps(f"gptq:{spec}", base.model, names)
+    _check_widths(spec, base.model, group, kept)
+    source, target = Path(base.source).resolve(), folder.resolve()
+    with undisturbed():
+        os.environ.setdefault(WORKERS, "2")
+        try:
+            import optimum.gptq  # noqa: F401 - transformers asks for it
+            from gptqmodel import GPTQModel, QuantizeConfig
+        except ImportError as error:
+            raise EngineError(f"gptq:{spec}", str(error), INSTALL) from error
+        dynamic = {f"-:^{re.escape(one)}$": {} for one in kept} or None
+        config = QuantizeConfig(bits=int(SCHEMES[name].weight_bits), group_size=group, dynamic=dynamic)
+        worker = GPTQModel.load(str(source), config)
+        worker.quantize(_calibration(base), batch_size=8)
+        worker.save(str(target))
+    base.tokenizer.save_pretrained(folder)
+    if kept:
+        _name_the_quantized(folder / "config.json", base.model, kept)
+
+
+def _parsed(spec: str) -> tuple[str, int, tuple[str, ...]]:
+    """Scheme, group and names to skip."""
+    words, names = skip.parted(spec)
+    name, comma, group = words.partition(",group=")
+    if name not in SCHEMES:
+        raise EngineError(f"scheme {spec!r} of gptq", f"known: {', '.join(SCHEMES)}", "gptq:4bit,group=128")
+    if comma and (not group.isdecimal() or int(group) < 1):
+        raise OptionError(f"gptq:{spec}", f"group={group}", "a number of inputs, such as 128")
+    return name, int(group) if comma else GROUP, names
 
 
 def _calibration(base: Loaded) -> list[dict[str, Any]]:
@@ -123,10 +132,11 @@ def _check_widths(spec: str, model: Any, group: int, kept: tuple[str, ...]) -> N
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """The environment of the process as it was: GPTQModel sets variables of torch and CUDA when it is imported."""
+    """The process as it was: GPTQModel sets variables of torch and CUDA, and keeps a log where it stands."""
     before = dict(os.environ)
     try:
-        yield
+        with TemporaryDirectory() as scratch, chdir(scratch):
+            yield
     finally:
         for key in os.environ.keys() - before.keys():
             del os.environ[key]

@@ -1,0 +1,82 @@
+"""AutoRound for real: its schemes pass the shared check, and its traps are what they are said to be."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+
+import pytest
+import swcheck_autoround
+import torch
+
+from swcheck.anatomy import anatomy
+from swcheck.conformance import check_engine
+from swcheck.errors import EngineError, OptionError
+from swcheck.noise import captured
+from swcheck.observe import effective_weight, plain_weight
+from swcheck.records import SuperWeight
+
+WEIGHT = SuperWeight(1, 97, 301)
+
+
+def load(spec, reference="tiny"):
+    with captured():
+        return swcheck_autoround.ENGINE.load(spec, reference=reference, device="cpu", dtype=None)
+
+
+def test_conformance():
+    """The readings agree, a save loads as the same model, and a matrix that is to be kept is kept."""
+    (reading,) = check_engine("autoround", ["W4A16"])
+    assert reading.contribution == pytest.approx(2.625, rel=0.01)
+    assert reading.one_hot == pytest.approx(2.625, rel=0.01)
+    assert (reading.saved, reading.skip) == ("equal", "kept")
+
+
+def test_it_computes_in_halves_and_leaves_the_process_as_it_was(tmp_path, monkeypatch):
+    """Kernels without a weight, in float16 on their own; no variable in the environment, no file where one stands."""
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    loaded = load("W2A16")
+    module = anatomy(loaded.model).down_projections[1]
+    assert loaded.model.dtype is torch.float16
+    assert plain_weight(module) is None
+    assert 0.5 < effective_weight(module, WEIGHT.row, WEIGHT.column) / 2.625 < 1.5
+    assert dict(os.environ) == before
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(find_spec("gptqmodel") is not None, reason="gptqmodel is installed here")
+def test_a_format_that_needs_another_package():
+    """What gptqmodel would read is made, and the line that installs it is given."""
+    with pytest.raises(ValueError, match="requires gptqmodel") as caught:
+        load("W4A16,format=auto_awq")
+    assert caught.value.attempt.startswith("pip install 'gptqmodel>=")
+
+
+# --- what it says ------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_scheme():
+    """The schemes are listed."""
+    with pytest.raises(EngineError, match="known: W8A16, W4A16, W3A16, W2A16"):
+        load("W5A16")
+
+
+def test_an_unknown_format():
+    """The formats are listed."""
+    with pytest.raises(OptionError, match="formats: auto_round, auto_gptq, auto_awq"):
+        load("W4A16,format=gguf")
+
+
+def test_no_reference():
+    """There is nothing to quantize."""
+    with pytest.raises(OptionError, match="no reference to quantize"):
+        load("W4A16", None)
+
+
+def test_without_the_package(monkeypatch):
+    """The install line is given."""
+    monkeypatch.setitem(sys.modules, "auto_round", None)
+    with pytest.raises(EngineError, match=r"pip install 'auto-round>="):
+        load("W4A16")
