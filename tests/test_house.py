@@ -52,6 +52,7 @@ GUESTS = {
     "cycler": {"study"},
     "matplotlib": {"study"},
     "pytest": {"plugin", "suite"},
+    "safetensors": {"huggingface"},
     "tabulate": {"report"},
     "tokenizers": {"tiny"},
     "tqdm": {"study", "tiny"},
