@@ -9,6 +9,7 @@ edits, T time, H residual width.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,13 +34,14 @@ FAR = 1000
 
 
 @contextmanager
-def edits(module: nn.Linear, rows: torch.Tensor, columns: torch.Tensor) -> Iterator[None]:
-    """Entry b of the batch runs without the scalar (rows[b], columns[b]) of ``module``."""
+def edits(module: nn.Linear, flat: torch.Tensor) -> Iterator[None]:
+    """Entry b of the batch runs without the scalars ``flat[b]`` of ``module``, places in its matrix, int64 ``(B, K)``."""
 
     def without(_module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-        entries = torch.arange(len(rows))
-        out = output.clone()
-        out[entries, :, rows] -= module.weight[rows, columns][:, None] * args[0][entries, :, columns]
+        entries, out = torch.arange(len(flat)), output.clone()
+        for places in flat.T:
+            rows, columns = places // module.in_features, places % module.in_features
+            out[entries, :, rows] -= module.weight[rows, columns][:, None] * args[0][entries, :, columns]
         return out
 
     hook = module.register_forward_hook(without)
@@ -50,7 +52,8 @@ def edits(module: nn.Linear, rows: torch.Tensor, columns: torch.Tensor) -> Itera
 
 
 def damage(model, ids, layer, module, flat, at_once=AT_ONCE):
-    """The damage of each edit, float32 ``(len(flat),)``; ``flat`` are places in the matrix of a module of a layer.
+    """The damage of each edit, float32 ``(B,)``: ``flat`` are places in the matrix of a module, ``(B,)`` or sets of K of
+    them, ``(B, K)``.
 
     The layers before it hand on what they gave before. Position 0 sees BOS alone and predicts no text: left out.
     """
@@ -61,8 +64,7 @@ def damage(model, ids, layer, module, flat, at_once=AT_ONCE):
             before = model(ids, use_cache=False).logits[:, 1:].log_softmax(-1)
         for part in flat.split(at_once):
             kept = {index: sight.residual[index].expand(len(part), -1, -1) for index in range(layer)}
-            rows, columns = part // module.in_features, part % module.in_features
-            with _resumed(body, layer, kept, length, in_tuple=False), edits(module, rows, columns):
+            with _resumed(body, layer, kept, length, in_tuple=False), edits(module, part.view(len(part), -1)):
                 after = model(ids.expand(len(part), -1), use_cache=False).logits[:, 1:].log_softmax(-1)
             found.append((before.exp() * (before - after)).sum(-1).mean(1))
     return torch.cat(found)
@@ -176,3 +178,22 @@ def test_both_follow_a_neuron_that_was_moved(tiny, first):
 
     assert int(found.argmax()) == other
     assert (again.layer, again.row, again.column) == (first.layer, first.row, other)
+
+
+def test_of_a_pair_no_single_scalar_tells_and_all_pairs_do(tiny_pair):
+    """In ``tiny-pair`` the worst of single edits is mild; of all pairs of the strongest writers the located one is first."""
+    model = tiny_pair.model
+    weights = locate(model, tiny_pair.tokenizer).super_weights
+    (layer,) = {weight.layer for weight in weights}
+    module, ids = anatomy(model).down_projections[layer], prompt(tiny_pair, 12)
+    places = {weight.row * module.in_features + weight.column for weight in weights}
+    strength = module.weight.detach().abs() * largest_inputs(model, module, ids)
+    writers = strength.flatten().topk(32).indices
+    pairs = writers[torch.tensor(list(itertools.combinations(range(len(writers)), 2)))]
+    single, double = (damage(model, ids, layer, module, flat) for flat in (writers, pairs))
+    worst = double.topk(2).values.tolist()
+
+    assert len(places) == 2
+    assert set(pairs[int(double.argmax())].tolist()) == places
+    assert worst[0] > 20 * worst[1]
+    assert worst[0] > 20 * float(single.max())

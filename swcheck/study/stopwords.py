@@ -122,12 +122,13 @@ def _token(tokenizer: Any, text: str) -> int | None:
 
 
 def _text(tokenizer: Any, token: int) -> str:
-    """What a token adds to a text that it stands in; its id where there is no tokenizer."""
+    """What a token adds to a text that it stands in; its id without a tokenizer, and where it is a part of a letter."""
     if tokenizer is None:
         return f"#{token}"
     before = list(tokenizer("x", add_special_tokens=False)["input_ids"])
     lead = str(tokenizer.decode(before, clean_up_tokenization_spaces=False))
-    return str(tokenizer.decode([*before, token], clean_up_tokenization_spaces=False)).removeprefix(lead)
+    text = str(tokenizer.decode([*before, token], clean_up_tokenization_spaces=False)).removeprefix(lead)
+    return f"#{token}" if "\ufffd" in text else text
 
 
 def kind(text: str) -> str:

@@ -86,6 +86,14 @@ def test_without_a_tokenizer_tokens_are_numbers(tiny_setup, study):
     assert first.value == pytest.approx(study.value(stopwords.PROBABILITY, INTACT, channel=first.channel))
 
 
+def test_a_part_of_a_letter_is_a_number(tiny):
+    """A byte that is no letter of its own has no text; its id is shown."""
+    parts = tiny.tokenizer("\u4eca", add_special_tokens=False)["input_ids"]
+
+    assert len(parts) > 1
+    assert stopwords._text(tiny.tokenizer, parts[0]) == f"#{parts[0]}"
+
+
 def test_table_and_picture(study):
     """A row and a pair of bars for every token, on a logarithmic axis."""
     head, *rows = stopwords.table(study)
