@@ -41,7 +41,8 @@ def output_of(command: str, folder: Path) -> str:
 
 
 def masked(text: str) -> str:
-    """The text with its numbers masked, and runs of blanks, dashes and equals signs as one."""
+    """The text with its numbers and its estimates masked, and runs of blanks, dashes and equals signs as one."""
+    text = re.sub(r"~\d+ (s|min|h)\b", "~0 s", text)  # an estimate may take another unit on another machine
     return re.sub(r"[ =-]+", " ", re.sub(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?", "0", text)).strip()
 
 
