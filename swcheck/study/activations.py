@@ -23,10 +23,10 @@ from swcheck.location import PROMPT
 from swcheck.measure import evaluating
 from swcheck.observe import first_tensor, observe
 from swcheck.prompts import encoded, shown
-from swcheck.records import Limit, Outcome, Prompt, SuperActivation, Verdict
+from swcheck.records import Limit, Prompt, SuperActivation, Verdict
 from swcheck.report import number
 from swcheck.stress import without_largest
-from swcheck.study.chapter import Chapter, Rows
+from swcheck.study.chapter import Chapter, Rows, claim
 from swcheck.study.plots import COLOURS
 from swcheck.study.record import INTACT, OTHERS, ZEROED, Measurement, Study
 from swcheck.study.setup import Setup
@@ -349,7 +349,7 @@ def _persists(study: Study) -> Verdict:
     worst = max(channels(study), key=lambda channel: _first_bad(deviation(study, channel)))
     layers, measured = carrying(study, worst), deviation(study, worst)
     words = f"channel {worst} strays by {100 * measured:.1f} % from its median over layers {layers[0]} to {layers[-1]}"
-    return _verdict(study, "paper: activation persists", SAME, measured, "", words, f"not the same magnitude: {words}")
+    return claim(study, "paper: activation persists", measured, SAME, words, cause=f"not the same magnitude: {words}")
 
 
 def _same_place(study: Study) -> Verdict:
@@ -367,7 +367,7 @@ def _same_place(study: Study) -> Verdict:
         words += f"; without BOS in its channel in {sum(one.channel in rows for one in bare)} of {len(bare)}"
     cause = f"elsewhere for {away[0].prompt}: channel {away[0].channel} at token {away[0].position}" if away else ""
     share = len(here) / len(prompts) if prompts else math.nan
-    return _verdict(study, "paper: activation's place", EVERYWHERE, share, "", words, cause)
+    return claim(study, "paper: activation's place", share, EVERYWHERE, words, cause=cause)
 
 
 def _drops_with(study: Study) -> Verdict:
@@ -380,15 +380,7 @@ def _drops_with(study: Study) -> Verdict:
         words += (
             f"; heads with a sink: {100 * sinks(study, INTACT):.0f} % intact, {100 * sinks(study, ZEROED):.0f} % zeroed"
         )
-    return _verdict(study, "paper: activation drops", DROPS, measured, "", words, f"most of it stays: {words}")
-
-
-def _verdict(study: Study, check: str, limit: Limit, measured: float, unit: str, words: str, cause: str) -> Verdict:
-    passed = limit.holds(measured)
-    return Verdict(
-        check, study.model, Outcome.PASSED if passed else Outcome.FAILED, words,
-        measured=measured, limit=limit, unit=unit, cause="" if passed else cause,
-    )  # fmt: skip
+    return claim(study, "paper: activation drops", measured, DROPS, words, cause=f"most of it stays: {words}")
 
 
 CHAPTER: Final = Chapter("activations", "The super activation", "figures 3 and 4", measure, table, draw, judge)

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from swcheck.errors import OptionError
-from swcheck.records import Verdict
+from swcheck.records import Limit, Outcome, Verdict
 from swcheck.study import NAMES
 from swcheck.study.record import Measurement, Study
 from swcheck.study.setup import Setup
@@ -40,3 +40,14 @@ def chapter(name: str) -> Chapter:
         raise OptionError(f"a study called {name!r}", f"there are {', '.join(NAMES)}", "swcheck study MODEL scaling")
     found: Chapter = import_module(f"swcheck.study.{name}").CHAPTER
     return found
+
+
+def claim(
+    study: Study, check: str, measured: float, limit: Limit, words: str, *, cause: str, unit: str = ""
+) -> Verdict:
+    """What a study claims, held against a limit: passed, or failed with ``cause``."""
+    passed = limit.holds(measured)
+    outcome = Outcome.PASSED if passed else Outcome.FAILED
+    return Verdict(
+        check, study.model, outcome, words, measured=measured, limit=limit, unit=unit, cause="" if passed else cause
+    )

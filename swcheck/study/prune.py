@@ -19,7 +19,7 @@ from swcheck.limits import CONTRIBUTING, kind_of
 from swcheck.records import Limit, Outcome, SuperWeight, Verdict
 from swcheck.report import number
 from swcheck.stress import LARGEST_SHARE, without_largest
-from swcheck.study.chapter import Chapter, Rows
+from swcheck.study.chapter import Chapter, Rows, claim
 from swcheck.study.plots import COLOURS, by_task
 from swcheck.study.record import INTACT, OTHERS, ZEROED, Measurement, Study
 from swcheck.study.setup import ACCURACY, PERPLEXITY, RATIO, Setup
@@ -220,7 +220,7 @@ def judge(study: Study) -> tuple[Verdict, ...]:
 
 
 def _far(study: Study, zeroed_ratio: float) -> Verdict:
-    worst = max(study.select(RATIO, OTHERS), key=lambda one: one.value)
+    worst = max(study.select(RATIO, OTHERS), key=lambda one: math.inf if math.isnan(one.value) else one.value)
     measured = zeroed_ratio / worst.value if math.isfinite(worst.value) else math.nan
     removed = int(study.value(REMOVED, OTHERS, x=worst.x))
     words = (
@@ -228,7 +228,7 @@ def _far(study: Study, zeroed_ratio: float) -> Verdict:
         f"{number(worst.value, 'x')}"
     )
     cause = f"{len(study.facts.get('super_weights', ()))} super weights matter no more than large weights do: {words}"
-    return _verdict(study, "paper: prune", FAR, measured, "x", words, cause)
+    return claim(study, "paper: prune", measured, FAR, words, cause=cause, unit="x")
 
 
 def _put_back(study: Study) -> Verdict:
@@ -240,22 +240,16 @@ def _put_back(study: Study) -> Verdict:
     if math.isinf(study.value(RATIO, ZEROED)):
         words = "put back: the loss without the weights is infinite, and no share of it can be told"
         return Verdict("paper: activation put back", study.model, Outcome.NOT_APPLICABLE, words)
-    return _verdict(study, "paper: activation put back", NO_LESS, every - one, "%", words, f"less returns: {words}")
+    return claim(
+        study, "paper: activation put back", every - one, NO_LESS, words, cause=f"less returns: {words}", unit="%"
+    )
 
 
 def _constant(study: Study) -> Verdict:
     ratio = study.value(RATIO, CONSTANT)
     words = f"a constant in place of the contribution: perplexity {number(ratio, 'x')}"
     cause = f"the model needs more than a constant: {words}"
-    return _verdict(study, "paper: constant", HARMLESS, ratio, "x", words, cause)
-
-
-def _verdict(study: Study, check: str, limit: Limit, measured: float, unit: str, words: str, cause: str) -> Verdict:
-    passed = limit.holds(measured)
-    outcome = Outcome.PASSED if passed else Outcome.FAILED
-    return Verdict(
-        check, study.model, outcome, words, measured=measured, limit=limit, unit=unit, cause="" if passed else cause
-    )
+    return claim(study, "paper: constant", ratio, HARMLESS, words, cause=cause, unit="x")
 
 
 CHAPTER: Final = Chapter("prune", "Pruning the super weights", "table 1", measure, table, draw, judge)

@@ -81,6 +81,14 @@ def test_a_claim_that_does_not_hold_is_red(study, condition, value, check, words
     assert words in verdict.cause
 
 
+def test_one_share_without_a_number_is_red(study):
+    """Where the larger share of the others gives no number, the smaller one does not stand in for it."""
+    last = study.select(RATIO, prune.OTHERS)[-1]
+    rows = tuple(replace(one, value=math.nan) if one is last else one for one in study.measurements)
+
+    assert by_check(replace(study, measurements=rows))["paper: prune"].outcome is Outcome.FAILED
+
+
 def test_where_nothing_is_lost_nothing_can_be_put_back(study):
     """An inert set is a counter-example to the first claim; the others do not apply."""
     verdicts = by_check(changed(study, ZEROED, 1.02))
