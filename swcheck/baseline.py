@@ -40,7 +40,19 @@ KEPT_VALUES: Final = 2**17
 """So many values of embedding rows are kept, and as many of the rows that hold super weights."""
 FEWEST_ROWS: Final = 8
 LEFT_OUT: Final = frozenset(
-    {"residuals", "probes", "columns", "against", "matrix", "breakdown", "map errors", "cache", "finding", "remedy"}
+    {
+        "residuals",
+        "probes",
+        "columns",
+        "against",
+        "matrix",
+        "breakdown",
+        "embedded",
+        "map errors",
+        "cache",
+        "finding",
+        "remedy",
+    }
 )
 HALVES: Final = frozenset({"intact", "causal", "matched", "largest", "row"})
 RECORDS: Final = {

@@ -19,7 +19,7 @@ import torch
 
 from swcheck.activations import LOADED_AGAIN
 from swcheck.coverage import knows_maps, map_errors
-from swcheck.intervene import given_back, residual_set, set_to
+from swcheck.intervene import embedding_set, given_back, residual_set, set_to
 from swcheck.limits import DEFAULTS
 from swcheck.measure import token_nats
 from swcheck.ratios import perplexity_of, ratio_of, times
@@ -97,6 +97,15 @@ class Case:
         left = math.exp(min(700.0, nats - self.before)) if math.isfinite(nats) else math.inf
         return share, f"perplexity x{left:.3f}, {round(100 * share)}% of the loss returns"
 
+    @cached_property
+    def written(self) -> tuple[float, ...]:
+        """What each super weight writes over what the reference's does."""
+        prompt = self.reference.prompt_ids()
+        ours = self.candidate.contributions(self.there, prompt, self.reference.sinks(self.weights, prompt))
+        return tuple(
+            ratio_of(one, other) for one, other in zip(ours, self.reference.written(self.weights), strict=True)
+        )
+
     def down(self, weight: SuperWeight) -> str:
         """The name of the matrix that a super weight stands in."""
         return self.candidate.body.down_name(weight.layer)
@@ -135,14 +144,30 @@ def _reference(case: Case) -> Finding | Detail:
     )
 
 
+def basis(case: Case) -> Finding | Detail:
+    """An embedding in another basis than the layers behind it: the reference's embedding, given back."""
+    kind = case.kin.kind
+    if kind not in {"permuted", "rotated"}:
+        return ()
+    reference = case.reference
+    if not reference.remembers("embedded") and reference.module is None:
+        return (("not known", f"whether only its embedding is {kind}: that needs the reference, not only its numbers"),)
+    share, words = case.returning(embedding_set(case.candidate.live, reference.embedded()))
+    if share >= PROVEN:
+        proof = (("proof", f"the reference's embedding given back through a hook: {words}"),)
+        advice = "permute or rotate the layers as well, or leave the embedding as it was"
+        return Finding(f"basis: the embedding is {kind}, the layers behind it are not", proof, (), advice)
+    return _ruled_out(f"a {kind} embedding before other layers (the reference's given back: {words})")
+
+
 def _contribution(case: Case) -> Finding | Detail:
     """What the super weights write, given back."""
     if not case.weights:
         basis = case.kin.words if case.kin.kind == "rotated" else "the reference has none"
         return _ruled_out(f"the super weights: {basis}")
     prompt = case.reference.prompt_ids()
-    sinks, due = case.reference.sinks(case.weights, prompt), case.reference.written(case.weights)
-    written = case.candidate.contributions(case.there, prompt, sinks)
+    due = case.reference.written(case.weights)
+    written = case.candidate.contributions(case.there, prompt, case.reference.sinks(case.weights, prompt))
     numbers = zip(case.candidate.weights(case.there), case.reference.weights(case.weights), due, written, strict=True)
     targets = [replace(weight, value=_restoring(*four)) for weight, four in zip(case.there, numbers, strict=True)]
     share, words = case.returning(set_to(case.candidate.live, targets))
@@ -151,7 +176,7 @@ def _contribution(case: Case) -> Finding | Detail:
         proof = (("proof", f"restored through a hook: {words}"),)
         matrices = tuple(dict.fromkeys(case.down(weight) for weight in case.there))
         return Finding(f"what the super weights write is lost ({names})", proof, matrices)
-    ratios = ", ".join(f"x{ratio_of(one, other):.3f}" for one, other in zip(written, due, strict=True))
+    ratios = ", ".join(f"x{ratio:.3f}" for ratio in case.written)
     return _ruled_out(f"what the super weights write ({ratios}; restored through a hook: {words})")
 
 
@@ -183,8 +208,11 @@ def _activation(case: Case) -> Finding | Detail:
         told = f"x{ratio:.2f} after layer {layer}; restored through a hook: {words}"
         if share >= PROVEN:
             cause = f"layer {layer} loses the super activation of channel {there.channel} (x{ratio:.2f})"
+            kept = all(DEFAULTS["contribution"].holds(share) for share in case.written)
             return Finding(
-                f"{cause}, what the super weights write is kept", (("proof", told), *rows), of_layer(case, layer)
+                f"{cause}{', what the super weights write is kept' if kept else ''}",
+                (("proof", told), *rows),
+                of_layer(case, layer),
             )
         rows += _ruled_out(f"the super activation of channel {there.channel} ({told})")
     return rows
@@ -302,7 +330,7 @@ def _dependence(case: Case) -> Finding | Detail:
     return _ruled_out(f"a constant from elsewhere ({words}: the intact model is worse already)")
 
 
-STEPS: Final[tuple[Step, ...]] = (_reference, _contribution, _activation, _neighbours, _dependence)
+STEPS: Final[tuple[Step, ...]] = (_reference, basis, _contribution, _activation, _neighbours, _dependence)
 """The order; what is not finite, another tokenizer and another base model were ruled out before a case is opened."""
 
 
@@ -346,12 +374,15 @@ def prepare(reference: Subject) -> None:
     """Measure what explains a red candidate, while the reference's weights are here."""
     reference.residuals()
     reference.probes()
+    reference.embedded()
     weights = reference.located().super_weights
     for place in reference.places(weights) if weights else ():
         reference.profile(place)
-    for weight in weights:
+    prompt = reference.prompt_ids()
+    for weight, sink in zip(weights, reference.sinks(weights, prompt) if weights else (), strict=True):
         reference.row(weight)
         reference.matrix(weight.layer)
+        reference.columns(weight, prompt, sink)
 
 
 def first_bad_layer(candidate: Subject, reference: Subject) -> tuple[int, float]:

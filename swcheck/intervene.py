@@ -209,3 +209,24 @@ def residual_set(model: nn.Module, layer: int, channel: int, wanted: torch.Tenso
         yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def embedding_set(model: Any, wanted: torch.Tensor) -> Iterator[None]:
+    """The model with what its token embedding gives replaced by ``wanted`` ``(B, T, H)``, through a hook.
+
+    One row per window, in the order in which the block runs them.
+    """
+    seen = 0
+
+    def put(_module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        nonlocal seen
+        rows = wanted[seen : seen + len(output), : output.shape[1]]
+        seen += len(output)
+        return rows.to(output)
+
+    hook = model.get_input_embeddings().register_forward_hook(put)
+    try:
+        yield
+    finally:
+        hook.remove()

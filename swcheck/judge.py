@@ -17,7 +17,7 @@ import torch
 from swcheck.activations import Activations
 from swcheck.cached import WINDOWS, CachePass, cache_pass
 from swcheck.coverage import unquantized
-from swcheck.diagnosis import Case, Finding, explain, lost_in, of_layer, weight_cause
+from swcheck.diagnosis import Case, Finding, basis, explain, lost_in, of_layer, weight_cause
 from swcheck.errors import NotFiniteError
 from swcheck.kind import Kind, declared, seen
 from swcheck.kinship import Kinship, related
@@ -210,6 +210,9 @@ class Pair:
             more["facts"]["noise"] = floor = self.reference.noise()[1]
             outcome = self.passed(any(near_ratio(limit, ratio, floor) for ratio in ratios))
             return self.verdict(outcome, "; ".join([summary, *notes]), **more)
+        other = basis(Case(self.candidate, self.reference, self.kin, tuple(chosen), there))
+        if isinstance(other, Finding):
+            return self.failed(other.cause, summary, other.advice, **{**more, "detail": (*other.detail, *detail)})
         cause = weight_cause(self.candidate, self.reference, weight, ratios[worst])
         red = [place for place, ratio in zip(there, ratios, strict=True) if not limit.holds(ratio)]
         names = dict.fromkeys(self.candidate.body.down_name(w.layer) for w in red if w.layer < self.depth)
@@ -252,6 +255,9 @@ class Pair:
             if column != weight.column and FOLLOWED.holds(ratio_of(found, expected)) and abs(written) < abs(found) / 2:
                 note = f"its inner neuron {weight.column} is neuron {column} of the candidate"
                 return replace(weight, column=column), found, note
+            if self.kin.channels and column != weight.column and self._is_loudest(original, sink):
+                note = f"its inner neuron {weight.column} may be neuron {column} of the candidate, the loudest there"
+                return replace(weight, column=column), found, note
         again = self.candidate.located()
         for other, found in zip(again.super_weights, again.written, strict=True):
             if other.row == weight.row and FOLLOWED.holds(ratio_of(found, expected)):
@@ -263,6 +269,12 @@ class Pair:
         if not fits:
             body.check([weight])
         return weight, written, ""
+
+    def _is_loudest(self, weight: SuperWeight, sink: int) -> bool:
+        """Whether its inner neuron speaks loudest at the sink in the reference, as far as that is known."""
+        ids = self.reference.prompt_ids()
+        known = self.reference.module is not None or self.reference.remembers_columns(weight, ids, sink)
+        return known and self.reference.columns(weight, ids, sink)[0][0] == weight.column
 
     def compare_activations(self, prompts: Sequence[str | Prompt] | None, limit: Limit) -> Verdict:
         """The super activations at the reference's own place, candidate over reference, on the same prompts."""
@@ -289,6 +301,10 @@ class Pair:
         there, ours, _ = self.followed(chosen)
         ratios = [ratio_of(one, other) for one, other in zip(ours, self.reference.written(chosen), strict=True)]
         case = Case(self.candidate, self.reference, self.kin, tuple(chosen), there)
+        other = basis(case)
+        if isinstance(other, Finding):
+            more |= {"cause": other.cause, "attempt": other.advice, "detail": other.detail}
+            return self.verdict(Outcome.FAILED, summary, **more)
         written = "what the super weights write is " + ", ".join(f"x{ratio:.3f}" for ratio in ratios)
         lost = lost_in(case)
         matrices = [

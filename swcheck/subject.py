@@ -208,6 +208,10 @@ class Subject:
 
         return self.once(("columns", weight, _key(ids), position), compute)
 
+    def remembers_columns(self, weight: SuperWeight, ids: torch.Tensor, position: int) -> bool:
+        """Whether the loudest inner neurons of this place were asked for before."""
+        return self.remembers(("columns", weight, _key(ids), position))
+
     def sink_norm(self, layer: int, position: int, ids: torch.Tensor) -> float:
         """The norm of the residual stream after a layer at one token of a prompt; no basis is needed for it."""
 
@@ -221,6 +225,16 @@ class Subject:
     def matrix(self, layer: int) -> torch.Tensor | None:
         """The weight ``(H, F)`` of a down projection, not copied; None where it is packed."""
         return self.once(("matrix", layer), lambda: plain_weight(self.body.down_projections[layer]))
+
+    def embedded(self) -> torch.Tensor:
+        """What the token embedding gives for ``causal_ids``, in the model's dtype, ``(B, P, H)``."""
+
+        def compute() -> torch.Tensor:
+            with torch.no_grad():
+                table: Any = self.live
+                return first_tensor(table.get_input_embeddings()(self.causal_ids().to(device_of(self.live)))).cpu()
+
+        return self.once("embedded", compute)
 
     def breakdown(self, ids: torch.Tensor) -> Breakdown | None:
         """Where a pass over ``ids`` ``(B, T)`` stops being finite."""

@@ -166,6 +166,48 @@ def test_a_reference_worse_than_guessing_is_sick(tiny, ids):
     assert "guessing has 1,024" in rows(verdict, "reference")[0]
 
 
+# --- the basis ---------------------------------------------------------------------------------------------------------
+
+
+def permuted_embedding(model):
+    """Channels permuted in the embedding, and nowhere else."""
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
+    model.model.embed_tokens.weight.copy_(model.model.embed_tokens.weight[:, order])
+
+
+def rotated_embedding(model):
+    """The embedding turned, and nothing else."""
+    turn = torch.linalg.qr(torch.randn(256, 256, generator=torch.Generator().manual_seed(0)))[0]
+    model.model.embed_tokens.weight.copy_(model.model.embed_tokens.weight @ turn)
+
+
+@pytest.mark.parametrize(
+    ("edit", "kind", "checks"),
+    [
+        (permuted_embedding, "permuted", (assert_super_weights_preserved, assert_super_activations_preserved)),
+        (rotated_embedding, "rotated", ()),
+    ],
+)
+def test_an_embedding_in_another_basis_than_its_layers_is_named(tiny, ids, edit, kind, checks):
+    """It is no super weight that was lost: the reference's embedding given back brings the nats back."""
+    candidate = edited(tiny, edit)
+
+    for check in (*checks, assert_perplexity_within, assert_predictions_preserved):
+        verdict = red(check, candidate, tiny, token_ids=ids)
+        assert verdict.cause.startswith(f"basis: the embedding is {kind}, the layers behind it are not")
+        assert "100% of the loss returns" in rows(verdict, "proof")[0]
+
+
+def test_a_permuted_candidate_that_is_damaged_elsewhere_has_its_basis_ruled_out(tiny, ids):
+    """A whole permutation is no cause: what was zeroed in it is."""
+    candidate = relatives.permuted(damage.damaged(tiny, damage.zero).model)
+
+    verdict = red(assert_perplexity_within, candidate, tiny, token_ids=ids)
+
+    assert verdict.cause.startswith("what the super weights write is lost")
+    assert any("a permuted embedding before other layers" in words for words in rows(verdict, "ruled out"))
+
+
 # --- the super weights, their activation, their neighbours ------------------------------------------------------------
 
 
