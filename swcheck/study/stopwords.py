@@ -187,7 +187,7 @@ def draw(study: Study, figure: Any) -> None:
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("token (bold: stopword or punctuation)")
     axes.set_ylabel(f"{PROBABILITY}, mean of {study.value(CONTEXTS):,.0f} contexts")
-    axes.legend()
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
 
 
 CHAPTER: Final = Chapter("stopwords", "The next token without the super weights", "figure 5", measure, table, draw)
