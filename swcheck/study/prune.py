@@ -26,7 +26,7 @@ from swcheck.study.setup import ACCURACY, PERPLEXITY, RATIO, Setup
 from swcheck.study.surgery import PAPERS_SHARE, calibrated, carriers, put_back, strongest, without_columns, without_rows
 
 AT_STRONGEST: Final = f"{ZEROED}, super activation restored"
-AT_CARRIERS: Final = f"{AT_STRONGEST} at every token"
+AT_CARRIERS: Final = f"{AT_STRONGEST} at every carrying token"
 CONSTANT: Final = f"{ZEROED}, mean contribution restored"
 ROWS: Final = "row zeroed"
 COLUMNS: Final = "column zeroed"
