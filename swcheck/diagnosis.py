@@ -121,10 +121,16 @@ def explain(case: Case) -> Finding:
     for step in STEPS:
         answer = step(case)
         if isinstance(answer, Finding):
-            return replace(answer, detail=(*answer.detail, *ruled_out))
+            return _told(answer, ruled_out)
         ruled_out = (*ruled_out, *answer)
-    last = _not_the_super_weights(case)
-    return replace(last, detail=(*last.detail, *ruled_out))
+    return _told(_not_the_super_weights(case), ruled_out)
+
+
+def _told(finding: Finding, ruled_out: Detail) -> Finding:
+    """The rows in the order they are read in: the proof, what was ruled out, the table."""
+    proof = tuple(row for row in finding.detail if row[0] == "proof")
+    table = tuple(row for row in finding.detail if row[0] != "proof")
+    return replace(finding, detail=(*proof, *ruled_out, *table))
 
 
 def _ruled_out(words: str) -> Detail:

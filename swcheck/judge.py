@@ -161,7 +161,9 @@ class Pair:
         if not finding.matrices:
             return self.failed(cause, summary, finding.advice, **more)
         fix = remedy(self.candidate, self.reference, finding.matrices, weights)
-        more["detail"] = (*more.get("detail", ()), ("fix", fix.proof))
+        reached = fix.facts.get("perplexity") if self.check == "perplexity" else None
+        short = reached is not None and not more["limit"].holds(reached)
+        more["detail"] = (*more.get("detail", ()), ("fix", f"{fix.proof}{', not enough yet' * short}"))
         more["facts"] = {**more.get("facts", {}), "fix": dict(fix.facts)}
         return self.failed(cause, summary, fix.words, **more)
 

@@ -189,8 +189,10 @@ def test_a_fix_names_the_tensors_that_hurt(monkeypatch):
 
     with pytest.raises(RobustnessError) as caught:
         assert_perplexity_within(candidate, reference, ratio=1.1)
-    with pytest.raises(RobustnessError):
+    with pytest.raises(RobustnessError, match=r"the super weight writes x0\.845 \(was x0\.845\)\n"):
         assert_perplexity_within(candidate, reference, ratio=1.1)
+    with pytest.raises(RobustnessError, match="not enough yet"):
+        assert_perplexity_within(candidate, reference, ratio=1.01)
 
     fix = caught.value.verdict.facts["fix"]
     assert len(fix["matrices"]) == 5
