@@ -277,12 +277,12 @@ def sinks(study: Study, condition: str) -> float:
 
 
 def table(study: Study) -> Rows:
-    """One row per layer: figure 3, then figure 4 by condition, then the mean attention to the sink."""
+    """One row per layer: figure 3, then figure 4 by condition, then the mean attention to the sink by condition."""
     conditions = study.conditions(HIDDEN)
     attended = study.conditions(ATTENTION)
-    names = {INTACT: "intact", ZEROED: "zeroed", OTHERS: "others zeroed", BOTH: "both zeroed"}
-    head = ["layer", "down_proj input", "down_proj output", *(f"residual, {names[one]}" for one in conditions)]
-    lines = [[*head, *(f"attention to sink, {names[one]}" for one in attended)]]
+    names = {INTACT: "residual", ZEROED: "zeroed", OTHERS: "others zeroed", BOTH: "both zeroed"}
+    head = ["layer", "down_proj input", "down_proj output", *(names[one] for one in conditions)]
+    lines = [[*head, *("to the sink" if one == INTACT else names[one] for one in attended)]]
     for one in study.select(INPUT, INTACT):
         output = study.select(OUTPUT, INTACT, layer=one.layer)[0]
         values = [study.value(HIDDEN, condition, layer=one.layer) for condition in conditions]

@@ -195,6 +195,7 @@ def setup_of(
         "accuracy": scorer is not None,
         "torch": str(torch.__version__),
         "transformers": version("transformers"),
+        "swcheck": version("swcheck"),
     }
     return Setup(subject, weights, ids, facts, seed, scorer, unscored)
 
