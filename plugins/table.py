@@ -1,4 +1,4 @@
-"""Writes the README's table of candidates: ``python plugins/table.py``, in an environment with all engines (``./ci DIR``).
+"""Writes the README's table of candidates: ``python plugins/table.py``, in an environment with all engines.
 
 Every row is a real gate of ``tiny`` against what a real engine makes of it; nothing in it is typed by hand. ``--print``
 shows the table and leaves the README alone.
@@ -50,6 +50,10 @@ CANDIDATES = (
     "compressed-tensors:W4A16",
     "compressed-tensors:W8A8",
     "compressed-tensors:FP8_DYNAMIC",
+    "gptq:4bit",
+    "gptq:2bit",
+    "autoround:W4A16",
+    "autoround:W2A16",
 )
 CHECKS: tuple[Callable[..., Verdict], ...] = (
     assert_super_weights_preserved,
