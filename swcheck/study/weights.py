@@ -225,12 +225,14 @@ def table(study: Study) -> Rows:
     """Perplexity ratios by method and block size, then by bits; then what became of the super weights, and accuracy."""
     sizes = [one.x for one in study.select(RATIO, PLAIN.at_four)]
     rows = [["", "bits", *(size_words(x, sizes) for x in sizes)]]
+    if not sizes:
+        return rows
     for method in METHODS:
         cells = [cell(study, RATIO, method.at_four, x) for x in sizes]
         rows.append([f"perplexity: {method.name}", str(AT), *cells])
     for bits in (bits for bits in BITS if bits != AT):
         for method in OVER_BITS:
-            cells = [""] * (len(sizes) - 1) + [cell(study, RATIO, method.whole, bits)] * bool(sizes)
+            cells = [""] * (len(sizes) - 1) + [cell(study, RATIO, method.whole, bits)]
             rows.append([f"perplexity: {method.name}", str(bits), *cells])
     for quantity, methods in ((KEPT, (PLAIN, PRINTED)), (NEIGHBOURS, METHODS)):
         for method in methods:

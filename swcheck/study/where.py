@@ -157,6 +157,9 @@ def draw(study: Study, figure: Any) -> None:
     values = [[math.nan if one is None else max(one.value, FAINT) for one in row] for row in found]
     axes = figure.subplots()
     axes.grid(visible=False)
+    if not found:
+        axes.set_title("no linear map keeps a plain weight", fontsize=8)
+        return
     top = max((one.value for one in asked(study)), default=1.0)
     image = axes.imshow(values, norm=LogNorm(FAINT, max(top, 10 * FAINT)), cmap="viridis", aspect="auto")
     axes.set_yticks(range(len(names)), names)

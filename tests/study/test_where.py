@@ -14,9 +14,11 @@ from torch import nn
 from swcheck import load
 from swcheck.records import Outcome, SuperWeight
 from swcheck.study import where
+from swcheck.study.chapter import chapter
 from swcheck.study.record import ZEROED
 from swcheck.study.runner import measured
 from swcheck.study.setup import RATIO, edited
+from tests.planted import Packed
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -160,3 +162,23 @@ def test_the_table_is_the_map(study):
     assert len(head) == 8
     assert len(rows) == 5
     assert rows[1][-1].endswith("(1)")
+
+
+@pytest.mark.parametrize("name", ["weights", "w8a8", "where"])
+def test_a_model_that_is_packed_throughout_is_told_so(tiny_setup, name):
+    """Without one plain map these studies measure nothing, claim nothing, and still have a table and a picture."""
+    one = chapter(name)
+    model = load("tiny").model
+    for layer in model.model.layers:
+        for part in (layer.self_attn, layer.mlp):
+            for path, linear in list(part.named_children()):
+                if isinstance(linear, nn.Linear):
+                    setattr(part, path, Packed(linear))
+    subject = replace(tiny_setup.subject, module=model, memo={})
+    study = measured(replace(tiny_setup, subject=subject, untouched={}, notes=[]), name)
+
+    assert [verdict.outcome for verdict in one.judge(study)] == [Outcome.NOT_APPLICABLE]
+    assert "no linear map keeps a plain weight" in one.judge(study)[0].summary
+    assert study.notes[0].startswith("linear maps without a plain weight, left as they are: 35")
+    assert len(one.table(study)) == 1
+    one.draw(study, Figure())
