@@ -23,7 +23,7 @@ TESTS = Path(__file__).parent
 # From top to bottom: a room imports only what stands behind it.
 STAIRS = """
 suite.test_paper suite.test_candidate suite.test_model suite
-plugin cli
+plugin reporter collection stash cli
 study.claims study.runner
 study.prune
 study.activations
@@ -51,7 +51,7 @@ GUESTS = {
     "numpy": {"zeroshot"},
     "cycler": {"study"},
     "matplotlib": {"study"},
-    "pytest": {"plugin", "suite"},
+    "pytest": {"collection", "plugin", "reporter", "stash", "suite"},
     "safetensors": {"huggingface"},
     "tabulate": {"report"},
     "tokenizers": {"tiny"},

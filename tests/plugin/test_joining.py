@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import swcheck
-from swcheck.plugin import PAPERS, SUITE
+from swcheck.collection import PAPERS, SUITE
 from tests.plugin import BOTH, MODEL, SHIPPED
 
 MINE = """
@@ -159,8 +159,8 @@ def test_an_incomplete_installation_is_an_error(inner, monkeypatch, pytester):
     for name in ("test_model.py", "test_candidate.py"):
         (pytester.mkdir(name.removesuffix(".py")) / name).touch()
         pytester.path.joinpath(name).touch()
-    monkeypatch.setattr("swcheck.plugin.SUITE", pytester.path)
-    monkeypatch.setattr("swcheck.plugin.is_shipped", lambda _path: False)
+    monkeypatch.setattr("swcheck.collection.SUITE", pytester.path)
+    monkeypatch.setattr("swcheck.collection.is_shipped", lambda _path: False)
     result = inner("--model=tiny", "--ignore=.")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: no check of swcheck was collected from *"])

@@ -14,7 +14,8 @@ def test_nothing_was_imported():
     assert [name for name in {HEAVY!r} if name in sys.modules] == []
     assert "swcheck.plugin" in sys.modules
     assert sorted(name for name in sys.modules if name.startswith("swcheck")) == [
-        "swcheck", "swcheck.errors", "swcheck.options", "swcheck.plugin"
+        "swcheck", "swcheck.collection", "swcheck.errors", "swcheck.options", "swcheck.plugin", "swcheck.reporter",
+        "swcheck.stash"
     ]
 """
 OTHERS = ("-p", "no:hypothesispytest", "-p", "no:anyio")

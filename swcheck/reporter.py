@@ -1,0 +1,206 @@
+"""What is said of a run: a red check's own words, the table at the end, and the files that are written.
+
+Verdicts travel with the reports of tests, so that those of xdist's workers come home as well.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from swcheck import options
+from swcheck.collection import is_shipped
+from swcheck.errors import RobustnessError, SwcheckError
+from swcheck.stash import SESSION, SETTINGS, TAKEN, settings_of, specs_of
+
+if TYPE_CHECKING:
+    from swcheck.records import Verdict
+    from swcheck.report import Reported
+    from swcheck.session import Settings
+
+HOME: Final = Path(__file__).parent
+WORDED: Final = (RobustnessError, SwcheckError)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Send new verdicts along with the test's report, and let a red one speak for itself."""
+    report = yield
+    if report.failed and call.excinfo is not None and isinstance(call.excinfo.value, WORDED):
+        speak(report, call.excinfo, item)
+    verdicts = verdicts_of(item, report)
+    if verdicts:
+        from swcheck.report import as_json
+
+        report.swcheck = [as_json(verdict, item.nodeid) for verdict in verdicts]  # type: ignore[attr-defined]
+    return report
+
+
+def speak(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException], item: pytest.Item) -> None:
+    """A traceback that ends where the test called swcheck; none in the suite, where the command to repeat follows.
+
+    In the short summary stands the first line of the error, without its class.
+    """
+    seen = seen_by(excinfo, item.path)
+    if is_shipped(item.path) or not seen:
+        report.longrepr = excinfo.getrepr(style="value", chain=False)
+    elif not item.config.option.fulltrace:
+        excinfo.traceback = seen
+        style = {"auto": "long"}.get(item.config.option.tbstyle, item.config.option.tbstyle)
+        shown = {"showlocals": item.config.option.showlocals, "tbfilter": lambda info: info.traceback}
+        report.longrepr = excinfo.getrepr(style=style, chain=False, **shown)
+    if is_shipped(item.path):
+        settings, (spec, candidate) = item.config.stash[SETTINGS], specs_of(item)
+        candidates = settings.candidates if candidate is None else (candidate,)
+        words = ["pytest", *options.repeating(settings, spec or "", candidates, item.config.stash[TAKEN])]
+        report.sections.append(("repeat", shlex.join([*words, "--pyargs", item.nodeid.partition("[")[0]])))
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is not None:
+        crash.message = str(excinfo.value).splitlines()[0]
+
+
+def seen_by(excinfo: pytest.ExceptionInfo[BaseException], test: Path) -> Any:
+    """The entries of a traceback from the test on that are neither pytest's nor swcheck's own."""
+
+    def theirs(entry: Any) -> bool:
+        path = Path(entry.path)
+        return HOME not in path.parents and not {"_pytest", "pluggy"} & set(path.parts)
+
+    return excinfo.traceback.cut(path=test).filter(theirs)
+
+
+def verdicts_of(item: pytest.Item, report: pytest.TestReport) -> list[Verdict]:
+    """What this phase of a test has to report; a shipped check that gave no verdict gets one in words."""
+    session = item.config.stash.get(SESSION, None)
+    found = [] if session is None else session.take(failed=report.failed)
+    marker = item.get_closest_marker("swcheck")
+    red = any(verdict.red for verdict in found)
+    silent = (report.failed and not red) or (report.skipped and not found)
+    if silent and is_shipped(item.path) and marker is not None:
+        found.append(unmeasured(item, report, str(marker.args[0])))
+    return found
+
+
+def unmeasured(item: pytest.Item, report: pytest.TestReport, check: str) -> Verdict:
+    """The verdict on a shipped check that broke off, or was skipped, before it could give its own."""
+    from swcheck.records import Outcome, Verdict
+
+    settings = settings_of(item.config)
+    name, candidate = (spec if settings is None or spec is None else settings.name_of(spec) for spec in specs_of(item))
+    name = name or ""
+    if report.failed:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        words = (report.longreprtext if crash is None else crash.message).strip().splitlines() or ["broken off"]
+        return Verdict(check, name, Outcome.FAILED, " ".join(map(str.strip, words[1:4])), candidate, cause=words[0])
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+    return Verdict(check, name, Outcome.SKIPPED, str(reason).removeprefix("Skipped: "), candidate)
+
+
+class Reporter:
+    """Gathers what the reports of tests bring, from workers too; at the end it is shown and written."""
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self.config, self.settings = config, settings
+        self.brought: list[tuple[tuple[str, int], Reported]] = []
+        self.loading: tuple[str, ...] = ()
+        self.gathered: dict[Path, list[str]] = {}
+        self.written: list[Path] = []
+        self.unwritten: list[str] = []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> None:
+        """Say what a test has to load, and what that will cost, before it starts: a large model takes a while."""
+        from swcheck.session import estimate, sized
+
+        needs = getattr(item, "fixturenames", ())
+        spec, candidate = specs_of(item)
+        wanted = [spec] if spec and "swcheck_model" in needs else []
+        wanted += [candidate] if candidate and "swcheck_candidate" in needs else []
+        new = [name for name in wanted if name not in self.loading]
+        self.loading = tuple(wanted) if spec in new else (*self.loading, *new)
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if new and terminal is not None and self.config.get_verbosity() >= 0:
+            terminal.write("" if getattr(terminal, "currentfspath", None) else "\n")
+            terminal.ensure_newline()
+            names = " and ".join(sized(self.settings, name) for name in new)
+            terminal.write(f"swcheck: loading {names}", flush=True)  # at once: what follows imports torch
+            words = estimate(self.settings, spec or "", new)
+            terminal.write_line(f"; {words}" if words else "")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        from swcheck.report import from_json
+
+        if str(report.outcome) != "rerun":  # the word of plugins that try again
+            place = (report.location[0], report.location[1] or 0)
+            self.brought += [(place, from_json(record)) for record in getattr(report, "swcheck", ())]
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """A worker of xdist has ended, and sends the baselines it measured."""
+        for path, text in getattr(node, "workeroutput", {}).get("swcheck", {}).items():
+            self.gathered.setdefault(Path(path), []).append(text)
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if self.config.option.collectonly or exitstatus == pytest.ExitCode.USAGE_ERROR:
+            return
+        from swcheck.report import document, dumps
+        from swcheck.session import write_atomically
+
+        # Workers may have measured the same reference, one of them more of it.
+        files = {path: max(texts, key=lambda text: (len(text), text)) for path, texts in self.gathered.items()}
+        if self.settings.json is not None:
+            files[self.settings.json] = dumps(document(self.worst())) + "\n"
+        for path, text in files.items():
+            try:
+                write_atomically(path, text)
+            except OSError as error:
+                self.unwritten.append(f"swcheck: {path} cannot be written: {error.strerror or error}")
+                if exitstatus == pytest.ExitCode.OK:
+                    session.exitstatus = pytest.ExitCode.USAGE_ERROR
+            else:
+                self.written.append(path)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        from swcheck.report import summary
+
+        lines = summary(self.worst(), shutil.get_terminal_size().columns)
+        if lines:
+            terminalreporter.ensure_newline()
+            terminalreporter.section("swcheck")
+        for line in lines:
+            terminalreporter.write_line(line, **markup(line))
+        for line in self.unwritten:
+            terminalreporter.write_line(line, red=True)
+        for path in self.written if lines else ():
+            terminalreporter.write_line(f"written: {path}")
+
+    def worst(self) -> Sequence[Reported]:
+        """One verdict per test and check, in the order of the models, the candidates, then of the tests; workers report in any."""
+        from swcheck.report import worst_of_each
+
+        models, candidates = (
+            [self.settings.name_of(spec) for spec in specs]
+            for specs in (self.settings.models, self.settings.candidates)
+        )
+
+        def order(entry: tuple[tuple[str, int], Reported]) -> tuple[int, bool, int, bool, tuple[str, int]]:
+            place, (_, verdict) = entry
+            model = models.index(verdict.model) if verdict.model in models else len(models)
+            name = verdict.candidate
+            number = candidates.index(name) if name in candidates else len(candidates)
+            return model, name is not None, number, verdict.outcome == "skipped", place
+
+        return worst_of_each(reported for _, reported in sorted(self.brought, key=order))
+
+
+def markup(line: str) -> dict[str, bool]:
+    """Colour for a row of the table, by its outcome."""
+    colours = {"FAILED": "red", "inconclusive": "red", "near": "yellow"}
+    return {colour: True for word, colour in colours.items() if line.endswith(f"  {word}")}
