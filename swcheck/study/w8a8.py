@@ -269,7 +269,7 @@ def draw(study: Study, figure: Any) -> None:
     right.axhspan(100 * PUBLISHED[0], 100 * PUBLISHED[1], color="0.85", zorder=0, label="the paper's, per token")
     for axes in (left, right):
         axes.axhline(0.0, color="0.4", linewidth=0.8, marker="")
-        axes.legend(fontsize=8, loc="upper left" if axes is left else "best")
+    right.legend(fontsize=8)
 
 
 def judge(study: Study) -> tuple[Verdict, ...]:
