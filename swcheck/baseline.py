@@ -79,7 +79,7 @@ def complete(subject: Subject, prompts: Sequence[str | Prompt] = ()) -> None:
     for weight in weights:
         subject.row(weight)
     for place in subject.places(weights):
-        subject.profile(place)
+        subject.profile(place, subject.prompt_ids())
     subject.sample_ids()
     subject.sketch()
     _ = (subject.vocabulary, subject.parameters)

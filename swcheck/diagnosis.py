@@ -231,7 +231,8 @@ def losing_layer(
 
     Words with the range of its ratios where none is.
     """
-    pairs = list(zip(candidate.profile(there), reference.profile(place), strict=False))
+    prompt = reference.prompt_ids()
+    pairs = list(zip(candidate.profile(there, prompt), reference.profile(place, prompt), strict=False))
     ratios = {layer: ratio_of(*pairs[layer]) for layer in range(place.layer, min(place.last + 1, len(pairs)))}
     for layer, ratio in ratios.items():
         if not DEFAULTS["activation"].holds(ratio):
@@ -258,7 +259,7 @@ def _wanted(case: Case, place: SuperActivation, layer: int) -> torch.Tensor | No
     """
     wanted = torch.full((1 if case.reference.has_bos else len(case.ids), case.ids.shape[1]), math.nan)
     if case.reference.has_bos and place.position == 0:
-        wanted[0, 0] = case.reference.profile(place)[layer]
+        wanted[0, 0] = case.reference.profile(place, case.reference.prompt_ids())[layer]
         return wanted
     reference = case.reference
     if reference.module is None and (reference.again is None or reference.parameters > LOADED_AGAIN):
@@ -378,13 +379,13 @@ def _given_back(case: Case, names: Sequence[str]) -> Detail:
 
 def prepare(reference: Subject) -> None:
     """Measure what explains a red candidate, while the reference's weights are here."""
-    reference.residuals()
+    prompt = reference.prompt_ids()
+    reference.residuals(prompt)
     reference.probes()
     reference.embedded()
     weights = reference.located().super_weights
     for place in reference.places(weights) if weights else ():
-        reference.profile(place)
-    prompt = reference.prompt_ids()
+        reference.profile(place, prompt)
     for weight, sink in zip(weights, reference.sinks(weights, prompt) if weights else (), strict=True):
         reference.row(weight)
         reference.matrix(weight.layer)
@@ -393,7 +394,7 @@ def prepare(reference: Subject) -> None:
 
 def first_bad_layer(candidate: Subject, reference: Subject) -> tuple[int, float]:
     """The layer after which the relative error of the residual stream, the sink left out, has risen most."""
-    ours, theirs = candidate.residuals(), reference.residuals()
+    ours, theirs = (subject.residuals(reference.prompt_ids()) for subject in (candidate, reference))
     sinks = theirs.abs().amax(2)
     keep = sinks <= 8 * sinks.median(1, keepdim=True).values
     errors = []

@@ -260,7 +260,7 @@ class Pair:
             if self.kin.channels and column != weight.column and self._is_loudest(original, sink):
                 note = f"its inner neuron {weight.column} may be neuron {column} of the candidate, the loudest there"
                 return replace(weight, column=column), found, note
-        again = self.candidate.located()
+        again = self.candidate.located_on(ids)
         for other, found in zip(again.super_weights, again.written, strict=True):
             if other.row == weight.row and FOLLOWED.holds(ratio_of(found, expected)):
                 return (

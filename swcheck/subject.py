@@ -174,9 +174,13 @@ class Subject:
 
     def located(self) -> Located:
         """Its super weights: published ones completed by what is found, or found from nothing."""
-        return self.once("located", self._located)
+        return self.once("located", lambda: self._located(self.prompt_ids()))
 
-    def _located(self) -> Located:
+    def located_on(self, ids: torch.Tensor) -> Located:
+        """As ``located``, on a prompt ``(1, T)`` of another model: a candidate is asked what its reference was."""
+        return self.once(("located", _key(ids)), lambda: self._located(ids))
+
+    def _located(self, ids: torch.Tensor) -> Located:
         seeds = known(self.name)
         try:
             self.body.check(seeds)
@@ -184,7 +188,7 @@ class Subject:
             raise WrongModelError(
                 f"the published super weights of {self.name}", error.found, "check that name and checkpoint match"
             ) from error
-        return locate(self.live, token_ids=self.prompt_ids(), seeds=seeds)
+        return locate(self.live, token_ids=ids, seeds=seeds)
 
     def weights(self, super_weights: Sequence[SuperWeight]) -> tuple[float, ...]:
         """The effective value of each scalar."""
@@ -240,16 +244,16 @@ class Subject:
         """Where a pass over ``ids`` ``(B, T)`` stops being finite."""
         return self.once(("breakdown", _key(ids)), lambda: breakdown(self.live, ids.to(device_of(self.live))))
 
-    def residuals(self) -> torch.Tensor:
-        """The residual stream after every layer on the default prompt, float32 ``(L, T, H)``."""
+    def residuals(self, ids: torch.Tensor) -> torch.Tensor:
+        """The residual stream after every layer on a prompt ``(1, T)``, float32 ``(L, T, H)``."""
 
         def compute() -> torch.Tensor:
             layers = range(len(self.body.layers))
             with evaluating(self.live), observe(self.live, residual=layers, stop=True) as sight:
-                self.live(self.prompt_ids().to(device_of(self.live)), use_cache=False)
+                self.live(ids.to(device_of(self.live)), use_cache=False)
             return torch.stack([sight.residual[layer][0].float().cpu() for layer in layers])
 
-        return self.once("residuals", compute)
+        return self.once(("residuals", _key(ids)), compute)
 
     def probes(self) -> dict[str, tuple[int, torch.Tensor]]:
         """What every linear map of the layers answers to fixed random inputs: its input width, and float32 ``(8, out)``."""
@@ -307,15 +311,19 @@ class Subject:
         return self.once(("places", tuple(super_weights)), lambda: self._places(super_weights))
 
     def _places(self, super_weights: Sequence[SuperWeight]) -> tuple[SuperActivation, ...]:
-        residual = self.residuals()
+        residual = self.residuals(self.prompt_ids())
         return tuple(
             _place(residual, row, min(weight.layer for weight in super_weights if weight.row == row))
             for row in dict.fromkeys(weight.row for weight in super_weights)
         )
 
-    def profile(self, place: SuperActivation) -> tuple[float, ...]:
-        """What stands in the place's channel and token after every layer, on the default prompt; shown, not judged."""
-        return self.once(("profile", place), lambda: tuple(self.residuals()[:, place.position, place.channel].tolist()))
+    def profile(self, place: SuperActivation, ids: torch.Tensor) -> tuple[float, ...]:
+        """What stands in the place's channel and token after every layer, on a prompt ``(1, T)``; shown, not judged."""
+
+        def compute() -> tuple[float, ...]:
+            return tuple(self.residuals(ids)[:, place.position, place.channel].tolist())
+
+        return self.once(("profile", place, _key(ids)), compute)
 
     def readings(self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int]) -> tuple[Reading, ...]:
         """The residual stream after the onset layer, one reading per prompt of ``ids`` ``(B, T)``, padded right.

@@ -293,6 +293,13 @@ def test_bare_modules_need_a_tokenizer_or_token_ids(tiny, ids):
         assert_super_activations_preserved(model, model, token_ids=ids, prompts=["a"])
 
 
+@pytest.mark.parametrize("check", [assert_super_weights_preserved, assert_super_activations_preserved, assert_perplexity_within])  # fmt: skip
+def test_a_red_bare_module_is_asked_what_its_reference_was(tiny, check):
+    """A candidate without a tokenizer of its own is judged, and its cause found, on the reference's tokens."""
+    with pytest.raises(RobustnessError, match="super"):
+        check(damage.damaged(tiny, damage.zero).model, tiny)
+
+
 def test_what_is_no_model_is_refused(tiny):
     """A string in place of a model is a worded error, not an attribute error from the depths."""
     with pytest.raises(OptionError, match="candidate: what load"):
