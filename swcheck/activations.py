@@ -86,7 +86,7 @@ class Activations:
         where = self._shown(asked, worst, limit, sink)
         summary = (
             f"channel {worst.place.channel} at token {worst.theirs.position} after layer {worst.place.layer}: "
-            f"{worst.ours.value:+.4g} for {worst.theirs.value:+.4g} (x{worst.value:.3f}), worst of {count}"
+            f"{worst.ours.value:+.4g} for {worst.theirs.value:+.4g} (x{worst.value:z.3f}), worst of {count}"
             f"{f' of {len(lengths)} prompts' if count < len(lengths) else ''}"
             f"{', n = 1 by causality' if sink else ''}"
         )
@@ -227,9 +227,9 @@ def _activation_cause(row: Row, own: Collection[int]) -> str:
         return f"{where} is not finite"
     stands_elsewhere = abs(ratio) < 0.5 and abs(ours.largest) >= 0.5 * abs(theirs.value)
     if stands_elsewhere and ours.channel not in own:
-        return f"{where} moved to channel {ours.channel} (x{ratio:.2f} at its place)"
+        return f"{where} moved to channel {ours.channel} (x{ratio:z.2f} at its place)"
     if stands_elsewhere and ours.channel == place.channel and ours.position not in theirs.holders:
-        return f"{where} moved to token {ours.position} (x{ratio:.2f} at its place)"
+        return f"{where} moved to token {ours.position} (x{ratio:z.2f} at its place)"
     if ratio <= -LOST:
-        return f"{where} has its sign flipped (x{ratio:.2f})"
-    return f"{where} {'lost' if ratio < 0.5 else 'weakened' if ratio < 1 else 'amplified'} (x{ratio:.2f})"
+        return f"{where} has its sign flipped (x{ratio:z.2f})"
+    return f"{where} {'lost' if ratio < 0.5 else 'weakened' if ratio < 1 else 'amplified'} (x{ratio:z.2f})"

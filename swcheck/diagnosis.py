@@ -182,7 +182,7 @@ def _contribution(case: Case) -> Finding | Detail:
         proof = (("proof", f"restored through a hook: {words}"),)
         matrices = tuple(dict.fromkeys(case.down(weight) for weight in case.there))
         return Finding(f"what the super weights write is lost ({names})", proof, matrices)
-    ratios = ", ".join(f"x{ratio:.3f}" for ratio in case.written)
+    ratios = ", ".join(f"x{ratio:z.3f}" for ratio in case.written)
     return _ruled_out(f"what the super weights write ({ratios}; restored through a hook: {words})")
 
 
@@ -415,10 +415,10 @@ def weight_cause(candidate: Subject, reference: Subject, weight: SuperWeight, ra
     moved = _moved_to(candidate, reference, weight)
     if abs(ratio) < 0.25 and moved is not None:
         return f"{place} moved to column {moved}"
+    if abs(ratio) < 0.02:
+        return f"{place} {'rounded away' if _on_a_grid(candidate, reference, weight) else 'zeroed'} (x{abs(ratio):.2f})"
     if ratio < 0:
         return f"{place} has its sign flipped (x{ratio:.2f})"
-    if ratio < 0.02:
-        return f"{place} {'rounded away' if _on_a_grid(candidate, reference, weight) else 'zeroed'} (x{ratio:.2f})"
     if ratio < 1:
         end = _end_of_range(candidate, weight)
         how = "clipped or rounded down" if _on_a_grid(candidate, reference, weight) else "weakened"

@@ -153,9 +153,9 @@ def _is_repository(spec: str) -> bool:
 
 def _forbidden(offline: bool) -> bool:
     """Whether downloads are forbidden, by option or by the hub's own variable."""
-    import huggingface_hub as hub
+    from huggingface_hub import constants
 
-    return offline or bool(hub.constants.HF_HUB_OFFLINE)
+    return offline or bool(constants.HF_HUB_OFFLINE)
 
 
 def _snapshot(repository: str, spec: str, offline: bool) -> Path:

@@ -197,7 +197,7 @@ class Pair:
             for w, place, a, b, c, d in zip(chosen, there, before, after, ours, theirs, strict=True)
         )
         weight = chosen[worst]
-        summary = f"layer {weight.layer} [{weight.row}, {weight.column}] writes x{ratios[worst]:.3f} of the reference's"
+        summary = f"layer {weight.layer} [{weight.row}, {weight.column}] writes x{ratios[worst]:z.3f} of the reference's"
         kept = sum(limit.holds(ratio) for ratio in ratios)
         if 0 < kept < len(ratios):
             summary += f"; {kept} of {count(chosen)} still do, and whether that is enough the perplexity says"
@@ -307,7 +307,7 @@ class Pair:
         if isinstance(other, Finding):
             more |= {"cause": other.cause, "attempt": other.advice, "detail": other.detail}
             return self.verdict(Outcome.FAILED, summary, **more)
-        written = "what the super weights write is " + ", ".join(f"x{ratio:.3f}" for ratio in ratios)
+        written = "what the super weights write is " + ", ".join(f"x{ratio:z.3f}" for ratio in ratios)
         lost = lost_in(case)
         matrices = [
             w for w, ratio in zip(there, ratios, strict=True) if not FOLLOWED.holds(ratio) and w.layer < self.depth
@@ -386,9 +386,11 @@ class Pair:
             return self.not_finite(self._broken(ours))
         drift, expected = self.candidate.against(self.reference)[1], self.reference.intact()[1]
         top1 = for_confidence(top1, expected.confidence)
-        tail = ", ".join(f"{share:.0%} {drift.percentile(share):.4f}" for share in (0.5, 0.95, 0.99))
+        median, high, highest = (f"{drift.percentile(share):.4f}" for share in (0.5, 0.95, 0.99))
+        least = "" if top1.low is None else f" (limit >= {top1.low:.1%})"
         summary = (
-            f"KL {drift.mean:.4f} nats ({tail}), same top token {drift.top1:.1%} (limit {top1}), "
+            f"KL {drift.mean:.4f} nats (median {median}, 95th percentile {high}, 99th {highest}), "
+            f"same top token {drift.top1:.1%}{least}, "
             f"{expected.covered:.1%} of the mass covered, {len(drift.kl):,} positions"
         )
         facts = {"kl": drift.mean, "top1": drift.top1, "covered": expected.covered, "confidence": expected.confidence}
@@ -416,15 +418,24 @@ class Pair:
                 summary = f"{self.kin.words}; there is no single weight to zero"
             return self.verdict(Outcome.NOT_APPLICABLE, summary, facts={"kind": kind})
         ids, size = self.reference.causal_ids(), self.reference.vocabulary
+        due = capped_collapse(*before, size)
+        if due <= 0:
+            summary = f"its own perplexity is {perplexity_of(before[0]):.4g}, guessing has {size:,}"
+            return self.verdict(
+                Outcome.INCONCLUSIVE, summary, cause="the reference is sick", attempt="check its dtype and weights"
+            )
         intact = self._both()[1]
         if not torch.isfinite(intact).all():
             return self.not_finite(self._broken(intact))
         intact = self.candidate.causal_against(self.reference)
         after = (intact, self.candidate.causal_nats(self.followed(chosen)[0], ids))
-        share = capped_collapse(*after, size) / capped_collapse(*before, size)
+        share = max(0.0, capped_collapse(*after, size) / due)
+        left = f"{share:.2f} of its capped nats"
+        if perplexity_of(intact) >= size:
+            left = f"nothing is left to collapse: intact it has {perplexity_of(intact):.4g}, guessing {size:,}"
         summary = (
             f"{count(chosen)} zeroed: perplexity {times(collapse_ratio(*after))} "
-            f"(reference {times(collapse_ratio(*before))}), {share:.2f} of its capped nats"
+            f"(reference {times(collapse_ratio(*before))}), {left}"
         )
         more: dict[str, Any] = {"measured": share, "limit": limit, "unit": "share", "facts": {"kind": kind}}
         if limit.holds(share):

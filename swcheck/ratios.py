@@ -15,8 +15,11 @@ LARGEST_EXPONENT: Final = 700.0
 
 
 def capped_collapse(intact: torch.Tensor, ablated: torch.Tensor, vocabulary: int) -> float:
-    """The rise of the mean loss in nats, at most ln(vocabulary) minus the intact loss; not finite counts as the cap."""
-    cap = math.log(vocabulary) - float(intact.mean())
+    """The rise of the mean loss in nats, at most ln(vocabulary) minus the intact loss; not finite counts as the cap.
+
+    Where the intact loss is that of guessing already, the cap is 0.
+    """
+    cap = max(0.0, math.log(vocabulary) - float(intact.mean()))
     rise = float(ablated.mean()) - float(intact.mean())
     return min(rise, cap) if math.isfinite(rise) else cap
 

@@ -236,7 +236,7 @@ def _proof(candidate: Subject, reference: Subject, again: str | None, pair: Pair
         before, after = (
             min((ratio_of(a, b) for a, b in zip(some, due, strict=True)), key=_closeness) for some in (had, has)
         )
-        words += f", the super weight writes x{after:.3f} (was x{before:.3f})"
+        words += f", the super weight writes x{after:z.3f} (was x{before:z.3f})"
     works = bool(torch.isfinite(nats).all()) and now < was
     facts = {"proven": works, "perplexity": now, "before": was, "spec": again}
     return f"{'with this' if works else 'this does not help'}: {words}", facts

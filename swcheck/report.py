@@ -40,7 +40,7 @@ def number(value: float | None, unit: str = "") -> str:
         return str(value)
     text = f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.3g}"
     if unit == "x":
-        return f"x{value:.3f}" if abs(value) < 10 else f"x{text}"
+        return f"x{value:z.3f}" if abs(value) < 10 else f"x{text}"
     return text
 
 

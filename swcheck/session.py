@@ -443,7 +443,7 @@ def read_text(path: Path) -> str:
 
 def check_writable(path: Path) -> None:
     """Raise ``OptionError`` where a file cannot be written to ``path``, before hours of work are lost to it."""
-    nearest = next(parent for parent in path.parents if parent.exists())
+    nearest = next((parent for parent in path.parents if parent.exists()), path)
     found = None
     if path.is_dir():
         found = "a directory"

@@ -80,6 +80,37 @@ def test_a_damaged_super_activation_is_red_with_its_cause(tiny, edit, cause):
     assert cause in first_line(caught)
 
 
+def test_what_is_nearly_nothing_has_no_sign(tiny):
+    """A super weight of a millionth of its value with the other sign is zeroed, not flipped, and no minus is shown."""
+
+    def almost(matrix):
+        matrix[damage.ROW, damage.COLUMN] *= -1e-6
+
+    candidate = damage.damaged(tiny, almost)
+    with pytest.raises(RobustnessError, match=r"zeroed \(x0.00\)") as caught:
+        assert_super_weights_preserved(candidate, tiny)
+    assert "x-0.00" not in str(caught.value)
+
+
+def test_a_dead_candidate_has_nothing_left_to_collapse(tiny):
+    """A candidate that is worse than guessing before anything is zeroed keeps no share of the collapse, in words."""
+    with pytest.raises(RobustnessError, match="0.00 of the reference's collapse") as caught:
+        assert_collapses_when_zeroed(damage.damaged(tiny, damage.zero), tiny)
+    assert caught.value.verdict.measured == 0
+    assert "nothing is left to collapse: intact it has " in str(caught.value)
+
+
+def test_a_reference_that_is_worse_than_guessing_has_no_dependence_to_keep(tiny):
+    """A reference whose logits are ten times too large has no collapse to hold a candidate against, and it is to blame."""
+    model = copy.deepcopy(tiny.model)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(10)
+    sick = Loaded(model, tiny.tokenizer, "sick", tiny.text)
+    with pytest.raises(RobustnessError, match="the reference is sick") as caught:
+        assert_collapses_when_zeroed(tiny, sick)
+    assert caught.value.verdict.outcome is Outcome.INCONCLUSIVE
+
+
 def test_an_activation_in_another_channel_has_moved(tiny):
     """A candidate whose channels 97 and 5 of the writing matrix are swapped has its activation moved, not lost."""
 
@@ -376,6 +407,7 @@ def test_collapse_is_capped_at_guessing():
     assert capped_collapse(intact, intact + 1, 1024) == pytest.approx(1.0)
     assert capped_collapse(intact, intact + 50, 1024) == pytest.approx(cap)
     assert capped_collapse(intact, intact * math.nan, 1024) == pytest.approx(cap)
+    assert capped_collapse(intact + 50, intact + 51, 1024) == 0
     assert collapse_ratio(intact, intact + 800) == math.inf
 
 

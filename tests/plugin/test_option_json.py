@@ -67,7 +67,7 @@ def test_a_folder_is_made_and_an_old_file_replaced(inner, pytester, micro):
     assert [path.name for path in out.parent.iterdir()] == ["out.json"]
 
 
-@pytest.mark.parametrize("value", ["", ".", "file.txt/out.json"], ids=["empty", "folder", "below-a-file"])
+@pytest.mark.parametrize("value", ["/", "", ".", "file.txt/out.json"], ids=["root", "empty", "folder", "below-a-file"])
 def test_a_path_that_cannot_be_written(inner, pytester, value):
     """A path that cannot be written is a usage error before anything is loaded."""
     (pytester.path / "file.txt").touch()

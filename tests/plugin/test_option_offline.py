@@ -26,6 +26,14 @@ def test_a_model_that_is_not_here(inner, monkeypatch, name, asked):
     assert f"hf download {asked.split()[2]}" in result.stderr.str()
 
 
+def test_a_hub_model_in_a_process_of_its_own(outer):
+    """Where nothing else has imported the hub's client, a known name that is not here is as worded as ever."""
+    result = outer("--model=llama-7b", HF_HUB_OFFLINE="1")
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "hf download huggyllama/llama-7b" in result.stderr
+    assert "INTERNALERROR" not in result.stdout + result.stderr
+
+
 def test_the_hubs_own_variable_counts(inner, monkeypatch):
     """HF_HUB_OFFLINE forbids as much as the option does."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
