@@ -197,7 +197,9 @@ class Pair:
             for w, place, a, b, c, d in zip(chosen, there, before, after, ours, theirs, strict=True)
         )
         weight = chosen[worst]
-        summary = f"layer {weight.layer} [{weight.row}, {weight.column}] writes x{ratios[worst]:z.3f} of the reference's"
+        summary = (
+            f"layer {weight.layer} [{weight.row}, {weight.column}] writes x{ratios[worst]:z.3f} of the reference's"
+        )
         kept = sum(limit.holds(ratio) for ratio in ratios)
         if 0 < kept < len(ratios):
             summary += f"; {kept} of {count(chosen)} still do, and whether that is enough the perplexity says"
@@ -411,25 +413,16 @@ class Pair:
         if not chosen:
             return self.none()
         before = (causal_intact(self.reference), self.reference.causal_nats(chosen))
-        kind = kind_of(collapse_ratio(*before))
-        if kind != "critical" or self.kin.kind == "rotated":
-            summary = f"the reference's set is {kind} ({times(collapse_ratio(*before))}, critical from x{CRITICAL:g})"
-            if self.kin.kind == "rotated":
-                summary = f"{self.kin.words}; there is no single weight to zero"
-            return self.verdict(Outcome.NOT_APPLICABLE, summary, facts={"kind": kind})
+        nothing = self._nothing_to_lose(before)
+        if nothing is not None:
+            return nothing
         ids, size = self.reference.causal_ids(), self.reference.vocabulary
-        due = capped_collapse(*before, size)
-        if due <= 0:
-            summary = f"its own perplexity is {perplexity_of(before[0]):.4g}, guessing has {size:,}"
-            return self.verdict(
-                Outcome.INCONCLUSIVE, summary, cause="the reference is sick", attempt="check its dtype and weights"
-            )
         intact = self._both()[1]
         if not torch.isfinite(intact).all():
             return self.not_finite(self._broken(intact))
         intact = self.candidate.causal_against(self.reference)
         after = (intact, self.candidate.causal_nats(self.followed(chosen)[0], ids))
-        share = max(0.0, capped_collapse(*after, size) / due)
+        share = max(0.0, capped_collapse(*after, size) / capped_collapse(*before, size))
         left = f"{share:.2f} of its capped nats"
         if perplexity_of(intact) >= size:
             left = f"nothing is left to collapse: intact it has {perplexity_of(intact):.4g}, guessing {size:,}"
@@ -437,12 +430,27 @@ class Pair:
             f"{count(chosen)} zeroed: perplexity {times(collapse_ratio(*after))} "
             f"(reference {times(collapse_ratio(*before))}), {left}"
         )
-        more: dict[str, Any] = {"measured": share, "limit": limit, "unit": "share", "facts": {"kind": kind}}
+        more: dict[str, Any] = {"measured": share, "limit": limit, "unit": "share", "facts": {"kind": "critical"}}
         if limit.holds(share):
             error = share * standard_error(after[1] - after[0]) / max(float((after[1] - after[0]).mean()), 1e-12)
             close = near(limit, share, max(NEAR_ERRORS * error, self.reference.noise()[0]))
             return self.verdict(self.passed(close), summary, **more)
         return self.red(f"dependence lost: {share:.2f} of the reference's collapse", summary, share=share, **more)
+
+    def _nothing_to_lose(self, before: tuple[torch.Tensor, torch.Tensor]) -> Verdict | None:
+        """The verdict where the reference, intact and without its super weights, has no collapse to compare with."""
+        kind, size = kind_of(collapse_ratio(*before)), self.reference.vocabulary
+        if self.kin.kind == "rotated":
+            summary = f"{self.kin.words}; there is no single weight to zero"
+            return self.verdict(Outcome.NOT_APPLICABLE, summary, facts={"kind": kind})
+        if kind != "critical":
+            summary = f"the reference's set is {kind} ({times(collapse_ratio(*before))}, critical from x{CRITICAL:g})"
+            return self.verdict(Outcome.NOT_APPLICABLE, summary, facts={"kind": kind})
+        if capped_collapse(*before, size) > 0:
+            return None
+        summary = f"its own perplexity is {perplexity_of(before[0]):.4g}, guessing has {size:,}"
+        cause, attempt = "the reference is sick", "check its dtype and weights"
+        return self.verdict(Outcome.INCONCLUSIVE, summary, cause=cause, attempt=attempt)
 
     def _cache(self, plain: torch.Tensor, facts: dict[str, Any]) -> CachePass | None:
         """The first windows scored through the candidate's quantized cache, where it says that it has one."""
