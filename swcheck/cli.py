@@ -116,7 +116,9 @@ def _add_study(commands: Any) -> None:
     )
     parser.add_argument("--text", type=Path, metavar="FILE", help="the text that perplexity is measured on")
     _add_tasks(parser)
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N items of each zero-shot task")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="only the first N items of each zero-shot task; 200 of the offline ones"
+    )
     parser.add_argument(
         "--compare-paper", nargs="?", const="", metavar="NAME",
         help="show what is published of this model beside it; =NAME says which one a directory holds",
@@ -157,7 +159,7 @@ def _study(options: argparse.Namespace) -> str:
     from swcheck.study import paper, runner
     from swcheck.study.record import as_json
     from swcheck.study.setup import setup_of, zero_shot
-    from swcheck.zeroshot import named
+    from swcheck.zeroshot import ITEMS, OFFLINE, named
 
     numbers = () if options.compare_paper is None else _published(options.compare_paper or options.model, names)
 
@@ -165,10 +167,11 @@ def _study(options: argparse.Namespace) -> str:
         sys.stderr.write(f"swcheck: {line}\n")
 
     tasks = named(options.tasks)
-    scorer, unscored = zero_shot(tasks, options.limit)
+    limit = ITEMS if options.limit is None and set(tasks) <= set(OFFLINE) else options.limit
+    scorer, unscored = zero_shot(tasks, limit)
     setup = setup_of(_loaded(options), seed=options.seed, text=text, scorer=scorer, unscored=unscored)
     if scorer is not None:  # else a record of other tasks, or of fewer items, would be taken for this one
-        setup.facts.update(tasks=list(tasks), limit=options.limit)
+        setup.facts.update(tasks=list(tasks), limit=limit)
     taken = list(runner.run(setup, names, options.out, told))
     cells = paper.compare([record for _, record in taken], numbers, corpus=options.corpus)
     if options.out is not None:

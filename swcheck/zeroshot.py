@@ -38,6 +38,9 @@ PAPER: Final = ("arc_challenge", "arc_easy", "hellaswag", "lambada_openai", "piq
 OFFLINE: Final = ("swcheck_cloze", "swcheck_lastword")
 """The tasks that are made from the embedded text."""
 
+ITEMS: Final = 200
+"""So many items of the offline tasks a study asks at every setting: an error of three points, in a few seconds."""
+
 GUESSING: Final = {"swcheck_cloze": cloze.GUESSING, "swcheck_lastword": 0.0}
 
 HEADLINES: Final = ("acc_mutual_info", "acc", "exact_match", "acc_norm")

@@ -200,7 +200,7 @@ def setup_of(
     return Setup(subject, weights, ids, facts, seed, scorer, unscored)
 
 
-def zero_shot(tasks: Sequence[str] = zeroshot.OFFLINE, limit: int | None = None) -> tuple[Scorer | None, str]:
+def zero_shot(tasks: Sequence[str] = zeroshot.OFFLINE, limit: int | None = zeroshot.ITEMS) -> tuple[Scorer | None, str]:
     """A scorer through lm-evaluation-harness, an extra, or None and what is missing."""
     absent = zeroshot.missing()
     if absent is not None:
