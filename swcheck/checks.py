@@ -9,7 +9,7 @@ another base model) is ruled out first, in this order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 WIDE: Final = 90
 """A longer advice has a line for each of its parts."""
+
+PROOF: Final = "proof"
+TRY: Final = "try"
+WORTH: Final = 2
+"""So many lines that were said before are worth a pointer."""
 
 
 def assert_super_weights_located(
@@ -195,18 +200,36 @@ def conclude(verdict: Verdict, *subjects: Subject) -> Verdict:
     return verdict
 
 
-def message_of(verdict: Verdict) -> str:
-    """The words of a red verdict: a first line that stands alone, then its details, then what to try."""
+def message_of(verdict: Verdict, told: Mapping[tuple[str, str], str] | None = None) -> str:
+    """The words of a red verdict: a first line that stands alone, then its details, then what to try.
+
+    ``told`` are rows (name, text) that stand elsewhere already, with the name of that place: several such lines are not
+    said again, a pointer takes their place.
+    """
     who = verdict.model if verdict.candidate is None else f"{verdict.candidate} against {verdict.model}"
     lines = [f"{verdict.cause or verdict.summary}: {verdict.check} of {who}"]
     if verdict.cause and verdict.summary:
         lines.append(f"  {verdict.summary}")
-    width = max((len(name) for name, _ in verdict.detail), default=0)
-    lines += [f"  {name:<{width}}  {text}" for name, text in verdict.detail]
+    attempts, known = _attempts(verdict.attempt), [row for row in rows_of(verdict) if row in (told or {})]
+    if told is None or sum(len(attempts) if name == TRY else 1 for name, _ in known) < WORTH:
+        told, known = {}, []
+    detail = [row for row in verdict.detail if row not in known]
+    width = max((len(name) for name, _ in detail), default=0)
+    lines += [f"  {name:<{width}}  {text}" for name, text in detail]
     if verdict.limit is not None:
         lines.append(f"  limit {verdict.limit} ({verdict.limit.source})")
-    lines += _attempts(verdict.attempt)
+    if (TRY, verdict.attempt) not in known:
+        lines += attempts
+    for place in dict.fromkeys(told[row] for row in known):
+        names = dict.fromkeys(name for name, text in known if told[name, text] == place)
+        lines.append(f"  as under {place}: {', '.join(names)}")
     return "\n".join(lines)
+
+
+def rows_of(verdict: Verdict) -> list[tuple[str, str]]:
+    """What a message says below its first lines and need not say twice: all but the proof of its own cause."""
+    rows = [row for row in verdict.detail if row[0] != PROOF]
+    return [*rows, (TRY, verdict.attempt)] if verdict.attempt else rows
 
 
 def _attempts(attempt: str) -> list[str]:

@@ -168,9 +168,17 @@ def check(spec: str, *, trust_remote_code: bool = False, offline: bool = False) 
 
 
 def fetch(spec: str, *, offline: bool = False) -> None:
-    """Download what ``spec`` names where it is not here yet; raises ``UnknownModelError`` where that is impossible."""
+    """Download what ``spec`` names where it is not here yet, and ask its engine whether it knows the scheme.
+
+    Raises ``UnknownModelError`` where a download is impossible, and what the engine's own ``check(spec)`` raises, if it
+    has one.
+    """
     name, scheme = route(spec)
-    if name == BUILT_IN and scheme not in tiny.CHECKPOINTS:
+    if name != BUILT_IN:
+        check = getattr(engine(name), "check", None)
+        if check is not None:
+            check(scheme)
+    elif scheme not in tiny.CHECKPOINTS:
         _built_in().find(scheme, offline=offline)
 
 

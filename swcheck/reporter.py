@@ -16,7 +16,7 @@ import pytest
 from swcheck import options
 from swcheck.collection import is_shipped
 from swcheck.errors import RobustnessError, SwcheckError
-from swcheck.stash import SESSION, SETTINGS, TAKEN, settings_of, specs_of
+from swcheck.stash import SESSION, SETTINGS, TAKEN, TOLD, settings_of, specs_of
 
 if TYPE_CHECKING:
     from swcheck.records import Verdict
@@ -35,7 +35,7 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed and call.excinfo is not None and isinstance(call.excinfo.value, WORDED):
         speak(report, call.excinfo, item)
-    verdicts = verdicts_of(item, report)
+    verdicts = verdicts_of(item, report, None if call.excinfo is None else call.excinfo.value)
     if verdicts:
         from swcheck.report import as_json
 
@@ -50,7 +50,7 @@ def speak(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException
     """
     seen = seen_by(excinfo, item.path)
     if is_shipped(item.path) or not seen:
-        report.longrepr = excinfo.getrepr(style="value", chain=False)
+        report.longrepr = briefly(excinfo, item).getrepr(style="value", chain=False)
     elif not item.config.option.fulltrace:
         excinfo.traceback = seen
         style = {"auto": "long"}.get(item.config.option.tbstyle, item.config.option.tbstyle)
@@ -66,6 +66,26 @@ def speak(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException
         crash.message = str(excinfo.value).splitlines()[0]
 
 
+def briefly(excinfo: pytest.ExceptionInfo[BaseException], item: pytest.Item) -> pytest.ExceptionInfo[BaseException]:
+    """The error of a shipped check without what another check has said of the same model or candidate already."""
+    from swcheck.checks import message_of, rows_of
+
+    error, here = excinfo.value, item.name.partition("[")[0]
+    told = item.config.stash.setdefault(TOLD, {}).setdefault(specs_of(item), {})
+    if not is_shipped(item.path):
+        return excinfo
+    if isinstance(error, RobustnessError) and str(error) == message_of(error.verdict):
+        shown: BaseException = RobustnessError(message_of(error.verdict, told), error.verdict)
+        rows = rows_of(error.verdict)
+    else:
+        rows = [("error", str(error))]
+        place = told.get(rows[0])
+        shown = error if place is None else pytest.fail.Exception(f"{str(error).splitlines()[0]}\n  as under {place}")
+    for row in rows:
+        told.setdefault(row, here)
+    return pytest.ExceptionInfo.from_exc_info((type(shown), shown, excinfo.tb))
+
+
 def seen_by(excinfo: pytest.ExceptionInfo[BaseException], test: Path) -> Any:
     """The entries of a traceback from the test on that are neither pytest's nor swcheck's own."""
 
@@ -76,25 +96,27 @@ def seen_by(excinfo: pytest.ExceptionInfo[BaseException], test: Path) -> Any:
     return excinfo.traceback.cut(path=test).filter(theirs)
 
 
-def verdicts_of(item: pytest.Item, report: pytest.TestReport) -> list[Verdict]:
+def verdicts_of(item: pytest.Item, report: pytest.TestReport, error: BaseException | None) -> list[Verdict]:
     """What this phase of a test has to report; a shipped check that gave no verdict gets one in words."""
     session = item.config.stash.get(SESSION, None)
     found = [] if session is None else session.take(failed=report.failed)
     marker = item.get_closest_marker("swcheck")
     red = any(verdict.red for verdict in found)
     silent = (report.failed and not red) or (report.skipped and not found)
-    if silent and is_shipped(item.path) and marker is not None:
-        found.append(unmeasured(item, report, str(marker.args[0])))
+    if silent and report.when != "teardown" and is_shipped(item.path) and marker is not None:
+        found.append(unmeasured(item, report, str(marker.args[0]), error))
     return found
 
 
-def unmeasured(item: pytest.Item, report: pytest.TestReport, check: str) -> Verdict:
+def unmeasured(item: pytest.Item, report: pytest.TestReport, check: str, error: BaseException | None) -> Verdict:
     """The verdict on a shipped check that broke off, or was skipped, before it could give its own."""
     from swcheck.records import Outcome, Verdict
 
     settings = settings_of(item.config)
     name, candidate = (spec if settings is None or spec is None else settings.name_of(spec) for spec in specs_of(item))
     name = name or ""
+    if isinstance(error, SwcheckError):
+        return Verdict(check, name, Outcome.FAILED, error.found, candidate, cause=error.asked, attempt=error.attempt)
     if report.failed:
         crash = getattr(report.longrepr, "reprcrash", None)
         words = (report.longreprtext if crash is None else crash.message).strip().splitlines() or ["broken off"]

@@ -132,10 +132,17 @@ class Rtn:
 
     name: str = "rtn"
 
+    def check(self, spec: str) -> None:
+        """Raise ``OptionError`` for a ``spec`` that is no recipe, before anything is loaded."""
+        self._read(spec)
+
+    def _read(self, spec: str) -> tuple[Recipe, tuple[str, ...]]:
+        words, names = skip.parted(f"rtn,{spec}")
+        return parse(words.removeprefix("rtn").removeprefix(",")), names
+
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
         """A fresh ``reference`` with the linear maps of its layers rounded as ``spec`` says."""
-        words, names = skip.parted(f"rtn,{spec}")
-        recipe = parse(words.removeprefix("rtn").removeprefix(","))
+        recipe, names = self._read(spec)
         if reference is None:
             raise OptionError(f"rtn:{spec}", "no reference to round", "pytest --model=REFERENCE --candidate=rtn:bits=4")
         loaded = engines.load(reference, device=device, dtype=dtype)

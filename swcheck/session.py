@@ -409,7 +409,7 @@ def estimate(settings: Settings, reference: str, loading: Sequence[str]) -> str:
 
 
 def fetch(settings: Settings) -> None:
-    """Download what is not here yet; raises ``UnknownModelError`` where that is impossible."""
+    """Download what is not here yet, and have schemes read; raises a worded error where either is impossible."""
     for spec in settings.specs:
         engines.fetch(spec, offline=settings.offline)
 

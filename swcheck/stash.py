@@ -12,10 +12,15 @@ if TYPE_CHECKING:
     from swcheck.options import Option
     from swcheck.session import Session, Settings
 
+Specs = tuple[str | None, str | None]
+
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
 TAKEN: pytest.StashKey[Sequence[Option]] = pytest.StashKey()
 """The options whose short alias belongs to another plugin."""
+
+TOLD: pytest.StashKey[dict[Specs, dict[tuple[str, str], str]]] = pytest.StashKey()
+"""The rows that failures have shown so far, by model and candidate, each with the test that showed it."""
 
 
 def settings_of(config: pytest.Config) -> Settings | None:
@@ -23,7 +28,7 @@ def settings_of(config: pytest.Config) -> Settings | None:
     return config.stash.get(SETTINGS, None)
 
 
-def specs_of(item: pytest.Item) -> tuple[str | None, str | None]:
+def specs_of(item: pytest.Item) -> Specs:
     """The model and the candidate that a test is about, as they were asked for; None where it is about none."""
     params = getattr(getattr(item, "callspec", None), "params", {})
     return params.get("swcheck_spec"), params.get("swcheck_candidate_spec")

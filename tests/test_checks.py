@@ -424,6 +424,21 @@ def test_a_message_stands_alone_in_its_first_line():
     assert lines[1:] == ["  x9 on 10 tokens", "  a  b", "  limit <= 1.05 (why)", "  try: less"]
 
 
+def test_a_message_points_to_what_was_said():
+    """Rows that stand elsewhere already give way to one pointer, if that saves a line; a proof is always said."""
+    detail = (("proof", "x1"), ("ruled out", "this"), ("fix", "none"))
+    verdict = Verdict("perplexity", "ref", Outcome.FAILED, "x9", cause="bad", attempt="less", detail=detail)
+
+    some = message_of(verdict, {("ruled out", "this"): "test_a", ("fix", "none"): "test_b", ("proof", "x1"): "test_a"})
+    assert some.splitlines()[2:] == [
+        "  proof  x1",
+        "  try: less",
+        "  as under test_a: ruled out",
+        "  as under test_b: fix",
+    ]
+    assert message_of(verdict, {("fix", "none"): "test_b"}) == message_of(verdict, {}) == message_of(verdict)
+
+
 def test_a_robustness_error_survives_another_process(tiny):
     """It can be pickled with its verdict, as parallel test runners do."""
     verdict = Verdict("perplexity", "ref", Outcome.FAILED, "words")

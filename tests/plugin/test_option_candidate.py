@@ -19,8 +19,9 @@ from tests.plugin import BOTH, MODEL, refused
         (["--candidate="], "--swcheck-candidate\n  found: an empty value"),
         (["--model=tiny", "--candidate=./nowhere"], "model './nowhere'"),
         (["--model=tiny", "--candidate=nobody:int4"], "engine 'nobody'"),
+        (["--model=tiny", "--candidate=rtn:bits=many"], "'bits=many' in rtn:bits=many"),
     ],
-    ids=["no-model", "empty", "path", "engine"],
+    ids=["no-model", "empty", "path", "engine", "scheme"],
 )
 def test_a_candidate_that_cannot_be(inner, words, said):
     """A candidate without a reference, or one that leads nowhere, is a usage error in words."""
@@ -71,6 +72,34 @@ def test_a_zeroed_one_is_red_and_its_command_repeats(inner, zeroed):
     again = inner(*shlex.split(command)[1:])
     again.assert_outcomes(failed=1)
     again.stdout.fnmatch_lines(["super weight at layer 1 *"])
+
+
+def test_what_one_check_has_said_the_next_points_to(inner, zeroed):
+    """Snippets, the proof of the fix and what was ruled out stand once for a candidate; the file has them everywhere."""
+    result = inner("--model=tiny", f"--candidate={zeroed}", "-k", "test_candidate", "--swcheck-json=out.json")
+    said = result.stdout.str()
+    assert said.count("llama-quantize") == 1
+    assert said.count("a sick reference") == 1
+    assert said.count("  as under test_super_weights: fix, try") == 4
+    assert said.count("  as under test_perplexity: ruled out") == 2
+    assert said.count("restored through a hook") == 3
+    verdicts = json.loads(Path("out.json").read_text(encoding="utf-8"))["verdicts"]
+    assert sum("llama-quantize" in verdict["try"] for verdict in verdicts) == 5
+
+
+def test_a_candidate_that_cannot_be_loaded_is_explained_once(inner, tmp_path):
+    """What is wrong with its files stands under the first check and in the table; the others point to it."""
+    torn = checkpoints.copy_of_tiny(tmp_path / "torn", checkpoints.config(hidden_size=128))
+    result = inner("--model=tiny", f"--candidate={torn}", "-k", "test_candidate", "--swcheck-json=out.json")
+    result.assert_outcomes(errors=5)
+    assert result.stdout.str().count("  try: check that weights and config.json belong together") == 1
+    assert result.stdout.str().count("  as under test_super_weights") == 4
+    result.stdout.fnmatch_lines(
+        ["super weights, super activations, *: the weights of*", "  *torn: * of another shape*"]
+    )
+    [said] = {(v["summary"], v["try"]) for v in json.loads(Path("out.json").read_text(encoding="utf-8"))["verdicts"]}
+    assert "of another shape" in said[0]
+    assert said[1].startswith("check that weights")
 
 
 def test_the_whole_cause_is_in_the_summary_under_ci(inner, zeroed, monkeypatch):
