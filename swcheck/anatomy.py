@@ -56,17 +56,7 @@ class Anatomy:
 
     def check(self, super_weights: Iterable[SuperWeight]) -> None:
         """Raise ``CoordinateError`` for the first coordinate that lies outside the model."""
-        for weight in super_weights:
-            bounds = {"layer": len(self.layers), "row": self.hidden, "column": self.inner}
-            for name, size in bounds.items():
-                asked = getattr(weight, name)
-                if _outside(asked, size):
-                    raise CoordinateError(
-                        f"{name} {asked} was asked for (super weight at {weight})",
-                        f"this model has {name}s 0 to {'?' if size is None else size - 1}",
-                        "check that the coordinates belong to this model: (layer, row, column) counts from 0, "
-                        "row is the output channel of down_proj",
-                    )
+        check_inside(super_weights, len(self.layers), self.hidden, self.inner)
 
     def check_layers(self, layers: Iterable[int]) -> None:
         """Raise ``CoordinateError`` for the first layer that the model does not have."""
@@ -74,6 +64,20 @@ class Anatomy:
             if _outside(layer, len(self.layers)):
                 found = f"this model has layers 0 to {len(self.layers) - 1}"
                 raise CoordinateError(f"layer {layer} was asked for", found, "layers count from 0")
+
+
+def check_inside(super_weights: Iterable[SuperWeight], layers: int, hidden: int | None, inner: int | None) -> None:
+    """Raise ``CoordinateError`` for the first coordinate outside a model of these sizes; None is not known."""
+    for weight in super_weights:
+        for name, size in {"layer": layers, "row": hidden, "column": inner}.items():
+            asked = getattr(weight, name)
+            if _outside(asked, size):
+                raise CoordinateError(
+                    f"{name} {asked} was asked for (super weight at {weight})",
+                    f"this model has {name}s 0 to {'?' if size is None else size - 1}",
+                    "check that the coordinates belong to this model: (layer, row, column) counts from 0, "
+                    "row is the output channel of down_proj",
+                )
 
 
 def anatomy(model: nn.Module) -> Anatomy:

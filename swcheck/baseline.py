@@ -51,6 +51,7 @@ LEFT_OUT: Final = frozenset(
         "map errors",
         "cache",
         "finding",
+        "kin",
         "remedy",
     }
 )
@@ -131,11 +132,12 @@ def loads(text: str, origin: str) -> tuple[Subject, dict[str, Any]]:
                 f"baseline {origin}", f"schema {body['schema']}, this is {SCHEMA}", "write it anew: --swcheck-update"
             )
         memo = {_unpack(key): _unpack(value) for key, value in body.pop("measurements")}
-    except (ValueError, KeyError, TypeError, zlib.error) as error:
+        name = str(body["model"])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, zlib.error) as error:
         raise CheckpointError(
             f"baseline {origin}", f"no baseline of swcheck ({error!r})", "write it anew: --swcheck-update"
         ) from error
-    return Subject(body["model"], None, memo=memo), body
+    return Subject(name, None, memo=memo), body
 
 
 def check_identity(facts: dict[str, Any], now: dict[str, Any], origin: str) -> list[str]:

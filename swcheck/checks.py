@@ -60,7 +60,7 @@ def assert_super_weights_preserved(
     """
     __tracebackhide__ = True
     pair = _pair("super weights", candidate, reference, super_weights, tokenizer, token_ids)
-    return conclude(pair.compare_weights(interval("contribution", low, high)), pair.candidate)
+    return _judged(pair, pair.compare_weights(interval("contribution", low, high)))
 
 
 def assert_super_activations_preserved(
@@ -85,7 +85,7 @@ def assert_super_activations_preserved(
     """
     __tracebackhide__ = True
     pair = _pair("super activations", candidate, reference, super_weights, tokenizer, token_ids)
-    return conclude(pair.compare_activations(prompts, _scheme_limit(pair, "activation", low, high)), pair.candidate)
+    return _judged(pair, pair.compare_activations(prompts, _scheme_limit(pair, "activation", low, high)))
 
 
 def assert_perplexity_within(
@@ -110,7 +110,7 @@ def assert_perplexity_within(
         return conclude(solo.healthy(subject, at_most), subject)
     pair = _pair("perplexity", candidate, reference, None, tokenizer, token_ids)
     limit = _scheme_limit(pair, "perplexity", None, ratio)
-    return conclude(pair.compare_perplexity(limit, at_most), pair.candidate)
+    return _judged(pair, pair.compare_perplexity(limit, at_most))
 
 
 def assert_predictions_preserved(
@@ -130,7 +130,7 @@ def assert_predictions_preserved(
     __tracebackhide__ = True
     pair = _pair("predictions", candidate, reference, None, tokenizer, token_ids)
     limits = _scheme_limit(pair, "kl", None, kl), _scheme_limit(pair, "top1", top1, None)
-    return conclude(pair.compare_predictions(*limits), pair.candidate)
+    return _judged(pair, pair.compare_predictions(*limits))
 
 
 def assert_collapses_when_zeroed(
@@ -156,7 +156,7 @@ def assert_collapses_when_zeroed(
         weights = _chosen(subject, super_weights)
         return conclude(solo.collapse(subject, weights, interval("collapse", factor)), subject)
     pair = _pair("dependence", candidate, reference, super_weights, tokenizer, token_ids)
-    return conclude(pair.compare_dependence(interval("dependence", share)), pair.candidate)
+    return _judged(pair, pair.compare_dependence(interval("dependence", share)))
 
 
 def assert_survives_pruning(
@@ -186,6 +186,14 @@ def assert_survives_pruning(
     else:
         verdict = solo.largest_null(subject, weights, interval("others", None, at_most))
     return conclude(verdict, subject)
+
+
+def _judged(pair: Pair, verdict: Verdict) -> Verdict:
+    """Conclude; a reference that explaining a red verdict has loaded again is put down."""
+    __tracebackhide__ = True
+    if verdict.red:
+        pair.reference.rest()
+    return conclude(verdict, pair.candidate)
 
 
 def conclude(verdict: Verdict, *subjects: Subject) -> Verdict:
@@ -247,7 +255,7 @@ def _chosen(subject: Subject, super_weights: Iterable[SuperWeight] | None) -> tu
     chosen = tuple(super_weights)
     if not chosen:
         raise OptionError("super_weights", "an empty set: nothing would be checked", "leave it out to locate them")
-    subject.body.check(chosen)
+    subject.check(chosen)
     return chosen
 
 

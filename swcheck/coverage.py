@@ -48,7 +48,7 @@ def map_errors(candidate: Subject, reference: Subject) -> list[tuple[str, float]
         }
         return sorted(errors.items(), key=lambda item: -item[1])
 
-    return candidate.once(("map errors", reference.name), compute)
+    return candidate.once(("map errors", reference.mark), compute)
 
 
 def unquantized(candidate: Subject, reference: Subject) -> tuple[str, ...]:

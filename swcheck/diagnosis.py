@@ -22,7 +22,7 @@ from swcheck.coverage import knows_maps, map_errors
 from swcheck.intervene import embedding_set, given_back, residual_set, set_to
 from swcheck.limits import DEFAULTS
 from swcheck.measure import token_nats
-from swcheck.ratios import perplexity_of, ratio_of, times
+from swcheck.ratios import ERRORS, LARGEST_EXPONENT, perplexity_of, ratio_of, times
 
 if TYPE_CHECKING:
     from swcheck.kinship import Kinship
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 PROVEN: Final = 0.5
 """The least share of the lost nats that has to return."""
+
+NO_LOSS: Final = 1e-4
+"""Fewer nats per token than this are no loss, a hundredth of the tightest limit: a share of them proves nothing."""
 
 WHOLE: Final = 1.10
 """A perplexity up to here, that of a plain 4-bit scheme, is no loss that explains a lost dependence."""
@@ -91,10 +94,12 @@ class Case:
     def returning(self, restored: AbstractContextManager[None]) -> tuple[float, str]:
         """The share of the lost nats that comes back inside a block, and the words for it."""
         with restored:
-            nats = float(token_nats(self.candidate.live, self.ids).mean())
-        lost = self.damaged - self.before
-        share = (self.damaged - nats) / lost if lost > 0 and math.isfinite(nats) else 0.0
-        left = math.exp(min(700.0, nats - self.before)) if math.isfinite(nats) else math.inf
+            each = token_nats(self.candidate.live, self.ids)
+        nats, lost = float(each.mean()), self.damaged - self.before
+        left = math.exp(min(LARGEST_EXPONENT, nats - self.before)) if math.isfinite(nats) else math.inf
+        if not lost > max(NO_LOSS, ERRORS * self.reference.noise()[0]):
+            return 0.0, f"perplexity x{left:.3f}, no loss beyond the noise that could return"
+        share = (self.damaged - nats) / lost if math.isfinite(nats) else 0.0
         return share, f"perplexity x{left:.3f}, {round(100 * share)}% of the loss returns"
 
     @cached_property
@@ -329,7 +334,7 @@ def _dependence(case: Case) -> Finding | Detail:
     """A candidate that has lost nothing else and lives on without them: its constant comes from elsewhere."""
     if case.share is None:
         return ()
-    ratio = math.exp(min(700.0, case.damaged - case.before))
+    ratio = math.exp(min(LARGEST_EXPONENT, case.damaged - case.before))
     words = f"{case.share:.2f} of the reference's collapse, perplexity intact {times(ratio)}"
     if ratio <= WHOLE:
         advice = "its constant may come from elsewhere: relocate in the candidate"
@@ -416,7 +421,8 @@ def weight_cause(candidate: Subject, reference: Subject, weight: SuperWeight, ra
     if abs(ratio) < 0.25 and moved is not None:
         return f"{place} moved to column {moved}"
     if abs(ratio) < 0.02:
-        return f"{place} {'rounded away' if _on_a_grid(candidate, reference, weight) else 'zeroed'} (x{abs(ratio):.2f})"
+        how = {True: "rounded away", False: "zeroed", None: "gone"}[_on_a_grid(candidate, reference, weight)]
+        return f"{place} {how} (x{abs(ratio):.2f})"
     if ratio < 0:
         return f"{place} has its sign flipped (x{ratio:.2f})"
     if ratio < 1:
@@ -442,9 +448,12 @@ def _moved_to(candidate: Subject, reference: Subject, weight: SuperWeight) -> in
     return int(new.nonzero()[0]) if new.any() else None
 
 
-def _on_a_grid(candidate: Subject, reference: Subject, weight: SuperWeight) -> bool:
-    """Whether the candidate's row knows few values where the reference's knows many, as a rounded one does."""
+def _on_a_grid(candidate: Subject, reference: Subject, weight: SuperWeight) -> bool | None:
+    """Whether the candidate's row knows few values where the reference's knows many, as a rounded one does.
+
+    None where one of the rows is not known, unless the candidate's own scheme says that it is rounded.
+    """
     before, after = reference.row(weight), candidate.row(weight)
     if before is None or after is None:
-        return True
+        return True if candidate.scheme is not None and candidate.scheme.weight_bits < 16 else None
     return len(torch.unique(after)) * 2 <= len(torch.unique(before))

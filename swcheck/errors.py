@@ -75,6 +75,10 @@ class OptionError(SwcheckError, ValueError):
     """An option, an argument or a limit makes no sense."""
 
 
+class UnrankedError(OptionError):
+    """Magnitudes are to be ranked, but the weights are packed, or wait elsewhere for their turn."""
+
+
 class RobustnessError(AssertionError):
     """The model is not robust, or nothing can be said about it; ``verdict`` holds the numbers."""
 

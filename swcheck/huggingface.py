@@ -13,7 +13,7 @@ import shlex
 import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.util import find_spec
@@ -75,6 +75,7 @@ class HuggingFace:
         check_directory(directory, trust_remote_code=self.trust_remote_code)
         with _quiet():
             config = _understood(directory, self.trust_remote_code)
+            _check_method(directory, config)
             tokenizer = _tokenizer(directory, self.trust_remote_code)
             model = _model(directory, config, dtype or "auto", self.trust_remote_code, device_map=self.device_map)
             model = _settled(model if place is None else _moved(model, place, spec), directory)
@@ -388,6 +389,24 @@ def _understood(path: Path, trusted: bool) -> Any:
     except Exception as error:  # transformers raises nearly anything for files it cannot make sense of
         attempt = "give a config.json that this version of transformers can read"
         raise _unloadable(f"the config in {path}", path, error, attempt) from error
+
+
+def _check_method(path: Path, config: Any) -> None:
+    """Refuse a quantization that transformers does not know: it would take the codes for plain floats, or drop them."""
+    from transformers.quantizers import AutoHfQuantizer
+
+    found = getattr(config, "quantization_config", None)
+    if not isinstance(found, Mapping) or not found:
+        return
+    method, known = found.get("quant_method"), False
+    with suppress(ValueError):  # raised where the config names no method
+        known = bool(AutoHfQuantizer.supports_quant_method(found))
+    if not known:
+        raise EngineError(
+            f"load {path}, quantized by {method or 'a method without a name'}",
+            "this version of transformers knows no such method and would load it as if it were not quantized",
+            "the engine that made it, or take quantization_config out of config.json if its weights are plain floats",
+        )
 
 
 def _tokenizer(path: Path, trusted: bool) -> Any:

@@ -23,6 +23,7 @@ from swcheck.kind import Kind, declared, seen
 from swcheck.kinship import Kinship, related
 from swcheck.limits import CRITICAL, DEFAULTS, for_confidence, kind_of
 from swcheck.ratios import (
+    ERRORS,
     LARGEST_EXPONENT,
     capped_collapse,
     collapse_ratio,
@@ -39,9 +40,6 @@ from swcheck.records import Limit, Outcome, Prompt, SuperWeight, Verdict
 from swcheck.remedy import remedy
 from swcheck.solo import causal_intact, none_found
 from swcheck.subject import Subject
-
-NEAR_ERRORS: Final = 3.0
-"""A ratio within this many of its standard errors of the limit is ``near``."""
 
 SHOWN: Final = 3
 """So many names of matrices that a quantizer skipped are said; the rest is counted."""
@@ -67,7 +65,9 @@ class Pair:
     @property
     def kin(self) -> Kinship:
         """How the two models' residual streams relate."""
-        return related(self.candidate.portrait(), self.reference.portrait())
+        return self.candidate.once(
+            ("kin", self.reference.mark), lambda: related(self.candidate.portrait(), self.reference.portrait())
+        )
 
     @property
     def kind(self) -> Kind:
@@ -145,7 +145,7 @@ class Pair:
         """Why the candidate is worse; sought once for all checks, but for a lost dependence, ``share`` of it left."""
         chosen, there = self._standing()
         return self.candidate.once(
-            ("finding", self.reference.name, chosen, share is not None),
+            ("finding", self.reference.mark, chosen, share is not None),
             lambda: explain(Case(self.candidate, self.reference, self.kin, chosen, there, share)),
         )
 
@@ -368,14 +368,14 @@ class Pair:
         summary += "" if cache is None else _cache_words(cache)
         if cache is not None and cache.nats is not None and limit.holds(ratio):
             total = math.exp(min(LARGEST_EXPONENT, math.log(ratio) + cache.nats))
-            if not limit.holds(total):
+            if not (math.isfinite(cache.nats) and limit.holds(total)):
                 more["measured"] = total
                 cause = (
                     f"the quantized KV cache loses it (perplexity {times(total)} through it, {times(ratio)} without)"
                 )
                 return self.failed(cause, summary, "more bits for the cache, or its first tokens unquantized", **more)
         if limit.holds(ratio) and not (limit.high is None and self._lost(ratio)):
-            return self.verdict(self.passed(near_ratio(limit, ratio, max(NEAR_ERRORS * error, floor))), summary, **more)
+            return self.verdict(self.passed(near_ratio(limit, ratio, max(ERRORS * error, floor))), summary, **more)
         return self.red(f"perplexity {times(ratio)}", summary, **more)
 
     def compare_predictions(self, kl: Limit, top1: Limit) -> Verdict:
@@ -398,8 +398,8 @@ class Pair:
         facts = {"kl": drift.mean, "top1": drift.top1, "covered": expected.covered, "confidence": expected.confidence}
         more: dict[str, Any] = {"measured": drift.mean, "limit": kl, "unit": "nats", "facts": facts}
         if kl.holds(drift.mean) and top1.holds(drift.top1):
-            floor = max(NEAR_ERRORS * drift.error, self.reference.noise()[0])
-            close = near(kl, drift.mean, floor) or near(top1, drift.top1, NEAR_ERRORS * drift.top1_error)
+            floor = max(ERRORS * drift.error, self.reference.noise()[0])
+            close = near(kl, drift.mean, floor) or near(top1, drift.top1, ERRORS * drift.top1_error)
             return self.verdict(self.passed(close), summary, **more)
         what = "the predictions drifted" if not kl.holds(drift.mean) else "the likeliest token changes too often"
         return self.red(f"{what}: KL {drift.mean:.3f} nats, same top token {drift.top1:.1%}", summary, **more)
@@ -433,7 +433,7 @@ class Pair:
         more: dict[str, Any] = {"measured": share, "limit": limit, "unit": "share", "facts": {"kind": "critical"}}
         if limit.holds(share):
             error = share * standard_error(after[1] - after[0]) / max(float((after[1] - after[0]).mean()), 1e-12)
-            close = near(limit, share, max(NEAR_ERRORS * error, self.reference.noise()[0]))
+            close = near(limit, share, max(ERRORS * error, self.reference.noise()[0]))
             return self.verdict(self.passed(close), summary, **more)
         return self.red(f"dependence lost: {share:.2f} of the reference's collapse", summary, share=share, **more)
 
@@ -455,7 +455,8 @@ class Pair:
     def _cache(self, plain: torch.Tensor, facts: dict[str, Any]) -> CachePass | None:
         """The first windows scored through the candidate's quantized cache, where it says that it has one."""
         ids = self.reference.windows()[:WINDOWS]
-        found = self.candidate.once("cache", lambda: cache_pass(self.candidate.live, ids, plain[: len(ids)]))
+        key = ("cache", self.reference.mark)
+        found = self.candidate.once(key, lambda: cache_pass(self.candidate.live, ids, plain[: len(ids)]))
         if found is not None:
             facts["kv_cache"] = {"scheme": found.scheme, "scored": found.nats is not None, "nats": found.nats}
         return found

@@ -170,7 +170,7 @@ def breakdown(model: nn.Module, token_ids: torch.Tensor) -> Breakdown | None:
         kind = str(bad.dtype).removeprefix("torch.")
         found.append(Breakdown(name, True, not bool(bad.float().isnan().any()), kind, torch.finfo(bad.dtype).max))
 
-    with ExitStack() as hooks, torch.no_grad():
+    with ExitStack() as hooks, evaluating(model):
         for name, module in model.named_modules():
             hook = module.register_forward_hook(partial(look, name), with_kwargs=True)
             hooks.callback(hook.remove)

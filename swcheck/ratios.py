@@ -10,6 +10,9 @@ import torch
 
 from swcheck.records import Limit, SuperWeight
 
+ERRORS: Final = 3.0
+"""What is within so many of its standard errors is noise: a ratio that near to its limit is ``near``."""
+
 LARGEST_EXPONENT: Final = 700.0
 """The largest exponent that is taken; e to the 710 overflows a float64."""
 

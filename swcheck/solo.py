@@ -101,7 +101,12 @@ def matched_null(subject: Subject, weights: Sequence[SuperWeight], limit: Limit,
     if not weights:
         return none_found("null: matched weights", subject)
     intact = causal_intact(subject)
-    ratios = [collapse_ratio(intact, subject.nats_without_matched(weights, seed)) for seed in range(draws)]
+    ratios = []
+    for seed in range(draws):
+        drawn = subject.nats_without_matched(weights, seed)
+        if isinstance(drawn, str):
+            return _unranked("null: matched weights", subject, drawn)
+        ratios.append(collapse_ratio(intact, drawn))
     summary = f"{count(weights)} of the next-largest of the same matrix zeroed, worst of {draws}: x{max(ratios):.4f}"
     return _null("null: matched weights", subject, max(ratios), limit, summary, {"draws": ratios})
 
@@ -111,13 +116,21 @@ def largest_null(subject: Subject, weights: Sequence[SuperWeight], limit: Limit)
     if not weights:
         return none_found("null: largest others", subject)
     intact = causal_intact(subject)
-    ablated, removed = subject.nats_without_largest(weights)
+    found = subject.nats_without_largest(weights)
+    if isinstance(found, str):
+        return _unranked("null: largest others", subject, found)
+    ablated, removed = found
     root = math.sqrt(max(1.0, collapse_ratio(intact, subject.causal_nats(weights))))
     if limit.high is not None and root < limit.high:
         limit = replace(limit, high=root, source="the square root of the collapse ratio")
     ratio = collapse_ratio(intact, ablated)
     summary = f"the {removed:,} largest others (0.01 % of every matrix) zeroed: x{ratio:.4f}"
     return _null("null: largest others", subject, ratio, limit, summary, {"weights": removed})
+
+
+def _unranked(check: str, subject: Subject, found: str) -> Verdict:
+    summary = f"no null can be drawn, magnitudes cannot be ranked here: {found}"
+    return Verdict(check, subject.name, Outcome.NOT_APPLICABLE, summary)
 
 
 def _null(check: str, subject: Subject, ratio: float, limit: Limit, summary: str, facts: dict[str, Any]) -> Verdict:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from swcheck.anatomy import anatomy
-from swcheck.errors import OptionError
+from swcheck.errors import OptionError, UnrankedError
 from swcheck.intervene import zeroed
 from swcheck.observe import plain_weight
 from swcheck.records import SuperWeight
@@ -32,8 +32,8 @@ LARGEST_SHARE: Final = 1e-4
 def matched(model: nn.Module, super_weights: Sequence[SuperWeight], seed: int) -> tuple[SuperWeight, ...]:
     """As many weights as ``super_weights``, from the same matrices, none of them a super weight.
 
-    Each is drawn from the ``NEXT_LARGEST`` largest others of its matrix. Raises ``OptionError`` where a matrix is
-    packed and its magnitudes cannot be ranked, or has no others left; ``CoordinateError`` for a coordinate outside.
+    Each is drawn from the ``NEXT_LARGEST`` largest others of its matrix. Raises ``UnrankedError`` where a matrix is
+    packed or offloaded, ``OptionError`` where it has no others left, ``CoordinateError`` for a coordinate outside.
     """
     body = anatomy(model)
     body.check(super_weights)
@@ -57,17 +57,20 @@ def next_largest(
     body.check_layers([layer])
     tensor = plain_weight(body.down_projections[layer])
     if tensor is None:
-        raise OptionError(
-            f"the largest weights of {body.down_name(layer)}",
-            f"{type(body.down_projections[layer]).__name__} keeps them packed",
-            "draw the null in the reference",
-        )
+        found = _kept(body.down_projections[layer])
+        raise UnrankedError(f"the largest weights of {body.down_name(layer)}", found, "draw the null in the reference")
     inner = tensor.shape[1]
     order = tensor.abs().flatten().float().topk(min(tensor.numel(), count + len(super_weights))).indices.tolist()
     places = (
         SuperWeight(layer, flat // inner, flat % inner, float(tensor[flat // inner, flat % inner])) for flat in order
     )
     return tuple(place for place in places if place not in super_weights)[:count]
+
+
+def _kept(module: nn.Module) -> str:
+    """How a module keeps weights that cannot be ranked."""
+    waits = any(tensor.is_meta for tensor in module.parameters())
+    return f"{type(module).__name__} {'has them wait elsewhere (offloaded)' if waits else 'keeps them packed'}"
 
 
 @contextmanager
@@ -84,15 +87,15 @@ def without_largest(
     """The model without the largest ``share`` of every plain linear map in its layers, super weights spared.
 
     Yields how many weights are zeroed. Embeddings, norms and the head are left alone, as in the paper's code. At least
-    one weight per matrix goes. Raises ``OptionError`` for a share outside (0, 1] and for a model without any plain
-    matrix, where nothing would be zeroed.
+    one weight per matrix goes. Raises ``OptionError`` for a share outside (0, 1], ``UnrankedError`` for a model without any
+    plain matrix, where nothing would be zeroed.
     """
     if not 0 < share <= 1:
         raise OptionError(f"share = {share}", "a part of a matrix lies above 0 and at most at 1")
     matrices = list(_matrices(model, super_weights))
     if not matrices:
         found = "no layer keeps a plain one"
-        raise OptionError("the largest weights of every matrix", found, "draw the null in the reference")
+        raise UnrankedError("the largest weights of every matrix", found, "draw the null in the reference")
     saved: list[tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor]] = []
     try:
         for tensor, spared in matrices:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
 
 from swcheck import engines, index
-from swcheck.anatomy import Anatomy, anatomy, device_of
+from swcheck.anatomy import Anatomy, anatomy, check_inside, device_of
 from swcheck.drift import Drift, Predictions, compare, predict
-from swcheck.errors import CoordinateError, OptionError, TextError, WrongModelError
+from swcheck.errors import CoordinateError, OptionError, TextError, UnrankedError, WrongModelError
 from swcheck.intervene import zeroed
 from swcheck.kind import Sketch, sketch
 from swcheck.kinship import Portrait, portrait
@@ -42,6 +43,8 @@ HOLDERS: Final = 16
 TOKENS_AT_ONCE: Final = 4096
 """How many tokens of prompts are in one pass, padding counted."""
 SHORT_PROMPT: Final = 8
+
+_marks: Final = count()
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,13 @@ class Subject:
     maker: Callable[[str, str], Loaded] = field(
         default=lambda spec, source: engines.load(spec, reference=source), repr=False
     )
+    mark: int = field(default_factory=_marks.__next__, init=False, repr=False, compare=False)
+    """Its own in this process: what a candidate remembers of one reference is not what it has against another."""
+
+    def check(self, super_weights: Sequence[SuperWeight]) -> None:
+        """Raise ``CoordinateError`` for the first coordinate that lies outside; no weights are needed for it."""
+        known = self.portrait()
+        check_inside(super_weights, known.layers, known.hidden, known.inner)
 
     def once(self, key: Any, compute: Callable[[], Number]) -> Number:
         """``compute()``, or what it gave before in this run."""
@@ -340,7 +350,7 @@ class Subject:
         """
         lengths = [position + 1 for position in positions]
         return self.once(
-            ("readings", place, _key(ids), tuple(positions)), lambda: self.read(place, ids, lengths, positions)
+            ("readings at", place, _key(ids), tuple(positions)), lambda: self.read(place, ids, lengths, positions)
         )
 
     def read(
@@ -368,7 +378,7 @@ class Subject:
     def against(self, reference: Subject) -> tuple[torch.Tensor, Drift]:
         """One pass over the reference's windows: the nats of every token, and the drift of the predictions."""
         ids, expected = reference.windows(), reference.intact()[1]
-        return self.once(("against", _key(ids)), lambda: compare(self.live, ids, expected))
+        return self.once(("against", reference.mark, _key(ids)), lambda: compare(self.live, ids, expected))
 
     def noise(self) -> tuple[float, float]:
         """The floor under its numbers: of the mean nats per token, and of a value of the residual stream, as a part of it.
@@ -437,21 +447,30 @@ class Subject:
             return known
         return torch.cat([known, self.once(("causal", (), _key(between)), lambda: token_nats(self.live, between))])
 
-    def nats_without_matched(self, super_weights: Sequence[SuperWeight], seed: int) -> torch.Tensor:
-        """The nats on ``causal_ids`` without one draw of matched weights."""
+    def nats_without_matched(self, super_weights: Sequence[SuperWeight], seed: int) -> torch.Tensor | str:
+        """The nats on ``causal_ids`` without one draw of matched weights, or why none can be drawn."""
 
-        def compute() -> torch.Tensor:
-            with without_matched(self.live, super_weights, seed):
-                return token_nats(self.live, self.causal_ids())
+        def compute() -> torch.Tensor | str:
+            try:
+                with without_matched(self.live, super_weights, seed):
+                    return token_nats(self.live, self.causal_ids())
+            except UnrankedError as error:
+                return error.found
 
         return self.once(("matched", tuple(super_weights), seed), compute)
 
-    def nats_without_largest(self, super_weights: Sequence[SuperWeight]) -> tuple[torch.Tensor, int]:
-        """The nats on ``causal_ids`` without the largest other weights of every matrix, and how many those are."""
+    def nats_without_largest(self, super_weights: Sequence[SuperWeight]) -> tuple[torch.Tensor, int] | str:
+        """The nats on ``causal_ids`` without the largest other weights of every matrix, and how many those are.
 
-        def compute() -> tuple[torch.Tensor, int]:
-            with without_largest(self.live, super_weights) as count:
-                return token_nats(self.live, self.causal_ids()), count
+        Words that say why, where these cannot be told.
+        """
+
+        def compute() -> tuple[torch.Tensor, int] | str:
+            try:
+                with without_largest(self.live, super_weights) as removed:
+                    return token_nats(self.live, self.causal_ids()), removed
+            except UnrankedError as error:
+                return error.found
 
         return self.once(("largest", tuple(super_weights)), compute)
 
@@ -526,11 +545,17 @@ def subject_of(
     token_ids: torch.Tensor | None = None,
     role: str = "model",
 ) -> Subject:
-    """What an assertion was given, as a subject: a ``Subject``, what ``load`` returns, or a bare module."""
+    """What an assertion was given, as a subject: a ``Subject``, what ``load`` returns, or a bare module.
+
+    A ``Subject`` that is to be measured on other tokens than its own remembers nothing of what it was measured on.
+    """
     from torch import nn
 
-    if isinstance(thing, Subject):
+    if isinstance(thing, Subject) and tokenizer is None and token_ids is None:
         return thing
+    if isinstance(thing, Subject):
+        memo: dict[Any, Any] | None = None if thing.memo is None else {}
+        return replace(thing, tokenizer=tokenizer or thing.tokenizer, token_ids=token_ids, memo=memo)
     if isinstance(thing, Loaded):
         return Subject(
             thing.name,
@@ -624,7 +649,7 @@ def _answer(module: nn.Module, width: int) -> torch.Tensor:
     dtype = tensor.dtype if tensor is not None and tensor.dtype.itemsize > 1 else torch.float32
     inputs = torch.randn(PROBES, width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        answer = first_tensor(module(inputs.to(dtype=dtype, device=tensor.device if tensor is not None else "cpu")))
+        answer = first_tensor(module(inputs.to(dtype=dtype, device=device_of(module))))
     return answer.float().cpu()
 
 

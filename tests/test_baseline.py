@@ -20,7 +20,7 @@ from swcheck import (
     baseline,
 )
 from swcheck.drift import Predictions
-from swcheck.errors import CheckpointError, OptionError, WrongModelError
+from swcheck.errors import CheckpointError, CoordinateError, OptionError, WrongModelError
 from swcheck.kinship import Portrait
 from swcheck.location import Located
 from swcheck.session import write_atomically
@@ -121,6 +121,8 @@ def test_a_new_measurement_without_weights_is_a_worded_error(recorded):
         ("[]", "no baseline of swcheck"),
         ('{"schema": 99}', "schema 99, this is 1"),
         ('{"schema": 1, "model": "x", "measurements": [[1, {"tensor": "int32", "shape": [1], "data": "!"}]]}', "no baseline"),
+        ('{"schema": 1, "model": "x", "measurements": [[1, {"tensor": "int3", "shape": [1], "data": ""}]]}', "no baseline"),
+        ('{"schema": 1, "measurements": []}', "no baseline"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_baseline_is_refused(broken, words):
@@ -232,3 +234,10 @@ def test_the_order_of_measuring_does_not_matter(live, text):
     """The same numbers taken in another order give the same file."""
     turned = Subject(live.name, None, memo=dict(reversed(live.memo.items())))
     assert baseline.dumps(turned, {"weights": "abc", "device": "cpu"}) == text
+
+
+def test_named_super_weights_need_no_reference(tiny, recorded):
+    """A caller's coordinates are checked by the sizes in the file, and judged where it holds their numbers."""
+    assert assert_super_weights_preserved(tiny, recorded, super_weights=[damage.WEIGHT]).measured == pytest.approx(1)
+    with pytest.raises(CoordinateError, match="layer 5 was asked for"):
+        assert_super_weights_preserved(tiny, recorded, super_weights=[SuperWeight(5, 0, 0)])

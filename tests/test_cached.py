@@ -10,9 +10,12 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from swcheck import Loaded, Outcome, RobustnessError, assert_perplexity_within
-from swcheck.cached import applied, cache_pass, cache_scheme, through_cache
+from swcheck.cached import CachePass, applied, cache_pass, cache_scheme, through_cache
+from swcheck.judge import Pair
 from swcheck.measure import token_nats, windows
+from swcheck.records import Limit
 from swcheck.report import NOT_COVERED, not_covered, summary
+from swcheck.subject import subject_of
 
 EIGHT = {"kv_cache_scheme": {"num_bits": 8, "type": "float"}}
 
@@ -138,3 +141,14 @@ def test_a_grid_is_told_from_free_numbers():
     assert applied((free * 10).round(), 8)
     assert not applied(free, 8)
     assert applied(None, 8)
+
+
+def test_nan_through_a_cache_is_red_where_nothing_is_judged(tiny, ids, monkeypatch):
+    """A candidate whose perplexity is only reported does not pass with NaN in what its cache gives back."""
+    lost = CachePass("4-bit hqq", float("nan"), 188)
+    monkeypatch.setattr("swcheck.judge.cache_pass", lambda *_: lost)
+    pair = Pair("perplexity", subject_of(wanting(tiny), token_ids=ids), subject_of(tiny, token_ids=ids))
+
+    verdict = pair.compare_perplexity(Limit(None, None, "reported"), None)
+
+    assert verdict.cause.startswith("the quantized KV cache loses it")

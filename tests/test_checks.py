@@ -17,6 +17,7 @@ from swcheck import (
     SuperWeight,
     assert_collapses_when_zeroed,
     assert_perplexity_within,
+    assert_predictions_preserved,
     assert_super_activations_preserved,
     assert_super_weights_located,
     assert_super_weights_preserved,
@@ -29,8 +30,9 @@ from swcheck.errors import CoordinateError, NotFiniteError, OptionError, TextErr
 from swcheck.measure import windows
 from swcheck.ratios import capped_collapse, collapse_ratio
 from swcheck.records import Limit, Verdict
-from swcheck.subject import Subject
+from swcheck.subject import Subject, subject_of
 from tests import damage
+from tests.planted import Packed
 
 
 @pytest.fixture(scope="module")
@@ -449,3 +451,59 @@ def test_a_robustness_error_survives_another_process(tiny):
 
     assert again.verdict == verdict
     assert str(again) == str(caught.value)
+
+
+def test_a_subject_is_measured_on_the_tokens_that_are_given(tiny, ids):
+    """A subject of a run that is asked on other tokens gives their number, and keeps its own."""
+    subject = subject_of(tiny, token_ids=ids[:2])
+
+    assert assert_perplexity_within(subject, token_ids=ids).facts["tokens"] == ids.shape[0] * (ids.shape[1] - 1)
+    assert assert_perplexity_within(subject).facts["tokens"] == 2 * (ids.shape[1] - 1)
+
+
+def test_a_candidate_remembers_each_reference_apart(tiny, ids):
+    """What was measured against one reference is not handed out against another of the same name and tokens."""
+    model = copy.deepcopy(tiny.model)
+    with torch.no_grad():
+        model.model.layers[3].mlp.gate_proj.weight.mul_(0.9)
+    candidate, one, other = (subject_of(thing, token_ids=ids) for thing in (model, tiny.model, copy.deepcopy(model)))
+
+    assert one.name == other.name
+    assert assert_predictions_preserved(candidate, one, kl=9, top1=0).measured > 1e-3
+    assert assert_predictions_preserved(candidate, other).measured < 1e-6
+
+
+def test_a_null_that_cannot_be_drawn_is_not_applicable_in_words(tiny, ids):
+    """Packed matrices, and such as wait elsewhere, have no ranked magnitudes: no error, and no pass either."""
+    packed, waiting = (copy.deepcopy(tiny.model) for _ in range(2))
+    for model, change in ((packed, Packed), (waiting, lambda down: waits(copy.deepcopy(down)))):
+        for layer in model.model.layers:
+            for part, name in ((layer.mlp, "gate_proj"), (layer.mlp, "up_proj"), (layer.mlp, "down_proj"),
+                               *((layer.self_attn, f"{letter}_proj") for letter in "qkvo")):  # fmt: skip
+                setattr(part, name, change(getattr(part, name)))
+
+    for model, words in ((packed, "keeps them packed"), (waiting, "wait elsewhere")):
+        matched = assert_survives_pruning(model, super_weights=[damage.WEIGHT], token_ids=ids)
+        assert (matched.outcome, words in matched.summary) == (Outcome.NOT_APPLICABLE, True)
+        largest = assert_survives_pruning(model, super_weights=[damage.WEIGHT], token_ids=ids, null="largest")
+        assert (largest.outcome, "no layer keeps a plain one" in largest.summary) == (Outcome.NOT_APPLICABLE, True)
+
+
+def waits(linear):
+    """A linear map whose weight waits elsewhere and is handed over for each pass, as accelerate offloads it."""
+    kept = linear.weight.data
+    linear.weight = torch.nn.Parameter(kept.to("meta"), requires_grad=False)
+    linear.forward = lambda x: torch.nn.functional.linear(x, kept)
+    return linear
+
+
+def test_a_reference_that_was_loaded_again_is_put_down_after_a_red_verdict(tiny, ids):
+    """Its weights are not kept beside the candidate's for the checks to come."""
+    reference = subject_of(tiny, token_ids=ids)
+    candidate = subject_of(damage.damaged(tiny, damage.zero), token_ids=ids)
+    reference.release(lambda: tiny.model)
+    with pytest.raises(RobustnessError):
+        assert_super_weights_preserved(candidate, reference)
+
+    assert reference.module is None
+    assert reference.at_hand

@@ -21,12 +21,15 @@ from swcheck import (
     assert_super_weights_preserved,
     load,
 )
-from swcheck.diagnosis import STEPS
+from swcheck.diagnosis import STEPS, Case
+from swcheck.intervene import given_back
+from swcheck.judge import Pair
 from swcheck.measure import windows
 from swcheck.observe import breakdown, observe
 from swcheck.subject import subject_of
 from tests import damage, relatives
 from tests.damage import COLUMN, ROW
+from tests.planted import Packed
 
 
 @pytest.fixture(scope="module")
@@ -343,3 +346,26 @@ def test_a_cause_is_sought_once_for_all_checks(tiny, ids, monkeypatch):
 
     assert len(calls) == 1
     assert first.cause.partition(" (perp")[0] == second.cause.partition(" (the pred")[0]
+
+
+def test_a_share_of_no_loss_proves_nothing(tiny, ids):
+    """Where the candidate has lost nothing beyond the noise, what a hook gives back is no cause, however large a share."""
+    candidate = edited(tiny, lambda model: model.model.layers[2].mlp.up_proj.weight.mul_(1 + 1e-5))
+    for one, other in ((candidate, tiny), (tiny, candidate)):
+        pair = Pair("", subject_of(one, token_ids=ids), subject_of(other, token_ids=ids))
+        case = Case(pair.candidate, pair.reference, pair.kin, pair.weights, pair.weights)
+        weight = other.model.model.layers[2].mlp.up_proj.weight
+        share, words = case.returning(given_back(one.model, {"model.layers.2.mlp.up_proj": weight}, {}))
+        assert (share, "no loss beyond the noise" in words) == (0, True)
+
+
+def test_a_row_that_cannot_be_read_is_not_said_to_be_rounded(tiny, ids):
+    """A packed matrix of an unknown scheme shows no grid: the weight is gone, and nobody says how."""
+
+    def edit(model):
+        damage.zero(model.model.layers[1].mlp.down_proj.weight)
+        model.model.layers[1].mlp.down_proj = Packed(model.model.layers[1].mlp.down_proj)
+
+    verdict = red(assert_super_weights_preserved, edited(tiny, edit), tiny, token_ids=ids)
+
+    assert "super weight at layer 1 [97, 301] gone (x0.00)" in verdict.cause

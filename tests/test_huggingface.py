@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import swcheck
 from swcheck import huggingface, tiny
-from swcheck.errors import CheckpointError, SwcheckError, UnknownModelError, UnsafeCheckpointError
+from swcheck.errors import CheckpointError, EngineError, SwcheckError, UnknownModelError, UnsafeCheckpointError
 from tests import checkpoints, damage
 from tests.checkpoints import DOWN, config, copy_of_tiny, text
 from tests.test_engines import words_of
@@ -529,3 +529,13 @@ def test_the_hubs_own_variable_forbids_it(fetching):
     done = fetching("llama-7b", HF_HUB_OFFLINE="1")
     assert done.returncode == 4
     assert "downloads are forbidden (offline)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "quantization", [{"quant_method": "magic", "bits": 4}, {"bits": 4}], ids=["unknown", "unnamed"]
+)
+def test_a_quantization_that_nobody_here_knows_is_refused(tmp_path, quantization):
+    """transformers would warn and load what it finds as plain floats: that is another model."""
+    folder = copy_of_tiny(tmp_path / "magic", config(quantization_config=quantization))
+    with pytest.raises(EngineError, match=r"quantized by (magic|a method without a name)[\s\S]*knows no such method"):
+        swcheck.load(str(folder), device="cpu")

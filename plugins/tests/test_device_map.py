@@ -21,6 +21,7 @@ from swcheck import (
     assert_super_activations_preserved,
     assert_super_weights_located,
     assert_super_weights_preserved,
+    assert_survives_pruning,
     load,
     scaled,
     zeroed,
@@ -85,6 +86,17 @@ def test_it_passes_the_gate_and_fails_it(reference, spread):
     assert assert_super_weights_located(spread).facts["super_weights"][0]["row"] == WEIGHT.row
     with zeroed(spread.model, [WEIGHT]), pytest.raises(RobustnessError, match=r"super weight at layer 1 \[97, 301\]"):
         assert_super_weights_preserved(spread, reference)
+
+
+def test_as_a_reference_it_explains_a_red_candidate(reference, spread):
+    """Every map is asked where its weight waits; what needs the numbers themselves is left out in words."""
+    other = load("tiny", device="cpu")
+    with torch.no_grad():
+        other.model.model.layers[3].mlp.gate_proj.weight.mul_(-1)
+    with pytest.raises(RobustnessError, match=r"not the super weights[\s\S]*layers\.3\.mlp\.gate_proj"):
+        assert_perplexity_within(other, spread)
+    for null in ("matched", "largest"):
+        assert assert_survives_pruning(spread, null=null).outcome is Outcome.NOT_APPLICABLE
 
 
 def test_the_option(tmp_path):
