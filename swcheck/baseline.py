@@ -41,6 +41,7 @@ KEPT_VALUES: Final = 2**17
 FEWEST_ROWS: Final = 8
 LEFT_OUT: Final = frozenset(
     {
+        "inputs",
         "residuals",
         "probes",
         "columns",

@@ -1,15 +1,17 @@
 """A model under test, and every number that is taken of it.
 
 The assertions compare two subjects; a subject measures itself. Where it belongs to a run (``memo`` is not None), each
-number is computed once. Numbers, never tensors, leave this room, except the nats of single tokens, which stay paired.
+number is computed once, and what one pass shows serves all who ask. Of a model nothing else is kept: the nats of single
+tokens, which stay paired, what its layers gave on one prompt, and the rows and matrices that hold its super weights.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -40,6 +42,8 @@ SHORTEST_PREFIX: Final = 64
 SHORTEST_PARAGRAPH: Final = 40
 SAMPLES: Final = (PROMPT, "def spam(eggs=1):\n    return [eggs] * 2  # \u00e9, \u4f60\u597d\n")
 HOLDERS: Final = 16
+INPUTS_KEPT: Final = 256
+"""Of a prompt of so many tokens at most, what every down projection reads is kept while the model is here."""
 TOKENS_AT_ONCE: Final = 4096
 """How many tokens of prompts are in one pass, padding counted."""
 SHORT_PROMPT: Final = 8
@@ -126,6 +130,8 @@ class Subject:
     def release(self, again: Callable[[], nn.Module] | None = None) -> None:
         """Free the weights; what was measured stays. ``again`` loads them where a new number is asked for."""
         self.module, self.again = None, again
+        for key in [key for key in self.memo or () if key[0] == "inputs"]:  # of no use without the weights
+            del (self.memo or {})[key]
 
     @property
     def at_hand(self) -> bool:
@@ -135,7 +141,7 @@ class Subject:
     def rest(self) -> None:
         """Free the weights until a new number is asked for, where they can be loaded again."""
         if self.again is not None:
-            self.module = None
+            self.release(self.again)
 
     def remembers(self, key: Any) -> bool:
         """Whether this number was measured before."""
@@ -213,9 +219,7 @@ class Subject:
         """What the loudest inner neurons write into the weight's row at a token: (column, contribution), loudest first."""
 
         def compute() -> tuple[tuple[int, float], ...]:
-            with evaluating(self.live), observe(self.live, inputs=[weight.layer], stop=True) as sight:
-                self.live(ids.to(device_of(self.live)), use_cache=False)
-            x = sight.inputs[weight.layer][0, position]
+            x = self._inputs([weight.layer], ids)[weight.layer][position]
             loudest = x.float().abs().topk(min(LOUDEST, len(x))).indices.tolist()
             written = contributions(self.body.down_projections[weight.layer], x, weight.row, loudest)
             return tuple(zip(loudest, written.tolist(), strict=True))
@@ -256,14 +260,36 @@ class Subject:
 
     def residuals(self, ids: torch.Tensor) -> torch.Tensor:
         """The residual stream after every layer on a prompt ``(1, T)``, float32 ``(L, T, H)``."""
+        return self._look(ids)[1]
 
-        def compute() -> torch.Tensor:
-            layers = range(len(self.body.layers))
-            with evaluating(self.live), observe(self.live, residual=layers, stop=True) as sight:
-                self.live(ids.to(device_of(self.live)), use_cache=False)
-            return torch.stack([sight.residual[layer][0].float().cpu() for layer in layers])
+    def finite(self, ids: torch.Tensor) -> bool:
+        """Whether the model answers a prompt, int64 ``(1, T)``, with finite logits."""
+        return self.once(("finite", _key(ids)), lambda: self._look(ids)[0])
+
+    def _look(self, ids: torch.Tensor) -> tuple[bool, torch.Tensor]:
+        """One whole pass over a prompt: whether it stays finite, and ``residuals``; it leaves ``_inputs`` as well."""
+
+        def compute() -> tuple[bool, torch.Tensor]:
+            layers, short = range(len(self.body.layers)), ids.shape[1] <= INPUTS_KEPT
+            with observe(self.live, residual=layers, inputs=layers if short and self.memo is not None else ()) as sight:
+                nats = token_nats(self.live, ids)
+            for layer, seen in sight.inputs.items():
+                self.once(("inputs", layer, _key(ids)), partial(seen.__getitem__, 0))
+            stacked = torch.stack([sight.residual[layer][0].float().cpu() for layer in layers])
+            return bool(torch.isfinite(nats).all()), stacked
 
         return self.once(("residuals", _key(ids)), compute)
+
+    def _inputs(self, layers: Collection[int], ids: torch.Tensor) -> dict[int, torch.Tensor]:
+        """What the down projections of these layers read on a prompt ``(1, T)``: ``(T, F)`` each, as they passed."""
+        keys = {layer: ("inputs", layer, _key(ids)) for layer in layers}
+        missing = [layer for layer, key in keys.items() if not self.remembers(key)]
+        seen: dict[int, torch.Tensor] = {}
+        if missing:
+            with evaluating(self.live), observe(self.live, inputs=missing, stop=True) as sight:
+                self.live(ids.to(device_of(self.live)), use_cache=False)
+            seen = {layer: sight.inputs[layer][0] for layer in missing}
+        return {layer: self.once(key, partial(seen.__getitem__, layer)) for layer, key in keys.items()}
 
     def probes(self) -> dict[str, tuple[int, torch.Tensor]]:
         """What every linear map of the layers answers to fixed random inputs: its input width, and float32 ``(8, out)``."""
@@ -291,12 +317,9 @@ class Subject:
     def _contributions(
         self, super_weights: Sequence[SuperWeight], ids: torch.Tensor, positions: Sequence[int]
     ) -> tuple[float, ...]:
-        layers = sorted({weight.layer for weight in super_weights})
-        with evaluating(self.live), observe(self.live, inputs=layers, stop=True) as sight:
-            self.live(ids.to(device_of(self.live)), use_cache=False)
-        downs = self.body.down_projections
+        inputs, downs = self._inputs({weight.layer for weight in super_weights}, ids), self.body.down_projections
         return tuple(
-            float(contributions(downs[w.layer], sight.inputs[w.layer][0, position], w.row, [w.column])[0])
+            float(contributions(downs[w.layer], inputs[w.layer][position], w.row, [w.column])[0])
             for w, position in zip(super_weights, positions, strict=True)
         )
 
@@ -304,10 +327,8 @@ class Subject:
         """The token of the prompt at which each scalar's input is largest."""
 
         def compute() -> tuple[int, ...]:
-            layers = sorted({weight.layer for weight in super_weights})
-            with evaluating(self.live), observe(self.live, inputs=layers, stop=True) as sight:
-                self.live(ids.to(device_of(self.live)), use_cache=False)
-            return tuple(int(sight.inputs[w.layer][0, :, w.column].float().abs().argmax()) for w in super_weights)
+            inputs = self._inputs({weight.layer for weight in super_weights}, ids)
+            return tuple(int(inputs[w.layer][:, w.column].float().abs().argmax()) for w in super_weights)
 
         return self.once(("sinks", tuple(super_weights), _key(ids)), compute)
 
@@ -361,6 +382,12 @@ class Subject:
         positions: Sequence[int] | None = None,
     ) -> tuple[Reading, ...]:
         """A reading of every prompt, remembered by nobody; prompts of like length share a pass."""
+        if len(ids) == 1 and self.remembers(("residuals", _key(ids))):
+            values, position = (
+                self.residuals(ids)[place.layer, : lengths[0]],
+                None if positions is None else positions[0],
+            )
+            return (_reading(values, place.channel, position),)
         found: dict[int, Reading] = {}
         for numbers in _alike(lengths, TOKENS_AT_ONCE):
             width = lengths[numbers[-1]]
@@ -390,14 +417,11 @@ class Subject:
         def compute() -> tuple[float, float]:
             ids, prompt = self.windows(), self.prompt_ids()
             alone, among = token_nats(self.live, ids[:1])[0], self.intact()[0][0]
-            last, step = len(self.body.layers) - 1, 0.0
-            values = []
-            for rows in (prompt, prompt.repeat(3, 1)):
-                with evaluating(self.live), observe(self.live, residual=[last], stop=True) as sight:
-                    self.live(rows.to(device_of(self.live)), use_cache=False)
-                step = torch.finfo(sight.residual[last].dtype).eps
-                values.append(sight.residual[last][0].double())
-            moved = float((values[1] - values[0]).norm() / values[0].norm().clamp_min(1e-30))
+            last, single = len(self.body.layers) - 1, self.residuals(prompt)[-1].double()
+            with evaluating(self.live), observe(self.live, residual=[last], stop=True) as sight:
+                self.live(prompt.repeat(3, 1).to(device_of(self.live)), use_cache=False)
+            several, step = sight.residual[last][0].cpu().double(), torch.finfo(sight.residual[last].dtype).eps
+            moved = float((several - single).norm() / single.norm().clamp_min(1e-30))
             return abs(float(alone.mean() - among.mean())), max(step, moved)
 
         return self.once("noise", compute)
@@ -473,14 +497,6 @@ class Subject:
                 return error.found
 
         return self.once(("largest", tuple(super_weights)), compute)
-
-    def finite(self, ids: torch.Tensor) -> bool:
-        """Whether the model answers a prompt, int64 ``(1, T)``, with finite logits."""
-
-        def compute() -> bool:
-            return bool(torch.isfinite(token_nats(self.live, ids)).all())
-
-        return self.once(("finite", _key(ids)), compute)
 
     def portrait(self) -> Portrait:
         """What its kin are known by."""

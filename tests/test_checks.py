@@ -507,3 +507,20 @@ def test_a_reference_that_was_loaded_again_is_put_down_after_a_red_verdict(tiny,
 
     assert reference.module is None
     assert reference.at_hand
+
+
+def test_one_pass_over_a_prompt_serves_all_who_ask(tiny, ids):
+    """Finite, sinks, contributions, loudest neurons, places and their readings: the layers run once."""
+    subject, passes = subject_of(tiny, token_ids=ids), []
+    prompt = subject.prompt_ids()
+    hook = tiny.model.model.layers[0].register_forward_pre_hook(lambda *_: passes.append(1))
+    try:
+        assert subject.finite(prompt)
+        subject.written([damage.WEIGHT])
+        subject.columns(damage.WEIGHT, prompt, 0)
+        place = subject.places([damage.WEIGHT])[0]
+        (reading,) = subject.readings(place, prompt, [prompt.shape[1]])
+    finally:
+        hook.remove()
+
+    assert (len(passes), reading.value) == (1, place.value)
