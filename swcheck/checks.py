@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 WIDE: Final = 90
 """A longer advice has a line for each of its parts."""
 
+FOUND: Final = "found"
 PROOF: Final = "proof"
 TRY: Final = "try"
 WORTH: Final = 2
@@ -216,11 +217,11 @@ def message_of(verdict: Verdict, told: Mapping[tuple[str, str], str] | None = No
     """
     who = verdict.model if verdict.candidate is None else f"{verdict.candidate} against {verdict.model}"
     lines = [f"{verdict.cause or verdict.summary}: {verdict.check} of {who}"]
-    if verdict.cause and verdict.summary:
-        lines.append(f"  {verdict.summary}")
     attempts, known = _attempts(verdict.attempt), [row for row in rows_of(verdict) if row in (told or {})]
     if told is None or sum(len(attempts) if name == TRY else 1 for name, _ in known) < WORTH:
         told, known = {}, []
+    if verdict.cause and verdict.summary and (FOUND, verdict.summary) not in known:
+        lines.append(f"  {verdict.summary}")
     detail = [row for row in verdict.detail if row not in known]
     width = max((len(name) for name, _ in detail), default=0)
     lines += [f"  {name:<{width}}  {text}" for name, text in detail]
@@ -235,8 +236,9 @@ def message_of(verdict: Verdict, told: Mapping[tuple[str, str], str] | None = No
 
 
 def rows_of(verdict: Verdict) -> list[tuple[str, str]]:
-    """What a message says below its first lines and need not say twice: all but the proof of its own cause."""
+    """What a message need not say twice: what was found where nothing was measured, details but a proof, the advice."""
     rows = [row for row in verdict.detail if row[0] != PROOF]
+    rows = [(FOUND, verdict.summary), *rows] if verdict.cause and verdict.measured is None else rows
     return [*rows, (TRY, verdict.attempt)] if verdict.attempt else rows
 
 

@@ -264,9 +264,9 @@ def _unknown(name: str) -> UnknownModelError:
     if key in tiny.CHECKPOINTS:
         found = f"{key} is embedded in swcheck: its super weights are on its own card, not among the published"
         return UnknownModelError(
-            asked, found, f"pytest --model={key}, which finds them, or one of swcheck.index.aliases()"
+            asked, found, f"pytest --model={key}, which finds them; `swcheck index` lists the known names"
         )
     found, close = f"no such name among {len(entries())} models", closest(name)
     found += f"; the closest are {', '.join(close)}" if close else ", and none that is close"
-    attempt = "one of swcheck.index.aliases(), or locate the super weights: a model need not be in the index"
+    attempt = "`swcheck index` lists the known names; a model need not be in it: `swcheck locate MODEL`"
     return UnknownModelError(asked, found, attempt)

@@ -358,6 +358,7 @@ class Pair:
             "reference_perplexity": base,
             "standard_error": error,
             "tokens": ours.numel(),
+            "text_sha256": self.reference.text_hash,
             "noise": floor,
             "not_quantized": list(skipped),
         }

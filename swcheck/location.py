@@ -228,7 +228,7 @@ class _Search:
         if not torch.isfinite(residual).all():
             layer = int((~torch.isfinite(residual)).flatten(1).any(1).nonzero()[0])
             raise NotFiniteError(
-                "a forward pass to locate super weights in",
+                "not finite: no super weight can be located",
                 f"NaN or infinity in the residual stream after layer {layer}",
                 "load the model in bfloat16 or float32; if it stays, the checkpoint itself holds NaN",
             )

@@ -50,17 +50,19 @@ def healthy(subject: Subject, at_most: float | None) -> Verdict:
     limit = Limit(None, float(subject.vocabulary) if at_most is None else at_most, source)
     value = perplexity_of(nats) if torch.isfinite(nats).all() else math.nan
     passed = limit.holds(value)
+    digest = subject.text_hash
+    text = subject.text_name + ("" if digest is None else f" (sha256 {digest[:10]})")
     return Verdict(
         "perplexity",
         subject.name,
         Outcome.PASSED if passed else Outcome.FAILED,
-        f"perplexity {value:.4g} on {nats.numel():,} tokens in {len(nats)} windows of {subject.text_name}{subject.tier_words}",
+        f"perplexity {value:.4g} on {nats.numel():,} tokens in {len(nats)} windows of {text}{subject.tier_words}",
         measured=value,
         limit=limit,
         unit="perplexity",
         cause="" if passed else ("not finite" if math.isnan(value) else "perplexity too high"),
         attempt="" if passed else "check dtype, tokenizer and BOS of this checkpoint",
-        facts={"tokens": nats.numel(), "nats": float(nats.sum())},
+        facts={"tokens": nats.numel(), "nats": float(nats.sum()), "text_sha256": digest},
     )
 
 

@@ -7,6 +7,7 @@ tokens, which stay paired, what its layers gave on one prompt, and the rows and 
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -154,6 +155,11 @@ class Subject:
             return "the given token ids"
         topics = f"Python {platform.python_version()}'s documentation topics"
         return self.named or (topics if self.text is None else "the model's own text")
+
+    @property
+    def text_hash(self) -> str | None:
+        """The SHA-256 of the text that it is measured on, in hex; None where the token ids were given."""
+        return None if self.token_ids is not None else hashlib.sha256(self._text().encode()).hexdigest()
 
     @property
     def tier_words(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -439,6 +440,8 @@ def test_a_message_points_to_what_was_said():
         "  as under test_b: fix",
     ]
     assert message_of(verdict, {("fix", "none"): "test_b"}) == message_of(verdict, {}) == message_of(verdict)
+    again = message_of(replace(verdict, detail=()), {("found", "x9"): "test_a", ("try", "less"): "test_a"})
+    assert again.splitlines() == ["bad: perplexity of ref", "  as under test_a: found, try"]
 
 
 def test_a_robustness_error_survives_another_process(tiny):

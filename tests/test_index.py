@@ -322,7 +322,7 @@ def test_unknown_names_the_closest(typed: str, meant: str) -> None:
     close = caught.value.found.partition("the closest are ")[2].split(", ")
     assert meant in close
     assert len({index.entry(name).model for name in close}) == len(close) <= 4
-    assert "aliases()" in caught.value.attempt
+    assert "`swcheck index`" in caught.value.attempt
     assert isinstance(caught.value, LookupError)
 
 

@@ -528,7 +528,7 @@ def test_not_finite(value, layer):
     model = plant(SETS["one"])
     model.model.layers[layer].mlp.down_proj.weight.data[0, 0] = value
     words = (
-        "a forward pass to locate super weights in\n"
+        "not finite: no super weight can be located\n"
         f"  found: NaN or infinity in the residual stream after layer {layer}\n"
         "  try: load the model in bfloat16 or float32"
     )

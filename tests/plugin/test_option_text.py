@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import pytest
 
 from tests.plugin import SHIPPED, refused
@@ -43,9 +46,20 @@ def test_a_text_that_is_too_short(inner, pytester):
 
 def test_it_is_what_is_measured(inner, pytester):
     """The fixture gives the text, and the number of tokens measured is its own."""
-    (pytester.path / "text.txt").write_text("import os\nfrom pathlib import Path\n" * 8)
+    text = "import os\nfrom pathlib import Path\n" * 8
+    (pytester.path / "text.txt").write_text(text)
     pytester.makepyfile("def test_it(swcheck_text): assert swcheck_text.startswith('import os')")
-    result = inner("--model=tiny", "--swcheck-text=text.txt", "-k", "test_it.py or (test_model and perplexity)")
+    result = inner(
+        "--model=tiny",
+        "--swcheck-text=text.txt",
+        "-k",
+        "test_it.py or (test_model and perplexity)",
+        "--swcheck-json=out.json",
+    )
+    [verdict] = json.loads((pytester.path / "out.json").read_text(encoding="utf-8"))["verdicts"]
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert verdict["facts"]["text_sha256"] == digest
+    assert f"(sha256 {digest[:10]})" in verdict["summary"]
     result.stdout.fnmatch_lines(["perplexity *perplexity * on * tokens in *"])
     assert "8,160 tokens" not in result.stdout.str()
     inner("--model=tiny", "--swcheck-text=text.txt", "test_it_is_what_is_measured.py").assert_outcomes(passed=1)
