@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from swcheck import index, study
 from swcheck.errors import OptionError, SwcheckError
+from swcheck.files import write_atomically
 from swcheck.report import dumps, number
-from swcheck.session import read_text, write_atomically
+from swcheck.text import read_text
 
 if TYPE_CHECKING:
     from swcheck.location import Located

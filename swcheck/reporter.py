@@ -172,8 +172,8 @@ class Reporter:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.config.option.collectonly or exitstatus == pytest.ExitCode.USAGE_ERROR:
             return
+        from swcheck.files import write_atomically
         from swcheck.report import document, dumps
-        from swcheck.session import write_atomically
 
         # Workers may have measured the same reference, one of them more of it.
         files = {path: max(texts, key=lambda text: (len(text), text)) for path, texts in self.gathered.items()}

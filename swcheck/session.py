@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from swcheck import engines, index, tiny
-from swcheck.errors import OptionError, SwcheckError, TextError
+from swcheck.errors import OptionError, SwcheckError
+from swcheck.files import check_writable
 from swcheck.limits import DEFAULTS, KINDS, with_overrides
 from swcheck.records import Limit, Loaded, Verdict
+from swcheck.text import evaluation_text, read_text
 from swcheck.tiers import (
     STANDARD,
     Tier,
@@ -221,8 +223,6 @@ class Session:
 
     def text(self, subject: Subject) -> str:
         """The text that ``subject`` is measured on."""
-        from swcheck.subject import evaluation_text
-
         return evaluation_text() if subject.text is None else subject.text
 
     def free_reference(self) -> None:
@@ -295,7 +295,6 @@ class Session:
         import torch
 
         from swcheck import baseline
-        from swcheck.subject import evaluation_text
 
         directory = engines.directory_of(spec)
         text = self._text(engines.text_of(spec)) or evaluation_text()
@@ -426,45 +425,6 @@ def forbidding_downloads() -> Callable[[], None]:
             os.environ["HF_HUB_OFFLINE"] = before
 
     return take_back
-
-
-def read_text(path: Path) -> str:
-    """The text to measure on. Raises ``TextError`` where the file is missing, empty or not UTF-8."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise TextError(f"text {path}", error.strerror or str(error), "give an existing UTF-8 file") from error
-    except UnicodeDecodeError as error:
-        raise TextError(f"text {path} in UTF-8", str(error), "convert the file to UTF-8") from error
-    if not text.strip():
-        raise TextError(f"text {path}", "an empty file", "give a text of some thousand words")
-    return text
-
-
-def check_writable(path: Path) -> None:
-    """Raise ``OptionError`` where a file cannot be written to ``path``, before hours of work are lost to it."""
-    nearest = next((parent for parent in path.parents if parent.exists()), path)
-    found = None
-    if path.is_dir():
-        found = "a directory"
-    elif not nearest.is_dir():
-        found = f"{nearest} is a file"
-    elif not os.access(path if path.exists() else nearest, os.W_OK):
-        found = f"no permission to write in {nearest}"
-    if found is not None:
-        raise OptionError(f"write {path}", found, "give a file in a folder that can be written to")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` whole or not at all; raises ``OSError``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _path(value: str | None) -> Path | None:

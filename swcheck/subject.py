@@ -21,7 +21,7 @@ import torch
 from swcheck import engines, index
 from swcheck.anatomy import Anatomy, anatomy, check_inside, device_of
 from swcheck.drift import Drift, Predictions, compare, predict
-from swcheck.errors import CoordinateError, OptionError, TextError, UnrankedError, WrongModelError
+from swcheck.errors import CoordinateError, OptionError, UnrankedError, WrongModelError
 from swcheck.intervene import zeroed
 from swcheck.kind import Sketch, sketch
 from swcheck.kinship import Portrait, portrait
@@ -30,6 +30,7 @@ from swcheck.measure import adds_bos, evaluating, token_nats, vocabulary_of, win
 from swcheck.observe import Breakdown, breakdown, contributions, effective_weight, first_tensor, observe, plain_weight
 from swcheck.records import Loaded, Scheme, SuperActivation, SuperWeight, Verdict
 from swcheck.stress import without_largest, without_matched
+from swcheck.text import evaluation_text
 from swcheck.tiers import CAUSAL_WINDOWS, STANDARD, Tier
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ Number = TypeVar("Number")
 LOUDEST: Final = 32
 PROBES: Final = 8
 SHORTEST_PREFIX: Final = 64
-SHORTEST_PARAGRAPH: Final = 40
 SAMPLES: Final = (PROMPT, "def spam(eggs=1):\n    return [eggs] * 2  # \u00e9, \u4f60\u597d\n")
 HOLDERS: Final = 16
 INPUTS_KEPT: Final = 256
@@ -603,22 +603,6 @@ def known(name: str) -> tuple[SuperWeight, ...]:
     return entry.super_weights if entry else ()
 
 
-def evaluation_text() -> str:
-    """The evaluation text: the installed Python's own documentation topics, a paragraph a line.
-
-    Every Python brings them, nothing is downloaded or copied, and `tiny` was not trained on them. They change with the
-    version of Python: reports and baselines name the text by its hash. Raises ``TextError`` where a Python lacks them.
-    """
-    try:
-        from pydoc_data.topics import topics
-    except ImportError as error:
-        raise TextError(
-            "the documentation topics of this Python, to measure on", "it has no pydoc_data", "--swcheck-text=FILE"
-        ) from error
-    paragraphs = [" ".join(part.split()) for name in sorted(topics) for part in topics[name].split("\n\n")]
-    return "\n\n".join(paragraph for paragraph in paragraphs if len(paragraph) >= SHORTEST_PARAGRAPH) + "\n"
-
-
 def _alike(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
     """The numbers of the prompts, shortest first, in batches of at most ``most`` tokens with their padding.
 
@@ -679,4 +663,4 @@ def _key(ids: torch.Tensor) -> tuple[int, ...]:
     return (*ids.shape, hash(tuple(ids.flatten().tolist())))
 
 
-__all__ = ["Reading", "Subject", "evaluation_text", "known", "subject_of"]
+__all__ = ["Reading", "Subject", "known", "subject_of"]

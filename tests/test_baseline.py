@@ -21,9 +21,9 @@ from swcheck import (
 )
 from swcheck.drift import Predictions
 from swcheck.errors import CheckpointError, CoordinateError, OptionError, WrongModelError
+from swcheck.files import write_atomically
 from swcheck.kinship import Portrait
 from swcheck.location import Located
-from swcheck.session import write_atomically
 from swcheck.subject import Subject
 from swcheck.tiny import CHECKPOINT
 from tests import damage, relatives

@@ -39,7 +39,7 @@ report
 conformance
 zeroshot tiny.card subject ratios rtn drift limits kinship kind location stress intervene observe
 tiny.cloze tiny.lastword prompts measure quantize anatomy
-engines huggingface index schemes skip noise tiers strategies tiny.train tiny.corpus tiny errors records
+engines huggingface index schemes skip noise tiers text files strategies tiny.train tiny.corpus tiny errors records
 """.split()
 
 # The only rooms that may import what is slow to load, or not ours; what is needed for types alone costs nothing.
@@ -58,7 +58,7 @@ GUESTS = {
     "tqdm": {"study", "tiny"},
     "transformers": {"huggingface", "tiny"},
 }
-LIGHT = "cli engines errors index limits options plugin records report session study tiny tiny.corpus".split()
+LIGHT = "cli engines errors files index limits options plugin records report session study tiny tiny.corpus".split()
 
 
 class Import(NamedTuple):

@@ -24,7 +24,7 @@ from swcheck.location import _resumed, locate
 from swcheck.measure import token_nats, windows
 from swcheck.observe import observe
 from swcheck.records import SuperWeight
-from swcheck.subject import evaluation_text
+from swcheck.text import evaluation_text
 
 TEXT = "def area(width, height):\n    return width * height\n"
 AT_ONCE = 1024

@@ -8,17 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from swcheck.errors import OptionError, TextError
+from swcheck.errors import OptionError
 from swcheck.limits import DEFAULTS
 from swcheck.records import Outcome, Verdict
 from swcheck.session import (
     Session,
     Settings,
-    check_writable,
     forbidding_downloads,
     read_settings,
-    read_text,
-    write_atomically,
 )
 from tests import checkpoints
 from tests.test_engines import words_of
@@ -199,47 +196,3 @@ def test_downloads_are_forbidden_and_allowed_again(monkeypatch):
         assert os.environ["HF_HUB_OFFLINE"] == "1"
         take_back()
         assert os.environ.get("HF_HUB_OFFLINE") == before
-
-
-@pytest.mark.parametrize(
-    ("content", "found"),
-    [(None, "No such file"), (b"", "an empty file"), (b"\n \n", "an empty file"), (b"\xff", "utf-8")],
-)
-def test_a_text_that_cannot_be_read(tmp_path, content, found):
-    """A text that is missing, empty or not UTF-8 is refused in words."""
-    if content is not None:
-        (tmp_path / "text.txt").write_bytes(content)
-    with pytest.raises(TextError, match="text") as caught:
-        read_text(tmp_path / "text.txt")
-    assert found in words_of(caught)[1]
-
-
-def test_what_cannot_be_written_to(tmp_path):
-    """A folder, and a path below a file, are refused; a new name in new folders is not, and nothing is made yet."""
-    (tmp_path / "file").touch()
-    for path, found in ((tmp_path, "a directory"), (tmp_path / "file" / "out", f"{tmp_path / 'file'} is a file")):
-        with pytest.raises(OptionError, match="write") as caught:
-            check_writable(path)
-        assert words_of(caught)[1] == found
-    check_writable(tmp_path / "a" / "b" / "out.json")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_no_permission(tmp_path, monkeypatch):
-    """A folder that may not be written to is refused."""
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(OptionError, match="write") as caught:
-        check_writable(tmp_path / "out.json")
-    assert words_of(caught)[1] == f"no permission to write in {tmp_path}"
-
-
-def test_whole_or_not_at_all(tmp_path):
-    """A file is replaced whole; where that fails nothing half-written lies beside it."""
-    write_atomically(tmp_path / "a" / "out", "first")
-    write_atomically(tmp_path / "a" / "out", "second")
-    assert (tmp_path / "a" / "out").read_text() == "second"
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "inside").touch()
-    with pytest.raises(OSError, match="."):
-        write_atomically(tmp_path / "folder", "text")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "folder"]

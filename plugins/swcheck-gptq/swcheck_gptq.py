@@ -96,7 +96,7 @@ def _parsed(spec: str) -> tuple[str, int, tuple[str, ...]]:
 def _calibration(base: Loaded) -> list[dict[str, Any]]:
     """Windows of the model's own text, or of the package's."""
     from swcheck.measure import windows
-    from swcheck.subject import evaluation_text
+    from swcheck.text import evaluation_text
 
     ids = windows(base.tokenizer, base.text or evaluation_text(), count=WINDOWS, length=LENGTH)
     return [{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids.tolist()]

@@ -71,7 +71,7 @@ def _calibrate(quanto: Any, base: Loaded) -> None:
     import torch
 
     from swcheck.measure import windows
-    from swcheck.subject import evaluation_text
+    from swcheck.text import evaluation_text
 
     ids = windows(base.tokenizer, base.text or evaluation_text(), count=WINDOWS, length=LENGTH)
     with quanto.Calibration(), torch.no_grad():

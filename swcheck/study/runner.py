@@ -17,8 +17,8 @@ from typing import Any
 from tqdm import tqdm
 
 from swcheck.errors import SwcheckError
+from swcheck.files import check_writable, write_atomically
 from swcheck.report import tabulated
-from swcheck.session import check_writable, write_atomically
 from swcheck.study import plots
 from swcheck.study.chapter import Chapter, chapter
 from swcheck.study.paper import Cell

@@ -27,7 +27,8 @@ from swcheck.observe import LinearMap, linear_maps, packed_maps
 from swcheck.ratios import standard_error
 from swcheck.records import Loaded, SuperWeight
 from swcheck.study.record import INTACT, ZEROED, Measurement
-from swcheck.subject import Subject, evaluation_text, subject_of
+from swcheck.subject import Subject, subject_of
+from swcheck.text import evaluation_text
 
 if TYPE_CHECKING:
     from torch import nn

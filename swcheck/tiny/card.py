@@ -23,7 +23,8 @@ from swcheck.location import locate
 from swcheck.measure import perplexity, windows
 from swcheck.records import Loaded, SuperWeight
 from swcheck.stress import next_largest, without_largest
-from swcheck.subject import evaluation_text, subject_of
+from swcheck.subject import subject_of
+from swcheck.text import evaluation_text
 from swcheck.tiny import CHECKPOINTS, HELDOUT, cloze, corpus
 
 WINDOWS: Final = 32
