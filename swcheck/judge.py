@@ -44,6 +44,9 @@ from swcheck.subject import Subject
 SHOWN: Final = 3
 """So many names of matrices that a quantizer skipped are said; the rest is counted."""
 
+REACHED: Final = {"perplexity": "perplexity", "super weights": "written", "super activations": "written"}
+"""By check the number of a fix's proof that has to be within its limit for the fix to be enough."""
+
 FOLLOWED: Final = DEFAULTS["contribution"]
 """How much of its contribution a weight has to write elsewhere to be the same one, permuted."""
 
@@ -161,8 +164,8 @@ class Pair:
         if not finding.matrices:
             return self.failed(cause, summary, finding.advice, **more)
         fix = remedy(self.candidate, self.reference, finding.matrices, weights)
-        reached = fix.facts.get("perplexity") if self.check == "perplexity" else None
-        short = reached is not None and not more["limit"].holds(reached)
+        reached = fix.facts.get(REACHED.get(self.check, ""))
+        short = reached is not None and fix.facts["proven"] and not more["limit"].holds(reached)
         more["detail"] = (*more.get("detail", ()), ("fix", f"{fix.proof}{', not enough yet' * short}"))
         more["facts"] = {**more.get("facts", {}), "fix": dict(fix.facts)}
         return self.failed(cause, summary, fix.words, **more)

@@ -231,13 +231,15 @@ def _proof(candidate: Subject, reference: Subject, again: str | None, pair: Pair
         return f"not proven: {again}: {' '.join(str(error).split())[:200]}", {"proven": False}
     now = math.exp(min(LARGEST_EXPONENT, float((nats - theirs).mean())))
     words = f"perplexity {times(now)} (was {times(was)})"
+    written = None
     if due:
         before, after = (
             min((ratio_of(a, b) for a, b in zip(some, due, strict=True)), key=_closeness) for some in (had, has)
         )
+        written = after
         words += f", the super weight writes x{after:z.3f} (was x{before:z.3f})"
     works = bool(torch.isfinite(nats).all()) and now < was
-    facts = {"proven": works, "perplexity": now, "before": was, "spec": again}
+    facts = {"proven": works, "perplexity": now, "before": was, "written": written, "spec": again}
     return f"{'with this' if works else 'this does not help'}: {words}", facts
 
 

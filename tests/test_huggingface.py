@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+import warnings
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -330,6 +331,20 @@ def test_code_runs_only_where_it_is_allowed(tmp_path, monkeypatch):
     assert not (folder / "exploded").exists()
     assert type(swcheck.load(str(folder), trust_remote_code=True).model).__name__ == "Model"
     assert (folder / "exploded").exists()
+
+
+def test_what_others_deprecate_ends_no_load(tmp_path, monkeypatch):
+    """Where warnings are errors, one of the Python that a load imports does not make it fail; the filters stay as set."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    folder = copy_of_tiny(tmp_path / "warning", checkpoints.bringing_code)
+    code = (folder / "code.py").read_text()
+    (folder / "code.py").write_text(f"import warnings\nwarnings.warn('old', DeprecationWarning)\n{code}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        swcheck.load(str(folder), trust_remote_code=True)
+        with pytest.raises(DeprecationWarning):
+            warnings.warn("mine", DeprecationWarning, stacklevel=1)
 
 
 def test_a_tokenizer_that_brings_code_is_refused(tmp_path):

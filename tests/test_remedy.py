@@ -202,6 +202,19 @@ def test_a_fix_names_the_tensors_that_hurt(monkeypatch):
     session.free()
 
 
+def test_a_fix_that_leaves_the_super_weight_too_weak_says_so():
+    """With its matrix spared the super weight writes more, and less than a limit asks: that is not enough yet."""
+    session, reference, candidate = gate(CLIPPED)
+
+    with pytest.raises(RobustnessError, match=r"x0\.\d+ \(was x0\.240\)\n"):
+        assert_super_weights_preserved(candidate, reference)
+    with pytest.raises(RobustnessError, match=r"\(was x0\.240\), not enough yet") as caught:
+        assert_super_weights_preserved(candidate, reference, low=0.95)
+
+    assert 0.75 < caught.value.verdict.facts["fix"]["written"] < 0.95
+    session.free()
+
+
 def test_a_green_gate_quantizes_once(monkeypatch):
     """Nothing is made again for a candidate that is within its limits."""
     session, reference, candidate = gate("rtn:bits=8")
