@@ -1,5 +1,7 @@
 """Writes the output blocks of the README: ``python tests/readme.py``. No output there is typed by hand.
 
+``--studies DIR`` writes the table of studies from the records that ``swcheck study tiny --out DIR`` left there.
+
 A block is fenced as ``console`` and begins with its command after a ``$``. The commands run in an empty directory that
 holds the damaged copies they name. ``--check`` compares instead, numbers masked, since they differ in the last digit.
 """
@@ -15,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 BLOCK = re.compile(r"```console\n\$ (?P<command>[^\n]*)\n(?P<output>.*?)```", re.DOTALL)
+STUDIES = re.compile(r"(<!-- studies -->\n).*?(<!-- /studies -->)", re.DOTALL)
 LEFT_OUT = re.compile(r"^(platform|plugins|benchmark|rootdir|cachedir|configfile):? .*\n|^rootdir: .*\n", re.MULTILINE)
 
 
@@ -46,6 +49,20 @@ def masked(text: str) -> str:
     return re.sub(r"[ =-]+", " ", re.sub(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?", "0", text)).strip()
 
 
+def studies(text: str, folder: Path) -> str:
+    """The README with its table of studies made from their records: what each says of tiny."""
+    from swcheck.study import NAMES
+    from swcheck.study.chapter import chapter
+    from swcheck.study.record import from_json
+
+    rows = ["| `swcheck study MODEL` | of the paper | on `tiny` |", "| --- | --- | --- |"]
+    for name in NAMES:
+        one, study = chapter(name), from_json((folder / f"{name}.json").read_text(encoding="utf-8"), name)
+        said = [f"{verdict.outcome.value}: {verdict.cause or verdict.summary}" for verdict in one.judge(study)]
+        rows.append(f"| `{name}` | {one.title.lower()}: {one.source} | {'<br>'.join(said) or 'reported, no claim'} |")
+    return STUDIES.sub(lambda found: f"{found[1]}{chr(10).join(rows)}{chr(10)}{found[2]}", text)
+
+
 def render(text: str) -> str:
     """The README with every output block made anew."""
     with tempfile.TemporaryDirectory() as name:
@@ -58,6 +75,9 @@ def render(text: str) -> str:
 
 if __name__ == "__main__":
     before = README.read_text(encoding="utf-8")
+    if "--studies" in sys.argv:
+        README.write_text(studies(before, Path(sys.argv[sys.argv.index("--studies") + 1])), encoding="utf-8")
+        raise SystemExit
     after = render(before)
     if "--check" in sys.argv:
         raise SystemExit(masked(before) != masked(after))
