@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from swcheck import tiny
+from swcheck import hub, tiny
 from swcheck.errors import EngineError, OptionError
 from swcheck.noise import captured
 from swcheck.records import Engine, Loaded
@@ -164,7 +164,7 @@ def check(spec: str, *, trust_remote_code: bool = False, offline: bool = False) 
         engine(name)
     if name == BUILT_IN:
         _check_claimed(spec)
-        _built_in().check(scheme, trust_remote_code=trust_remote_code, offline=offline)
+        hub.check(scheme, trust_remote_code=trust_remote_code, offline=offline)
 
 
 def fetch(spec: str, *, offline: bool = False) -> None:
@@ -179,19 +179,19 @@ def fetch(spec: str, *, offline: bool = False) -> None:
         if check is not None:
             check(scheme)
     elif scheme not in tiny.CHECKPOINTS:
-        _built_in().find(scheme, offline=offline)
+        hub.find(scheme, offline=offline)
 
 
 def name_of(spec: str) -> str:
     """What a model is called in tables: the name of its directory, else ``spec`` itself."""
     name, scheme = route(spec)
-    return str(_built_in().name_of(scheme)) if name == BUILT_IN or scheme == spec else spec
+    return str(hub.name_of(scheme)) if name == BUILT_IN or scheme == spec else spec
 
 
 def meaning(spec: str) -> str:
     """What ``spec`` stands for, the same for two ways to name one model."""
     name, scheme = route(spec)
-    return str(_built_in().meaning(scheme)) if name == BUILT_IN or scheme == spec else spec
+    return str(hub.meaning(scheme)) if name == BUILT_IN or scheme == spec else spec
 
 
 def directory_of(spec: str) -> Path | None:
@@ -201,7 +201,7 @@ def directory_of(spec: str) -> Path | None:
         return None
     if scheme in tiny.CHECKPOINTS:
         return tiny.CHECKPOINTS[scheme]
-    found: Path | None = _built_in().existing(scheme)
+    found: Path | None = hub.existing(scheme)
     return found
 
 

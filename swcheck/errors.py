@@ -88,3 +88,10 @@ class RobustnessError(AssertionError):
 
     def __reduce__(self) -> tuple[type[RobustnessError], tuple[str, Verdict]]:
         return type(self), (str(self), self.verdict)
+
+
+def first_words(error: BaseException) -> str:
+    """The first lines of an error, as one line of bounded length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    words = " ".join(lines[:2])
+    return words if len(words) <= 200 else f"{words[:197]}..."

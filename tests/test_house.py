@@ -39,13 +39,13 @@ report
 conformance
 zeroshot tiny.card subject ratios rtn drift limits kinship kind location stress intervene observe
 tiny.cloze tiny.lastword prompts measure quantize anatomy
-engines huggingface index schemes skip noise tiers text files strategies tiny.train tiny.corpus tiny errors records
+engines huggingface hub checkpoint index schemes skip noise tiers text files strategies tiny.train tiny.corpus tiny errors records
 """.split()
 
 # The only rooms that may import what is slow to load, or not ours; what is needed for types alone costs nothing.
 GUESTS = {
     "datasets": {"zeroshot"},
-    "huggingface_hub": {"huggingface", "zeroshot"},
+    "huggingface_hub": {"hub", "zeroshot"},
     "hypothesis": {"strategies", "suite"},
     "lm_eval": {"zeroshot"},
     "numpy": {"zeroshot"},
@@ -58,7 +58,7 @@ GUESTS = {
     "tqdm": {"study", "tiny"},
     "transformers": {"huggingface", "tiny"},
 }
-LIGHT = "cli engines errors files index limits options plugin records report session study tiny tiny.corpus".split()
+LIGHT = "checkpoint cli engines errors files hub index limits options plugin records report session study tiny tiny.corpus".split()
 
 
 class Import(NamedTuple):

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import struct
-import subprocess
-import sys
-import threading
 import warnings
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import swcheck
-from swcheck import huggingface, tiny
-from swcheck.errors import CheckpointError, EngineError, SwcheckError, UnknownModelError, UnsafeCheckpointError
+from swcheck import hub, huggingface
+from swcheck.errors import CheckpointError, EngineError, SwcheckError, UnsafeCheckpointError
 from tests import checkpoints, damage
 from tests.checkpoints import DOWN, config, copy_of_tiny, text
 from tests.test_engines import words_of
@@ -81,7 +71,7 @@ def test_a_home_directory(tmp_path, monkeypatch):
     """``~`` is the home directory, for the loader as for the check before it."""
     monkeypatch.setenv("HOME", str(tmp_path))
     copy_of_tiny(tmp_path / "mine")
-    huggingface.check("~/mine")
+    hub.check("~/mine")
     assert swcheck.load("~/mine").name == "mine"
 
 
@@ -96,7 +86,7 @@ def test_a_directory_called_like_a_known_model_is_not_that_model(tmp_path, monke
     copy_of_tiny(tmp_path / "llama-7b")
     monkeypatch.chdir(tmp_path)
     assert swcheck.load("./llama-7b").name == "./llama-7b"
-    assert huggingface.name_of("llama-7b") == "llama-7b"
+    assert hub.name_of("llama-7b") == "llama-7b"
 
 
 def test_tied_embeddings(tmp_path, tiny):
@@ -241,63 +231,6 @@ def test_a_kernel_that_repacks(tmp_path, monkeypatch, fault):
     assert not target.exists()
 
 
-def test_a_header_that_lies(tmp_path):
-    """A header whose shapes do not fit its own offsets is refused."""
-    folder = copy_of_tiny(tmp_path / "lying")
-    file = folder / "model.safetensors"
-    data = file.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    header[DOWN]["shape"] = [1, 2]
-    written = json.dumps(header).encode()
-    file.write_bytes(struct.pack("<Q", len(written)) + written + data[8 + length :])
-    with pytest.raises(CheckpointError, match="SafetensorError"):
-        swcheck.load(str(folder))
-
-
-def test_a_file_that_is_too_long(tmp_path):
-    """Bytes after the last tensor are refused: two files may have been written into one."""
-    folder = copy_of_tiny(tmp_path / "long")
-    with (folder / "model.safetensors").open("ab") as stream:
-        stream.write(b"more")
-    with pytest.raises(CheckpointError, match="the file is too long"):
-        huggingface.check(str(folder))
-
-
-@given(data=st.binary(max_size=64))
-def test_any_bytes_for_weights_are_refused_in_words(data, tmp_path_factory):
-    """No file of a few bytes passes for safetensors, and none brings the reader down."""
-    file = tmp_path_factory.mktemp("fuzz") / "model.safetensors"
-    file.write_bytes(data)
-    if data[:8] == struct.pack("<Q", max(0, len(data) - 8)) and data[8:].strip() == b"{}":
-        huggingface.check_safetensors(file)
-    else:
-        with pytest.raises(CheckpointError, match="safetensors in"):
-            huggingface.check_safetensors(file)
-
-
-@given(
-    header=st.recursive(
-        st.none() | st.integers() | st.text(max_size=8) | st.just("data_offsets"),
-        lambda inner: (
-            st.lists(inner, max_size=3)
-            | st.dictionaries(st.text(max_size=12) | st.just("data_offsets"), inner, max_size=3)
-        ),
-        max_leaves=8,
-    )
-)
-def test_any_header_is_read_or_refused(header, tmp_path_factory):
-    """No JSON in the place of a header brings the reader down."""
-    file = tmp_path_factory.mktemp("fuzz") / "model.safetensors"
-    written = json.dumps(header).encode()
-    file.write_bytes(struct.pack("<Q", len(written)) + written)
-    with suppress(CheckpointError):
-        huggingface.check_safetensors(file)
-
-
-# Nothing runs.
-
-
 def test_a_pickle_beside_safetensors_is_never_opened(tmp_path):
     """With safetensors there, a pickle beside them stays closed."""
     folder = copy_of_tiny(tmp_path / "both", checkpoints.pickled)
@@ -324,7 +257,7 @@ def test_code_runs_only_where_it_is_allowed(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     folder = copy_of_tiny(tmp_path / "homemade", checkpoints.bringing_code)
-    for refusing in (huggingface.check, swcheck.load):
+    for refusing in (hub.check, swcheck.load):
         with pytest.raises(UnsafeCheckpointError, match="auto_map") as caught:
             refusing(str(folder))
         assert "--swcheck-trust-remote-code" in words_of(caught)[2]
@@ -380,170 +313,6 @@ def test_code_that_is_not_needed_stays_where_it_is(tmp_path):
 
 
 # The hub.
-
-
-def test_a_known_name_is_its_repository():
-    """Aliases in any case and spelling, and hub ids, stand for a repository; two ways to name a model mean the same."""
-    assert huggingface.repository_of("LLaMA_7B") == "huggyllama/llama-7b"
-    assert huggingface.repository_of("somebody/some-model") == "somebody/some-model"
-    assert huggingface.meaning("llama-7b") == huggingface.meaning("huggyllama/llama-7b") == "huggyllama/llama-7b"
-
-
-@pytest.mark.parametrize(
-    "spec", ["llma-7b", "./nowhere", "/no/where", "~/nowhere", "a/b/c", "a b/c", "owner/name:main", "x" * 300]
-)
-def test_no_such_model(spec):
-    """What is neither path, alias nor hub id is refused with what would be."""
-    with pytest.raises(UnknownModelError, match="no such path") as caught:
-        huggingface.check(spec)
-    _, found, attempt = words_of(caught)
-    assert ("the closest: llama-7b" in found) == (spec == "llma-7b")
-    assert "tiny" in attempt
-
-
-class Hub(BaseHTTPRequestHandler):
-    """As much of a model hub as downloading one model takes: its repository is ``mine/model``, ``mine/gated`` is gated."""
-
-    commit = "0" * 40
-    files: ClassVar[dict[str, bytes]] = {}
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        if self.path.startswith("/api/models/mine/model/tree/"):
-            tree = [{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in self.files.items()]
-            self.answer(200, json.dumps(tree).encode())
-        elif self.path.startswith("/api/models/mine/model"):
-            siblings = [{"rfilename": name, "size": len(data)} for name, data in self.files.items()]
-            self.answer(200, json.dumps({"id": "mine/model", "sha": self.commit, "siblings": siblings}).encode())
-        elif self.path.startswith("/mine/model/resolve/"):
-            data = self.files.get(self.path.rpartition("/")[2])
-            name = {"ETag": f'"{hash(data)}"', "X-Repo-Commit": self.commit}
-            self.answer(404, b"", {"X-Error-Code": "EntryNotFound"}) if data is None else self.answer(200, data, name)
-        elif "/mine/gated" in self.path:
-            self.answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
-        elif "/mine/pickles" in self.path:
-            siblings = [{"rfilename": "pytorch_model.bin", "size": 9}]
-            self.answer(200, json.dumps({"id": "mine/pickles", "sha": self.commit, "siblings": siblings}).encode())
-        else:
-            self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-
-    def answer(self, status, data, headers=()):
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **dict(headers)}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    def log_message(self, *_args):
-        pass
-
-
-@pytest.fixture(scope="module")
-def hub():
-    """The address of a hub on this machine that has tiny's files."""
-    Hub.files = {path.name: path.read_bytes() for path in tiny.CHECKPOINT.iterdir() if path.is_file()}
-    Hub.files |= {"consolidated.safetensors": b"twice", "onnx/model.json": b"{}", "m.bin": b""}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def fetching(tmp_path, hub):
-    """Fetch a model in a process of its own, with an empty cache, and give what was written."""
-
-    def fetch(spec: str, address: str = hub, *, offline: bool = False, **environment: str):
-        program = (
-            "import sys\nfrom swcheck import engines\nfrom swcheck.errors import SwcheckError\n"
-            f"try:\n    engines.fetch({spec!r}, offline={offline})\n"
-            "except SwcheckError as error:\n    print(error)\n    raise SystemExit(4)\n"
-            "assert 'torch' not in sys.modules\n"
-        )
-        clean = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
-        places = {
-            "HF_HUB_OFFLINE": "0",
-            "HF_ENDPOINT": address,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_DISABLE_XET": "1",
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            env={**clean, **places, **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr
-        return done
-
-    return fetch
-
-
-def test_a_model_is_downloaded_once(fetching, tmp_path):
-    """A hub id that the cache lacks is downloaded after its size was printed; the next time nothing is."""
-    first = fetching("mine/model")
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert "swcheck: downloading mine/model, 0.0 GB" in first.stderr
-    [snapshot] = (tmp_path / "home" / "hub" / "models--mine--model" / "snapshots").iterdir()
-    assert (snapshot / "model.safetensors").stat().st_size == (tiny.CHECKPOINT / "model.safetensors").stat().st_size
-    assert not {"consolidated.safetensors", "onnx", "m.bin", "README.md"} & {path.name for path in snapshot.iterdir()}
-    again = fetching("mine/model", "http://127.0.0.1:9", offline=True)
-    assert (again.returncode, again.stderr) == (0, "")
-
-
-def test_half_a_download_is_not_a_model(fetching, tmp_path):
-    """Where the cache has the config and not the weights, offline says that the weights are missing."""
-    assert fetching("mine/model").returncode == 0
-    [snapshot] = (tmp_path / "home" / "hub" / "models--mine--model" / "snapshots").iterdir()
-    (snapshot / "model.safetensors").unlink()
-    done = fetching("mine/model", offline=True)
-    assert done.returncode == 4
-    assert "its weights (*.safetensors) are not in the local cache, and downloads are forbidden" in done.stdout
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
-    (snapshot / "model-00001-of-00002.safetensors").touch()
-    done = fetching("mine/model", offline=True)
-    assert "found: model-00002-of-00002.safetensors is not in the local cache" in done.stdout
-    assert fetching("mine/model").returncode == 0
-    (snapshot / "tokenizer.json").unlink()
-    done = fetching("mine/model", offline=True)
-    assert "found: its tokenizer is not in the local cache" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("spec", "said"),
-    [
-        ("mine/gated", "found: it is gated\n  try: accept its licence at https://huggingface.co/mine/gated"),
-        ("mine/nothing", "the hub knows no such model"),
-        ("mine/pickles", "its weights are no safetensors"),
-    ],
-)
-def test_what_the_hub_refuses_is_said(fetching, spec, said):
-    """A gated, an unknown and a pickled repository each have their own words."""
-    done = fetching(spec)
-    assert done.returncode == 4, done.stderr
-    assert said in done.stdout
-
-
-def test_without_a_network_the_command_that_fetches_is_named(fetching):
-    """A known name that is not here, and no network: said with the command that fetches it."""
-    done = fetching("llama-7b", "http://127.0.0.1:9")
-    assert done.returncode == 4
-    assert "hub model huggyllama/llama-7b (llama-7b)" in done.stdout
-    assert "not in the local cache, and the hub cannot be reached" in done.stdout
-    assert "hf download huggyllama/llama-7b" in done.stdout
-
-
-def test_the_hubs_own_variable_forbids_it(fetching):
-    """With HF_HUB_OFFLINE nothing is tried."""
-    done = fetching("llama-7b", HF_HUB_OFFLINE="1")
-    assert done.returncode == 4
-    assert "downloads are forbidden (offline)" in done.stdout
 
 
 @pytest.mark.parametrize(
