@@ -18,7 +18,7 @@ from swcheck.errors import OptionError
 if TYPE_CHECKING:
     import pytest
 
-    from swcheck.session import Settings
+    from swcheck.settings import Settings
 
 YES: Final = ("1", "true", "yes", "on")
 NO: Final = ("0", "false", "no", "off")

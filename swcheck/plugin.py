@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
         values, origins = options.collect(config)
         if not origins:
             return
-        from swcheck.session import forbidding_downloads, read_settings
+        from swcheck.settings import forbidding_downloads, read_settings
 
         settings = config.stash[SETTINGS] = read_settings(values, origins)
     except SwcheckError as error:
@@ -82,7 +82,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     if settings is None or config.option.collectonly or is_worker(config):
         return
     if collection.suite_joins(config) or any(collection.asks(item) for item in session.items):
-        from swcheck.session import fetch
+        from swcheck.settings import fetch
 
         try:
             with uncaptured(config):
@@ -100,7 +100,8 @@ def swcheck_spec() -> str:
 @pytest.fixture(scope="session")
 def swcheck_session(pytestconfig: pytest.Config) -> Iterator[Session]:
     """The models and verdicts of this run."""
-    from swcheck.session import Session, Settings
+    from swcheck.session import Session
+    from swcheck.settings import Settings
 
     session = pytestconfig.stash[SESSION] = Session(settings_of(pytestconfig) or Settings())
     yield session

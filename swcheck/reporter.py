@@ -21,7 +21,7 @@ from swcheck.stash import SESSION, SETTINGS, TAKEN, TOLD, settings_of, specs_of
 if TYPE_CHECKING:
     from swcheck.records import Verdict
     from swcheck.report import Reported
-    from swcheck.session import Settings
+    from swcheck.settings import Settings
 
 HOME: Final = Path(__file__).parent
 WORDED: Final = (RobustnessError, SwcheckError)
@@ -139,7 +139,7 @@ class Reporter:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> None:
         """Say what a test has to load, and what that will cost, before it starts: a large model takes a while."""
-        from swcheck.session import estimate, sized
+        from swcheck.settings import estimate, sized
 
         needs = getattr(item, "fixturenames", ())
         spec, candidate = specs_of(item)

@@ -10,7 +10,8 @@ import pytest
 
 if TYPE_CHECKING:
     from swcheck.options import Option
-    from swcheck.session import Session, Settings
+    from swcheck.session import Session
+    from swcheck.settings import Settings
 
 Specs = tuple[str | None, str | None]
 

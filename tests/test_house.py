@@ -35,6 +35,7 @@ study.where
 study.surgery
 study.paper study.chapter study.plots study.setup study.record study
 options session outlier checks baseline judge diagnosis activations remedy cached coverage solo
+settings
 report
 conformance
 zeroshot tiny.card subject ratios rtn drift limits kinship kind location stress intervene observe
@@ -58,7 +59,7 @@ GUESTS = {
     "tqdm": {"study", "tiny"},
     "transformers": {"huggingface", "tiny"},
 }
-LIGHT = "checkpoint cli engines errors files hub index limits options plugin records report session study tiny tiny.corpus".split()
+LIGHT = "checkpoint cli engines errors files hub index limits options plugin records report session settings study tiny tiny.corpus".split()
 
 
 class Import(NamedTuple):

@@ -15,7 +15,8 @@ from swcheck.errors import EngineError
 from swcheck.measure import windows
 from swcheck.records import Loaded, Scheme
 from swcheck.remedy import SNIPPETS, respelled, snippet, spec_of
-from swcheck.session import Session, Settings
+from swcheck.session import Session
+from swcheck.settings import Settings
 from swcheck.subject import subject_of
 from tests import damage
 from tests.test_schemes import INTX

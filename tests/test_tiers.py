@@ -9,7 +9,7 @@ import torch
 
 from swcheck import Outcome, assert_collapses_when_zeroed, load, tiny
 from swcheck.errors import OptionError
-from swcheck.session import Settings, estimate, sized, tier_of
+from swcheck.settings import Settings, estimate, sized, tier_of
 from swcheck.subject import Subject
 from swcheck.tiers import (
     CAUSAL_WINDOWS,

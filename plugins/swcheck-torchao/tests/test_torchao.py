@@ -156,7 +156,8 @@ def test_without_the_package(monkeypatch):
 def test_a_red_directory_gets_its_fix_proven(tmp_path):
     """What torchao wrote says itself which engine and scheme made it; the fix is tried with these, and priced."""
     from swcheck import RobustnessError, assert_perplexity_within
-    from swcheck.session import Session, Settings
+    from swcheck.session import Session
+    from swcheck.settings import Settings
 
     made = engines.load("torchao:int4-weight-only,group=64", reference="tiny", device="cpu")
     made.model.save_pretrained(tmp_path / "w4")

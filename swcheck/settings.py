@@ -1,0 +1,237 @@
+"""What a run was asked for: checked, priced and fetched before anything is loaded. No torch, except to try a device."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from swcheck import engines, index, tiny
+from swcheck.errors import OptionError, SwcheckError
+from swcheck.files import check_writable
+from swcheck.limits import DEFAULTS, KINDS, with_overrides
+from swcheck.records import Limit
+from swcheck.text import read_text
+from swcheck.tiers import (
+    STANDARD,
+    Tier,
+    default_tier,
+    megabytes,
+    passes,
+    rate_of,
+    seconds,
+    spoken,
+    tier_named,
+    weights_in,
+)
+
+if TYPE_CHECKING:
+    pass
+
+COLLAPSING: Final = frozenset({index.Status.CRITICAL, index.Status.JOINT})
+"""What is published of a weight that a model is known to hang on."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked for, with where each value came from ("command line", "environment", "ini")."""
+
+    models: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
+    device: str | None = None
+    dtype: str | None = None
+    text: Path | None = None
+    tier: str | None = None
+    limits: Mapping[str, Limit] = field(default_factory=lambda: DEFAULTS)
+    json: Path | None = None
+    trust_remote_code: bool = False
+    offline: bool = False
+    allow_none: bool = False
+    baseline: Path | None = None
+    update: bool = False
+    accept: bool = False
+    kind: str = "auto"
+    device_map: str | None = None
+    seed: int = 0
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """All that has to be loaded in the course of this run."""
+        return (*self.models, *self.candidates)
+
+    def name_of(self, spec: str) -> str:
+        """What a model is called in ids and tables: its name, or all of it where two have the same name."""
+        names = [engines.name_of(other) for other in self.specs]
+        name = engines.name_of(spec)
+        return spec if names.count(name) > 1 else name
+
+    def limits_for(self, spec: str) -> Mapping[str, Limit]:
+        """The limits for one model. Where nobody has published that it collapses, how far it does is only reported."""
+        known = index.find(spec)
+        expected = spec in tiny.CHECKPOINTS or (
+            known and any(c.sound and c.status in COLLAPSING for c in known.coordinates)
+        )
+        if expected or self.limits["collapse"] != DEFAULTS["collapse"]:
+            return self.limits
+        return {**self.limits, "collapse": Limit(0.0, None, "nothing is published to hold it against: reported")}
+
+
+def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
+    """Settings out of raw values by option name, every name in them checked before anything is loaded.
+
+    Raises a worded error for the first value that makes no sense; neither torch nor transformers is imported, except
+    to try a device.
+    """
+    for name, value in values.items():
+        if value == "" or (isinstance(value, (list, tuple)) and not all(part.strip() for part in value)):
+            raise OptionError(f"--swcheck-{name}", "an empty value", "give it a value, or leave the option out")
+    models, candidates = tuple(values.get("model") or ()), tuple(values.get("candidate") or ())
+    if candidates and len(models) != 1 and (models or origins.get("candidate") == "command line"):
+        found = f"{len(models)} models: {', '.join(models)}" if models else "no model"
+        raise OptionError("a candidate with one reference", found, "pytest --model=REFERENCE --candidate=CANDIDATE")
+    settings = Settings(
+        models=models,
+        candidates=candidates if models else (),
+        device=values.get("device"),
+        dtype=values.get("dtype"),
+        text=_path(values.get("text")),
+        tier=values.get("tier"),
+        limits=with_overrides(values.get("limit") or ()),
+        json=_path(values.get("json")),
+        trust_remote_code=bool(values.get("trust_remote_code")),
+        offline=bool(values.get("offline")),
+        allow_none=bool(values.get("allow_none")),
+        baseline=_path(values.get("baseline")),
+        update=bool(values.get("update")),
+        accept=bool(values.get("accept")),
+        kind=values.get("kind") or "auto",
+        device_map=values.get("device_map"),
+        origins=origins,
+    )
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    for spec in settings.specs:
+        engines.check(spec, trust_remote_code=settings.trust_remote_code, offline=settings.offline)
+    _check_once(settings.models, "model")
+    _check_once(settings.candidates, "candidate")
+    if settings.kind not in KINDS:
+        raise OptionError(f"--swcheck-kind={settings.kind}", f"known: {', '.join(KINDS)}", "leave it out for auto")
+    if settings.dtype is not None:
+        engines.check_dtype(settings.dtype)
+    if settings.device is not None:
+        engines.check_device(settings.device)
+    if settings.device_map is not None:
+        if settings.device is not None:
+            both = f"--swcheck-device={settings.device} --swcheck-device-map={settings.device_map}"
+            raise OptionError(both, "two answers to where a model is put", "give one of the two")
+        engines.check_device_map(settings.device_map)
+    if settings.tier is not None:
+        tier_named(settings.tier)
+    if settings.text is not None:
+        read_text(settings.text)
+    if settings.json is not None:
+        check_writable(settings.json)
+    _check_baseline(settings)
+
+
+def _check_once(specs: Sequence[str], what: str) -> None:
+    meant = [engines.meaning(spec) for spec in specs]
+    for spec, meaning in zip(specs, meant, strict=True):
+        if meant.count(meaning) > 1:
+            raise OptionError(f"--swcheck-{what}", f"{spec} is given twice", f"give each {what} once")
+
+
+def _check_baseline(settings: Settings) -> None:
+    if settings.baseline is None:
+        if settings.update:
+            raise OptionError("--swcheck-update", "no folder to write to", "--swcheck-baseline=DIR --swcheck-update")
+        return
+    for spec in settings.models:
+        path = baseline_path(settings, spec)
+        if settings.update:
+            check_writable(path)
+        elif not path.is_file():
+            raise OptionError(f"baseline of {spec}", f"no file {path}", "--swcheck-update writes it, for a review")
+
+
+def baseline_path(settings: Settings, spec: str) -> Path:
+    """The file of one reference in the folder of baselines."""
+    name = "".join(mark if mark.isalnum() or mark in "-_." else "-" for mark in settings.name_of(spec))
+    return (settings.baseline or Path()) / f"{name.strip('-.')}.json"
+
+
+def tier_of(settings: Settings, spec: str) -> Tier:
+    """The tier that was asked for, else the one for a model of this size where it runs."""
+    if settings.tier is not None:
+        return tier_named(settings.tier)
+    if settings.baseline is not None and not settings.update:
+        facts = json.loads(baseline_path(settings, spec).read_text(encoding="utf-8"))
+        return tier_named(str(facts.get("tier", STANDARD.name)))
+    directory = engines.directory_of(spec)
+    weights = None if directory is None else weights_in(directory)
+    return STANDARD if weights is None else default_tier(weights.parameters, engines.device_of(settings.device))
+
+
+def sized(settings: Settings, spec: str) -> str:
+    """A model as it was asked for, with its size on disk where that is known, or the baseline that stands for it."""
+    if spec in settings.models and settings.baseline is not None and not settings.update:
+        return f"the baseline of {spec}"
+    with suppress(SwcheckError, OSError, ValueError, KeyError):  # what is wrong with it is said where it is loaded
+        directory = engines.directory_of(spec)
+        weights = None if directory is None else weights_in(directory)
+        return spec if weights is None else f"{spec} ({megabytes(weights.size)})"
+    return spec
+
+
+def estimate(settings: Settings, reference: str, loading: Sequence[str]) -> str:
+    """What the work on ``loading`` will cost, as far as it can be told: tier, windows, passes, and about how long.
+
+    The time is that of the matrix products, at the rate that this machine shows on the model's largest one.
+    """
+    recorded = settings.baseline is not None and not settings.update
+    references = 0 if recorded else sum(spec == reference for spec in loading)
+    candidates = sum(spec != reference for spec in loading)
+    with suppress(Exception):  # an estimate is no reason to fail
+        directory = engines.directory_of(reference)
+        weights = None if directory is None else weights_in(directory)
+        if weights is None or not references + candidates:
+            return ""
+        tier = tier_of(settings, reference)
+        count, length = tier.shape(weights.context)
+        often = passes(tier, references=references, candidates=candidates)
+        rate = rate_of(weights, engines.device_of(settings.device), settings.dtype)
+        span = seconds(weights, tier, rate, references=references, candidates=candidates)
+        return f"{tier.name} tier: {count} windows of {length} tokens, about {often:.1f} passes, {spoken(span)}"
+    return ""
+
+
+def fetch(settings: Settings) -> None:
+    """Download what is not here yet, and have schemes read; raises a worded error where either is impossible."""
+    for spec in settings.specs:
+        engines.fetch(spec, offline=settings.offline)
+
+
+def forbidding_downloads() -> Callable[[], None]:
+    """Say it to every library that asks the environment; returns what takes it back."""
+    before = os.environ.get("HF_HUB_OFFLINE")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+    def take_back() -> None:
+        if before is None:
+            os.environ.pop("HF_HUB_OFFLINE", None)
+        else:
+            os.environ["HF_HUB_OFFLINE"] = before
+
+    return take_back
+
+
+def _path(value: str | None) -> Path | None:
+    return None if value is None else Path(value).expanduser().absolute()
