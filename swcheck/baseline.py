@@ -149,8 +149,9 @@ def check_identity(facts: dict[str, Any], now: dict[str, Any], origin: str) -> l
     for name in ("weights", "tokenizer", "text"):  # the tokenizer with its BOS policy
         before, after = facts.get(name), now.get(name)
         if before is not None and after is not None and before != after:
+            one, other = ("these", "other") if name == "weights" else ("this", "another")
             raise WrongModelError(
-                f"baseline {origin} for this {name}", f"it was measured with another {name}", "--swcheck-update"
+                f"baseline {origin} for {one} {name}", f"it was measured with {other} {name}", "--swcheck-update"
             )
     if now.get("tier") and now["tier"] != facts.get("tier", now["tier"]):
         raise WrongModelError(

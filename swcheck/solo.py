@@ -18,7 +18,7 @@ from swcheck.subject import Subject
 
 def none_found(check: str, subject: Subject, candidate: str | None = None) -> Verdict:
     """The verdict of every check that has no super weight to check."""
-    reason = subject.located().reason
+    reason = subject.located().reason.removeprefix("none found: ")
     return Verdict(check, subject.name, Outcome.NOT_APPLICABLE, f"no super weight: {reason}", candidate)
 
 

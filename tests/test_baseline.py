@@ -137,7 +137,7 @@ def test_other_weights_are_refused_and_other_conditions_noted():
 
     assert baseline.check_identity(facts, {"weights": "a", "device": "cpu"}, "x.json") == []
     assert "device cpu" in baseline.check_identity(facts, {"device": "cuda"}, "x.json")[0]
-    with pytest.raises(WrongModelError, match="for this weights"):
+    with pytest.raises(WrongModelError, match="for these weights"):
         baseline.check_identity(facts, {"weights": "z"}, "x.json")
 
 

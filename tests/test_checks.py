@@ -250,7 +250,7 @@ def test_a_model_without_super_weights_is_not_applicable_in_words(random_llama):
     ]
 
     assert {verdict.outcome for verdict in verdicts} == {Outcome.NOT_APPLICABLE}
-    assert all("none found" in verdict.summary for verdict in verdicts)
+    assert all("no super weight: the largest value" in verdict.summary for verdict in verdicts)
 
 
 def test_super_weights_are_located_and_named(tiny):

@@ -155,7 +155,7 @@ def test_a_model_without_super_weights_is_red_in_words(inner, micro):
     result.stdout.fnmatch_lines(
         [
             "nothing to guard: super weights of micro",
-            "  no super weight: none found: *",
+            "  no super weight: the largest value *",
             "  try: --swcheck-allow-none, *",
             "super weights * FAILED",
             "super activations * not applicable",
