@@ -186,9 +186,17 @@ def _contribution(case: Case) -> Finding | Detail:
         names = ", ".join(f"layer {w.layer} [{w.row}, {w.column}]" for w in case.weights)
         proof = (("proof", f"restored through a hook: {words}"),)
         matrices = tuple(dict.fromkeys(case.down(weight) for weight in case.there))
-        return Finding(f"what the super weights write is lost ({names})", proof, matrices)
+        return Finding(f"what the super weights write {_fate(case.written)} ({names})", proof, matrices)
     ratios = ", ".join(f"x{ratio:z.3f}" for ratio in case.written)
     return _ruled_out(f"what the super weights write ({ratios}; restored through a hook: {words})")
+
+
+def _fate(ratios: Sequence[float]) -> str:
+    """What became of what the super weights write, by its ratios to the reference's: the gravest that is true of one."""
+    if any(ratio <= -DEFAULTS["contribution"].low for ratio in ratios):  # type: ignore[operator]
+        return "has its sign flipped"
+    grown = all(not ratio < 1 for ratio in ratios)
+    return "is too large" if grown and any(not DEFAULTS["contribution"].holds(ratio) for ratio in ratios) else "is lost"
 
 
 def _restoring(value: float, expected: float, due: float, written: float) -> float:

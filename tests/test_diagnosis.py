@@ -201,6 +201,26 @@ def test_an_embedding_in_another_basis_than_its_layers_is_named(tiny, ids, edit,
         assert "100% of the loss returns" in rows(verdict, "proof")[0]
 
 
+def grow(matrix):
+    matrix[ROW, COLUMN] *= 60
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (damage.flip, "has its sign flipped"),
+        (damage.clip, "is lost"),
+        (grow, "is too large"),
+    ],
+    ids=["flipped", "clipped", "grown"],
+)
+def test_what_became_of_a_contribution_is_said_as_it_is(tiny, ids, edit, words):
+    """Written with the other sign, or far too large, it is not lost: the first line says which."""
+    candidate = damage.damaged(tiny, edit)
+    verdict = red(assert_perplexity_within, candidate, tiny, token_ids=ids)
+    assert verdict.cause.startswith(f"what the super weights write {words} (layer 1 [97, 301])")
+
+
 def test_a_permuted_candidate_that_is_damaged_elsewhere_has_its_basis_ruled_out(tiny, ids):
     """A whole permutation is no cause: what was zeroed in it is."""
     candidate = relatives.permuted(damage.damaged(tiny, damage.zero).model)
