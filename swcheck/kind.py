@@ -119,7 +119,7 @@ def _judged(changed: Pairs, pairs: Pairs) -> Kind:
     unknown = "held to the limits of an unknown scheme"
     if not changed:
         return Kind(
-            "quantized", f"no sampled matrix of {len(pairs)} differs from the reference's; {unknown}", sure=False
+            "quantized", f"of the values sampled from {len(pairs)} matrices none differs; {unknown}", sure=False
         )
     ours, theirs = ([pair[side] for pair in changed.values()] for side in (0, 1))
     if sum(map(_on_a_grid, ours)) > len(changed) / 2 and not sum(map(_on_a_grid, theirs)) > len(changed) / 2:
