@@ -76,18 +76,23 @@ USUAL: Final = ("compressed-tensors", "bitsandbytes", "torchao", "quanto", "gguf
 
 @dataclass(frozen=True)
 class Remedy:
-    """``snippet`` to paste, ``price`` in bytes (None where it cannot be told), and the words and numbers of its proof."""
+    """``snippet`` to paste, ``price`` in bytes (None where it cannot be told), and the words and numbers of its proof.
+
+    ``known`` says whether the tool that made the candidate is known, and with it that one did.
+    """
 
     snippet: str
     price: int | None
     proof: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    known: bool = True
 
     @property
     def words(self) -> str:
         """What to try, in one line."""
         price = "" if self.price is None else f" (+{self.price:,} bytes)"
-        return f"leave these matrices unquantized: {self.snippet}{price}"
+        start = "" if self.known else "if a quantizer made it, "
+        return f"{start}leave these matrices unquantized: {self.snippet}{price}"
 
 
 def remedy(candidate: Subject, reference: Subject, matrices: Sequence[str], pair: Pairs = ((), ())) -> Remedy:
@@ -97,7 +102,9 @@ def remedy(candidate: Subject, reference: Subject, matrices: Sequence[str], pair
     price = price_of(candidate, matrices)
     key = ("remedy", reference.mark, names, tuple(pair[0]))
     proof, facts = candidate.once(key, lambda: _proof(candidate, reference, again, pair))
-    return Remedy(snippet(candidate, names), price, proof, {"matrices": list(names), "bytes": price, **facts})
+    known = again is not None or tool_of(candidate) in SNIPPETS
+    facts = {"matrices": list(names), "bytes": price, **facts}
+    return Remedy(snippet(candidate, names), price, proof, facts, known)
 
 
 Pairs = tuple[Sequence["SuperWeight"], Sequence["SuperWeight"]]
