@@ -11,7 +11,7 @@ import swcheck_gguf
 import torch
 from swcheck_gguf import ENGINE, permuted, scheme_of, write
 
-from swcheck import engines
+from swcheck import assert_perplexity_within, assert_super_weights_preserved, engines
 from swcheck.conformance import check_engine, narrowed
 from swcheck.errors import CheckpointError, EngineError, OptionError
 from swcheck.records import Scheme, SuperWeight
@@ -208,3 +208,57 @@ def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(EngineError, match=r"pip install 'gguf>="):
         load("q8_0")
+
+
+def q4_k(weights: np.ndarray) -> np.ndarray:
+    """``weights`` as Q4_K by ggml's layout, uint8: of 256 values d and dmin, eight 6-bit scales and minima, the codes.
+
+    The gguf package reads this kind and does not write it. Scale and minimum here span each run of 32, unsearched.
+    """
+    runs = weights.reshape(-1, 8, 32).astype(np.float32)
+    least = np.maximum(0, -runs.min(2))
+    step = np.maximum(runs.max(2) + least, 1e-8) / 15
+    d, dmin = (np.float16(part.max(1, keepdims=True) / 63) for part in (step, least))
+    scales = np.ceil(step / np.maximum(d.astype(np.float32), 1e-12)).clip(0, 63).astype(np.uint8)
+    minima = np.round(least / np.maximum(dmin.astype(np.float32), 1e-12)).clip(0, 63).astype(np.uint8)
+    unit = (d.astype(np.float32) * scales)[..., None]
+    codes = np.round((runs + (dmin.astype(np.float32) * minima)[..., None]) / np.maximum(unit, 1e-12)).clip(0, 15)
+    pairs = codes.astype(np.uint8).reshape(-1, 4, 2, 32)
+    low, high = scales[:, :4] | (scales[:, 4:] >> 4 << 6), minima[:, :4] | (minima[:, 4:] >> 4 << 6)
+    mixed = (scales[:, 4:] & 15) | ((minima[:, 4:] & 15) << 4)
+    quants = (pairs[:, :, 0] | (pairs[:, :, 1] << 4)).reshape(len(runs), 128)
+    blocks = np.concatenate([d.view(np.uint8), dmin.view(np.uint8), low, high, mixed, quants], axis=1)
+    return blocks.reshape(*weights.shape[:-1], -1)
+
+
+@pytest.fixture(scope="module")
+def k_quants(tmp_path_factory):
+    """tiny as a file of Q4_K."""
+    path, plain = tmp_path_factory.mktemp("gguf") / "tiny-q4_k.gguf", gguf.quants.quantize
+    kind = gguf.GGMLQuantizationType.Q4_K
+
+    def either(array, wanted):
+        return q4_k(array) if wanted == kind else plain(array, wanted)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf.quants, "quantize", either)
+        write(engines.load("tiny", device="cpu").model, path, "q4_k")
+    return path
+
+
+def test_k_quants_are_read_as_they_are_stored(k_quants):
+    """A file of Q4_K is a calibrated four-bit candidate, near its reference everywhere, and passes the shared check."""
+    assert scheme_of(k_quants) == Scheme("k-quant", 4, calibrated=True)
+    check_engine("gguf", [str(k_quants)])
+    ours, theirs = (loaded.model.state_dict() for loaded in (load(k_quants), engines.load("tiny", device="cpu")))
+    errors = {name: float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in theirs}
+    assert 0.01 < max(errors.values()) < 0.35
+    assert errors["model.embed_tokens.weight"] < 1e-3
+
+
+def test_a_file_of_k_quants_goes_through_the_gate(k_quants):
+    """Its super weight is kept, and its perplexity is what four bits cost."""
+    reference, candidate = engines.load("tiny", device="cpu"), load(k_quants)
+    kept = assert_super_weights_preserved(candidate, reference)
+    assert kept.measured == pytest.approx(1.0, abs=0.05)
+    assert assert_perplexity_within(candidate, reference, ratio=1.10).measured < 1.10
