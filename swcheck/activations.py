@@ -20,7 +20,8 @@ from swcheck.records import Limit, Outcome, Prompt, SuperActivation, SuperWeight
 if TYPE_CHECKING:
     import torch
 
-    from swcheck.subject import Reading, Subject
+    from swcheck.reading import Reading
+    from swcheck.subject import Subject
 
 ENOUGH: Final = 20
 """So many prompts have to count, or all of them where fewer are given."""

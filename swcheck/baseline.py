@@ -28,8 +28,9 @@ from swcheck.kind import Sketch
 from swcheck.kinship import Portrait
 from swcheck.limits import DEFAULTS, DRAWS
 from swcheck.location import Located
+from swcheck.reading import Reading
 from swcheck.records import Prompt, SuperActivation, SuperWeight
-from swcheck.subject import SAMPLES, Reading, Subject
+from swcheck.subject import SAMPLES, Subject
 
 SCHEMA: Final = 1
 LARGEST: Final = 1_000_000

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,6 +28,8 @@ from swcheck.kinship import Portrait, portrait
 from swcheck.location import PROMPT, Located, locate
 from swcheck.measure import adds_bos, evaluating, token_nats, vocabulary_of, windows
 from swcheck.observe import Breakdown, breakdown, contributions, effective_weight, first_tensor, observe, plain_weight
+from swcheck.probes import answer, probes
+from swcheck.reading import Reading, batches, place_of, reading
 from swcheck.records import Loaded, Scheme, SuperActivation, SuperWeight, Verdict
 from swcheck.stress import without_largest, without_matched
 from swcheck.text import evaluation_text
@@ -39,31 +41,12 @@ if TYPE_CHECKING:
 Number = TypeVar("Number")
 
 LOUDEST: Final = 32
-PROBES: Final = 8
 SHORTEST_PREFIX: Final = 64
 SAMPLES: Final = (PROMPT, "def spam(eggs=1):\n    return [eggs] * 2  # \u00e9, \u4f60\u597d\n")
-HOLDERS: Final = 16
 INPUTS_KEPT: Final = 256
 """Of a prompt of so many tokens at most, what every down projection reads is kept while the model is here."""
-TOKENS_AT_ONCE: Final = 4096
-"""How many tokens of prompts are in one pass, padding counted."""
-SHORT_PROMPT: Final = 8
 
 _marks: Final = count()
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One prompt at one place: the residual value there, and where the layer's largest value stands.
-
-    ``holders`` are the first tokens at which the place's channel holds at least half of the value.
-    """
-
-    value: float
-    largest: float
-    channel: int
-    position: int
-    holders: tuple[int, ...] = ()
 
 
 @dataclass
@@ -299,7 +282,7 @@ class Subject:
 
     def probes(self) -> dict[str, tuple[int, torch.Tensor]]:
         """What every linear map of the layers answers to fixed random inputs: its input width, and float32 ``(8, out)``."""
-        return self.once("probes", lambda: dict(_probes(self.body)))
+        return self.once("probes", lambda: dict(probes(self.body)))
 
     def probed(self, expected: Mapping[str, tuple[int, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """The answers of the maps of the same names here, to the same inputs."""
@@ -308,7 +291,7 @@ class Subject:
         for name, (width, _) in expected.items():
             layer, _, path = name.partition(".")
             with suppress(AttributeError, KeyError, RuntimeError):
-                answers[name] = _answer(layers[int(layer)].get_submodule(path), width)
+                answers[name] = answer(layers[int(layer)].get_submodule(path), width)
         return answers
 
     def contributions(
@@ -350,7 +333,7 @@ class Subject:
     def _places(self, super_weights: Sequence[SuperWeight]) -> tuple[SuperActivation, ...]:
         residual = self.residuals(self.prompt_ids())
         return tuple(
-            _place(residual, row, min(weight.layer for weight in super_weights if weight.row == row))
+            place_of(residual, row, min(weight.layer for weight in super_weights if weight.row == row))
             for row in dict.fromkeys(weight.row for weight in super_weights)
         )
 
@@ -393,15 +376,15 @@ class Subject:
                 self.residuals(ids)[place.layer, : lengths[0]],
                 None if positions is None else positions[0],
             )
-            return (_reading(values, place.channel, position),)
+            return (reading(values, place.channel, position),)
         found: dict[int, Reading] = {}
-        for numbers in _alike(lengths, TOKENS_AT_ONCE):
+        for numbers in batches(lengths):
             width = lengths[numbers[-1]]
             with evaluating(self.live), observe(self.live, residual=[place.layer], stop=True) as sight:
                 self.live(ids[numbers, :width].to(device_of(self.live)), use_cache=False)
             for row, number in enumerate(numbers):
                 values = sight.residual[place.layer][row, : lengths[number]].float()
-                found[number] = _reading(values, place.channel, None if positions is None else positions[number])
+                found[number] = reading(values, place.channel, None if positions is None else positions[number])
         return tuple(found[number] for number in range(len(lengths)))
 
     def intact(self) -> tuple[torch.Tensor, Predictions]:
@@ -603,64 +586,5 @@ def known(name: str) -> tuple[SuperWeight, ...]:
     return entry.super_weights if entry else ()
 
 
-def _alike(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """The numbers of the prompts, shortest first, in batches of at most ``most`` tokens with their padding.
-
-    None of a batch is more than twice as long as its shortest: padding is paid for, one more pass hardly.
-    """
-    batch: list[int] = []
-    for number in sorted(range(len(lengths)), key=lambda number: (lengths[number], number)):
-        longest = 2 * max(SHORT_PROMPT, lengths[batch[0]]) if batch else 0
-        if batch and ((len(batch) + 1) * lengths[number] > most or lengths[number] > longest):
-            yield batch
-            batch = []
-        batch.append(number)
-    if batch:
-        yield batch
-
-
-def _reading(values: torch.Tensor, channel: int, position: int | None) -> Reading:
-    """One prompt's residual stream ``(T, H)``, read in a channel: at a token, or where it is largest."""
-    column = values[:, channel]
-    here = int(column.abs().argmax()) if position is None else position
-    where, loudest = divmod(int(values.abs().argmax()), values.shape[1])
-    holders = tuple((column.abs() >= 0.5 * column[here].abs()).nonzero().flatten().tolist()[:HOLDERS])
-    largest = float(values[where, loudest])
-    return Reading(float(column[here]), largest, loudest, here if position is None else where, holders)
-
-
-def _place(residual: torch.Tensor, row: int, first: int) -> SuperActivation:
-    """Where a row's activation sets in: the first layer from ``first`` on with half of the later maximum."""
-    series = residual[first:-1, :, row].abs() if first < len(residual) - 1 else residual[first:, :, row].abs()
-    position = int(series.amax(0).argmax())
-    holds = (series[:, position] >= 0.5 * series[:, position].max()).nonzero().flatten()
-    onset = first + int(holds[0])
-    value, median = float(residual[onset, position, row]), float(residual[onset].abs().median())
-    return SuperActivation(onset, row, position, value, median, first + int(holds[-1]))
-
-
-def _probes(body: Anatomy) -> Iterator[tuple[str, tuple[int, torch.Tensor]]]:
-    from torch import nn
-
-    for number, layer in enumerate(body.layers):
-        for path, module in layer.named_modules():
-            width = getattr(module, "in_features", None)
-            if width and (isinstance(module, nn.Linear) or not any(True for _ in module.children())):
-                yield f"{number}.{path}", (int(width), _answer(module, int(width)))
-
-
-def _answer(module: nn.Module, width: int) -> torch.Tensor:
-    """The map's output for ``PROBES`` random inputs of unit variance, seeded, float32 ``(PROBES, out)``."""
-    tensor = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), None)
-    dtype = tensor.dtype if tensor is not None and tensor.dtype.itemsize > 1 else torch.float32
-    inputs = torch.randn(PROBES, width, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        answer = first_tensor(module(inputs.to(dtype=dtype, device=device_of(module))))
-    return answer.float().cpu()
-
-
 def _key(ids: torch.Tensor) -> tuple[int, ...]:
     return (*ids.shape, hash(tuple(ids.flatten().tolist())))
-
-
-__all__ = ["Reading", "Subject", "known", "subject_of"]

@@ -38,9 +38,9 @@ options session outlier checks baseline judge diagnosis activations remedy cache
 settings
 report
 conformance
-zeroshot tiny.card subject ratios rtn drift limits kinship kind location stress intervene observe
+zeroshot tiny.card subject ratios rtn drift limits kinship kind location stress intervene probes observe
 tiny.cloze tiny.lastword prompts measure quantize anatomy
-engines huggingface hub checkpoint index schemes skip noise tiers text files strategies tiny.train tiny.corpus tiny errors records
+engines huggingface hub checkpoint index schemes skip noise tiers text files strategies tiny.train tiny.corpus tiny errors reading records
 """.split()
 
 # The only rooms that may import what is slow to load, or not ours; what is needed for types alone costs nothing.

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from swcheck import Prompt
 from swcheck.prompts import PASSES, as_prompt, cut, decoded, encoded, is_bare, padded, shown, shrunk
+from swcheck.reading import batches
 from swcheck.strategies import prompts
+from swcheck.subject import Subject
 from tests import planted
 
 TEMPLATE = "{{ bos_token }}[INST] {{ messages[0]['content'] }} [/INST]"
@@ -138,9 +140,7 @@ def test_shrinking_keeps_the_failure_and_nothing_else(ids, needed):
 
 def test_readings_do_not_depend_on_the_batch():
     """A prompt reads the same alone, beside longer ones, and in batches of one."""
-    from swcheck import subject as room
-
-    reference = room.Subject("m", planted.sinking(planted.on_first_delimiter), planted.tokenizer(bos=False), memo={})
+    reference = Subject("m", planted.sinking(planted.on_first_delimiter), planted.tokenizer(bos=False), memo={})
     place = reference.places([planted.SINK])[0]
     texts = [Prompt(text) for text in ("a.", "x " * 30 + "!", "no", "\n", "one: two")]
     ids, lengths = padded(reference.tokenizer, texts)
@@ -150,6 +150,6 @@ def test_readings_do_not_depend_on_the_batch():
 
     assert [reading.position for reading in together] == [reading.position for reading in alone]
     assert torch.allclose(*(torch.tensor([r.value for r in several]) for several in (together, alone)), atol=1e-4)
-    batches = list(room._alike(lengths, 8))
-    assert sorted(number for batch in batches for number in batch) == list(range(len(texts)))
-    assert all(len(batch) == 1 or len(batch) * lengths[batch[-1]] <= 8 for batch in batches)
+    parts = list(batches(lengths, 8))
+    assert sorted(number for batch in parts for number in batch) == list(range(len(texts)))
+    assert all(len(batch) == 1 or len(batch) * lengths[batch[-1]] <= 8 for batch in parts)
