@@ -26,6 +26,7 @@ PARENTS = {
     "OptionError": ValueError,
     "TextError": ValueError,
     "UnknownModelError": LookupError,
+    "UnrankedError": ValueError,
     "UnsafeCheckpointError": PermissionError,
     "WrongModelError": ValueError,
 }
