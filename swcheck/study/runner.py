@@ -93,7 +93,7 @@ def as_text(one: Chapter, study: Study) -> list[str]:
     head, *rows = one.table(study)
     lines += ["  " + line for line in tabulated(rows, head)]
     said = [f"{verdict.outcome.value}: {verdict.cause or verdict.summary}" for verdict in one.judge(study)]
-    return [*lines, *(f"  {line}" for line in ["", *said, *study.notes] if line or said or study.notes), ""]
+    return [*lines, "", *(f"  {line}" for line in [*said, *study.notes]), ""]
 
 
 def comparison(cells: Sequence[Cell], *, style: str = "simple") -> list[str]:
