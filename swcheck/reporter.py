@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from swcheck import options
-from swcheck.collection import is_shipped
+from swcheck.collection import is_shipped, suite_joins
 from swcheck.errors import RobustnessError, SwcheckError
 from swcheck.stash import SESSION, SETTINGS, TAKEN, TOLD, settings_of, specs_of
 
@@ -155,6 +155,22 @@ class Reporter:
             terminal.write(f"swcheck: loading {names}", flush=True)  # at once: what follows imports torch
             words = estimate(self.settings, spec or "", new)
             terminal.write_line(f"; {words}" if words else "")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        """Under xdist the tests run elsewhere: say here, once, what every worker loads and what that will cost."""
+        from swcheck.settings import estimate, sized
+
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        spread = getattr(self.config.option, "numprocesses", None) and suite_joins(session.config)
+        if not spread or terminal is None or self.config.option.collectonly or self.config.get_verbosity() < 0:
+            return
+        for spec in self.settings.models:
+            wanted = (spec, *self.settings.candidates)
+            names = " and ".join(sized(self.settings, name) for name in wanted)
+            words = estimate(self.settings, spec, list(wanted))
+            terminal.ensure_newline()
+            terminal.write_line(f"swcheck: each worker loads {names}" + (f"; {words}" if words else ""))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         from swcheck.report import from_json

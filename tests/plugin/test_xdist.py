@@ -84,3 +84,12 @@ def test_baselines_come_home_from_the_workers(inner, pytester, brief):
     assert (folder / "other.json").read_text() == "mine"
     gate = inner("--model=tiny", "--candidate=tiny", "--swcheck-baseline=kept", brief)
     gate.assert_outcomes(passed=BOTH)
+
+
+def test_what_every_worker_loads_is_said_once(inner, brief):
+    """The controller names model, size, tier and estimate before the work; the workers say nothing."""
+    result = inner("--model=tiny", "-n", "2", brief)
+    said = [line for line in result.outlines if line.startswith("swcheck: each worker loads")]
+    assert len(said) == 1
+    assert "tiny (7 MB); standard tier" in said[0]
+    assert not any(line.startswith("swcheck: loading") for line in result.outlines)
