@@ -139,38 +139,35 @@ class Reporter:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> None:
         """Say what a test has to load, and what that will cost, before it starts: a large model takes a while."""
-        from swcheck.settings import estimate, sized
-
         needs = getattr(item, "fixturenames", ())
         spec, candidate = specs_of(item)
         wanted = [spec] if spec and "swcheck_model" in needs else []
         wanted += [candidate] if candidate and "swcheck_candidate" in needs else []
         new = [name for name in wanted if name not in self.loading]
         self.loading = tuple(wanted) if spec in new else (*self.loading, *new)
-        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
-        if new and terminal is not None and self.config.get_verbosity() >= 0:
-            terminal.write("" if getattr(terminal, "currentfspath", None) else "\n")
-            terminal.ensure_newline()
-            names = " and ".join(sized(self.settings, name) for name in new)
-            terminal.write(f"swcheck: loading {names}", flush=True)  # at once: what follows imports torch
-            words = estimate(self.settings, spec or "", new)
-            terminal.write_line(f"; {words}" if words else "")
+        if new:
+            self._announce("loading", spec or "", new)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
         """Under xdist the tests run elsewhere: say here, once, what every worker loads and what that will cost."""
+        spread = getattr(self.config.option, "numprocesses", None) and suite_joins(session.config)
+        for spec in self.settings.models if spread and not self.config.option.collectonly else ():
+            self._announce("each worker loads", spec, [spec, *self.settings.candidates])
+
+    def _announce(self, does: str, spec: str, wanted: Sequence[str]) -> None:
+        """Write what is loaded beside the reference ``spec``, and the estimate, where anybody is told anything."""
         from swcheck.settings import estimate, sized
 
         terminal = self.config.pluginmanager.get_plugin("terminalreporter")
-        spread = getattr(self.config.option, "numprocesses", None) and suite_joins(session.config)
-        if not spread or terminal is None or self.config.option.collectonly or self.config.get_verbosity() < 0:
+        if terminal is None or self.config.get_verbosity() < 0:
             return
-        for spec in self.settings.models:
-            wanted = (spec, *self.settings.candidates)
-            names = " and ".join(sized(self.settings, name) for name in wanted)
-            words = estimate(self.settings, spec, list(wanted))
-            terminal.ensure_newline()
-            terminal.write_line(f"swcheck: each worker loads {names}" + (f"; {words}" if words else ""))
+        terminal.write("" if getattr(terminal, "currentfspath", None) else "\n")
+        terminal.ensure_newline()
+        names = " and ".join(sized(self.settings, name) for name in wanted)
+        terminal.write(f"swcheck: {does} {names}", flush=True)  # at once: what follows imports torch
+        words = estimate(self.settings, spec, wanted)
+        terminal.write_line(f"; {words}" if words else "")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         from swcheck.report import from_json

@@ -9,7 +9,6 @@ from swcheck.records import Verdict
 from swcheck.study.chapter import chapter
 from swcheck.study.runner import measured
 from swcheck.study.setup import Setup, setup_of
-from swcheck.subject import subject_of
 
 
 def assert_paper_claim(model: Any, name: str, *, setup: Setup | None = None) -> tuple[Verdict, ...]:
@@ -21,8 +20,7 @@ def assert_paper_claim(model: Any, name: str, *, setup: Setup | None = None) -> 
     """
     __tracebackhide__ = True
     chosen = setup_of(model) if setup is None else setup
-    subject = subject_of(chosen.subject)
     verdicts = chapter(name).judge(measured(chosen, name))
     for verdict in sorted(verdicts, key=lambda one: one.red):
-        conclude(verdict, subject)
+        conclude(verdict, chosen.subject)
     return verdicts

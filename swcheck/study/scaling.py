@@ -6,14 +6,15 @@ up, collapse below 0.3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Final
 
 from swcheck.intervene import scaled
 from swcheck.limits import kind_of
-from swcheck.records import Limit, Outcome, Verdict
+from swcheck.records import Limit, Verdict
 from swcheck.report import number
-from swcheck.study.chapter import Chapter, Rows
+from swcheck.study.chapter import Chapter, Rows, claim
 from swcheck.study.plots import accuracy_axis, alone, by_task, ratio_axis
 from swcheck.study.record import Measurement, Study
 from swcheck.study.setup import ACCURACY, RATIO, Setup
@@ -68,18 +69,14 @@ def draw(study: Study, figure: Any) -> None:
 def judge(study: Study) -> tuple[Verdict, ...]:
     """Between alpha 0.75 and 2 nothing happens: the worst of these is within its limit."""
     inside = [one for one in study.select(RATIO) if one.x is not None and HARMLESS[0] <= one.x <= HARMLESS[1]]
-    worst = max(inside, key=lambda one: one.value)
+    worst = max(inside, key=lambda one: math.inf if math.isnan(one.value) else one.value)
     collapse = study.value(RATIO, SCALED, x=0.0)
-    passed = all(FLAT.holds(one.value) for one in inside)
     words = (
         f"alpha {HARMLESS[0]:g} to {HARMLESS[1]:g}: perplexity at most x{worst.value:.4f} (at {worst.x:g}); "
         f"alpha 0: {number(collapse, 'x')}, {kind_of(collapse)}"
     )
-    cause = "" if passed else f"scaling by {worst.x:g} already costs {number(worst.value, 'x')}"
-    outcome = Outcome.PASSED if passed else Outcome.FAILED
-    return (
-        Verdict("paper: scaling", study.model, outcome, words, measured=worst.value, limit=FLAT, unit="x", cause=cause),
-    )
+    cause = f"scaling by {worst.x:g} already costs {number(worst.value, 'x')}"
+    return (claim(study, "paper: scaling", worst.value, FLAT, words, cause=cause, unit="x"),)
 
 
 CHAPTER: Final = Chapter("scaling", "Scaling the super weights", "figure 6", measure, table, draw, judge)
