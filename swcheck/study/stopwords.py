@@ -17,7 +17,7 @@ from swcheck.anatomy import device_of
 from swcheck.measure import LOGITS_AT_ONCE, evaluating
 from swcheck.study.chapter import Chapter, Rows
 from swcheck.study.plots import COLOURS, alone
-from swcheck.study.record import INTACT, ZEROED, Measurement, Study
+from swcheck.study.record import INTACT, ZEROED, Measurement, Study, mean_and_error
 from swcheck.study.setup import Setup
 
 PROBABILITY: Final = "next-token probability"
@@ -91,9 +91,8 @@ def _distribution(setup: Setup) -> tuple[torch.Tensor, float]:
 
 def _probability(by_window: torch.Tensor, condition: str, text: str, token: int | None = None) -> Measurement:
     """The mean of the summed probability of some tokens ``(B, K)``, its standard error over windows."""
-    sums = by_window.sum(1)
-    error = float(sums.std() / math.sqrt(len(sums))) if len(sums) > 1 else None
-    return Measurement(PROBABILITY, float(sums.mean()), condition, error=error, channel=token, prompt=text)
+    mean, error = mean_and_error(by_window.sum(1).tolist())
+    return Measurement(PROBABILITY, mean, condition, error=error, channel=token, prompt=text)
 
 
 def _case(setup: Setup, condition: str) -> Iterator[Measurement]:
