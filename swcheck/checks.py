@@ -61,7 +61,7 @@ def assert_super_weights_preserved(
     """
     __tracebackhide__ = True
     pair = _pair("super weights", candidate, reference, super_weights, tokenizer, token_ids)
-    return _judged(pair, pair.compare_weights(interval("contribution", low, high)))
+    return _judged(pair, pair.compare_weights(_limit(pair.candidate, "contribution", low, high)))
 
 
 def assert_super_activations_preserved(
@@ -155,9 +155,9 @@ def assert_collapses_when_zeroed(
     if reference is None:
         subject = subject_of(candidate, tokenizer=tokenizer, token_ids=token_ids, role="candidate")
         weights = _chosen(subject, super_weights)
-        return conclude(solo.collapse(subject, weights, interval("collapse", factor)), subject)
+        return conclude(solo.collapse(subject, weights, _limit(subject, "collapse", factor)), subject)
     pair = _pair("dependence", candidate, reference, super_weights, tokenizer, token_ids)
-    return _judged(pair, pair.compare_dependence(interval("dependence", share)))
+    return _judged(pair, pair.compare_dependence(_limit(pair.candidate, "dependence", share)))
 
 
 def assert_survives_pruning(
@@ -183,9 +183,9 @@ def assert_survives_pruning(
     subject = subject_of(candidate, tokenizer=tokenizer, token_ids=token_ids, role="candidate")
     weights = _chosen(subject, super_weights)
     if null == "matched":
-        verdict = solo.matched_null(subject, weights, interval("null", None, at_most), draws)
+        verdict = solo.matched_null(subject, weights, _limit(subject, "null", None, at_most), draws)
     else:
-        verdict = solo.largest_null(subject, weights, interval("others", None, at_most))
+        verdict = solo.largest_null(subject, weights, _limit(subject, "others", None, at_most))
     return conclude(verdict, subject)
 
 
@@ -275,10 +275,22 @@ def _pair(
     return Pair(check, one, other, None if super_weights is None else _chosen(other, super_weights))
 
 
+def _limit(subject: Subject, name: str, low: float | None = None, high: float | None = None) -> Limit:
+    """The caller's limit, else the one that the run asks of this subject, else the default.
+
+    What a caller has from the run itself keeps the words of the run for where it comes from.
+    """
+    own = subject.limits.get(name)
+    if low is None and high is None and own is not None:
+        return own
+    chosen = interval(name, low, high)
+    return own if own is not None and (own.low, own.high) == (chosen.low, chosen.high) else chosen
+
+
 def _scheme_limit(pair: Pair, name: str, low: float | None, high: float | None) -> Limit:
-    """The caller's limit, else the one for what was done to the candidate, and for its scheme."""
-    if low is not None or high is not None:
-        return interval(name, low, high)
+    """The caller's limit or the run's, else the one for what was done to the candidate, and for its scheme."""
+    if low is not None or high is not None or name in pair.candidate.limits:
+        return _limit(pair.candidate, name, low, high)
     kind = pair.kind
     if kind.name != "quantized":
         return for_kind(kind.name, sure=kind.sure)[name]

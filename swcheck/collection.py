@@ -95,7 +95,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("swcheck_spec", settings.models, ids=names, scope="session")
     if "swcheck_candidate_spec" in metafunc.fixturenames and settings is not None and settings.candidates:
         names = [settings.name_of(spec) for spec in settings.candidates]
-        metafunc.parametrize("swcheck_candidate_spec", settings.candidates, ids=names, scope="session")
+        limits = [name for name in ("swcheck_limits",) if name in metafunc.fixturenames]  # each candidate has its own
+        values = [(spec, *[spec] * len(limits)) for spec in settings.candidates]
+        told = ["swcheck_candidate_spec", *limits]
+        metafunc.parametrize(told, values, indirect=limits, ids=names, scope="session")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,14 +1,13 @@
 """The default limits, in one place, each with the reason it stands where it does.
 
-A limit is a ratio to the reference, never an absolute number. ``with_overrides`` takes what options, ini and arguments
-say: ``name=high``, ``name=low..`` or ``name=low..high``.
+A limit is a ratio to the reference, never an absolute number. What a run or a caller asks for in place of one is said
+to be given; ``swcheck.overrides`` reads that.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -46,6 +45,12 @@ BY_SCHEME: Final[Mapping[str, tuple[float | None, float | None, float | None]]] 
 Derived from published measurements of real quantizations (llama.cpp's and torchao's tables, 2024-2025); the KL and
 top-1 of the two kinds with quantized activations are interpolated between their neighbours.
 """
+
+ALONE: Final = frozenset({"collapse", "null", "others"})
+"""The limits that a model is held to on its own; the others are of a candidate beside it."""
+
+GIVEN: Final = "given"
+"""How the source of a limit begins that somebody asked for."""
 
 KINDS: Final = ("auto", "quantized", "finetuned", "pruned")
 """What may have been done to a candidate; auto decides by its config, its engine, or its weights (``swcheck.kind``)."""
@@ -119,9 +124,14 @@ def for_kind(name: str, *, sure: bool = True) -> Mapping[str, Limit]:
     return MappingProxyType({**DEFAULTS, **chosen})
 
 
+def is_given(limit: Limit) -> bool:
+    """Whether somebody asked for this limit; it then stands as it was asked for."""
+    return limit.source.startswith(GIVEN)
+
+
 def for_confidence(limit: Limit, confidence: float) -> Limit:
-    """A top-1 limit for a reference that is less confident than the models it was taken on: more flips are ordinary."""
-    if limit.low is None or confidence >= CONFIDENCE:
+    """A default top-1 limit for a reference less confident than the models it was taken on: more flips are ordinary."""
+    if limit.low is None or confidence >= CONFIDENCE or is_given(limit):
         return limit
     low = 1 - (1 - limit.low) * (1 - confidence) / (1 - CONFIDENCE)
     return Limit(max(0.0, low), None, f"{limit.source}, scaled to a confidence of {confidence:.2f}")
@@ -135,33 +145,8 @@ def interval(name: str, low: float | None = None, high: float | None = None) -> 
     default = DEFAULTS[name]
     if low in {None, default.low} and high in {None, default.high}:
         return default
-    chosen = Limit(default.low if low is None else low, default.high if high is None else high, "given")
+    chosen = Limit(default.low if low is None else low, default.high if high is None else high, GIVEN)
     ends = [end for end in (chosen.low, chosen.high) if end is not None]
     if any(not math.isfinite(end) for end in ends) or (len(ends) == 2 and ends[0] > ends[1]):
         raise OptionError(f"limit {name} = {chosen}", "an interval that nothing finite is in", f"default: {default}")
     return chosen
-
-
-def with_overrides(texts: Iterable[str]) -> Mapping[str, Limit]:
-    """``DEFAULTS`` with each of ``texts`` in place of one. Raises ``OptionError`` for what cannot be read."""
-    limits = dict(DEFAULTS)
-    for text in texts:
-        name, equals, value = (part.strip() for part in text.partition("="))
-        if name not in limits or not equals:
-            raise OptionError(
-                f"limit {text!r}", f"known: {', '.join(DEFAULTS)}", "write it as perplexity=1.03 or activation=0.8..1.5"
-            )
-        try:
-            low, high = _ends(value, DEFAULTS[name])
-        except ValueError as error:
-            raise OptionError(f"limit {text!r}", f"{value!r} is no number", f"default: {limits[name]}") from error
-        limits[name] = replace(interval(name, low, high), source="given")  # also where it is the default
-    return MappingProxyType(limits)
-
-
-def _ends(value: str, default: Limit) -> tuple[float | None, float | None]:
-    """The two ends that ``low..high`` names; a single number is the side that the default leaves to be set."""
-    low, dots, high = value.partition("..")
-    if dots:
-        return (float(low) if low.strip() else None, float(high) if high.strip() else None)
-    return (float(value), None) if default.high is None else (None, float(value))

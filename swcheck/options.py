@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from swcheck.errors import OptionError
+from swcheck.overrides import PLACES, idle, ruling
 
 if TYPE_CHECKING:
     import pytest
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 YES: Final = ("1", "true", "yes", "on")
 NO: Final = ("0", "false", "no", "off")
+LISTED: Final = ("list", "table")
 INI_FILES: Final = (
     "pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg",
 )  # fmt: skip
@@ -30,8 +32,9 @@ INI_HEADS: Final = ("[tool.pytest", "[pytest]", "[tool:pytest]")
 
 @dataclass(frozen=True)
 class Option:
-    """One option. ``kind`` is ``value``, ``list`` or ``flag``; ``path`` says what of it may be a path from an ini-file:
-    ``no``, ``yes``, or ``perhaps``, where it is one only if it exists.
+    """One option. ``kind`` is ``value``, ``list``, ``table`` or ``flag``: of a list the first place that gives one
+    counts, the entries of a table add up. ``path`` says what of it may be a path from an ini-file: ``no``, ``yes``, or
+    ``perhaps``, where it is one only if it exists.
     """
 
     name: str
@@ -77,7 +80,13 @@ OPTIONS: Final = (
     Option(
         "tier", "value", "NAME", "how much is measured: smoke, standard or full; smoke on a CPU above 1 B parameters"
     ),
-    Option("limit", "list", "NAME=VALUE", "another limit, as perplexity=1.03 or activation=0.8..1.5; may be repeated"),
+    Option(
+        "limit",
+        "table",
+        "[MODEL:]NAME=VALUE",
+        "another limit, as perplexity=1.03 or activation=0.8..1.5; of one model or candidate: torchao:*:kl=0.02",
+        "perhaps",
+    ),
     Option("kind", "value", "NAME", "what was done to the candidate: quantized, finetuned, pruned; auto looks"),
     Option("json", "value", "FILE", "write the verdicts to this file", "yes"),
     Option("baseline", "value", "DIR", "a reference's measurements, read from here instead of loading it", "yes"),
@@ -94,7 +103,7 @@ def add(parser: pytest.Parser) -> None:
     group = parser.getgroup("swcheck", "swcheck: super weights of language models")
     for option in OPTIONS:
         _add(group, option, option.flag, f"{option.words} (ini: {option.dest}, environment: {option.variable})")
-        if option.kind == "list":
+        if option.kind in LISTED:
             parser.addini(option.dest, option.words, type="args", default=[])
         elif option.kind == "flag":
             parser.addini(option.dest, option.words, type="bool", default=False)
@@ -106,7 +115,7 @@ def _add(group: Any, option: Option, flag: str, words: str) -> None:
     if option.kind == "flag":
         group.addoption(flag, dest=option.dest, action="store_true", default=None, help=words)
     else:
-        action = "append" if option.kind == "list" else "store"
+        action = "append" if option.kind in LISTED else "store"
         group.addoption(flag, dest=option.dest, action=action, metavar=option.metavar, default=None, help=words)
 
 
@@ -134,25 +143,30 @@ def _is_taken(parser: pytest.Parser, flag: str) -> bool:
 def collect(config: pytest.Config) -> tuple[dict[str, Any], dict[str, str]]:
     """Every given option's value by name, and where it came from: command line, environment or ini.
 
-    Raises ``OptionError`` for a flag in the environment that is neither yes nor no.
+    Of a table the value holds the entries of every place by the place's name. Raises ``OptionError`` for a flag in the environment that is neither yes nor no.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for option in OPTIONS:
         given, variable = config.getoption(option.dest), os.environ.get(option.variable)
         ini = config.getini(option.dest)
-        if given is not None:
-            values[option.name], origins[option.name] = given, "command line"
-        elif variable:
-            values[option.name], origins[option.name] = _parsed(option, variable), "environment"
-        elif ini:
-            values[option.name], origins[option.name] = _beside_ini(option, ini, config.inipath), "ini"
+        found = {
+            "command line": given,
+            "environment": _parsed(option, variable)
+            if variable and (given is None or option.kind == "table")
+            else None,
+            "ini": _beside_ini(option, ini, config.inipath) if ini else None,
+        }
+        found = {place: value for place, value in found.items() if value is not None}
+        if found:
+            origin = next(iter(found))
+            values[option.name], origins[option.name] = found if option.kind == "table" else found[origin], origin
     return values, origins
 
 
 def _parsed(option: Option, text: str) -> Any:
     """The value of an environment variable; the parts of a list are separated by commas."""
-    if option.kind == "list":
+    if option.kind in LISTED:
         return [part.strip() for part in text.split(",")]
     if option.kind == "flag":
         if text.lower() not in (*YES, *NO):
@@ -167,23 +181,29 @@ def _beside_ini(option: Option, value: Any, ini: Path | None) -> Any:
         return value
 
     def placed(text: str) -> str:
+        if option.kind == "table":  # what may be a path stands before the last colon
+            model, colon, rest = text.rpartition(":")
+            return f"{there(model)}{colon}{rest}"
+        return there(text)
+
+    def there(text: str) -> str:
         path = ini.parent / Path(text).expanduser()
         return str(path) if option.path == "yes" or (text and path.exists()) else text
 
-    return [placed(text) for text in value] if option.kind == "list" else placed(value)
+    return [placed(text) for text in value] if option.kind in LISTED else placed(value)
 
 
 def described(settings: Settings) -> str:
     """What a run was asked for, each value with where it came from, on one line."""
-    limits = ", ".join(f"{name} {limit}" for name, limit in settings.limits.items() if limit.source == "given")
-    shown: dict[str, Any] = {
-        "model": ", ".join(settings.models),
-        "candidate": ", ".join(settings.candidates),
-        "limit": limits,
-    }
+    shown: dict[str, Any] = {"model": ", ".join(settings.models), "candidate": ", ".join(settings.candidates)}
+    unused = idle(settings.overrides, settings.models, settings.candidates)
     parts = []
     for option in OPTIONS:
-        if option.name in settings.origins:
+        if option.kind == "table" and option.name in settings.origins:
+            for place in PLACES:
+                said = [str(one) for one in settings.overrides if one.origin == place and one not in unused]
+                parts += [f"{option.name} {', '.join(said)} ({place})"] if said else []
+        elif option.name in settings.origins:
             value = (
                 "" if option.kind == "flag" else f" {shown.get(option.name) or getattr(settings, option.name, None)}"
             )
@@ -199,21 +219,16 @@ def repeating(settings: Settings, spec: str, candidates: Sequence[str] = (), tak
         if option.name not in settings.origins or option.name == "json":
             continue
         flag = option.alias if option in {MODEL, CANDIDATE} and option not in taken else option.flag
-        if option.name == "limit":
-            words += [
-                f"{flag}={name}={_span(limit)}" for name, limit in settings.limits.items() if limit.source == "given"
-            ]
+        if option.kind == "table":
+            rules = [ruling(settings.overrides, spec, candidate) for candidate in (None, *candidates)]
+            texts = dict.fromkeys(one.text for rule in rules for one in rule.values())
+            words += [f"{flag}={text}" for text in texts]
         elif option.kind == "flag":
             words += [flag] * bool(getattr(settings, option.name))
         else:
             value = values[option.name] if option.name in values else getattr(settings, option.name)
             words += [f"{flag}={part}" for part in (value if isinstance(value, list) else [value])]
     return words
-
-
-def _span(limit: Any) -> str:
-    low, high = ("" if end is None else f"{end:g}" for end in (limit.low, limit.high))
-    return f"{low}..{high}"
 
 
 def moved(config: pytest.Config) -> str:

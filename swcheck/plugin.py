@@ -198,6 +198,8 @@ def swcheck_text(swcheck_session: Session, swcheck_model: Subject) -> str:
 
 
 @pytest.fixture(scope="session")
-def swcheck_limits(swcheck_session: Session, swcheck_spec: str) -> dict[str, Limit]:
-    """The limits of this run for the model under test by name, each with ``.low`` and ``.high``."""
-    return dict(swcheck_session.settings.limits_for(swcheck_spec))
+def swcheck_limits(request: pytest.FixtureRequest, swcheck_session: Session, swcheck_spec: str) -> dict[str, Limit]:
+    """The limits of this run by name, each with ``.low`` and ``.high``: for the model under test, and in a test that
+    asks for the candidate for that one beside it.
+    """
+    return dict(swcheck_session.settings.limits_for(swcheck_spec, getattr(request, "param", None)))

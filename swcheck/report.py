@@ -211,6 +211,11 @@ def _skipped(reported: Sequence[Reported], width: int) -> list[str]:
     return lines
 
 
+def fitted(text: str, width: int) -> list[str]:
+    """``text`` in lines that a terminal of so many columns shows well."""
+    return _wrapped(text, min(width, WIDEST))
+
+
 def _wrapped(text: str, width: int, indent: int = 0) -> list[str]:
     return textwrap.wrap(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)
 

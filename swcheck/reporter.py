@@ -211,10 +211,22 @@ class Reporter:
             terminalreporter.section("swcheck")
         for line in lines:
             terminalreporter.write_line(line, **markup(line))
+        for line in self.idle() if lines else ():
+            terminalreporter.write_line(line, yellow=True)
         for line in self.unwritten:
             terminalreporter.write_line(line, red=True)
         for path in self.written if lines else ():
             terminalreporter.write_line(f"written: {path}")
+
+    def idle(self) -> list[str]:
+        """What was asked of models that this run does not have: a name with a slip in it would gate nothing."""
+        from swcheck.overrides import idle
+        from swcheck.report import fitted
+
+        found = idle(self.settings.overrides, self.settings.models, self.settings.candidates)
+        names = ", ".join(dict.fromkeys(f"{one.model}:{one.name} ({one.origin})" for one in found))
+        words = f"limits for no model of this run: {names}"
+        return fitted(words, shutil.get_terminal_size().columns) if found else []
 
     def worst(self) -> Sequence[Reported]:
         """One verdict per test and check, in the order of the models, the candidates, then of the tests; workers report in any."""

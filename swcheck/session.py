@@ -131,7 +131,7 @@ class Session:
         subject.name, subject.heard = self.settings.name_of(spec), self.verdicts.append
         subject.tier = tier_named(str(facts.get("tier", STANDARD.name)))
         subject.text, subject.named = self._text(engines.text_of(spec)), str(self.settings.text or "")
-        subject.source = str(engines.directory_of(spec) or "")
+        subject.source, subject.limits = str(engines.directory_of(spec) or ""), self.settings.given_for(spec)
         return subject
 
     def _record(self, spec: str, subject: Subject) -> None:
@@ -185,6 +185,7 @@ class Session:
             scheme=loaded.scheme,
             named=str(chosen.text or ""),
             kind=chosen.kind,
+            limits=chosen.given_for(spec) if reference is None else chosen.given_for(reference, spec),
             tier=self.tier(reference or spec),
             memo={},
             heard=self.verdicts.append,

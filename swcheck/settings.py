@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from swcheck import engines, index, tiny
+from swcheck import engines, index, overrides, tiny
 from swcheck.errors import OptionError, SwcheckError
 from swcheck.files import check_writable
-from swcheck.limits import DEFAULTS, KINDS, with_overrides
+from swcheck.limits import DEFAULTS, KINDS
+from swcheck.overrides import Override
 from swcheck.records import Limit
 from swcheck.text import read_text
 from swcheck.tiers import (
@@ -29,9 +30,6 @@ from swcheck.tiers import (
     weights_in,
 )
 
-if TYPE_CHECKING:
-    pass
-
 COLLAPSING: Final = frozenset({index.Status.CRITICAL, index.Status.JOINT})
 """What is published of a weight that a model is known to hang on."""
 
@@ -46,7 +44,7 @@ class Settings:
     dtype: str | None = None
     text: Path | None = None
     tier: str | None = None
-    limits: Mapping[str, Limit] = field(default_factory=lambda: DEFAULTS)
+    overrides: tuple[Override, ...] = ()
     json: Path | None = None
     trust_remote_code: bool = False
     offline: bool = False
@@ -70,15 +68,21 @@ class Settings:
         name = engines.name_of(spec)
         return spec if names.count(name) > 1 else name
 
-    def limits_for(self, spec: str) -> Mapping[str, Limit]:
-        """The limits for one model. Where nobody has published that it collapses, how far it does is only reported."""
-        known = index.find(spec)
+    def given_for(self, spec: str, candidate: str | None = None) -> Mapping[str, Limit]:
+        """The limits that were asked for in place of defaults, for one model or for a candidate beside it."""
+        return {name: one.limit for name, one in overrides.ruling(self.overrides, spec, candidate).items()}
+
+    def limits_for(self, spec: str, candidate: str | None = None) -> Mapping[str, Limit]:
+        """The limits for one model, or for a candidate beside it.
+
+        Where nobody has published that the model collapses, how far it does is only reported.
+        """
+        given, known = self.given_for(spec, candidate), index.find(spec)
         expected = spec in tiny.CHECKPOINTS or (
             known and any(c.sound and c.status in COLLAPSING for c in known.coordinates)
         )
-        if expected or self.limits["collapse"] != DEFAULTS["collapse"]:
-            return self.limits
-        return {**self.limits, "collapse": Limit(0.0, None, "nothing is published to hold it against: reported")}
+        reported = {"collapse": Limit(0.0, None, "nothing is published to hold it against: reported")}
+        return {**DEFAULTS, **({} if expected else reported), **given}
 
 
 def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
@@ -88,7 +92,8 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
     to try a device.
     """
     for name, value in values.items():
-        if value == "" or (isinstance(value, (list, tuple)) and not all(part.strip() for part in value)):
+        parts = [part for place in value.values() for part in place] if isinstance(value, Mapping) else value
+        if value == "" or (isinstance(parts, (list, tuple)) and not all(part.strip() for part in parts)):
             raise OptionError(f"--swcheck-{name}", "an empty value", "give it a value, or leave the option out")
     models, candidates = tuple(values.get("model") or ()), tuple(values.get("candidate") or ())
     if candidates and len(models) != 1 and (models or origins.get("candidate") == "command line"):
@@ -101,7 +106,9 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
         dtype=values.get("dtype"),
         text=_path(values.get("text")),
         tier=values.get("tier"),
-        limits=with_overrides(values.get("limit") or ()),
+        overrides=tuple(
+            one for origin, texts in (values.get("limit") or {}).items() for one in overrides.read(texts, origin)
+        ),
         json=_path(values.get("json")),
         trust_remote_code=bool(values.get("trust_remote_code")),
         offline=bool(values.get("offline")),
@@ -122,6 +129,7 @@ def _check(settings: Settings) -> None:
         engines.check(spec, trust_remote_code=settings.trust_remote_code, offline=settings.offline)
     _check_once(settings.models, "model")
     _check_once(settings.candidates, "candidate")
+    overrides.check_spoken_to(settings.overrides, settings.models, settings.candidates)
     if settings.kind not in KINDS:
         raise OptionError(f"--swcheck-kind={settings.kind}", f"known: {', '.join(KINDS)}", "leave it out for auto")
     if settings.dtype is not None:

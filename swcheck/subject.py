@@ -30,7 +30,7 @@ from swcheck.measure import adds_bos, evaluating, token_nats, vocabulary_of, win
 from swcheck.observe import Breakdown, breakdown, contributions, effective_weight, first_tensor, observe, plain_weight
 from swcheck.probes import answer, probes
 from swcheck.reading import Reading, batches, place_of, reading
-from swcheck.records import Loaded, Scheme, SuperActivation, SuperWeight, Verdict
+from swcheck.records import Limit, Loaded, Scheme, SuperActivation, SuperWeight, Verdict
 from swcheck.stress import without_largest, without_matched
 from swcheck.text import evaluation_text
 from swcheck.tiers import CAUSAL_WINDOWS, STANDARD, Tier
@@ -55,7 +55,8 @@ class Subject:
 
     ``module`` is for this package; everybody else asks for ``model``. ``token_ids`` int64 ``(B, T)`` is what perplexity is taken on; None means windows of ``text``, and without a text
     of the package's evaluation text. ``memo`` keeps what was measured for as long as nobody else can change the model.
-    ``kind`` is what was done to it, ``auto`` leaves that to its weights where its scheme does not say it.
+    ``kind`` is what was done to it, ``auto`` leaves that to its weights where its scheme does not say it; ``limits`` are
+    those that its run asks for by name, in place of defaults.
     ``heard`` is told every verdict about this subject. ``source`` is the directory that it, or what an engine made it
     from, lies in; ``maker`` makes what an engine's spec names of such a directory.
     """
@@ -68,6 +69,7 @@ class Subject:
     scheme: Scheme | None = None
     named: str = ""
     kind: str = "quantized"
+    limits: Mapping[str, Limit] = field(default_factory=dict, repr=False)
     tier: Tier = STANDARD
     memo: dict[Any, Any] | None = field(default=None, repr=False)
     again: Callable[[], nn.Module] | None = field(default=None, repr=False)

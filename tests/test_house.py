@@ -36,6 +36,7 @@ study.surgery
 study.paper study.chapter study.plots study.setup study.record study
 options session outlier checks baseline judge diagnosis activations remedy cached coverage solo
 settings
+overrides
 report
 conformance
 zeroshot tiny.card subject ratios rtn drift limits kinship kind location stress intervene probes observe
@@ -59,7 +60,7 @@ GUESTS = {
     "tqdm": {"study", "tiny"},
     "transformers": {"huggingface", "tiny"},
 }
-LIGHT = "checkpoint cli engines errors files hub index limits options plugin records report session settings study tiny tiny.corpus".split()
+LIGHT = "checkpoint cli engines errors files hub index limits options overrides plugin records report session settings study tiny tiny.corpus".split()
 
 
 class Import(NamedTuple):

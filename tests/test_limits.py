@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swcheck.errors import OptionError
-from swcheck.limits import DEFAULTS, interval, kind_of, with_overrides
+from swcheck.limits import DEFAULTS, for_confidence, interval, kind_of
 from swcheck.records import Limit
 
 
@@ -40,43 +39,6 @@ def test_an_interval_holds_its_ends_and_nothing_beyond(one, other):
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "low", "high"),
-    [
-        ("perplexity=1.03", "perplexity", None, 1.03),
-        ("activation=0.8..1.5", "activation", 0.8, 1.5),
-        ("activation=0.8..", "activation", 0.8, 2.0),
-        ("contribution=..3", "contribution", 0.75, 3.0),
-        ("collapse=100", "collapse", 100.0, None),
-        ("dependence = 0.25", "dependence", 0.25, None),
-    ],
-)
-def test_an_override_replaces_one_limit(text, name, low, high):
-    """A single number sets the side the default leaves to be set; an interval sets both."""
-    limits = with_overrides([text])
-
-    assert (limits[name].low, limits[name].high) == (low, high)
-    assert {other: limits[other] for other in limits if other != name} == {
-        other: DEFAULTS[other] for other in DEFAULTS if other != name
-    }
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("speed=3", "known: contribution, activation"),
-        ("perplexity", "write it as perplexity=1.03"),
-        ("perplexity=low", "'low' is no number"),
-        ("perplexity=nan", "nothing finite is in"),
-        ("activation=2..1", "nothing finite is in"),
-    ],
-)
-def test_an_override_that_makes_no_sense_is_refused(text, words):
-    """Unknown names, missing numbers and empty intervals are worded errors."""
-    with pytest.raises(OptionError, match=words):
-        with_overrides([text])
-
-
-@pytest.mark.parametrize(
     ("ratio", "kind"), [(1.0, "inert"), (1.0999, "inert"), (1.1, "contributing"), (9.99, "contributing"), (10.0, "critical"), (math.inf, "critical")],
 )  # fmt: skip
 def test_a_set_is_called_by_its_collapse(ratio, kind):
@@ -89,3 +51,9 @@ def test_a_limit_says_its_interval():
     assert [str(limit) for limit in (Limit(1, None, ""), Limit(None, 2, ""), Limit(1, 2, ""), Limit(None, None, ""))] == [
         ">= 1", "<= 2", "1 .. 2", "-",
     ]  # fmt: skip
+
+
+def test_a_given_limit_is_not_scaled():
+    """A default for the likeliest token gives way to an unsure reference, one that was asked for stands."""
+    for source, low in (("as for a good one", 0.775), ("given in the ini-file", 0.9)):
+        assert for_confidence(Limit(0.9, None, source), 0.1).low == pytest.approx(low)

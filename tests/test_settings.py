@@ -22,7 +22,7 @@ def micro(tmp_path_factory) -> str:
 def test_nothing_asked_is_the_default():
     """Without a value every setting is its default."""
     assert read_settings({}, {}) == Settings()
-    assert Settings().limits == DEFAULTS
+    assert Settings().limits_for("tiny") == DEFAULTS
 
 
 def test_values_become_settings(tmp_path, micro):
@@ -30,14 +30,14 @@ def test_values_become_settings(tmp_path, micro):
     (tmp_path / "text.txt").write_text("some words")
     values = {
         "model": ["tiny"], "candidate": [micro], "device": "cpu", "dtype": "float16", "text": str(tmp_path / "text.txt"),
-        "limit": ["null=1.5"], "json": "out.json", "offline": True, "trust_remote_code": True, "allow_none": True,
+        "limit": {"ini": ["null=1.5"]}, "json": "out.json", "offline": True, "trust_remote_code": True, "allow_none": True,
     }  # fmt: skip
     settings = read_settings(values, dict.fromkeys(values, "ini"))
     assert (settings.models, settings.candidates, settings.specs) == (("tiny",), (micro,), ("tiny", micro))
     assert (settings.device, settings.dtype, settings.text) == ("cpu", "float16", tmp_path / "text.txt")
     assert settings.json == Path.cwd() / "out.json"
-    assert settings.limits["null"].high == 1.5
-    assert settings.limits["perplexity"] == DEFAULTS["perplexity"]
+    assert settings.limits_for("tiny")["null"].high == 1.5
+    assert settings.limits_for("tiny")["perplexity"] == DEFAULTS["perplexity"]
     assert settings.offline
     assert settings.trust_remote_code
     assert settings.allow_none
@@ -46,8 +46,8 @@ def test_values_become_settings(tmp_path, micro):
 @pytest.mark.parametrize("name", ["model", "candidate", "device", "dtype", "text", "limit", "json"])
 def test_an_empty_value_is_refused(name):
     """An empty text, alone or in a list, is never taken for nothing."""
-    for value in ("", [""], ["tiny", " "]):
-        if isinstance(value, list) == (name in {"model", "candidate", "limit"}):
+    for value in ("", [""], ["tiny", " "], {"ini": ["null=1.5", " "]}):
+        if type(value) is {"model": list, "candidate": list, "limit": dict}.get(name, str):
             with pytest.raises(OptionError, match=f"--swcheck-{name}") as caught:
                 read_settings({name: value}, {name: "command line"})
             assert words_of(caught)[1] == "an empty value"
@@ -104,7 +104,7 @@ def test_names(tmp_path, micro):
 def test_a_collapse_is_demanded_where_one_is_published(spec, low):
     """x10 is asked of models whose published set is critical or deadly together; of others it is reported."""
     assert Settings().limits_for(spec)["collapse"].low == low
-    mine = read_settings({"limit": ["collapse=5"]}, {})
+    mine = read_settings({"limit": {"ini": ["collapse=5"]}}, {})
     assert mine.limits_for(spec)["collapse"].low == 5
 
 

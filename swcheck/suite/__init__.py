@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from swcheck.checks import conclude
+from swcheck.limits import DEFAULTS
 from swcheck.records import Limit, Outcome, Prompt, Verdict
 from swcheck.strategies import drawn_prompts
 from swcheck.subject import Subject
@@ -28,8 +29,8 @@ def for_any_prompts(check: Callable[[Sequence[Prompt]], None], reference: Subjec
 
 
 def asked(limit: Limit) -> Limit:
-    """A limit that was asked for; else an open one, which leaves the choice to the assertion: it knows the scheme."""
-    return limit if limit.source == "given" else Limit(None, None, "")
+    """A limit that is no default; else an open one, which leaves the choice to the assertion: it knows the scheme."""
+    return Limit(None, None, "") if limit in DEFAULTS.values() else limit
 
 
 def affordable(subject: Subject) -> None:

@@ -18,7 +18,7 @@ READ = {
     "candidate": "[Path(one).name for one in settings.candidates] == [{!r}]",
     "device": "settings.device == {!r}",
     "dtype": "settings.dtype == {!r}",
-    "limit": "settings.limits['null'].high == float({!r}.removeprefix('null='))",
+    "limit": "settings.limits_for('tiny')['null'].high == float({!r}.removeprefix('null='))",
 }
 NEEDED = {"update": ["--swcheck-baseline=."]}
 """What else has to be given for a flag to make sense."""
@@ -80,7 +80,7 @@ def test_a_flag_that_is_neither_yes_nor_no_is_refused(inner, monkeypatch):
 
 def test_lists_take_several_values_everywhere(inner, asking, pytester, monkeypatch):
     """Several limits are options repeated, words of the ini-file, or parts between commas."""
-    asking("(settings.limits['null'].high, settings.limits['others'].high) == (1.02, 1.2)")
+    asking("[settings.limits_for('tiny')[name].high for name in ('null', 'others')] == [1.02, 1.2]")
     inner("test_asking.py", "--swcheck-limit=null=1.02", "--swcheck-limit=others=1.2").assert_outcomes(passed=1)
     monkeypatch.setenv("SWCHECK_LIMIT", "null=1.02, others=1.2")
     inner("test_asking.py").assert_outcomes(passed=1)
