@@ -6,7 +6,7 @@ its *earliest* writer is followed back to the inner neurons that feed it, severa
 signs are kept; the last layer's output is no evidence (echoes), a writer against the sign of what it writes into is a
 canceller, and what vanishes with an earlier weight was only received. The bar is set in the first look and stays.
 
-The decision is ``local_channels``, ``spikes`` and ``earliest_writer``, pure functions of what was seen. T time, H
+The decision is ``local_layers``, ``spikes`` and ``earliest_writer``, pure functions of what was seen. T time, H
 residual width, F inner width, L layers.
 """
 
@@ -159,50 +159,53 @@ def effect_of(model: nn.Module, super_weights: Sequence[SuperWeight], token_ids:
     return Effect(intact, together, alone)
 
 
-def spikes(residual: torch.Tensor, local: torch.Tensor, bar: float, rules: Rules) -> tuple[SuperActivation, ...]:
+def spikes(
+    residual: torch.Tensor, bar: float, rules: Rules, *, first: torch.Tensor | None = None
+) -> tuple[SuperActivation, ...]:
     """The persistent, local spikes of the residual stream ``(L, T, H)``, strongest first, one per channel.
 
-    ``local`` ``(L, H)`` says where a channel is large at few tokens only, ``bar`` the least magnitude. The last layer's
-    output is left out, so that a model of fewer than three layers has none.
+    ``bar`` is the least magnitude; ``first`` ``(L, T, H)`` is the stream in which a channel has to be local, this one if
+    none is given. The last layer's output is left out, so that a model of fewer than three layers has none.
     """
     inner = residual[:-1]
     if len(inner) < 2:
         return ()
-    size = inner.abs()
-    peaks = size.amax(0)
+    peaks = inner.abs().amax(0)
+    loudest = peaks.amax(0)
     found = []
-    for channel in ((peaks.amax(0) >= bar) & (peaks.amax(0) > 0)).nonzero().flatten().tolist():
-        order = peaks[:, channel].argsort(descending=True)
+    for channel in ((loudest >= bar) & (loudest > 0)).nonzero().flatten().tolist():
+        series, order = inner[:, :, channel].abs(), peaks[:, channel].argsort(descending=True)
+        local = local_layers((inner if first is None else first[:-1])[:, :, channel], rules).tolist()
         for position in order[peaks[order, channel] >= bar].tolist():
-            layers = _held(size[:, position, channel], local[:-1, channel], rules)
+            layers = _held(series[:, position].tolist(), local, rules)
             if layers is not None:
-                value, median = float(inner[layers[0], position, channel]), median_of(size[layers[0]])
+                value, median = float(inner[layers[0], position, channel]), median_of(inner[layers[0]].abs())
                 found.append(SuperActivation(layers[0], channel, position, value, median, layers[1]))
                 break
     return tuple(sorted(found, key=lambda spike: -abs(spike.value)))
 
 
-def _held(series: torch.Tensor, local: torch.Tensor, rules: Rules) -> tuple[int, int] | None:
-    """The first and the last layer that hold one token's value, ``(L,)``; None where it does not persist, locally.
+def _held(series: Sequence[float], local: Sequence[bool], rules: Rules) -> tuple[int, int] | None:
+    """The first and the last layer that hold one token's magnitude; None where it does not persist, locally.
 
     The layer after the onset has to hold it, and enough of the later ones; where they do, the channel has to be local.
     """
-    holds = series >= rules.band * series.max()
-    layers = holds.nonzero().flatten()
-    onset = int(layers[0])
-    later = holds[onset + 1 :]
-    persists = len(later) > 0 and bool(later[0]) and float(later.float().mean()) >= rules.carried
-    return (onset, int(layers[-1])) if persists and float(local[holds].float().mean()) >= rules.carried else None
+    least = rules.band * max(series)
+    holds = [layer for layer, size in enumerate(series) if size >= least]
+    onset, later = holds[0], len(series) - holds[0] - 1
+    persists = onset + 1 in holds and len(holds) - 1 >= rules.carried * later
+    stands_alone = sum(local[layer] for layer in holds) >= rules.carried * len(holds)
+    return (onset, holds[-1]) if persists and stands_alone else None
 
 
-def local_channels(residual: torch.Tensor, rules: Rules) -> torch.Tensor:
-    """Where ``(L, H)`` a channel of the residual stream ``(L, T, H)`` is large at few tokens only.
+def local_layers(series: torch.Tensor, rules: Rules) -> torch.Tensor:
+    """In which layers ``(L,)`` one channel of the residual stream, ``(L, T)``, is large at few tokens only.
 
     A channel that is large everywhere is an outlier feature, not a super activation.
     """
-    size = residual.abs()
+    size = series.abs()
     holders = (size >= rules.band * size.amax(1, keepdim=True)).sum(1)
-    return holders <= max(1, int(rules.tokens * residual.shape[1]))
+    return holders <= max(1, int(rules.tokens * series.shape[1]))
 
 
 def median_of(magnitudes: torch.Tensor) -> float:
@@ -213,16 +216,24 @@ def median_of(magnitudes: torch.Tensor) -> float:
     return float(values[middle])
 
 
-def earliest_writer(spike: SuperActivation, outputs: torch.Tensor, rules: Rules, after: int = -1) -> int | None:
+def earliest_writer(spike: SuperActivation, written: Sequence[float], rules: Rules, after: int = -1) -> int | None:
     """The first layer whose down projection adds a good part of the spike, with its sign; None if none does.
 
-    ``outputs`` ``(L, T, H)`` are the down projections', looked at from the layer behind ``after`` to the spike's onset.
-    The earliest, not the largest: a later writer may only echo.
+    ``written`` is what each layer's down projection adds at the spike's token and channel, looked at from the layer
+    behind ``after`` to the spike's onset. The earliest, not the largest: a later writer may only echo.
     """
-    written = outputs[: spike.layer + 1, spike.position, spike.channel]
-    same_sign = written * (1 if spike.value > 0 else -1)
-    layers = (same_sign >= rules.written * abs(spike.value)).nonzero().flatten().tolist()
-    return next((layer for layer in layers if layer > after), None)
+    sign = 1 if spike.value > 0 else -1
+    least = rules.written * abs(spike.value)
+    layers = range(after + 1, min(spike.layer + 1, len(written)))
+    return next((layer for layer in layers if sign * written[layer] >= least), None)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one pass showed, and its residual stream in one piece, float32 ``(L, T, H)`` on the CPU."""
+
+    sight: Sight
+    residual: torch.Tensor
 
 
 class _Search:
@@ -232,38 +243,38 @@ class _Search:
         self.model, self.body, self.ids, self.rules = model, body, ids, rules
         self.in_tuple = False
         self.first = self._look(ids, 0, None)
-        residual = _stack(self.first.residual)
-        size = residual.abs()
-        if not torch.isfinite(size.amax()):  # NaN wins over every number
+        residual = self.first.residual
+        inner = residual[:-1].abs() if len(residual) > 1 else residual.abs()
+        self.peaks = inner.amax(1)  # of each layer and channel
+        self.loudest = float(self.peaks.amax())
+        if not math.isfinite(self.loudest + float(residual[-1].abs().amax())):  # NaN wins over every number
             layer = int((~torch.isfinite(residual)).flatten(1).any(1).nonzero()[0])
             raise NotFiniteError(
                 "not finite: no super weight can be located",
                 f"NaN or infinity in the residual stream after layer {layer}",
                 "load the model in bfloat16 or float32; if it stays, the checkpoint itself holds NaN",
             )
-        self.local = local_channels(residual, rules)
-        inner = size[:-1] if len(size) > 1 else size
-        self.median, self.loudest = median_of(inner), float(inner.amax())
+        self.median = median_of(inner)
         self.bar = max(rules.above_median * self.median, rules.below_peak * self.loudest)
-        self.activations = spikes(residual, self.local, self.bar, rules)
+        self.activations = spikes(residual, self.bar, rules)
         self.taken: dict[SuperWeight, float] = {}
         self.turned_down: set[SuperWeight] = set()
         self.rounds: list[Round] = []
 
     def run(self, seeds: tuple[SuperWeight, ...]) -> None:
-        sight, left = self.first, self.activations
+        look, left = self.first, self.activations
         for number in range(self.rules.rounds):
-            found, remarks = self._decide(sight, left)
+            found, remarks = self._decide(look.sight, left)
             if number == 0:
                 read, doubts = self._read(seeds)
                 found = {**read, **found}
                 remarks += doubts + self._passed_over()
-            self.rounds.append(Round(_peaks(sight), tuple(found), tuple(remarks)))
+            self.rounds.append(Round(_peaks(look.sight), tuple(found), tuple(remarks)))
             if not found:
                 return
-            before = self._sizes(sight, left)
-            sight, still_left = self._remove(found)
-            self._keep(found, before, self._sizes(sight, left))
+            before = _sizes(look.residual, left)
+            look, still_left = self._remove(found)
+            self._keep(found, before, _sizes(look.residual, left))
             left = still_left
 
     def result(self) -> Located:
@@ -273,7 +284,7 @@ class _Search:
         written = tuple(self.taken[weight] for weight in order)
         return Located(tuple(order), written, activations, tuple(self.rounds), self._reason(order, activations))
 
-    def _look(self, ids: torch.Tensor, start: int, kept: Sight | None) -> Sight:
+    def _look(self, ids: torch.Tensor, start: int, kept: Sight | None) -> _Look:
         """One pass, the layers before ``start`` taken from ``kept``; it ends at the last layer, before the logits."""
         # What the last layer gives is no evidence, so that a second look ends before it.
         everything = range(len(self.body.layers) if kept is None else max(1, len(self.body.layers) - 1))
@@ -286,7 +297,7 @@ class _Search:
             else:
                 stack.enter_context(_resumed(self.body, start, kept.residual, ids.shape[1], in_tuple=self.in_tuple))
             self.model(ids.to(device_of(self.model)), use_cache=False)
-        return sight
+        return _Look(sight, torch.stack([sight.residual[layer][0] for layer in everything]).float().cpu())
 
     def _note_form(self, _layer: nn.Module, _args: Any, output: Any) -> None:
         self.in_tuple = isinstance(output, tuple)
@@ -295,22 +306,21 @@ class _Search:
         """The weights of the earliest layer that writes one of the spikes that are left, with what each writes."""
         if not left:
             return {}, []
-        outputs = _stack(sight.outputs)
-        sources = [self._source(sight, outputs, spike) for spike in left]
+        sources = [self._source(sight, spike) for spike in left]
         layers = [weight.layer for found, _ in sources for weight in found]
         remarks = [remark for _, remark in sources if remark]
         return {w: value for found, _ in sources for w, value in found.items() if w.layer == min(layers)}, remarks
 
-    def _source(
-        self, sight: Sight, outputs: torch.Tensor, spike: SuperActivation
-    ) -> tuple[dict[SuperWeight, float], str]:
+    def _source(self, sight: Sight, spike: SuperActivation) -> tuple[dict[SuperWeight, float], str]:
         """The weights behind the earliest writer of one spike that has any; words where there are none."""
-        layer = first = earliest_writer(spike, outputs, self.rules)
+        layers = range(min(spike.layer + 1, len(sight.outputs)))
+        written = [float(sight.outputs[layer][0, spike.position, spike.channel]) for layer in layers]
+        layer = first = earliest_writer(spike, written, self.rules)
         while layer is not None:
             found = self._feeding(sight, spike, layer)
             if found:
                 return found, ""
-            layer = earliest_writer(spike, outputs, self.rules, after=layer)
+            layer = earliest_writer(spike, written, self.rules, after=layer)
         writer = "down projection" if first is None else f"single weight left in layer {first}"
         return {}, f"channel {spike.channel}: no {writer} writes its {spike.value:+.4g}"
 
@@ -320,13 +330,13 @@ class _Search:
         With each comes what it writes in the model as it is: a weight that writes only once others are gone is none.
         """
         module, row = self.body.down_projections[layer], spike.channel
-        x, before = (look.inputs[layer][0, spike.position] for look in (sight, self.first))
+        x, before = (look.inputs[layer][0, spike.position] for look in (sight, self.first.sight))
         weight = plain_weight(module)
-        strength = x.float().abs() if weight is None else (x.float() * weight[row].float()).abs()
+        strength = (x.float() if weight is None else x.float() * weight[row].float()).abs()
         columns = strength.topk(min(self.rules.inputs, len(x))).indices.tolist()
         total = float(sight.outputs[layer][0, spike.position, row])
-        shares = contributions(module, x, row, columns) / total
-        intact = shares if sight is self.first else contributions(module, before, row, columns) / total
+        shares = _written(module, x, row, columns) / total
+        intact = shares if sight is self.first.sight else _written(module, before, row, columns) / total
         known = self.turned_down.union(self.taken)
         return {
             SuperWeight(layer, row, column, effective_weight(module, row, column)): here * total
@@ -334,27 +344,20 @@ class _Search:
             if share >= self.rules.share and here >= self.rules.drop and SuperWeight(layer, row, column) not in known
         }
 
-    def _remove(self, found: dict[SuperWeight, float]) -> tuple[Sight, tuple[SuperActivation, ...]]:
+    def _remove(self, found: dict[SuperWeight, float]) -> tuple[_Look, tuple[SuperActivation, ...]]:
         """Look again without them: from the first edited layer on, at the prefix up to the last spike."""
         gone = (*self.taken, *found)
         end = 1 + max((spike.position for spike in self.activations), default=self.ids.shape[1] - 1)
         start = min(weight.layer for weight in gone)
+        first = self.first.sight
         with zeroed(self.model, gone):
-            sight = self._look(self.ids[:, :end], start, self.first)
+            look = self._look(self.ids[:, :end], start, first)
         for layer in range(start):
-            sight.inputs[layer] = self.first.inputs[layer][:, :end]
-            sight.outputs[layer] = self.first.outputs[layer][:, :end]
+            look.sight.inputs[layer] = first.inputs[layer][:, :end]
+            look.sight.outputs[layer] = first.outputs[layer][:, :end]
         # The last layer was not run, and what it gives would be left out: its predecessor stands in its place.
-        residual = _stack(sight.residual)
-        return sight, spikes(torch.cat([residual, residual[-1:]]), self.local, self.bar, self.rules)
-
-    def _sizes(self, sight: Sight, left: Sequence[SuperActivation]) -> dict[int, float]:
-        """How large the residual stream gets, with the sign of each spike, at its channel and token while it lasts."""
-        residual = _stack(sight.residual)
-        series = {spike: residual[spike.layer : spike.last + 1, spike.position, spike.channel] for spike in left}
-        return {
-            spike.channel: float((values * math.copysign(1, spike.value)).max()) for spike, values in series.items()
-        }
+        residual = torch.cat([look.residual, look.residual[-1:]])
+        return look, spikes(residual, self.bar, self.rules, first=self.first.residual)
 
     def _keep(self, found: dict[SuperWeight, float], before: dict[int, float], after: dict[int, float]) -> None:
         """Keep what took a part of its activation along; turn down what changed nothing."""
@@ -376,7 +379,7 @@ class _Search:
         read: dict[SuperWeight, float] = {}
         remarks = []
         for seed in seeds:
-            inputs = self.first.inputs[seed.layer][0]
+            inputs = self.first.sight.inputs[seed.layer][0]
             position = int(inputs[:, seed.column].float().abs().argmax())
             module = self.body.down_projections[seed.layer]
             value = float(contributions(module, inputs[position], seed.row, [seed.column])[0])
@@ -395,14 +398,14 @@ class _Search:
 
     def _passed_over(self) -> list[str]:
         """Words for the loudest channels that reach the bar and are no super activation."""
-        size = _stack(self.first.residual)[:-1].abs()
-        loud = size.amax((0, 1)) if len(size) else torch.zeros(size.shape[2])
+        loud = self.peaks.amax(0)
         loud[[spike.channel for spike in self.activations]] = 0
         remarks = []
         for channel in loud.topk(min(4, len(loud))).indices.tolist():
             if loud[channel] < self.bar or loud[channel] == 0:
                 break
-            local = self.local[int(size[:, :, channel].amax(1).argmax()), channel]
+            layer = int(self.peaks[:, channel].argmax())
+            local = local_layers(self.first.residual[layer : layer + 1, :, channel], self.rules)
             why = "carried by too few layers" if local else "large at many tokens: an outlier feature"
             remarks.append(f"channel {channel} reaches {float(loud[channel]):.4g}: {why}")
         return remarks
@@ -459,25 +462,30 @@ def _give_back(layer: nn.Module, own: Any) -> None:
         object.__setattr__(layer, "forward", own)
 
 
-def _stack(by_layer: dict[int, torch.Tensor]) -> torch.Tensor:
-    """The first sequence of every layer, float32 ``(L, T, C)`` on the CPU."""
-    return torch.stack([by_layer[layer][0].float().cpu() for layer in sorted(by_layer)])
+def _written(module: nn.Module, x: torch.Tensor, row: int, columns: Sequence[int]) -> torch.Tensor:
+    """As ``contributions``, and without asking a module whose weight is plain to see."""
+    weight = plain_weight(module)
+    if weight is None:
+        return contributions(module, x, row, columns)
+    return x[columns].float() * weight[row, columns].float()
+
+
+def _sizes(residual: torch.Tensor, spikes: Sequence[SuperActivation]) -> dict[int, float]:
+    """How large the residual stream gets, with the sign of each spike, at its channel and token while it lasts."""
+    series = {spike: residual[spike.layer : spike.last + 1, spike.position, spike.channel] for spike in spikes}
+    return {spike.channel: float((values * math.copysign(1, spike.value)).max()) for spike, values in series.items()}
 
 
 def _peaks(sight: Sight) -> tuple[LayerPeaks, ...]:
-    layers = sorted(sight.residual)
-    three = (_peaks_of([seen[layer][0] for layer in layers]) for seen in (sight.inputs, sight.outputs, sight.residual))
-    return tuple(LayerPeaks(layer, *peaks) for layer, *peaks in zip(layers, *three, strict=True))
+    three = (sight.inputs, sight.outputs, sight.residual)
+    return tuple(LayerPeaks(layer, *(_peak(seen[layer][0]) for seen in three)) for layer in sorted(sight.residual))
 
 
-def _peaks_of(tensors: Sequence[torch.Tensor]) -> list[Peak]:
-    """The peak of each tensor ``(T, C)``; of one shape they are looked at together, which costs a tenth."""
-    if len({(tensor.shape, tensor.device) for tensor in tensors}) > 1:
-        return [peak for tensor in tensors for peak in _peaks_of([tensor])]
-    values = torch.stack(list(tensors)).float().flatten(1).cpu()
-    places = values.abs().numpy().argmax(1).tolist()  # torch's own along a dimension is slow on a CPU
-    width = tensors[0].shape[1]
-    return [Peak(float(values[row, place]), *divmod(place, width)) for row, place in enumerate(places)]
+def _peak(tensor: torch.Tensor) -> Peak:
+    """The value of largest magnitude of ``(T, C)``; numpy's search takes a tenth of torch's time on a CPU."""
+    values: Any = tensor.float().cpu().flatten().numpy()
+    place = max(int(values.argmax()), int(values.argmin()), key=lambda place: abs(values[place]))
+    return Peak(float(values[place]), *divmod(place, tensor.shape[1]))
 
 
 def _same_value(published: float | None, here: float) -> bool:

@@ -15,9 +15,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from swcheck import load, locate
+from swcheck.location import PROMPT
 from swcheck.observe import observe
 
 pytestmark = pytest.mark.benchmark
+SPAM = "def spam(eggs):\n    return eggs\n" * 200
 
 
 def best(*actions, rounds):
@@ -62,11 +64,12 @@ def test_observation(wide_llama):
     say(f"observation: {seen / bare:.3f} x a bare pass ({bare * 1e3:.1f} ms; 4 x 128 tokens, width 1024, 4 layers)")
 
 
-@pytest.mark.parametrize("tokens", [64, 256])
-def test_locate(tokens):
+@pytest.mark.parametrize(("text", "most"), [(SPAM, 64), (PROMPT, 256), (SPAM, 256)])
+def test_locate(text, most):
     """Locate for one super weight, in forward passes over the same tokens: at most 1.75."""
     tiny = load("tiny", device="cpu")
-    ids = tiny.tokenizer("def spam(eggs):\n    return eggs\n" * 200, return_tensors="pt").input_ids[:, :tokens]
+    ids = tiny.tokenizer(text, return_tensors="pt").input_ids[:, :most]
+    tokens = ids.shape[1]
 
     def forward():
         with torch.no_grad():
