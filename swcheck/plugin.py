@@ -107,14 +107,12 @@ def swcheck_session(pytestconfig: pytest.Config) -> Iterator[Session]:
     yield session
     session.free()
     deliver(pytestconfig, session.baselines)
-    if session.baselines and not session.settings.accept:
-        names = ", ".join(str(path) for path in session.baselines)
-        words = f"baselines measured anew: {names}\n  review and commit them, then run without --swcheck-update"
-        pytest.fail(words, pytrace=False)
+    if session.baselines and not session.settings.accept and not is_worker(pytestconfig):
+        pytest.fail(reporter.unreviewed(session.baselines), pytrace=False)
 
 
 def deliver(config: pytest.Config, baselines: Mapping[Path, str]) -> None:
-    """Hand baselines to the process that writes: from a worker of xdist they travel home when it ends."""
+    """Hand baselines to the process that writes: from a worker of xdist they travel home when it ends, to be red there."""
     if is_worker(config):
         config.workeroutput["swcheck"] = {str(path): text for path, text in baselines.items()}  # type: ignore[attr-defined]
     else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -125,6 +125,12 @@ def unmeasured(item: pytest.Item, report: pytest.TestReport, check: str, error: 
     return Verdict(check, name, Outcome.SKIPPED, str(reason).removeprefix("Skipped: "), candidate)
 
 
+def unreviewed(paths: Iterable[Path]) -> str:
+    """Why a run that measured baselines anew is red, and what to do with them."""
+    names = ", ".join(str(path) for path in paths)
+    return f"baselines measured anew: {names}\n  review and commit them, then run without --swcheck-update"
+
+
 class Reporter:
     """Gathers what the reports of tests bring, from workers too; at the end it is shown and written."""
 
@@ -133,6 +139,8 @@ class Reporter:
         self.brought: list[tuple[tuple[str, int], Reported]] = []
         self.loading: tuple[str, ...] = ()
         self.gathered: dict[Path, list[str]] = {}
+        self.came_home = False
+        self.last: pytest.TestReport | None = None
         self.written: list[Path] = []
         self.unwritten: list[str] = []
 
@@ -148,12 +156,21 @@ class Reporter:
         if new:
             self._announce("loading", spec or "", new)
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtestloop(self, session: pytest.Session) -> None:
-        """Under xdist the tests run elsewhere: say here, once, what every worker loads and what that will cost."""
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
+        """Before the tests: under xdist they run elsewhere, so say here, once, what every worker loads and what that
+        will cost. After them: baselines that came home from workers want a review, and are one error, as without xdist
+        one at the end of the last test.
+        """
         spread = getattr(self.config.option, "numprocesses", None) and suite_joins(session.config)
         for spec in self.settings.models if spread and not self.config.option.collectonly else ():
             self._announce("each worker loads", spec, [spec, *self.settings.candidates])
+        done = yield
+        if self.came_home and self.last is not None and not self.settings.accept:
+            words = unreviewed(self.gathered)
+            report = pytest.TestReport(self.last.nodeid, self.last.location, {}, "failed", words, "teardown")
+            self.config.hook.pytest_runtest_logreport(report=report)
+        return done
 
     def _announce(self, does: str, spec: str, wanted: Sequence[str]) -> None:
         """Write what is loaded beside the reference ``spec``, and the estimate, where anybody is told anything."""
@@ -172,6 +189,7 @@ class Reporter:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         from swcheck.report import from_json
 
+        self.last = report
         if str(report.outcome) != "rerun":  # the word of plugins that try again
             place = (report.location[0], report.location[1] or 0)
             self.brought += [(place, from_json(record)) for record in getattr(report, "swcheck", ())]
@@ -181,6 +199,7 @@ class Reporter:
         """A worker of xdist has ended, and sends the baselines it measured."""
         for path, text in getattr(node, "workeroutput", {}).get("swcheck", {}).items():
             self.gathered.setdefault(Path(path), []).append(text)
+            self.came_home = True
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.config.option.collectonly or exitstatus == pytest.ExitCode.USAGE_ERROR:
