@@ -121,10 +121,10 @@ def check_engine(
     linear maps where the module itself offers no public way; None where there is none. Raises ``AssertionError`` for
     whatever the engine does wrong.
     """
-    chosen = _wired(engine)
     names = tuple(schemes)
     if not names:
-        raise OptionError(f"check engine {chosen.name}", "no scheme to check", 'check_engine("rtn", ["bits=4"])')
+        raise OptionError(f"check engine {engine}", "no scheme to check", 'check_engine("rtn", ["bits=4"])')
+    chosen = _wired(engine, names[0])
     loaded = engines.load(reference, device=device, dtype=dtype)
     ids = torch.tensor([loaded.tokenizer(PROMPT)["input_ids"]], dtype=torch.int64, device=device_of(loaded.model))
     weights = tuple(super_weights) or locate(loaded.model, token_ids=ids).super_weights
@@ -182,12 +182,11 @@ def narrowed(folder: Path, inner: int) -> str:
 # --- the engine itself -------------------------------------------------------------------------------------------------
 
 
-def _wired(engine: Engine | str) -> Engine:
-    """The engine, its wiring checked; one that is installed must not import anything heavy by being imported."""
+def _wired(engine: Engine | str, scheme: str) -> Engine:
+    """The engine, its wiring checked; one that is installed must not import anything heavy before it loads."""
     if isinstance(engine, str):
-        point = engines.installed().get(engine)
-        if point is not None:
-            _check_light(engine, point.module)
+        if engine in engines.installed():
+            _check_light(engine, scheme)
         try:
             return engines.engine(engine)
         except EngineError as error:
@@ -204,15 +203,17 @@ def _wired(engine: Engine | str) -> Engine:
     return engine
 
 
-def _check_light(name: str, module: str) -> None:
-    """Refuse a module that imports torch or another heavy package before it is asked to load anything."""
-    code = f"import sys; import {module}; print(*[n for n in {HEAVY!r} if n in sys.modules])"
+def _check_light(name: str, scheme: str) -> None:
+    """Refuse an installed engine that imports torch or another heavy package before it is asked to load anything."""
+    asked = f"import {engines.installed()[name].module}, engine {name!r}"
+    code = f"import sys; from swcheck.engines import ask, installed; ask(installed()[{name!r}].load(), {scheme!r})"
+    code += f"; print('heavy:', *[n for n in {HEAVY!r} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603 - our own
     if done.returncode:
-        _refuse(f"import {module}, engine {name!r}", done.stderr.strip().splitlines()[-1], "repair or remove it")
-    if done.stdout.strip():
-        found = f"that alone imports {', '.join(done.stdout.split())}"
-        _refuse(f"import {module}, engine {name!r}", found, "import it inside load()")
+        _refuse(asked, " ".join(done.stderr.strip().splitlines()[-3:]), "repair or remove it")
+    heavy = done.stdout.strip().splitlines()[-1].split()[1:]
+    if heavy:
+        _refuse(asked, f"that alone imports {', '.join(heavy)}", "import it inside load(), and in no check()")
 
 
 def _check_unknown(case: _Case, known: Sequence[str]) -> None:
@@ -225,11 +226,29 @@ def _check_unknown(case: _Case, known: Sequence[str]) -> None:
         words = {name.replace("=", ",").split(",")[0] for name in known if not any(mark in name for mark in "/\\.")}
         if words and not any(word in str(error) for word in words):
             _refuse(f"{asked}: an error that lists the schemes", str(error).replace("\n", " "), "name all of them")
+        _check_asked(case, known, str(error))
     except Exception as error:  # an engine may raise anything here, and that is what is tested
         found = f"{type(error).__name__}: {error}"
         _refuse(f"{asked}: a worded error", found, "raise swcheck.errors.EngineError(asked, found, attempt)")
     else:
         _refuse(f"{asked}: an error", "it was loaded", "raise swcheck.errors.EngineError for what you do not know")
+
+
+def _check_asked(case: _Case, known: Sequence[str], refusal: str) -> None:
+    """``check(spec)``, which an engine may have, takes what ``load`` takes, and refuses what it refuses, in its words."""
+    if not hasattr(case.engine, "check"):
+        return
+    said: dict[str, str] = {}
+    for scheme in (*known, UNKNOWN):
+        try:
+            case.engine.check(scheme)
+        except Exception as error:  # as above
+            said[scheme] = str(error)
+    unlike = next((f"check({scheme!r}): {said[scheme]}" for scheme in known if scheme in said), "")
+    if not unlike and said.get(UNKNOWN) != refusal:
+        unlike = f"check({UNKNOWN!r}): {said.get(UNKNOWN, 'nothing is raised')}"
+    if unlike:
+        _refuse(f"{case.engine.name}: check() as load()", unlike, "let load() begin with what check() does")
 
 
 def _check_skip(case: _Case) -> str:

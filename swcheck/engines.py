@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from swcheck import hub, tiny
-from swcheck.errors import EngineError, OptionError
+from swcheck.errors import EngineError, OptionError, SwcheckError, first_words
 from swcheck.noise import captured
 from swcheck.records import Engine, Loaded
 
@@ -103,7 +103,12 @@ def load(
             raise EngineError(f"engine {name!r}", "it cannot spread a model over devices", "leave out the device map")
         chosen = spread
     with nullcontext() if name == BUILT_IN else captured():  # the built-in says what it downloads
-        return chosen.load(scheme, reference=reference, device=device, dtype=dtype)
+        try:
+            return chosen.load(scheme, reference=reference, device=device, dtype=dtype)
+        except SwcheckError:
+            raise
+        except ImportError as error:  # a package is absent, or does not go with another
+            raise EngineError(spec, f"a package that it needs: {first_words(error)}", "install or repair it") from error
 
 
 def _with(chosen: Engine, **wishes: Any) -> Engine:
@@ -175,11 +180,20 @@ def fetch(spec: str, *, offline: bool = False) -> None:
     """
     name, scheme = route(spec)
     if name != BUILT_IN:
-        check = getattr(engine(name), "check", None)
-        if check is not None:
-            check(scheme)
+        ask(engine(name), scheme)
     elif scheme not in tiny.CHECKPOINTS:
         hub.find(scheme, offline=offline)
+
+
+def ask(chosen: Engine, scheme: str) -> None:
+    """Raise what ``check(spec)`` of an engine raises for ``scheme``, if it has one; what is no worded error becomes one."""
+    try:
+        getattr(chosen, "check", lambda _spec: None)(scheme)
+    except SwcheckError:
+        raise
+    except Exception as error:  # whatever an installed engine raises here is its own fault, and said so
+        found = f"its check() fails: {type(error).__name__}: {first_words(error)}"
+        raise EngineError(f"{chosen.name}:{scheme}", found, "repair or remove that engine") from error
 
 
 def name_of(spec: str) -> str:

@@ -1,4 +1,5 @@
-"""Keeps the noise of other people's packages (banners, warnings, progress bars) away from the report.
+"""Keeps the noise of other people's packages (banners, warnings, progress bars) away from the report, and their settings
+out of the process.
 
 What is caught is kept, so that it can be named; an error that leaves the block carries it as a note.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -43,3 +45,16 @@ def captured() -> Iterator[Noise]:
         if noise.lines:
             error.add_note("said meanwhile: " + "\n  ".join(noise.lines[-5:]))
         raise
+
+
+@contextmanager
+def same_environment(**wanted: str) -> Iterator[None]:
+    """The variables of the environment as they were, after a block that may set some; ``wanted`` are set where they are not."""
+    before = dict(os.environ)
+    os.environ.update({name: value for name, value in wanted.items() if name not in before})
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)

@@ -133,11 +133,11 @@ class Rtn:
     name: str = "rtn"
 
     def check(self, spec: str) -> None:
-        """Raise ``OptionError`` for a ``spec`` that is no recipe, before anything is loaded."""
+        """Raise ``OptionError`` for a ``spec`` that is no recipe, as ``load`` does, before anything is loaded."""
         self._read(spec)
 
     def _read(self, spec: str) -> tuple[Recipe, tuple[str, ...]]:
-        words, names = skip.parted(f"rtn,{spec}")
+        words, names = skip.read(f"rtn:{spec}", f"rtn,{spec}")
         return parse(words.removeprefix("rtn").removeprefix(",")), names
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:

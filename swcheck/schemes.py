@@ -36,13 +36,13 @@ def missing_packages(config: Config) -> tuple[str, tuple[tuple[str, str], ...]]:
     """
     quantization = config.get("quantization_config") or config.get("compression_config")
     method = str(quantization.get("quant_method", "")).lower() if isinstance(quantization, Mapping) else ""
-    return method, tuple(entry for entry in PACKAGES.get(method, ()) if not _is_installed(entry[0]))
+    return method, tuple(entry for entry in PACKAGES.get(method, ()) if not is_installed(entry[0]))
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
     """Whether a module can be found; ``None`` in ``sys.modules`` means it cannot."""
     parent = module.rpartition(".")[0]
-    if (parent and not _is_installed(parent)) or sys.modules.get(module, module) is None:
+    if (parent and not is_installed(parent)) or sys.modules.get(module, module) is None:
         return False
     try:
         return find_spec(module) is not None

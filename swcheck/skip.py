@@ -9,7 +9,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any, Final
 
-from swcheck.errors import EngineError
+from swcheck.errors import EngineError, OptionError
 
 OPTION: Final = "skip="
 
@@ -20,6 +20,14 @@ def parted(spec: str) -> tuple[str, tuple[str, ...]]:
     asked = [part.removeprefix(OPTION) for part in parts[1:] if part.startswith(OPTION)]
     rest = [part for part in parts[1:] if not part.startswith(OPTION)]
     return ",".join([parts[0], *rest]), tuple(name.strip() for part in asked for name in part.split("+"))
+
+
+def read(title: str, spec: str) -> tuple[str, tuple[str, ...]]:
+    """As ``parted``; raises ``OptionError`` about ``title`` where a name is empty or the option has no value."""
+    words, names = parted(spec)
+    if "" in names or "skip" in words.split(",")[1:]:
+        raise OptionError(title, "skip= without a module's name", "skip=model.layers.1.mlp.down_proj, more behind a +")
+    return words, names
 
 
 def linear_maps(title: str, model: Any, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -307,6 +307,47 @@ def test_a_module_that_is_heavy_or_broken(tmp_path, monkeypatch, source, found):
     assert "heavy_engine" not in sys.modules
 
 
+class Asked(Toy):
+    """Can be asked before it loads, by a function that a test gives."""
+
+    def __init__(self, check):
+        super().__init__()
+        self.check = check
+
+
+def known(spec):
+    """What ``Toy`` raises, before it loads."""
+    if spec not in SCHEMES:
+        raise EngineError(f"scheme {spec!r} of toy", f"known: {', '.join(SCHEMES)}")
+
+
+def other_words(spec):
+    if spec not in SCHEMES:
+        raise EngineError(f"{spec!r}", "it is none")
+
+
+def too_strict(spec):
+    raise EngineError(f"{spec!r}", "it is none")
+
+
+def test_check_is_looked_at_where_it_is_offered():
+    """An engine that can be asked passes if it takes and refuses what ``load`` does, in the same words."""
+    assert check_engine(Asked(known), ["int8"])[0].scheme == "int8"
+
+
+@pytest.mark.parametrize(
+    ("check", "found"),
+    [
+        (lambda _spec: None, "check('no-such-scheme'): nothing is raised"),
+        (other_words, "check('no-such-scheme'): 'no-such-scheme' found: it is none"),
+        (too_strict, "check('int8'): 'int8' found: it is none"),
+    ],
+)
+def test_check_offered_wrongly(check, found):
+    """A check that lets everything pass, has words of its own, or refuses what loads would mislead whoever asks."""
+    assert refusal(Asked(check))[:2] == ("toy: check() as load()", found)
+
+
 def test_no_scheme_to_check():
     """A check of nothing is an error: it could not fail."""
     with pytest.raises(OptionError, match="no scheme to check"):

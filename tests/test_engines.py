@@ -14,6 +14,7 @@ import swcheck
 from swcheck import engines
 from swcheck.errors import ArchitectureError, CheckpointError, EngineError, OptionError, UnknownModelError
 from swcheck.records import Loaded
+from swcheck.request import read
 from tests import checkpoints
 
 
@@ -281,3 +282,53 @@ def test_a_device_map_needs_accelerate_and_an_engine_that_knows_it(monkeypatch):
     with pytest.raises(EngineError, match="engine 'homemade'") as caught:
         swcheck.load("homemade:int4", device_map="auto")
     assert words_of(caught)[1] == "it cannot spread a model over devices"
+
+
+# --- asked before it loads ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked(Homemade):
+    """An engine that can be asked: it knows one scheme, and breaks down over another."""
+
+    def check(self, spec):
+        if spec == "broken":
+            raise KeyError(spec)
+        return read(self.name, spec, ["int4"], packages=[("no_such_module", "no-such-module>=1")])
+
+
+@dataclass(frozen=True)
+class Needy(Homemade):
+    """An engine that imports what is not here."""
+
+    def load(self, spec, *, reference, device, dtype):
+        import no_such_module  # noqa: F401
+
+
+ASKED = Asked()
+NEEDY = Needy()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "said"),
+    [
+        ("int5", ("scheme 'int5' of homemade", "known: int4", "homemade:int4")),
+        ("int4", ("homemade:int4", "not installed: no_such_module", "pip install 'no-such-module>=1'")),
+        ("broken", ("homemade:broken", "its check() fails: KeyError: 'broken'", "repair or remove that engine")),
+    ],
+)
+def test_an_engine_that_can_be_asked_is(monkeypatch, scheme, said):
+    """What it cannot make, and what it needs and is not here, is said before anything is loaded, and in words."""
+    installing(monkeypatch, "tests.test_engines:ASKED")
+    with pytest.raises(EngineError) as caught:
+        engines.fetch(f"homemade:{scheme}")
+    assert words_of(caught) == said
+
+
+def test_a_package_that_is_missing_in_a_load_is_said_in_words(monkeypatch):
+    """An engine need not catch its own ImportError."""
+    installing(monkeypatch, "tests.test_engines:NEEDY")
+    with pytest.raises(EngineError) as caught:
+        swcheck.load("homemade:int4", reference="tiny")
+    asked, found, _ = words_of(caught)
+    assert (asked, found) == ("homemade:int4", "a package that it needs: No module named 'no_such_module'")

@@ -40,7 +40,7 @@ overrides
 report
 conformance
 zeroshot tiny.card subject ratios rtn drift limits kinship kind location stress intervene probes observe
-tiny.cloze tiny.lastword prompts measure quantize anatomy
+tiny.cloze tiny.lastword prompts measure quantize anatomy request
 engines huggingface hub checkpoint index schemes skip noise tiers text files strategies tiny.train tiny.corpus tiny errors reading records
 """.split()
 

@@ -7,7 +7,6 @@ checkpoint is a directory, and needs no engine. AutoRound computes in float16 on
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,12 +14,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from swcheck import engines, skip
-from swcheck.errors import EngineError, OptionError
+from swcheck import engines, request
+from swcheck.errors import OptionError
+from swcheck.noise import same_environment
 from swcheck.records import Loaded, Scheme
+from swcheck.request import Request
 
 SCHEMES: Final = {f"W{bits}A16": Scheme("rtn", bits) for bits in (8, 4, 3, 2)}
 FORMATS: Final = ("auto_round", "auto_gptq", "auto_awq")
+PACKAGES: Final = (("auto_round", "auto-round>=0.15"),)
 
 
 @dataclass(frozen=True)
@@ -31,43 +33,40 @@ class AutoRound:
     trust_remote_code: bool = False
     offline: bool = False
 
+    def check(self, spec: str) -> Request:
+        """Raise what ``load`` does for a scheme that it does not know, or without its packages."""
+        asked = request.read("autoround", spec, SCHEMES, options=("format",), packages=PACKAGES)
+        if asked.options.get("format", FORMATS[0]) not in FORMATS:
+            raise OptionError(asked.title, f"formats: {', '.join(FORMATS)}", f"autoround:{asked.scheme}")
+        return asked
+
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
-        words, names = skip.parted(spec)
-        name, comma, kind = words.partition(",format=")
-        if name not in SCHEMES:
-            raise EngineError(f"scheme {spec!r} of autoround", f"known: {', '.join(SCHEMES)}", "autoround:W4A16")
-        if comma and kind not in FORMATS:
-            raise OptionError(f"autoround:{spec}", f"formats: {', '.join(FORMATS)}", f"autoround:{name}")
-        if reference is None:
-            raise OptionError(f"autoround:{spec}", "no reference to quantize", "name one with --model")
+        asked = self.check(spec)
         with undisturbed():
-            try:
-                import auto_round
-            except ImportError as error:
-                raise EngineError(f"autoround:{spec}", str(error), "pip install 'auto-round>=0.15'") from error
-            base = engines.load(reference, device="cpu", trust_remote_code=self.trust_remote_code, offline=self.offline)
-            kept = skip.linear_maps(f"autoround:{spec}", base.model, names)
+            base = asked.base(reference, self, device="cpu", dtype=None)
+            import auto_round
+
             with TemporaryDirectory() as folder:
                 worker = auto_round.AutoRound(
                     base.model,
                     tokenizer=base.tokenizer,
-                    scheme=name,
+                    scheme=asked.scheme,
                     iters=0,
                     disable_opt_rtn=True,
                     disable_model_free=True,  # it would start processes
                     device_map="cpu",
-                    layer_config={one: {"bits": 16} for one in kept} or None,
+                    layer_config={one: {"bits": 16} for one in asked.kept(base.model)} or None,
                 )
-                worker.quantize_and_save(folder, format=kind or FORMATS[0])
+                worker.quantize_and_save(folder, format=asked.options.get("format", FORMATS[0]))
                 saved = next(file.parent for file in Path(folder).rglob("config.json"))
                 made = engines.load(str(saved), device=device, dtype=dtype)
         return replace(
             made,
             tokenizer=base.tokenizer,
-            name=f"autoround:{spec}",
+            name=asked.title,
             text=base.text,
             source=base.source,
-            scheme=SCHEMES[name],
+            scheme=SCHEMES[asked.scheme],
         )
 
 
@@ -80,14 +79,12 @@ def undisturbed() -> Iterator[None]:
 
     What is there already is kept out of these collections, which would take longer than the rounding.
     """
-    before, ours = dict(os.environ), not gc.get_freeze_count()
+    ours = not gc.get_freeze_count()
     if ours:
         gc.freeze()
     try:
-        yield
+        with same_environment():
+            yield
     finally:
         if ours:
             gc.unfreeze()
-        for key in os.environ.keys() - before.keys():
-            del os.environ[key]
-        os.environ.update(before)

@@ -11,10 +11,10 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Final
 
-from swcheck import engines, skip
+from swcheck import request, skip
 from swcheck.anatomy import anatomy
-from swcheck.errors import EngineError, OptionError
 from swcheck.records import Loaded, Scheme
+from swcheck.request import Request
 
 SCHEMES: Final[dict[str, tuple[Scheme, dict[str, Any]]]] = {
     "int8": (Scheme("int8", 8, activation_bits=8), {"load_in_8bit": True}),
@@ -27,6 +27,9 @@ SCHEMES: Final[dict[str, tuple[Scheme, dict[str, Any]]]] = {
 }
 
 
+PACKAGES: Final = (("bitsandbytes", "bitsandbytes>=0.50"), ("accelerate", "accelerate>=1.10"))
+
+
 @dataclass(frozen=True)
 class BitsAndBytes:
     """``bitsandbytes:SCHEME`` or ``bitsandbytes:SCHEME,skip=NAME+NAME``."""
@@ -35,31 +38,24 @@ class BitsAndBytes:
     trust_remote_code: bool = False
     offline: bool = False
 
+    def check(self, spec: str) -> Request:
+        """Raise what ``load`` does for a scheme that it does not know, or without its packages."""
+        return request.read("bitsandbytes", spec, SCHEMES, packages=PACKAGES)
+
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
-        name, names = skip.parted(spec)
-        if name not in SCHEMES:
-            raise EngineError(f"scheme {spec!r} of bitsandbytes", f"known: {', '.join(SCHEMES)}", "bitsandbytes:nf4")
-        if reference is None:
-            raise OptionError(f"bitsandbytes:{spec}", "no reference to quantize", "name one with --model")
-        try:
-            import accelerate  # noqa: F401 - transformers asks for it
-            import bitsandbytes
-            from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-        except ImportError as error:
-            install = "pip install 'bitsandbytes>=0.50' 'accelerate>=1.10'"
-            raise EngineError(f"bitsandbytes:{spec}", str(error), install) from error
+        asked = self.check(spec)
+        base = asked.base(reference, self, device=device, dtype=dtype)
+        import bitsandbytes
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # one line per layer and pass otherwise
-        scheme, settings = SCHEMES[name]
-        base = engines.load(
-            reference, device=device, dtype=dtype, trust_remote_code=self.trust_remote_code, offline=self.offline
-        )
+        scheme, settings = SCHEMES[asked.scheme]
         place, floats = base.model.device, base.model.dtype
         if scheme.weight_bits == 4:
             settings = {**settings, "bnb_4bit_compute_dtype": floats}
-        if names:  # with a list of its own, bitsandbytes leaves out no head by itself
-            kept = skip.linear_maps(f"bitsandbytes:{spec}", base.model, names)
+        if asked.names:  # with a list of its own, bitsandbytes leaves out no head by itself
             outside = skip.others(base.model, anatomy(base.model).path)
-            settings = {**settings, "llm_int8_skip_modules": [*outside, *kept]}
+            settings = {**settings, "llm_int8_skip_modules": [*outside, *asked.kept(base.model)]}
         source, tokenizer, text = base.source, base.tokenizer, base.text
         del base  # one of the two models at a time
         model = AutoModelForCausalLM.from_pretrained(
@@ -74,7 +70,7 @@ class BitsAndBytes:
         for module in model.modules():
             if isinstance(module, bitsandbytes.nn.Linear4bit):
                 module.support_avx512bf16_for_cpu = False
-        return Loaded(model, tokenizer, f"bitsandbytes:{spec}", text, source, scheme)
+        return Loaded(model, tokenizer, asked.title, text, source, scheme)
 
 
 ENGINE: Final = BitsAndBytes()

@@ -7,17 +7,19 @@ written with the gguf package, Llama-like models only, into a temporary file; it
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from swcheck import engines, skip
-from swcheck.errors import CheckpointError, EngineError, OptionError
+from swcheck import request
+from swcheck.errors import CheckpointError, EngineError
 from swcheck.records import Loaded, Scheme
+from swcheck.request import Request
 
 SCHEMES: Final = ("q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "f16")
+PACKAGES: Final = (("gguf", "gguf>=0.17"),)
 FREE: Final = ("context_length", "vocab_size")
 """What may differ between a file and its reference: a longer context, a padded vocabulary."""
 
@@ -34,29 +36,24 @@ class Gguf:
         """Whether a path is a GGUF file."""
         return path.suffix == ".gguf" and path.is_file()
 
-    def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
-        words, names = skip.parted(spec)
-        scheme, names = (words, names) if words in SCHEMES else (spec, ())  # a path may hold a comma
+    def check(self, spec: str) -> Request:
+        """Raise what ``load`` does for a file that is not there, another scheme, or without its package."""
         file = Path(spec).expanduser()
-        if scheme not in SCHEMES and file.suffix != ".gguf":
-            raise EngineError(f"scheme {spec!r} of gguf", f"known: a file, {', '.join(SCHEMES)}", "gguf:./model.gguf")
-        if scheme not in SCHEMES and not file.is_file():
+        if file.suffix != ".gguf":
+            return request.read("gguf", spec, ("FILE.gguf", *SCHEMES), packages=PACKAGES)
+        if not file.is_file():
             raise CheckpointError(f"gguf:{spec}", "no such file", "give the path of a .gguf file")
-        if reference is None:
-            raise OptionError(f"gguf:{spec}", "no reference with its tokenizer", "name one with --model")
-        try:
-            import gguf  # noqa: F401 - transformers asks for it
-        except ImportError as error:
-            raise EngineError(f"gguf:{spec}", str(error), "pip install 'gguf>=0.17'") from error
-        base = engines.load(
-            reference, device=device, dtype=dtype, trust_remote_code=self.trust_remote_code, offline=self.offline
-        )
-        if scheme not in SCHEMES:
-            return _read(file, spec, base)
-        kept = skip.linear_maps(f"gguf:{spec}", base.model, names)
+        request.need(f"gguf:{spec}", PACKAGES)
+        return Request("gguf", spec, spec)
+
+    def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
+        asked = self.check(spec)
+        base = asked.base(reference, self, device=device, dtype=dtype)
+        if asked.scheme not in SCHEMES:
+            return _read(Path(spec).expanduser(), spec, base)
         with TemporaryDirectory() as folder:
-            file = Path(folder, f"{scheme}.gguf")
-            write(base.model, file, scheme, kept)
+            file = Path(folder, f"{asked.scheme}.gguf")
+            write(base.model, file, asked.scheme, asked.kept(base.model))
             return _read(file, spec, base)
 
 
@@ -70,9 +67,8 @@ def write(model: Any, file: Path, scheme: str, kept: tuple[str, ...] = ()) -> No
 
     config = model.config
     if config.model_type != "llama":
-        raise EngineError(
-            f"gguf:{scheme}", f"a round trip of {config.model_type}", "convert it with llama.cpp: gguf:FILE"
-        )
+        attempt = "convert it with llama.cpp: gguf:FILE"
+        raise EngineError(f"gguf:{scheme}", f"a round trip of {config.model_type}", attempt)
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_name(str(config.name_or_path or "model").rstrip("/").rsplit("/", 1)[-1])
     for key, value in facts(config).items():
@@ -108,22 +104,20 @@ def scheme_of(file: Path) -> Scheme:
     """What the decoder layers' matrices are stored as; where they differ, what most of the weights are."""
     import gguf
 
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for tensor in gguf.GGUFReader(file).tensors:
         if tensor.name.startswith("blk.") and len(tensor.shape) > 1:
-            counts[tensor.tensor_type.name] = counts.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
+            counts[tensor.tensor_type.name] += int(tensor.n_elements)
     if not counts:
         raise ValueError("no matrix in any block")
-    kind = max(counts, key=lambda name: counts[name])
+    kind = counts.most_common(1)[0][0]
     if kind in {"F32", "F16", "BF16"}:
         return Scheme("float", 32 if kind == "F32" else 16)
     if kind in {"MXFP4", "NVFP4"}:
         return Scheme(kind.lower(), 4)
-    found = re.search(r"\d", kind)
-    bits = float(found.group()) if found else 16.0
-    if kind.endswith("_0"):
-        return Scheme("absmax", bits)
-    return Scheme("rtn", bits) if kind.endswith("_1") else Scheme("k-quant", bits, calibrated=True)
+    method = {"_0": "absmax", "_1": "rtn"}.get(kind[-2:], "k-quant")
+    bits = next((float(sign) for sign in kind if sign.isdigit()), 16.0)
+    return Scheme(method, bits, calibrated=method == "k-quant")
 
 
 def _read(file: Path, spec: str, base: Loaded) -> Loaded:
@@ -134,14 +128,8 @@ def _read(file: Path, spec: str, base: Loaded) -> Loaded:
     attempt = "a whole file of the reference's architecture"
     try:
         scheme, said = scheme_of(file), _said(file)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            file.parent,
-            gguf_file=file.name,
-            config=config,
-            dtype=floats,
-            output_loading_info=True,
-            local_files_only=True,
-        )
+        options = {"config": config, "dtype": floats, "output_loading_info": True, "local_files_only": True}
+        model, info = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **options)
     except Exception as error:  # a cut-off or foreign file raises nearly anything
         words = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise CheckpointError(f"gguf:{spec}", words[:300], attempt) from error
@@ -156,20 +144,12 @@ def _read(file: Path, spec: str, base: Loaded) -> Loaded:
 
 
 def facts(config: Any) -> dict[str, float]:
-    """What a file says about a model besides its weights, as far as this config has it."""
-    named = {
-        "context_length": "max_position_embeddings",
-        "vocab_size": "vocab_size",
-        "block_count": "num_hidden_layers",
-        "embedding_length": "hidden_size",
-        "feed_forward_length": "intermediate_size",
-        "attention.head_count": "num_attention_heads",
-        "attention.head_count_kv": "num_key_value_heads",
-        "rope.dimension_count": "head_dim",
-        "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    }
-    found = {key: getattr(config, name, None) for key, name in named.items()}
-    found["rope.freq_base"] = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
+    """What a file says about a model besides its weights, as far as this config has it, by transformers' own table."""
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+    rope: Any = getattr(config, "rope_parameters", None) or {}
+    names = {key: name for key, name in GGUF_CONFIG_MAPPING["llama"].items() if name}
+    found = {key: getattr(config, name, None) or rope.get(name) for key, name in names.items()}
     return {key: value for key, value in found.items() if value}
 
 

@@ -7,7 +7,6 @@ forward pass, so only that is the candidate that is released. The first use of a
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
@@ -16,14 +15,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from swcheck import engines, skip
+from swcheck import engines, request
 from swcheck.anatomy import anatomy
-from swcheck.errors import EngineError, OptionError
+from swcheck.errors import EngineError
+from swcheck.noise import same_environment
 from swcheck.records import Loaded, Scheme
+from swcheck.request import Request
 
 SCHEMES: Final = {f"{bits}bit": Scheme("gptq", bits, calibrated=True) for bits in (8, 4, 3, 2)}
 GROUP: Final = 128
-INSTALL: Final = "pip install 'gptqmodel>=7.6,<7.7' 'optimum>=2.3'"
+PACKAGES: Final = (("gptqmodel", "gptqmodel>=7.6,<7.7"), ("optimum.gptq", "optimum>=2.3"))
 WINDOWS: Final = 32
 LENGTH: Final = 128
 WORKERS: Final = "GPTQMODEL_CPU_WORKERS"
@@ -38,21 +39,25 @@ class Gptq:
     trust_remote_code: bool = False
     offline: bool = False
 
+    def check(self, spec: str) -> Request:
+        """Raise what ``load`` does for a scheme that it does not know, or without its packages."""
+        asked = request.read("gptq", spec, SCHEMES, options=("group",), packages=PACKAGES)
+        asked.group(GROUP)
+        return asked
+
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
-        name, _, _ = _parsed(spec)
-        if reference is None:
-            raise OptionError(f"gptq:{spec}", "no reference to quantize", "name one with --model")
-        base = engines.load(reference, device="cpu", trust_remote_code=self.trust_remote_code, offline=self.offline)
+        asked = self.check(spec)
+        base = asked.base(reference, self, device="cpu", dtype=None)
         with TemporaryDirectory() as folder:
             quantized(base, spec, Path(folder))
             made = engines.load(folder, device=device, dtype=dtype)
         return replace(
             made,
             tokenizer=base.tokenizer,
-            name=f"gptq:{spec}",
+            name=asked.title,
             text=base.text,
             source=base.source,
-            scheme=SCHEMES[name],
+            scheme=SCHEMES[asked.scheme],
         )
 
 
@@ -61,36 +66,22 @@ ENGINE: Final = Gptq()
 
 def quantized(base: Loaded, spec: str, folder: Path) -> None:
     """Write what ``spec`` makes of ``base`` into ``folder``, with its tokenizer: a directory as it is released."""
-    name, group, names = _parsed(spec)
-    kept = skip.linear_maps(f"gptq:{spec}", base.model, names)
-    _check_widths(spec, base.model, group, kept)
+    asked = ENGINE.check(spec)
+    group = asked.group(GROUP)
+    kept = asked.kept(base.model)
+    _check_widths(asked, base.model, group, kept)
     source, target = Path(base.source).resolve(), folder.resolve()
     with undisturbed():
-        os.environ.setdefault(WORKERS, "2")
-        try:
-            import optimum.gptq  # noqa: F401 - transformers asks for it
-            from gptqmodel import GPTQModel, QuantizeConfig
-        except ImportError as error:
-            raise EngineError(f"gptq:{spec}", str(error), INSTALL) from error
+        from gptqmodel import GPTQModel, QuantizeConfig
+
         dynamic = {f"-:^{re.escape(one)}$": {} for one in kept} or None
-        config = QuantizeConfig(bits=int(SCHEMES[name].weight_bits), group_size=group, dynamic=dynamic)
+        config = QuantizeConfig(bits=int(SCHEMES[asked.scheme].weight_bits), group_size=group, dynamic=dynamic)
         worker = GPTQModel.load(str(source), config)
         worker.quantize(_calibration(base), batch_size=8)
         worker.save(str(target))
     base.tokenizer.save_pretrained(folder)
     if kept:
         _name_the_quantized(folder / "config.json", base.model, kept)
-
-
-def _parsed(spec: str) -> tuple[str, int, tuple[str, ...]]:
-    """Scheme, group and names to skip."""
-    words, names = skip.parted(spec)
-    name, comma, group = words.partition(",group=")
-    if name not in SCHEMES:
-        raise EngineError(f"scheme {spec!r} of gptq", f"known: {', '.join(SCHEMES)}", "gptq:4bit,group=128")
-    if comma and (not group.isdecimal() or int(group) < 1):
-        raise OptionError(f"gptq:{spec}", f"group={group}", "a number of inputs, such as 128")
-    return name, int(group) if comma else GROUP, names
 
 
 def _calibration(base: Loaded) -> list[dict[str, Any]]:
@@ -120,24 +111,18 @@ def _inner(model: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def _check_widths(spec: str, model: Any, group: int, kept: tuple[str, ...]) -> None:
+def _check_widths(asked: Request, model: Any, group: int, kept: tuple[str, ...]) -> None:
     """Refuse inner widths that the group does not divide: GPTQModel quantizes them, and most of its kernels fail later."""
     for name, module in _inner(model):
         if name not in kept and module.in_features % group:
             found = f"{name} has {module.in_features} inputs, no multiple of {group}"
             fits = next((size for size in (64, 32) if module.in_features % size == 0), None)
-            attempt = f"gptq:{spec.partition(',')[0]},group={fits}" if fits else f"gptq:{spec},skip={name}"
-            raise EngineError(f"gptq:{spec}", found, attempt)
+            attempt = f"gptq:{asked.scheme},group={fits}" if fits else f"{asked.title},skip={name}"
+            raise EngineError(asked.title, found, attempt)
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """The process as it was: GPTQModel sets variables of torch and CUDA, and keeps a log where it stands."""
-    before = dict(os.environ)
-    try:
-        with TemporaryDirectory() as scratch, chdir(scratch):
-            yield
-    finally:
-        for key in os.environ.keys() - before.keys():
-            del os.environ[key]
-        os.environ.update(before)
+    with same_environment(**{WORKERS: "2"}), TemporaryDirectory() as scratch, chdir(scratch):
+        yield

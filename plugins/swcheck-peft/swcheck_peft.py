@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from swcheck import engines, skip
-from swcheck.errors import CheckpointError, EngineError, OptionError, UnsafeCheckpointError
+from swcheck import request, skip
+from swcheck.errors import CheckpointError, UnsafeCheckpointError
 from swcheck.records import Loaded, Scheme
+from swcheck.request import Request
 
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
+MERGED: Final = ",merged"
+PACKAGES: Final = (("peft", "peft>=0.19"),)
 
 
 @dataclass(frozen=True)
@@ -31,40 +34,46 @@ class Peft:
         """Whether a path is an adapter: a directory with an adapter's config, and no model's beside it."""
         return (path / CONFIG).is_file() and not (path / "config.json").exists()
 
+    def check(self, spec: str) -> None:
+        """Raise what ``load`` does for what is no adapter, or without its package."""
+        _asked(spec)
+
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
-        words, names = skip.parted(spec)
-        folder, merged = Path(words.removesuffix(",merged")).expanduser(), words.endswith(",merged")
-        kind = _checked(spec, folder)
-        if reference is None:
-            raise OptionError(f"peft:{spec}", "no reference to put the adapter on", "name one with --model")
-        try:
-            from peft import PeftModel
-        except ImportError as error:
-            raise EngineError(f"peft:{spec}", str(error), "pip install 'peft>=0.19'") from error
-        base = engines.load(
-            reference, device=device, dtype=dtype, trust_remote_code=self.trust_remote_code, offline=self.offline
-        )
-        floats, kept = 8 * base.model.dtype.itemsize, skip.linear_maps(f"peft:{spec}", base.model, names)
+        asked, kind = _asked(spec)
+        folder = Path(asked.scheme.removesuffix(MERGED)).expanduser()
+        base = asked.base(reference, self, device=device, dtype=dtype)
+        from peft import PeftModel
+
+        floats, kept = 8 * base.model.dtype.itemsize, asked.kept(base.model)
         try:
             model = PeftModel.from_pretrained(base.model, str(folder), torch_device=str(base.model.device))
         except (RuntimeError, ValueError, KeyError, TypeError) as error:  # other widths, other names, another peft
             words = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"peft:{spec} on {reference}", words, "give the adapter's own base model") from error
+            raise CheckpointError(
+                f"{asked.title} on {reference}", words, "give the adapter's own base model"
+            ) from error
         for one in kept:
             parent, _, child = one.rpartition(".")
             layer = model.base_model.model.get_submodule(one)
             setattr(model.base_model.model.get_submodule(parent), child, getattr(layer, "base_layer", layer))
-        if merged:
+        if asked.scheme.endswith(MERGED):
             model = model.merge_and_unload()
         scheme = Scheme(kind, floats, activation_bits=floats)
-        return Loaded(model.eval(), base.tokenizer, f"peft:{spec}", base.text, str(folder), scheme)
+        return Loaded(model.eval(), base.tokenizer, asked.title, base.text, str(folder), scheme)
 
 
 ENGINE: Final = Peft()
 
 
-def _checked(spec: str, folder: Path) -> str:
-    """The kind of the adapter in ``folder``, in lower case; what is no adapter, or a pickle, is refused."""
+def _asked(spec: str) -> tuple[Request, str]:
+    """What is asked, its scheme a path, and the adapter's kind in lower case; what is no adapter, or a pickle, is refused."""
+    words, names = skip.read(f"peft:{spec}", spec)
+    kind = _kind(spec, Path(words.removesuffix(MERGED)).expanduser())
+    request.need(f"peft:{spec}", PACKAGES)
+    return Request("peft", spec, words, names=names), kind
+
+
+def _kind(spec: str, folder: Path) -> str:
     if not (folder / CONFIG).is_file():
         found = "no such directory" if not folder.is_dir() else f"no {CONFIG} in it"
         raise CheckpointError(f"peft:{spec}", found, "give the directory that PeftModel.save_pretrained wrote")

@@ -7,12 +7,13 @@ inputs it has seen is rounded or clipped there. ``int4`` and ``int2`` compile C+
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from swcheck import engines, skip
-from swcheck.errors import EngineError, OptionError
+from swcheck import request
+from swcheck.errors import EngineError
 from swcheck.records import Loaded, Scheme
+from swcheck.request import Request
 
 SCHEMES: Final[dict[str, tuple[Scheme, str, str | None]]] = {
     "int8": (Scheme("absmax", 8), "qint8", None),
@@ -21,6 +22,7 @@ SCHEMES: Final[dict[str, tuple[Scheme, str, str | None]]] = {
     "int4": (Scheme("rtn", 4), "qint4", None),
     "int2": (Scheme("rtn", 2), "qint2", None),
 }
+PACKAGES: Final = (("optimum.quanto", "optimum-quanto>=0.2.7"),)
 WINDOWS: Final = 8
 LENGTH: Final = 128
 
@@ -33,34 +35,29 @@ class Quanto:
     trust_remote_code: bool = False
     offline: bool = False
 
+    def check(self, spec: str) -> Request:
+        """Raise what ``load`` does for a scheme that it does not know, or without its packages."""
+        asked = request.read("quanto", spec, SCHEMES, packages=PACKAGES)
+        if SCHEMES[asked.scheme][0].weight_bits < 8 and shutil.which("g++") is None:
+            raise EngineError(asked.title, "no g++, with which quanto unpacks these", "apt install g++, or quanto:int8")
+        return asked
+
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
-        name, names = skip.parted(spec)
-        if name not in SCHEMES:
-            raise EngineError(f"scheme {spec!r} of quanto", f"known: {', '.join(SCHEMES)}", "quanto:int8")
-        if reference is None:
-            raise OptionError(f"quanto:{spec}", "no reference to quantize", "name one with --model")
-        scheme, weights, inputs = SCHEMES[name]
-        if scheme.weight_bits < 8 and shutil.which("g++") is None:
-            raise EngineError(
-                f"quanto:{spec}", "no g++, with which quanto unpacks these", "apt install g++, or quanto:int8"
-            )
-        try:
-            from optimum import quanto
-        except ImportError as error:
-            raise EngineError(f"quanto:{spec}", str(error), "pip install 'optimum-quanto>=0.2.7'") from error
-        base = engines.load(
-            reference, device=device, dtype=dtype, trust_remote_code=self.trust_remote_code, offline=self.offline
-        )
+        asked = self.check(spec)
+        base = asked.base(reference, self, device=device, dtype=dtype)
+        from optimum import quanto
+
+        scheme, weights, inputs = SCHEMES[asked.scheme]
         quanto.quantize(
             base.model,
             weights=getattr(quanto, weights),
             activations=inputs and getattr(quanto, inputs),
-            exclude=["lm_head", "*.lm_head", *skip.linear_maps(f"quanto:{spec}", base.model, names)],
+            exclude=["lm_head", "*.lm_head", *asked.kept(base.model)],
         )
         if inputs:
             _calibrate(quanto, base)
         quanto.freeze(base.model)
-        return Loaded(base.model.eval(), base.tokenizer, f"quanto:{spec}", base.text, base.source, scheme)
+        return replace(base, model=base.model.eval(), name=asked.title, scheme=scheme)
 
 
 ENGINE: Final = Quanto()

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from swcheck import engines, skip
+from swcheck import request, skip
 from swcheck.anatomy import anatomy
 from swcheck.errors import EngineError, OptionError
 from swcheck.records import Loaded, Scheme
+from swcheck.request import Request
 
 GROUP: Final = 128
+PACKAGES: Final = (("torchao", "torchao>=0.18"), ("accelerate", "accelerate>=1.10"))
 
 
 def _weights(bits: int) -> Callable[[Any, Any, int], Any]:
@@ -50,31 +52,30 @@ class TorchAo:
     trust_remote_code: bool = False
     offline: bool = False
 
+    def check(self, spec: str) -> Request:
+        """Raise what ``load`` does for a scheme that it does not know, or without its packages."""
+        asked = request.read("torchao", spec, SCHEMES, options=("group",), packages=PACKAGES)
+        if "group" in asked.options and asked.scheme not in GROUPED:
+            raise OptionError(asked.title, f"with groups: {', '.join(GROUPED)}", "torchao:int4-weight-only,group=32")
+        asked.group(GROUP)
+        return asked
+
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
-        words, names = skip.parted(spec)
-        name, group = _parsed(words)
-        if reference is None:
-            raise OptionError(f"torchao:{spec}", "no reference to quantize", "name one with --model")
-        try:
-            import accelerate  # noqa: F401 - transformers asks for it
-            import torch
-            import torchao.quantization as ao
-            from transformers import AutoModelForCausalLM, TorchAoConfig
-        except ImportError as error:
-            install = "pip install 'torchao>=0.18' 'accelerate>=1.10'"
-            raise EngineError(f"torchao:{spec}", str(error), install) from error
-        base = engines.load(
-            reference, device=device, dtype=dtype, trust_remote_code=self.trust_remote_code, offline=self.offline
-        )
-        kept = skip.linear_maps(f"torchao:{spec}", base.model, names)
-        if name in GROUPED:
-            _check_widths(spec, base.model, group, kept)
+        asked = self.check(spec)
+        base = asked.base(reference, self, device=device, dtype=dtype)
+        import torch
+        import torchao.quantization as ao
+        from transformers import AutoModelForCausalLM, TorchAoConfig
+
+        kept, group = asked.kept(base.model), asked.group(GROUP)
+        if asked.scheme in GROUPED:
+            _check_widths(asked, base.model, group, kept)
         if kept:  # with a list of its own, transformers leaves out no head by itself
             kept = (*skip.others(base.model, anatomy(base.model).path), *kept)
         place, floats = base.model.device, base.model.dtype
         source, tokenizer, text = base.source, base.tokenizer, base.text
         del base  # one of the two models at a time
-        scheme, make = SCHEMES[name]
+        scheme, make = SCHEMES[asked.scheme]
         model = AutoModelForCausalLM.from_pretrained(
             source,
             quantization_config=TorchAoConfig(make(ao, torch, group), modules_to_not_convert=list(kept) or None),
@@ -84,22 +85,13 @@ class TorchAo:
             use_safetensors=True,
             trust_remote_code=self.trust_remote_code,
         ).eval()
-        return Loaded(model, tokenizer, f"torchao:{spec}", text, source, scheme)
+        return Loaded(model, tokenizer, asked.title, text, source, scheme)
 
 
 ENGINE: Final = TorchAo()
 
 
-def _parsed(spec: str) -> tuple[str, int]:
-    name, comma, group = spec.partition(",group=")
-    if name not in SCHEMES:
-        raise EngineError(f"scheme {spec!r} of torchao", f"known: {', '.join(SCHEMES)}", "torchao:int8-weight-only")
-    if comma and (name not in GROUPED or not group.isdecimal() or int(group) < 1):
-        raise OptionError(f"torchao:{spec}", f"with groups: {', '.join(GROUPED)}", "torchao:int4-weight-only,group=32")
-    return name, int(group) if comma else GROUP
-
-
-def _check_widths(spec: str, model: Any, group: int, kept: tuple[str, ...]) -> None:
+def _check_widths(asked: Request, model: Any, group: int, kept: tuple[str, ...]) -> None:
     """Refuse inner widths that the group does not divide: torchao refuses some and leaves others as they are."""
     from torch import nn
 
@@ -110,4 +102,4 @@ def _check_widths(spec: str, model: Any, group: int, kept: tuple[str, ...]) -> N
             if isinstance(module, nn.Linear) and name not in kept and module.in_features % group:
                 found = f"{name} has {module.in_features} inputs, no multiple of {group}"
                 fits = next(size for size in (64, 32, 16, 8, 4, 2, 1) if module.in_features % size == 0)
-                raise EngineError(f"torchao:{spec}", found, f"torchao:{spec.partition(',')[0]},group={fits}")
+                raise EngineError(asked.title, found, f"torchao:{asked.scheme},group={fits}")

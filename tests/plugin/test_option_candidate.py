@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from swcheck import engines
 from tests import checkpoints, damage
 from tests.plugin import BOTH, MODEL, refused
+from tests.test_engines import installing
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,14 @@ from tests.plugin import BOTH, MODEL, refused
 def test_a_candidate_that_cannot_be(inner, words, said):
     """A candidate without a reference, or one that leads nowhere, is a usage error in words."""
     refused(inner(*words), said)
+
+
+@pytest.mark.parametrize(("scheme", "said"), [("int5", "known: int4"), ("int4", "pip install 'no-such-module>=1'")])
+def test_what_an_engine_cannot_make_is_said_before_anything_is_loaded(inner, monkeypatch, scheme, said):
+    """A misspelt scheme and a missing package are usage errors, and the reference is not loaded for them."""
+    installing(monkeypatch, "tests.test_engines:ASKED")
+    monkeypatch.setattr(engines, "load", lambda *_args, **_more: pytest.fail("a model was loaded"))
+    refused(inner("--model=tiny", f"--candidate=homemade:{scheme}"), "homemade", said)
 
 
 def test_several_models_cannot_share_a_candidate(inner, micro):

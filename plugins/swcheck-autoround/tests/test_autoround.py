@@ -69,14 +69,30 @@ def test_an_unknown_format():
         load("W4A16,format=gguf")
 
 
+@pytest.mark.parametrize(
+    ("spec", "kind", "words"),
+    [
+        ("W5A16", EngineError, "known: W8A16"),
+        ("W4A16,format=gguf", OptionError, "formats: auto_round"),
+        ("W4A16,skip=", OptionError, "skip= without a module"),
+    ],
+)
+def test_what_makes_no_sense_is_said_at_once(spec, kind, words):
+    """Before anything is loaded, and in the words of a load."""
+    for refuse in (swcheck_autoround.ENGINE.check, load):
+        with pytest.raises(kind, match=words):
+            refuse(spec)
+
+
 def test_no_reference():
     """There is nothing to quantize."""
-    with pytest.raises(OptionError, match="no reference to quantize"):
+    with pytest.raises(OptionError, match="no reference"):
         load("W4A16", None)
 
 
 def test_without_the_package(monkeypatch):
     """The install line is given."""
     monkeypatch.setitem(sys.modules, "auto_round", None)
-    with pytest.raises(EngineError, match=r"pip install 'auto-round>="):
-        load("W4A16")
+    for refuse in (swcheck_autoround.ENGINE.check, load):
+        with pytest.raises(EngineError, match=r"pip install 'auto-round>="):
+            refuse("W4A16")

@@ -140,9 +140,24 @@ def test_an_unknown_scheme():
         load("nf5")
 
 
+@pytest.mark.parametrize(
+    ("spec", "kind", "words"),
+    [
+        ("nf5", EngineError, "known: int8, nf4, fp4, nf4-double\n  try: bitsandbytes:nf4"),
+        ("nf4,double", OptionError, "options here: skip="),
+        ("nf4,skip=", OptionError, "skip= without a module"),
+    ],
+)
+def test_what_makes_no_sense_is_said_at_once(spec, kind, words):
+    """Before anything is loaded, and in the words of a load."""
+    for refuse in (swcheck_bitsandbytes.ENGINE.check, load):
+        with pytest.raises(kind, match=words):
+            refuse(spec)
+
+
 def test_no_reference():
     """There is nothing to quantize."""
-    with pytest.raises(OptionError, match="no reference to quantize"):
+    with pytest.raises(OptionError, match="no reference"):
         load("nf4", None)
 
 
@@ -155,8 +170,9 @@ def test_a_reference_that_is_not_there():
 def test_without_the_package(monkeypatch):
     """The install line is given."""
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(EngineError, match=r"pip install 'bitsandbytes>="):
-        load("nf4")
+    for refuse in (swcheck_bitsandbytes.ENGINE.check, load):
+        with pytest.raises(EngineError, match=r"pip install 'bitsandbytes>="):
+            refuse("nf4")
 
 
 def test_through_the_front_door():

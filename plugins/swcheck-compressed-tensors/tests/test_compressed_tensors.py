@@ -150,17 +150,33 @@ def test_an_unknown_scheme():
         load("w4a4")
 
 
+@pytest.mark.parametrize(
+    ("spec", "kind", "words"),
+    [
+        ("W4A17", EngineError, "known: W4A16"),
+        ("W4A16,group=64", OptionError, "options here: skip="),
+        ("W4A16,skip=", OptionError, "skip= without a module"),
+    ],
+)
+def test_what_makes_no_sense_is_said_at_once(spec, kind, words):
+    """Before anything is loaded, and in the words of a load."""
+    for refuse in (swcheck_compressed_tensors.ENGINE.check, load):
+        with pytest.raises(kind, match=words):
+            refuse(spec)
+
+
 def test_no_reference():
     """There is nothing to quantize."""
-    with pytest.raises(OptionError, match="no reference to quantize"):
+    with pytest.raises(OptionError, match="no reference"):
         load("W8A8", None)
 
 
 def test_without_the_package(monkeypatch):
     """The install line is given."""
     monkeypatch.setitem(sys.modules, "llmcompressor", None)
-    with pytest.raises(EngineError, match=r"pip install 'llmcompressor>="):
-        load("W8A8")
+    for refuse in (swcheck_compressed_tensors.ENGINE.check, load):
+        with pytest.raises(EngineError, match=r"pip install 'llmcompressor>="):
+            refuse("W8A8")
 
 
 def test_a_checkpoint_with_a_cache_scheme_is_scored_through_its_cache(tmp_path):

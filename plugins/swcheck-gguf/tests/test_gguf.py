@@ -78,7 +78,7 @@ def test_skip_writes_that_tensor_in_halves(tmp_path):
 
 def test_skip_is_for_round_trips(file):
     """A file is as it is: behind its path the option is part of a name that does not exist."""
-    with pytest.raises(EngineError, match="known: a file"):
+    with pytest.raises(EngineError, match=r"known: FILE\.gguf"):
         load(f"{file},skip=model.layers.1.mlp.down_proj")
 
 
@@ -187,7 +187,7 @@ def test_no_such_file(tmp_path):
 
 def test_an_unknown_scheme():
     """The schemes are listed, and a file is one."""
-    with pytest.raises(EngineError, match="known: a file, q8_0, q5_0"):
+    with pytest.raises(EngineError, match=r"known: FILE\.gguf, q8_0, q5_0"):
         load("q4_k_m")
 
 
@@ -195,6 +195,21 @@ def test_a_width_that_no_block_divides(tmp_path):
     """Blocks hold 32 weights of a row."""
     with pytest.raises(EngineError, match=r"shape \(256, 470\) to Q4_0"):
         load("q4_0", narrowed(tmp_path, 470))
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "words"),
+    [
+        ("q4_k_m", EngineError, r"known: FILE\.gguf, q8_0"),
+        ("q8_0,skip=", OptionError, "skip= without a module"),
+        ("nowhere.gguf", CheckpointError, "no such file"),
+    ],
+)
+def test_what_makes_no_sense_is_said_at_once(spec, kind, words):
+    """Before anything is loaded, and in the words of a load."""
+    for refuse in (swcheck_gguf.ENGINE.check, load):
+        with pytest.raises(kind, match=words):
+            refuse(spec)
 
 
 def test_no_reference():
@@ -206,8 +221,9 @@ def test_no_reference():
 def test_without_the_package(monkeypatch):
     """The install line is given."""
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(EngineError, match=r"pip install 'gguf>="):
-        load("q8_0")
+    for refuse in (swcheck_gguf.ENGINE.check, load):
+        with pytest.raises(EngineError, match=r"pip install 'gguf>="):
+            refuse("q8_0")
 
 
 def q4_k(weights: np.ndarray) -> np.ndarray:

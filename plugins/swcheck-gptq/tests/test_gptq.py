@@ -126,14 +126,30 @@ def test_a_group_that_makes_no_sense():
         load("4bit,group=x")
 
 
+@pytest.mark.parametrize(
+    ("spec", "kind", "words"),
+    [
+        ("5bit", EngineError, "known: 8bit, 4bit, 3bit, 2bit"),
+        ("4bit,group=x", OptionError, "a number of inputs"),
+        ("4bit,skip=a++b", OptionError, "skip= without a module"),
+    ],
+)
+def test_what_makes_no_sense_is_said_at_once(spec, kind, words):
+    """Before anything is loaded, and in the words of a load."""
+    for refuse in (swcheck_gptq.ENGINE.check, load):
+        with pytest.raises(kind, match=words):
+            refuse(spec)
+
+
 def test_no_reference():
     """There is nothing to quantize."""
-    with pytest.raises(OptionError, match="no reference to quantize"):
+    with pytest.raises(OptionError, match="no reference"):
         load("4bit", None)
 
 
 def test_without_the_package(monkeypatch):
     """The install line is given."""
     monkeypatch.setitem(sys.modules, "gptqmodel", None)
-    with pytest.raises(EngineError, match=r"pip install 'gptqmodel>="):
-        load("4bit")
+    for refuse in (swcheck_gptq.ENGINE.check, load):
+        with pytest.raises(EngineError, match=r"pip install 'gptqmodel>="):
+            refuse("4bit")

@@ -79,17 +79,33 @@ def test_a_group_that_makes_no_sense(spec):
         load(spec)
 
 
+@pytest.mark.parametrize(
+    ("spec", "kind", "words"),
+    [
+        ("4bits", EngineError, "scheme '4bits' of hqq\n  found: known: 8bit, 4bit, 3bit, 2bit\n  try: hqq:4bit"),
+        ("4bit,group=65", OptionError, "a multiple of 8"),
+        ("4bit,skip=", OptionError, "skip= without a module"),
+    ],
+)
+def test_what_makes_no_sense_is_said_at_once(spec, kind, words):
+    """Before anything is loaded, and in the words of a load."""
+    for refuse in (swcheck_hqq.ENGINE.check, load):
+        with pytest.raises(kind, match=words):
+            refuse(spec)
+
+
 def test_no_reference():
     """There is nothing to quantize."""
-    with pytest.raises(OptionError, match="no reference to quantize"):
+    with pytest.raises(OptionError, match="no reference"):
         load("4bit", None)
 
 
 def test_without_the_package(monkeypatch):
     """The install line is given."""
-    monkeypatch.setitem(sys.modules, "hqq.core", None)
-    with pytest.raises(EngineError, match=r"pip install 'hqq>="):
-        load("4bit")
+    monkeypatch.setitem(sys.modules, "hqq", None)
+    for refuse in (swcheck_hqq.ENGINE.check, load):
+        with pytest.raises(EngineError, match=r"pip install 'hqq>="):
+            refuse("4bit")
 
 
 @pytest.mark.parametrize(("bits", "low", "high"), [(8, 0.999, 1.001), (2, 1.1, 1.3)])

@@ -144,6 +144,16 @@ def test_no_adapter(tmp_path):
         load(tmp_path / "nowhere")
 
 
+def test_what_is_no_adapter_is_said_at_once(adapter):
+    """Before anything is loaded, and in the words of a load."""
+    for refuse in (swcheck_peft.ENGINE.check, load):
+        with pytest.raises(CheckpointError, match="no such directory"):
+            refuse(f"{adapter}x")
+        with pytest.raises(OptionError, match="skip= without a module"):
+            refuse(f"{adapter},skip=")
+    swcheck_peft.ENGINE.check(f"{adapter},merged")
+
+
 def test_no_reference(adapter):
     """An adapter needs a model to sit on."""
     with pytest.raises(OptionError, match="no reference"):
@@ -153,5 +163,6 @@ def test_no_reference(adapter):
 def test_without_the_package(adapter, monkeypatch):
     """The install line is given."""
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(EngineError, match=r"pip install 'peft>="):
-        load(adapter)
+    for refuse in (swcheck_peft.ENGINE.check, load):
+        with pytest.raises(EngineError, match=r"pip install 'peft>="):
+            refuse(str(adapter))

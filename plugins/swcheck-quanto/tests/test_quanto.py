@@ -144,9 +144,24 @@ def test_an_unknown_scheme():
         load("int5")
 
 
+@pytest.mark.parametrize(
+    ("spec", "kind", "words"),
+    [
+        ("int3x", EngineError, "known: int8, fp8, int8-static, int4, int2"),
+        ("int8,group=64", OptionError, "options here: skip="),
+        ("int8,skip=", OptionError, "skip= without a module"),
+    ],
+)
+def test_what_makes_no_sense_is_said_at_once(spec, kind, words):
+    """Before anything is loaded, and in the words of a load."""
+    for refuse in (swcheck_quanto.ENGINE.check, load):
+        with pytest.raises(kind, match=words):
+            refuse(spec)
+
+
 def test_no_reference():
     """There is nothing to quantize."""
-    with pytest.raises(OptionError, match="no reference to quantize"):
+    with pytest.raises(OptionError, match="no reference"):
         load("int8", None)
 
 
@@ -154,5 +169,6 @@ def test_without_the_package(monkeypatch):
     """The install line is given."""
     monkeypatch.delattr(sys.modules["optimum"], "quanto")
     monkeypatch.setitem(sys.modules, "optimum.quanto", None)
-    with pytest.raises(EngineError, match=r"pip install 'optimum-quanto>="):
-        load("int8")
+    for refuse in (swcheck_quanto.ENGINE.check, load):
+        with pytest.raises(EngineError, match=r"pip install 'optimum-quanto>="):
+            refuse("int8")

@@ -133,24 +133,48 @@ def test_an_unknown_scheme():
         load("int4wo")
 
 
-@pytest.mark.parametrize("spec", ["int8-dynamic,group=32", "int4-weight-only,group=", "int4-weight-only,group=0"])
-def test_a_group_that_makes_no_sense(spec):
-    """Groups are for the schemes that have them."""
-    with pytest.raises(OptionError, match="with groups: int4-weight-only"):
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("int8-dynamic,group=32", "with groups: int4-weight-only"),
+        ("int4-weight-only,group=", "a number of inputs"),
+        ("int4-weight-only,group=0", "a number of inputs"),
+    ],
+)
+def test_a_group_that_makes_no_sense(spec, words):
+    """Groups are for the schemes that have them, and hold inputs."""
+    with pytest.raises(OptionError, match=words):
         load(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "words"),
+    [
+        ("int5", EngineError, "scheme 'int5' of torchao\n  found: known: int8-weight-only"),
+        ("int4-weight-only,grp=32", OptionError, "options here: group="),
+        ("int8-dynamic,group=32", OptionError, "with groups: int4"),
+        ("int8-dynamic,skip=", OptionError, "skip= without a module"),
+    ],
+)
+def test_what_makes_no_sense_is_said_at_once(spec, kind, words):
+    """Before anything is loaded, and in the words of a load."""
+    for refuse in (swcheck_torchao.ENGINE.check, load):
+        with pytest.raises(kind, match=words):
+            refuse(spec)
 
 
 def test_no_reference():
     """There is nothing to quantize."""
-    with pytest.raises(OptionError, match="no reference to quantize"):
+    with pytest.raises(OptionError, match="no reference"):
         load("int8-dynamic", None)
 
 
 def test_without_the_package(monkeypatch):
     """The install line is given."""
-    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(EngineError, match=r"pip install 'torchao>="):
-        load("int8-dynamic")
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    for refuse in (swcheck_torchao.ENGINE.check, load):
+        with pytest.raises(EngineError, match=r"pip install 'torchao>="):
+            refuse("int8-dynamic")
 
 
 def test_a_red_directory_gets_its_fix_proven(tmp_path):
