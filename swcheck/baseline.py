@@ -2,8 +2,9 @@
 
 The file holds what a candidate is compared with: coordinates with values and contributions, activations, the nats of
 every token in float16 (so that differences stay paired), the likeliest tokens of a fixed sample, a portrait of the
-embedding, and the identity of weights, tokenizer and text. Numbers that only explain a red verdict (layer by layer, map by
-map) are left out; they need the reference. Arrays are compressed; nothing in the file is code.
+embedding, and the identity of weights, tokenizer and text. What explains a red verdict layer by layer and map by map is
+folded to a few numbers each; whole matrices are left out, and read from the reference's own files where those are on
+this machine. Arrays are compressed; nothing in the file is code.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ from swcheck.kind import Sketch
 from swcheck.kinship import Portrait
 from swcheck.limits import DEFAULTS, DRAWS
 from swcheck.location import Located
-from swcheck.reading import Reading
+from swcheck.probes import Echoes
+from swcheck.reading import Reading, Stream
 from swcheck.records import Prompt, SuperActivation, SuperWeight
 from swcheck.subject import SAMPLES, Subject
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 LARGEST: Final = 1_000_000
 """A baseline is committed and reviewed: at most 1 MB."""
 
 KEPT_ROWS: Final = 32
-KEPT_VALUES: Final = 2**17
+KEPT_VALUES: Final = 3 * 2**15
 """So many values of embedding rows are kept, and as many of the rows that hold super weights."""
 FEWEST_ROWS: Final = 8
 LEFT_OUT: Final = frozenset(
     {
         "inputs",
         "residuals",
-        "probes",
         "columns",
         "against",
         "matrix",
@@ -60,7 +61,7 @@ LEFT_OUT: Final = frozenset(
 HALVES: Final = frozenset({"intact", "causal", "matched", "largest", "row"})
 RECORDS: Final = {
     kind.__name__: kind
-    for kind in (SuperWeight, SuperActivation, Prompt, Reading, Located, Predictions, Portrait, Sketch)
+    for kind in (SuperWeight, SuperActivation, Prompt, Reading, Located, Predictions, Portrait, Sketch, Echoes, Stream)
 }
 
 
@@ -83,6 +84,8 @@ def complete(subject: Subject, prompts: Sequence[str | Prompt] = ()) -> None:
         subject.row(weight)
     for place in subject.places(weights):
         subject.profile(place, subject.prompt_ids())
+    subject.stream(subject.prompt_ids())
+    subject.echoes()
     subject.sample_ids()
     subject.sketch()
     _ = (subject.vocabulary, subject.parameters)
@@ -101,7 +104,7 @@ def complete_alone(subject: Subject) -> None:
 
 def dumps(subject: Subject, facts: dict[str, Any]) -> str:
     """The file's text. ``facts`` are identities and conditions, kept as they are."""
-    kept = {key: value for key, value in (subject.memo or {}).items() if _kept(key)}
+    kept = {key: value for key, value in (subject.memo or {}).items() if _kept(key, value)}
     memo = {key: kept[key] for key in sorted(kept, key=repr)}  # whatever was measured first: a diff shows a change
     room = KEPT_VALUES
     for key in [key for key in memo if key[0] == "row" and memo[key] is not None]:
@@ -127,18 +130,23 @@ def loads(text: str, origin: str) -> tuple[Subject, dict[str, Any]]:
 
     Raises ``CheckpointError`` for a file that is no baseline, or one of another schema.
     """
+    memo: dict[Any, Any] = {}
     try:
         body = json.loads(text)
-        if body["schema"] != SCHEMA:
-            raise CheckpointError(
-                f"baseline {origin}", f"schema {body['schema']}, this is {SCHEMA}", "write it anew: --swcheck-update"
-            )
-        memo = {_unpack(key): _unpack(value) for key, value in body.pop("measurements")}
-        name = str(body["model"])
+        schema = body["schema"]
+        if schema == SCHEMA:
+            memo = {_unpack(key): _unpack(value) for key, value in body.pop("measurements")}
+            name = str(body["model"])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, zlib.error) as error:
         raise CheckpointError(
             f"baseline {origin}", f"no baseline of swcheck ({error!r})", "write it anew: --swcheck-update"
         ) from error
+    if schema != SCHEMA:
+        raise CheckpointError(
+            f"baseline {origin}",
+            f"another version of swcheck wrote it (schema {schema}, this is {SCHEMA})",
+            "write it anew: --swcheck-update",
+        )
     return Subject(name, None, memo=memo), body
 
 
@@ -195,8 +203,11 @@ def weights_identity(directory: Path) -> str | None:
     return digest.hexdigest() if files else None
 
 
-def _kept(key: Any) -> bool:
-    return (key[0] if isinstance(key, tuple) else key) not in LEFT_OUT
+def _kept(key: Any, value: Any) -> bool:
+    """Whether a number is for the file: it is not left out, and small enough."""
+    return (key[0] if isinstance(key, tuple) else key) not in LEFT_OUT and not (
+        isinstance(value, Echoes) and not value.fits
+    )
 
 
 def _shrunk(key: Any, value: Any) -> Any:
@@ -225,7 +236,8 @@ def _pack(value: Any) -> Any:
     """Plain JSON for the few kinds of value a memo holds, each marked with its kind."""
     if isinstance(value, torch.Tensor):
         small = value.to(torch.int32) if value.dtype == torch.int64 else value
-        raw = zlib.compress(small.contiguous().numpy().tobytes(), 9)
+        planes = small.contiguous().flatten().view(torch.uint8).reshape(-1, small.element_size()).T  # like beside like
+        raw = zlib.compress(planes.contiguous().numpy().tobytes(), 9)
         return {"tensor": str(small.dtype).removeprefix("torch."), "shape": list(value.shape), "data": base64.b85encode(raw).decode()}  # fmt: skip
     if is_dataclass(value) and type(value).__name__ in RECORDS:
         return {
@@ -247,7 +259,8 @@ def _unpack(value: Any) -> Any:
     if "tensor" in value:
         dtype = getattr(torch, value["tensor"])
         raw = bytearray(zlib.decompress(base64.b85decode(value["data"])))
-        tensor = torch.frombuffer(raw, dtype=dtype).reshape(value["shape"]).clone() if raw else torch.zeros(0)
+        planes = torch.frombuffer(raw, dtype=torch.uint8).reshape(dtype.itemsize, -1) if raw else torch.zeros(0)
+        tensor = planes.T.contiguous().flatten().view(dtype).reshape(value["shape"])
         return tensor.long() if dtype == torch.int32 else (tensor.float() if dtype == torch.float16 else tensor)
     if "record" in value:
         kind: Any = RECORDS[value["record"]]

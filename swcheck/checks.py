@@ -194,7 +194,13 @@ def _judged(pair: Pair, verdict: Verdict) -> Verdict:
     __tracebackhide__ = True
     if verdict.red:
         pair.reference.rest()
-    return conclude(verdict, pair.candidate)
+    return conclude(_noted(verdict, pair.reference), pair.candidate)
+
+
+def _noted(verdict: Verdict, subject: Subject) -> Verdict:
+    """The verdict with the notes on how a subject was measured among its facts."""
+    notes = list(dict.fromkeys((*verdict.facts.get("notes", ()), *subject.notes)))
+    return replace(verdict, facts={**verdict.facts, "notes": notes}) if notes else verdict
 
 
 def conclude(verdict: Verdict, *subjects: Subject) -> Verdict:
@@ -202,6 +208,8 @@ def conclude(verdict: Verdict, *subjects: Subject) -> Verdict:
     __tracebackhide__ = True
     if subjects and subjects[0].token_ids is None:
         verdict = replace(verdict, facts={**verdict.facts, "tier": subjects[0].tier.name})
+    for subject in subjects:
+        verdict = _noted(verdict, subject)
     for subject in subjects:
         subject.heard(verdict)
     if verdict.red:

@@ -28,9 +28,13 @@ EXCLUDING: Final = ("modules_to_not_convert", "llm_int8_skip_modules", "ignore",
 """Where the quantizers' configs name what they leave alone."""
 
 
-def knows_maps(reference: Subject) -> bool:
-    """Whether what every linear map of the reference answers is known, or can be measured."""
-    return reference.at_hand or reference.remembers("probes")
+def unknown_maps(reference: Subject) -> str:
+    """Why it is not known what every linear map of the reference answers; empty where it is, or can be measured."""
+    if reference.at_hand:
+        return ""
+    if not reference.remembers("echoes"):
+        return "that needs the reference: it has too many linear maps for a baseline"
+    return "" if reference.echoes().comparable else "the baseline was measured where other random numbers are drawn"
 
 
 def map_errors(candidate: Subject, reference: Subject) -> list[tuple[str, float]]:
@@ -40,13 +44,7 @@ def map_errors(candidate: Subject, reference: Subject) -> list[tuple[str, float]
     """
 
     def compute() -> list[tuple[str, float]]:
-        expected = reference.probes()
-        answers = candidate.probed(expected)
-        errors = {
-            name: float((answer - expected[name][1]).norm() / expected[name][1].norm().clamp_min(1e-12))
-            for name, answer in answers.items()
-        }
-        return sorted(errors.items(), key=lambda item: -item[1])
+        return sorted(candidate.map_errors(reference.echoes()).items(), key=lambda item: -item[1])
 
     return candidate.once(("map errors", reference.mark), compute)
 
@@ -58,7 +56,7 @@ def unquantized(candidate: Subject, reference: Subject) -> tuple[str, ...]:
     scheme of less than 16 bits, and where the reference's answers are not known.
     """
     scheme = candidate.scheme
-    if scheme is None or not scheme.weight_bits < 16 or scheme.method == "lora" or not knows_maps(reference):
+    if scheme is None or not scheme.weight_bits < 16 or scheme.method == "lora" or unknown_maps(reference):
         return ()
     slack = HALF if scheme.weight_bits <= 8 else SAME
     path, config = candidate.body.path, quantization_of(candidate.live)

@@ -16,12 +16,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import torch
+from torch.func import functional_call
 
 from swcheck.activations import LOADED_AGAIN
-from swcheck.coverage import knows_maps, map_errors
+from swcheck.anatomy import device_of
+from swcheck.coverage import map_errors, unknown_maps
 from swcheck.intervene import embedding_set, given_back, residual_set, set_to
+from swcheck.kinship import embedding_of
 from swcheck.limits import DEFAULTS
 from swcheck.measure import token_nats
+from swcheck.observe import first_tensor
 from swcheck.ratios import ERRORS, LARGEST_EXPONENT, perplexity_of, ratio_of, times
 
 if TYPE_CHECKING:
@@ -41,6 +45,9 @@ WHOLE: Final = 1.10
 WORST: Final = 5
 ALIKE: Final = 0.1
 """Two weights within this share of each other count as the same one."""
+
+ROUNDED: Final = 0.01
+"""So far apart, by their norms, may the same weights be in two formats; bfloat16 rounds to 0.4 %."""
 
 ENDS: Final = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0, "float16": 65504.0}
 """The largest finite number of the formats that weights are saturated in."""
@@ -160,15 +167,40 @@ def basis(case: Case) -> Finding | Detail:
     kind = case.kin.kind
     if kind not in {"permuted", "rotated"}:
         return ()
-    reference = case.reference
-    if not reference.remembers("embedded") and reference.module is None:
-        return (("not known", f"whether only its embedding is {kind}: that needs the reference, not only its numbers"),)
-    share, words = case.returning(embedding_set(case.candidate.live, reference.embedded()))
+    wanted = _embedded(case)
+    if isinstance(wanted, str):
+        return (("not known", f"whether only its embedding is {kind}: {wanted}"),)
+    share, words = case.returning(embedding_set(case.candidate.live, wanted))
     if share >= PROVEN:
         proof = (("proof", f"the reference's embedding given back through a hook: {words}"),)
         advice = "permute or rotate the layers as well, or leave the embedding as it was"
         return Finding(f"basis: the embedding is {kind}, the layers behind it are not", proof, (), advice)
     return _ruled_out(f"a {kind} embedding before other layers (the reference's given back: {words})")
+
+
+def _embedded(case: Case) -> torch.Tensor | str:
+    """What the reference's embedding gives for ``case.ids``, from its files where it is not loaded; words if unknown."""
+    reference, known = case.reference, case.reference.portrait()
+    if reference.remembers("embedded") or reference.module is not None:
+        return reference.embedded()
+    module = embedding_of(case.candidate.live)
+    names = [name for name, part in case.candidate.live.named_modules() if part is module]
+    if module is None or not names or known.rows is None:
+        return "an embedding keeps its table packed"
+    table = reference.stored(f"{names[0]}.weight")
+    if isinstance(table, str):
+        return table
+    fits = table.ndim == 2 and table.is_floating_point() and len(table) > int(known.indices.max())
+    if not fits or not _same_values(table[known.indices], known.rows):
+        return "the reference's files hold another embedding than the baseline"
+    with torch.no_grad():  # by the candidate's own module: some scale what they look up
+        here = {"weight": table.to(device_of(module))}
+        return first_tensor(functional_call(module, here, (case.ids.to(device_of(module)),))).cpu()
+
+
+def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two readings of the same weights agree, but for their rounding to two bytes."""
+    return one.shape == other.shape and bool((one.float() - other.float()).norm() <= ROUNDED * other.float().norm())
 
 
 def _contribution(case: Case) -> Finding | Detail:
@@ -286,7 +318,7 @@ def _wanted(case: Case, place: SuperActivation, layer: int) -> torch.Tensor | No
 def of_layer(case: Case, layer: int) -> tuple[str, ...]:
     """The matrices of one layer that answer worst, those that write into the residual stream where it is not known."""
     path = case.candidate.body.path
-    if not knows_maps(case.reference):
+    if unknown_maps(case.reference):
         return (case.candidate.body.down_name(layer),)
     errors = [
         (name, error) for name, error in map_errors(case.candidate, case.reference) if name.startswith(f"{layer}.")
@@ -303,9 +335,13 @@ def _neighbours(case: Case) -> Finding | Detail:
     name = ", ".join(dict.fromkeys(f"layer {weight.layer}" for weight in case.weights))
     matrices = tuple(dict.fromkeys(case.down(weight) for weight in case.there))
     told = []
-    for what, maps, rows in (_rows_of(case), _matrices_of(case)):
+    whole, unknown = _matrices_of(case)
+    for what, maps, rows, why in (
+        (*_rows_of(case), "the reference is not here or keeps it packed"),
+        ("its whole matrix", whole, {}, unknown),
+    ):
         if len(maps) < len(matrices):
-            told.append(f"{what}: not known, the reference is not here or keeps it packed")
+            told.append(f"{what}: not known, {why}")
             continue
         share, words = case.returning(given_back(case.candidate.live, maps, rows))
         told.append(f"{what} given back: {words}")
@@ -328,14 +364,37 @@ def _rows_of(case: Case) -> tuple[str, dict[str, torch.Tensor], dict[str, list[i
     return f"row {', '.join(str(row) for found in rows.values() for row in found)}", maps, rows
 
 
-def _matrices_of(case: Case) -> tuple[str, dict[str, torch.Tensor], dict[str, list[int]]]:
-    """The reference's whole matrices that hold super weights, where it has left them or is here."""
-    layers = {case.down(weight): weight.layer for weight in case.weights}
-    known = {
-        n: k for n, k in layers.items() if case.reference.module is not None or case.reference.remembers(("matrix", k))
-    }
-    found = {name: case.reference.matrix(layer) for name, layer in known.items()}
-    return "its whole matrix", {name: matrix for name, matrix in found.items() if matrix is not None}, {}
+def _matrices_of(case: Case) -> tuple[dict[str, torch.Tensor], str]:
+    """The reference's whole matrices that hold super weights, and why one of them is not known."""
+    found: dict[str, torch.Tensor] = {}
+    why = ""
+    for weight, value in zip(case.weights, case.reference.weights(case.weights), strict=True):
+        if case.down(weight) in found:
+            continue
+        matrix = _matrix(case, weight, value)
+        if isinstance(matrix, str):
+            why = matrix
+        else:
+            found[case.down(weight)] = matrix
+    return found, why
+
+
+def _matrix(case: Case, weight: SuperWeight, value: float) -> torch.Tensor | str:
+    """The reference's matrix around a super weight of this value, from its files where it is not here; or why not."""
+    reference = case.reference
+    if reference.module is not None or reference.remembers(("matrix", weight.layer)):
+        matrix = reference.matrix(weight.layer)
+        return "the reference keeps it packed" if matrix is None else matrix
+    filed = reference.stored(f"{case.down(weight)}.weight")
+    if isinstance(filed, str):
+        return filed
+    plain = filed.ndim == 2 and filed.is_floating_point()
+    fits = plain and weight.row < filed.shape[0] and weight.column < filed.shape[1]
+    row = reference.row(weight) if fits and reference.remembers(("row", weight)) else None
+    same = fits and _same_values(filed[weight.row, weight.column], torch.tensor(value))
+    if not same or (row is not None and not _same_values(filed[weight.row], row)):
+        return "the reference's files hold another matrix than the baseline, or keep it packed"
+    return filed
 
 
 def _dependence(case: Case) -> Finding | Detail:
@@ -360,12 +419,12 @@ def _not_the_super_weights(case: Case) -> Finding:
     if depths[0] != depths[1]:
         words = f"{depths[0]} layers, where the reference has {depths[1]}: compared layer by layer they mean nothing"
         return Finding(cause, (("depth", words),), (), "heal a pruned depth by training, or raise the limit")
-    if not knows_maps(reference):
-        words = "which layer and matrix: that needs the reference, not only its numbers"
-        advice = "run the gate once with the reference instead of its baseline"
-        return Finding(cause, (("not known", words),), (), advice)
     layer, rise = first_bad_layer(candidate, reference)
     detail: Detail = (("layers", f"the error away from the sink rises most in layer {layer} (to {rise:.1%})"),)
+    unknown = unknown_maps(reference)
+    if unknown:
+        advice = "run the gate once with the reference instead of its baseline"
+        return Finding(cause, (*detail, ("not known", f"which matrices: {unknown}")), (), advice)
     worst = [(name, error) for name, error in map_errors(case.candidate, case.reference) if error > 0][:WORST]
     names = tuple(f"{candidate.body.path}.{name}" for name, _ in worst)
     detail += tuple((f"layers.{name}", f"answers {error:.1%} off") for name, error in worst)
@@ -393,8 +452,8 @@ def _given_back(case: Case, names: Sequence[str]) -> Detail:
 def prepare(reference: Subject) -> None:
     """Measure what explains a red candidate, while the reference's weights are here."""
     prompt = reference.prompt_ids()
-    reference.residuals(prompt)
-    reference.probes()
+    reference.stream(prompt)
+    reference.echoes()
     reference.embedded()
     weights = reference.located().super_weights
     for place in reference.places(weights) if weights else ():
@@ -407,14 +466,7 @@ def prepare(reference: Subject) -> None:
 
 def first_bad_layer(candidate: Subject, reference: Subject) -> tuple[int, float]:
     """The layer after which the relative error of the residual stream, the sink left out, has risen most."""
-    ours, theirs = (subject.residuals(reference.prompt_ids()) for subject in (candidate, reference))
-    sinks = theirs.abs().amax(2)
-    keep = sinks <= 8 * sinks.median(1, keepdim=True).values
-    errors = []
-    for layer in range(len(theirs)):
-        kept = keep[layer] if keep[layer].any() else torch.ones_like(keep[layer])
-        difference = (ours[layer] - theirs[layer])[kept].norm()
-        errors.append(float(difference / theirs[layer][kept].norm().clamp_min(1e-12)))
+    errors = candidate.stream_errors(reference)
     rises = [now - before for before, now in zip([0.0, *errors], errors, strict=False)]
     layer = max(range(len(rises)), key=lambda number: rises[number])
     return layer, errors[layer]

@@ -10,7 +10,7 @@ that two need not be in memory together. V vocabulary, H residual width, N sampl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -118,12 +118,18 @@ def _partners(candidate: torch.Tensor, reference: torch.Tensor) -> tuple[tuple[i
     return tuple(best.indices.tolist()), float(best.values.mean())
 
 
-def _embedding(model: nn.Module) -> torch.Tensor | None:
+def embedding_of(model: nn.Module) -> nn.Module | None:
+    """The module that embeds tokens, None where it keeps its table packed or has none."""
     get = getattr(model, "get_input_embeddings", None)
-    weight = getattr(get(), "weight", None) if get else None
-    if weight is None or weight.ndim != 2 or not weight.is_floating_point() or weight.is_meta:
-        return None
-    return weight.detach()  # type: ignore[no-any-return]
+    module: nn.Module | None = get() if get else None
+    weight = getattr(module, "weight", None)
+    plain = weight is not None and weight.ndim == 2 and weight.is_floating_point() and not weight.is_meta
+    return module if plain else None
+
+
+def _embedding(model: nn.Module) -> torch.Tensor | None:
+    module: Any = embedding_of(model)
+    return None if module is None else module.weight.detach()
 
 
 def _centred(rows: torch.Tensor) -> torch.Tensor:

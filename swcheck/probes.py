@@ -1,26 +1,91 @@
-"""What every linear map of a model answers to the same fixed inputs, by which maps of two models are compared."""
+"""What every linear map of a model answers to the same fixed inputs, by which maps of two models are compared.
+
+Of each answer a few folded numbers are kept and its norm: enough to tell how far another model's answer is off, for a
+baseline's file as for a reference that is freed before its candidate is loaded. N maps, K numbers of each.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import nn
 
 from swcheck.anatomy import Anatomy, device_of
+from swcheck.fold import fingerprint, fold
 from swcheck.observe import first_tensor
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 PROBES: Final = 8
+KEPT: Final = 2**15
+"""So many numbers are kept of all maps together, 160 kB in a file."""
+MOST: Final = 256
+"""And so many of one map at most: they tell its error to 4 %."""
+FEWEST: Final = 16
+"""And at least: with fewer, one of some thousand maps in 8 bits would pass for one that was not quantized."""
 
 
-def probes(body: Anatomy) -> Iterator[tuple[str, tuple[int, torch.Tensor]]]:
-    """The name of every linear map of the layers, its input width, and its answers."""
+@dataclass(frozen=True)
+class Echoes:
+    """What the linear maps of a model answered: names (layer.path), input widths int64 and norms float32 ``(N,)``.
+
+    ``values`` float32 ``(N, K)`` are the answers folded; ``drawn`` is the fingerprint of the fixed inputs.
+    """
+
+    names: tuple[str, ...]
+    widths: torch.Tensor
+    norms: torch.Tensor
+    values: torch.Tensor
+    drawn: torch.Tensor
+
+    @property
+    def fits(self) -> bool:
+        """Whether they are few enough for a file."""
+        return self.values.numel() <= KEPT
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the same inputs are drawn here."""
+        now = fingerprint()
+        return now.shape == self.drawn.shape and torch.allclose(now, self.drawn, rtol=0, atol=1e-5)
+
+
+def echoes(body: Anatomy) -> Echoes:
+    """Ask every linear map of the layers."""
+    maps = list(_maps(body))
+    count = min(MOST, max(FEWEST, KEPT // max(1, len(maps))))
+    widths = torch.tensor([width for *_, width in maps], dtype=torch.int64)
+    norms, values = torch.zeros(len(maps)), torch.zeros(len(maps), count)
+    for number, (_, module, width) in enumerate(maps):
+        given = answer(module, width)
+        norms[number], values[number] = given.norm(), fold(given, count)
+    return Echoes(tuple(name for name, *_ in maps), widths, norms, values, fingerprint())
+
+
+def errors_of(body: Anatomy, expected: Echoes) -> dict[str, float]:
+    """By name, how far each map's answer is off here, relative to the norm of the expected one; absent maps left out."""
+    layers, errors = dict(enumerate(body.layers)), {}
+    for name, width, norm, values in zip(
+        expected.names, expected.widths.tolist(), expected.norms, expected.values, strict=True
+    ):
+        layer, _, path = name.partition(".")
+        with suppress(AttributeError, KeyError, RuntimeError):
+            folded = fold(answer(layers[int(layer)].get_submodule(path), width), len(values))
+            errors[name] = float((folded - values).norm() / norm.clamp_min(1e-12))
+    return errors
+
+
+def _maps(body: Anatomy) -> Iterator[tuple[str, nn.Module, int]]:
+    """Every linear map of the layers: its name, itself, its input width."""
     for number, layer in enumerate(body.layers):
         for path, module in layer.named_modules():
             width = getattr(module, "in_features", None)
             if width and (isinstance(module, nn.Linear) or not any(True for _ in module.children())):
-                yield f"{number}.{path}", (int(width), answer(module, int(width)))
+                yield f"{number}.{path}", module, int(width)
 
 
 def answer(module: nn.Module, width: int) -> torch.Tensor:

@@ -123,7 +123,7 @@ def summary(reported: Sequence[Reported], width: int = 80) -> list[str]:
         mine = [entry for entry in reported if (entry[1].model, entry[1].candidate) == (model, candidate)]
         measured = [entry for entry in mine if entry[1].outcome is not Outcome.SKIPPED]
         lines += ["", *_wrapped(model if candidate is None else f"{candidate} against {model}", width)]
-        lines += _taken(mine, width)
+        lines += [*_taken(mine, width), *_notes(mine, width)]
         if measured:
             lines += ["", *table(measured).splitlines(), "", *_words(measured, width), *_drift(measured, width)]
         lines += _skipped(mine, width)
@@ -138,7 +138,8 @@ def not_covered(reported: Sequence[Reported]) -> str:
 
 def _together(model: str, reported: Sequence[Reported], width: int) -> list[str]:
     """Several candidates of one model: one table, then of each what is red or near, for the rest is in the file."""
-    lines = ["", *_wrapped(f"candidates against {model}", width), "", *candidates_table(reported).splitlines()]
+    lines = ["", *_wrapped(f"candidates against {model}", width), *_notes(reported, width)]
+    lines += ["", *candidates_table(reported).splitlines()]
     for candidate in dict.fromkeys(verdict.candidate for _, verdict in reported):
         mine = [entry for entry in reported if entry[1].candidate == candidate]
         told = [entry for entry in mine if entry[1].red or entry[1].outcome is Outcome.NEAR]
@@ -174,6 +175,12 @@ def _taken(reported: Sequence[Reported], width: int) -> list[str]:
     """What was taken to have been done to a candidate, and why: its limits depend on it."""
     found = [verdict.facts for _, verdict in reported if verdict.facts.get("candidate_kind")]
     return _wrapped("taken for {candidate_kind}: {candidate_kind_why}".format(**found[0]), width, 2) if found else []
+
+
+def _notes(reported: Sequence[Reported], width: int) -> list[str]:
+    """How the reference was measured, where that is another way than this run's."""
+    notes = dict.fromkeys(str(note) for _, verdict in reported for note in verdict.facts.get("notes", ()))
+    return [line for note in notes for line in _wrapped(f"note: {note}", width, 2)]
 
 
 def _drift(reported: Sequence[Reported], width: int) -> list[str]:

@@ -7,7 +7,6 @@ computed once: the subjects of a session remember.
 from __future__ import annotations
 
 import hashlib
-import sys
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -126,8 +125,7 @@ class Session:
 
         path = baseline_path(self.settings, spec)
         subject, facts = baseline.loads(path.read_text(encoding="utf-8"), str(path))
-        for note in baseline.check_identity(facts, self._identity(spec), str(path)):
-            sys.stderr.write(f"swcheck: {note}\n")
+        subject.notes = tuple(baseline.check_identity(facts, self._identity(spec), str(path)))
         subject.name, subject.heard = self.settings.name_of(spec), self.verdicts.append
         subject.tier = tier_named(str(facts.get("tier", STANDARD.name)))
         subject.text, subject.named = self._text(engines.text_of(spec)), str(self.settings.text or "")

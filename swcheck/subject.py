@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
@@ -28,9 +28,10 @@ from swcheck.kinship import Portrait, portrait
 from swcheck.location import PROMPT, Located, locate
 from swcheck.measure import adds_bos, evaluating, token_nats, vocabulary_of, windows
 from swcheck.observe import Breakdown, breakdown, contributions, effective_weight, first_tensor, observe, plain_weight
-from swcheck.probes import answer, probes
-from swcheck.reading import Reading, batches, place_of, reading
+from swcheck.probes import Echoes, echoes, errors_of
+from swcheck.reading import Reading, Stream, batches, errors_in, place_of, reading, stream
 from swcheck.records import Limit, Loaded, Scheme, SuperActivation, SuperWeight, Verdict
+from swcheck.stored import tensor
 from swcheck.stress import without_largest, without_matched
 from swcheck.text import evaluation_text
 from swcheck.tiers import CAUSAL_WINDOWS, STANDARD, Tier
@@ -58,7 +59,8 @@ class Subject:
     ``kind`` is what was done to it, ``auto`` leaves that to its weights where its scheme does not say it; ``limits`` are
     those that its run asks for by name, in place of defaults.
     ``heard`` is told every verdict about this subject. ``source`` is the directory that it, or what an engine made it
-    from, lies in; ``maker`` makes what an engine's spec names of such a directory.
+    from, lies in; ``maker`` makes what an engine's spec names of such a directory. ``notes`` on how it was measured go
+    with every verdict about it.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Subject:
     maker: Callable[[str, str], Loaded] = field(
         default=lambda spec, source: engines.load(spec, reference=source), repr=False
     )
+    notes: tuple[str, ...] = ()
     mark: int = field(default_factory=_marks.__next__, init=False, repr=False, compare=False)
     """Its own in this process: what a candidate remembers of one reference is not what it has against another."""
 
@@ -282,19 +285,28 @@ class Subject:
             seen = {layer: sight.inputs[layer][0] for layer in missing}
         return {layer: self.once(key, partial(seen.__getitem__, layer)) for layer, key in keys.items()}
 
-    def probes(self) -> dict[str, tuple[int, torch.Tensor]]:
-        """What every linear map of the layers answers to fixed random inputs: its input width, and float32 ``(8, out)``."""
-        return self.once("probes", lambda: dict(probes(self.body)))
+    def echoes(self) -> Echoes:
+        """What every linear map of the layers answers to fixed random inputs, folded."""
+        return self.once("echoes", lambda: echoes(self.body))
 
-    def probed(self, expected: Mapping[str, tuple[int, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """The answers of the maps of the same names here, to the same inputs."""
-        layers = dict(enumerate(self.body.layers))
-        answers = {}
-        for name, (width, _) in expected.items():
-            layer, _, path = name.partition(".")
-            with suppress(AttributeError, KeyError, RuntimeError):
-                answers[name] = answer(layers[int(layer)].get_submodule(path), width)
-        return answers
+    def map_errors(self, expected: Echoes) -> dict[str, float]:
+        """How far the answers of the maps of the same names are off here."""
+        return errors_of(self.body, expected)
+
+    def stream(self, ids: torch.Tensor) -> Stream:
+        """What is kept of the residual stream on a prompt ``(1, T)`` to compare another one with."""
+        return self.once(("stream", _key(ids)), lambda: stream(self.residuals(ids)))
+
+    def stream_errors(self, reference: Subject) -> list[float]:
+        """How far its residual stream is off after every layer, away from the sink, on the reference's default prompt."""
+        ids = reference.prompt_ids()
+        return errors_in(self.residuals(ids), reference.stream(ids))
+
+    def stored(self, name: str) -> torch.Tensor | str:
+        """A tensor as the files of its directory have it, for a model that is not loaded; words where they do not."""
+        if not self.source:
+            return "the reference is not on this machine"
+        return tensor(Path(self.source), name)
 
     def contributions(
         self, super_weights: Sequence[SuperWeight], ids: torch.Tensor, positions: Sequence[int]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,15 +20,19 @@ from swcheck import (
     assert_super_activations_preserved,
     assert_super_weights_preserved,
     baseline,
+    load,
 )
 from swcheck.drift import Predictions
 from swcheck.errors import CheckpointError, CoordinateError, OptionError, WrongModelError
 from swcheck.files import write_atomically
+from swcheck.kind import Sketch
 from swcheck.kinship import Portrait
 from swcheck.location import Located
+from swcheck.probes import Echoes
+from swcheck.reading import stream
 from swcheck.subject import Subject
 from swcheck.tiny import CHECKPOINT
-from tests import damage, relatives
+from tests import checkpoints, damage, relatives
 
 PROMPTS = ["Hello, world.", "def spam(eggs):\n    return eggs"]
 COMPARISONS = (
@@ -55,6 +61,22 @@ def text(live):
 def recorded(text):
     """The reference as its baseline has it: without weights."""
     return baseline.loads(text, "tiny.json")[0]
+
+
+@pytest.fixture
+def beside(text):
+    """The same, its folder on this machine."""
+    subject = baseline.loads(text, "tiny.json")[0]
+    subject.source = str(CHECKPOINT)
+    return subject
+
+
+OWN = {"given back", "fix"}
+"""Rows that need both models: matrices of the reference, and what a quantizer makes of it."""
+
+
+def tightly(candidate, reference):
+    return assert_perplexity_within(candidate, reference, ratio=1.02)
 
 
 def verdict_of(check, candidate, reference):
@@ -96,16 +118,137 @@ def test_writing_is_deterministic(live, text):
     assert baseline.dumps(live, {"weights": "abc", "device": "cpu"}) == text
 
 
-def test_what_only_explains_needs_the_reference(tiny, recorded):
-    """A loss that is not the super weights' is named, and what the file cannot say is said."""
-    model = relatives.rescaled(tiny.model)
+def edited(tiny, edit):
+    """A copy of tiny with ``edit`` done to its model."""
+    model = copy.deepcopy(tiny.model)
     with torch.no_grad():
-        model.model.layers[3].mlp.gate_proj.weight.mul_(-1)
+        edit(model)
+    return damage.Loaded(model, tiny.tokenizer, edit.__name__, tiny.text)
 
-    verdict = verdict_of(assert_perplexity_within, damage.Loaded(model, tiny.tokenizer, "odd"), recorded)
+
+def turn_a_gate(model):
+    model.model.layers[3].mlp.gate_proj.weight.mul_(-1)
+
+
+def turn_a_row(model):
+    model.model.layers[2].self_attn.o_proj.weight[11].mul_(-30)
+
+
+def lose_a_matrix(model):
+    model.model.layers[4].self_attn.v_proj.weight.zero_()
+
+
+def one_scale(model):
+    """The outlier is exact, all others of its matrix round to nothing."""
+    matrix = model.model.layers[1].mlp.down_proj.weight
+    step = matrix[damage.ROW, damage.COLUMN] / 7
+    matrix.copy_((matrix / step).round() * step)
+
+
+def permute_the_embedding(model):
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
+    model.model.embed_tokens.weight.copy_(model.model.embed_tokens.weight[:, order])
+
+
+def rotate_the_embedding(model):
+    turn = torch.linalg.qr(torch.randn(256, 256, generator=torch.Generator().manual_seed(0)))[0]
+    model.model.embed_tokens.weight.copy_(model.model.embed_tokens.weight @ turn)
+
+
+def two_bits(tiny):
+    return load("rtn:bits=2,block=128", reference="tiny", device="cpu")
+
+
+def four_bits_but_two(tiny):
+    """A plain 4-bit candidate whose quantizer went past two matrices, and whose gate is broken."""
+    candidate = load("rtn:bits=4,block=128", reference="tiny", device="cpu")
+    with torch.no_grad():
+        for name in ("model.layers.1.mlp.down_proj", "model.layers.3.self_attn.q_proj"):
+            candidate.model.get_submodule(name).weight.copy_(tiny.model.get_submodule(name).weight)
+        turn_a_gate(candidate.model)
+    return candidate
+
+
+@pytest.mark.parametrize(
+    ("make", "cause", "worst"),
+    [
+        (turn_a_gate, "not the super weights", "layers.3.mlp.gate_proj"),
+        (turn_a_row, "not the super weights", "layers.2.self_attn.o_proj"),
+        (lose_a_matrix, "not the super weights", "layers.4.self_attn.v_proj"),
+        (two_bits, "not the super weights", "layers.0.self_attn.k_proj"),
+        (four_bits_but_two, "not the super weights", "layers.3.mlp.gate_proj"),
+        (one_scale, "block neighbours of the super weight pay (layer 1, its whole matrix)", None),
+        (permute_the_embedding, "basis: the embedding is permuted", None),
+        (rotate_the_embedding, "basis: the embedding is rotated", None),
+    ],
+)
+def test_a_baseline_explains_as_its_reference_does(tiny, live, beside, make, cause, worst):
+    """Cause, proof, first bad layer, worst matrices, skipped layers and fix are those that the reference itself shows."""
+    whole = make in {two_bits, four_bits_but_two}
+    candidate = make(tiny) if whole else edited(tiny, make)
+    here, alone = (verdict_of(tightly, candidate, reference) for reference in (live, beside))
+
+    assert alone.cause.startswith(cause)
+    assert alone.cause == here.cause
+    told = [[row for row in verdict.detail if row[0] not in OWN and "Gram" not in row[1]] for verdict in (here, alone)]
+    assert told[1] == told[0]
+    assert not any(name == "not known" or "not known" in text for name, text in told[1])
+    assert alone.facts["not_quantized"] == here.facts["not_quantized"]
+    assert len(alone.facts["not_quantized"]) == (2 if make is four_bits_but_two else 0)
+    assert alone.facts["fix"]["matrices"] == here.facts["fix"]["matrices"] if "fix" in here.facts else True
+    names = [name for name, _ in told[1] if name.startswith("layers.")]
+    assert names[:1] == ([worst] if worst else [])
+
+
+def test_what_a_file_cannot_say_is_said(tiny, recorded):
+    """Without the reference's folder its whole matrix is not known, and the reason stands there; all else is told."""
+    verdict = verdict_of(assert_perplexity_within, edited(tiny, one_scale), recorded)
 
     assert verdict.cause.startswith("not the super weights")
-    assert "needs the reference" in dict(verdict.detail)["not known"]
+    assert any(
+        "its whole matrix: not known, the reference is not on this machine" in text for _, text in verdict.detail
+    )
+    assert next(name for name, _ in verdict.detail if name.startswith("layers.")) == "layers.1.mlp.down_proj"
+    verdict = verdict_of(assert_perplexity_within, edited(tiny, rotate_the_embedding), recorded)
+    assert dict(verdict.detail)["not known"].endswith("embedding is rotated: the reference is not on this machine")
+
+
+@pytest.mark.parametrize("edit", [one_scale, permute_the_embedding])
+def test_files_of_other_weights_give_nothing_back(tiny, recorded, tmp_path, edit):
+    """A matrix that is not what the baseline was measured on is not put to use, and that is said."""
+    folder = checkpoints.copy_of_tiny(
+        tmp_path / "other", checkpoints.tensors(lambda whole: {k: -v for k, v in whole.items()})
+    )
+    recorded.source = str(folder)
+
+    verdict = verdict_of(assert_perplexity_within, edited(tiny, edit), recorded)
+
+    assert any("the reference's files hold another" in text for _, text in verdict.detail)
+
+
+def test_a_model_of_too_many_maps_keeps_none(tiny, live, monkeypatch):
+    """Beyond the budget of a file the maps are left out, in words; the first bad layer is known all the same."""
+    monkeypatch.setattr("swcheck.probes.KEPT", 35 * 16)
+    few = Subject(
+        "tiny", tiny.model, tiny.tokenizer, text=tiny.text, memo={k: v for k, v in live.memo.items() if k != "echoes"}
+    )
+    assert few.echoes().values.shape == (35, 16)
+    monkeypatch.setattr("swcheck.probes.KEPT", 35 * 16 - 1)
+    kept = baseline.loads(baseline.dumps(few, {}), "tiny.json")[0]
+
+    verdict = verdict_of(assert_perplexity_within, edited(tiny, turn_a_gate), kept)
+
+    assert "rises most in layer 3" in dict(verdict.detail)["layers"]
+    assert "too many linear maps for a baseline" in dict(verdict.detail)["not known"]
+
+
+def test_other_random_numbers_are_not_compared(tiny, recorded):
+    """Where the seed gives other inputs than where the baseline was measured, no matrix is blamed."""
+    recorded.memo["echoes"] = replace(recorded.echoes(), drawn=recorded.echoes().drawn + 1)
+
+    verdict = verdict_of(assert_perplexity_within, edited(tiny, turn_a_gate), recorded)
+
+    assert "other random numbers" in dict(verdict.detail)["not known"]
 
 
 def test_a_new_measurement_without_weights_is_a_worded_error(recorded):
@@ -119,10 +262,10 @@ def test_a_new_measurement_without_weights_is_a_worded_error(recorded):
     [
         ("{", "no baseline of swcheck"),
         ("[]", "no baseline of swcheck"),
-        ('{"schema": 99}', "schema 99, this is 1"),
-        ('{"schema": 1, "model": "x", "measurements": [[1, {"tensor": "int32", "shape": [1], "data": "!"}]]}', "no baseline"),
-        ('{"schema": 1, "model": "x", "measurements": [[1, {"tensor": "int3", "shape": [1], "data": ""}]]}', "no baseline"),
-        ('{"schema": 1, "measurements": []}', "no baseline"),
+        ('{"schema": 99}', "another version of swcheck wrote it .schema 99, this is 2"),
+        ('{"schema": 2, "model": "x", "measurements": [[1, {"tensor": "int32", "shape": [1], "data": "!"}]]}', "no baseline"),
+        ('{"schema": 2, "model": "x", "measurements": [[1, {"tensor": "int3", "shape": [1], "data": ""}]]}', "no baseline"),
+        ('{"schema": 2, "measurements": []}', "no baseline"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_baseline_is_refused(broken, words):
@@ -188,7 +331,7 @@ def test_the_largest_models_stay_under_a_megabyte():
     """With the sizes of a model of 70 billion parameters and six super weights the file is at most 1 MB."""
     chance = torch.Generator().manual_seed(0)
     width, inner, weights = 8192, 28672, [SuperWeight(2, row, 7 * row, 1.0) for row in range(6)]
-    sites = torch.arange(1024)
+    sites, names = torch.arange(1024), tuple(f"{n // 7}.self_attn.proj_{n % 7}" for n in range(560))
     logs = torch.randn(1024, 32, generator=chance)
     nats = torch.rand(32, 511, generator=chance, dtype=torch.float64)
     memo = {
@@ -197,14 +340,22 @@ def test_the_largest_models_stay_under_a_megabyte():
         "portrait": Portrait(80, width, inner, torch.arange(256), torch.randn(256, width, generator=chance)),
         "located": Located(tuple(weights), (1.0,) * 6, (), (), "six"),
         **{("row", weight): torch.randn(inner, generator=chance) for weight in weights},
+        "echoes": Echoes(
+            names, torch.full((560,), width), torch.ones(560), torch.randn(560, 58, generator=chance), torch.zeros(40)
+        ),
+        "sketch": Sketch(
+            80, names[:56], ((width, width),) * 56, tuple(torch.randn(56, 4, 128, generator=chance).half())
+        ),
+        ("stream", 1): stream(torch.randn(80, 20, width, generator=chance)),
         **{("causal", weight): nats[:, :127] for weight in weights},
     }
     text = baseline.dumps(Subject("large", None, memo=memo), {})
 
     assert len(text) < baseline.LARGEST
     again = baseline.loads(text, "large.json")[0]
-    assert again.portrait().rows.shape == (16, width)
-    assert [again.row(weight) is None for weight in weights] == [False] * 4 + [True] * 2
+    assert again.portrait().rows.shape == (12, width)
+    assert [again.row(weight) is None for weight in weights] == [False] * 3 + [True] * 3
+    assert again.echoes().values.shape == (560, 58)
 
 
 def test_another_bos_policy_is_another_tokenizer(tiny):

@@ -39,9 +39,9 @@ settings
 overrides
 report
 conformance
-zeroshot tiny.card subject ratios rtn drift limits kinship kind location stress intervene probes observe
+zeroshot tiny.card subject ratios rtn drift limits kinship kind location stress intervene probes observe stored
 tiny.cloze tiny.lastword prompts measure quantize anatomy request
-engines huggingface hub checkpoint index schemes skip noise tiers text files strategies tiny.train tiny.corpus tiny errors reading records
+engines huggingface hub checkpoint index schemes skip noise tiers text files strategies tiny.train tiny.corpus tiny errors reading fold records
 """.split()
 
 # The only rooms that may import what is slow to load, or not ours; what is needed for types alone costs nothing.
@@ -54,7 +54,7 @@ GUESTS = {
     "cycler": {"study"},
     "matplotlib": {"study"},
     "pytest": {"collection", "plugin", "reporter", "stash", "suite"},
-    "safetensors": {"huggingface"},
+    "safetensors": {"huggingface", "stored"},
     "tabulate": {"report"},
     "tokenizers": {"tiny"},
     "tqdm": {"study", "tiny"},

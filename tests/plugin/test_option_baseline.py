@@ -56,6 +56,21 @@ def test_a_damaged_candidate_is_red_against_a_baseline(inner, baselines):
     result.stdout.fnmatch_lines(["super weight at layer 1 [[]97, 301[]] zeroed*"])
 
 
+def test_other_conditions_stand_in_the_report(inner, baselines):
+    """A baseline of another torch is used, and the report of the run says so, in the table's place and in the JSON."""
+    file = baselines / "tiny.json"
+    facts = json.loads(file.read_text())
+    file.write_text(json.dumps({**facts, "torch": "1.0"}))
+
+    result = inner(
+        "--model=tiny", "--swcheck-baseline=baselines", "--swcheck-json=out.json", "-k", "model and perplexity"
+    )
+
+    result.stdout.fnmatch_lines(["note: the baseline was measured with torch 1.0, this run has *"])
+    verdict = json.loads((baselines.parent / "out.json").read_text())["verdicts"][0]
+    assert verdict["facts"]["notes"][0].startswith("the baseline was measured with torch 1.0")
+
+
 def test_a_missing_baseline_is_refused(inner):
     """Without the file, and not asked to write it, the run ends before anything is loaded."""
     refused(inner("--model=tiny", "--swcheck-baseline=nowhere"), "baseline of tiny", "--swcheck-update writes it")
