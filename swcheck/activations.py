@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from swcheck.errors import OptionError
 from swcheck.location import PROMPT
-from swcheck.prompts import as_prompt, cut, decoded, encoded, is_bare, padded, shown, shrunk
+from swcheck.measure import adds_bos
+from swcheck.prompts import as_prompt, cut, decoded, encoded, padded, shown, shrunk
 from swcheck.ratios import ratio_of, worst_of
 from swcheck.records import Limit, Outcome, Prompt, SuperActivation, SuperWeight
 
@@ -41,19 +42,18 @@ LOADED_AGAIN: Final = 1_000_000_000
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt at one place: in the reference ``origin``, in the candidate ``place``; ``ratio`` None does not count."""
+    """One prompt that counts at one place: in the reference ``origin``, in the candidate ``place``."""
 
     origin: SuperActivation
     place: SuperActivation
-    ratio: float | None
     ours: Reading
     theirs: Reading
-    number: int = 0
+    number: int
 
     @property
-    def value(self) -> float:
-        """The ratio, NaN where it does not count."""
-        return math.nan if self.ratio is None else self.ratio
+    def ratio(self) -> float:
+        """What the candidate carries over what the reference does."""
+        return ratio_of(self.ours.value, self.theirs.value)
 
 
 @dataclass(frozen=True)
@@ -68,37 +68,32 @@ class Activations:
     def compare(self, prompts: Sequence[str | Prompt] | None, limit: Limit) -> tuple[Outcome, str, dict[str, Any]]:
         """How the comparison ends: outcome, summary, and the other fields of a verdict."""
         asked, ids, lengths = self._asked(prompts)
-        rows = [row for place in self.reference.places(self.weights) for row in self._compare(place, ids, lengths)]
-        rows = [replace(row, number=number % len(lengths)) for number, row in enumerate(rows)]
-        counted = [row for row in rows if row.ratio is not None]
+        places = self.reference.places(self.weights)
+        counted = [row for place in places for row in self._compare(place, ids, lengths)]
         count = len({row.number for row in counted})
         if count < min(ENOUGH, len(lengths)):
             summary = f"the reference carries its activation on {count or 'none'} of {len(lengths)} prompts"
             advice = "give prompts that begin with BOS" if self.reference.has_bos else "give more prompts"
             return Outcome.INCONCLUSIVE, summary, {"cause": "nothing to compare", "attempt": advice}
-        ratios = [row.value for row in counted]
+        ratios, bare = [row.ratio for row in counted], self._bare(asked, ids)
         worst = _simplest(counted, counted[worst_of(ratios, limit)], asked)
         passed = all(limit.holds(ratio) for ratio in ratios)
-        sink = (
-            self.reference.has_bos
-            and all(row.theirs.position == 0 for row in counted)
-            and self._with_bos(asked, counted)
-        )
+        sink = self.reference.has_bos and all(row.theirs.position == 0 and row.number not in bare for row in counted)
         where = self._shown(asked, worst, limit, sink)
         summary = (
             f"channel {worst.place.channel} at token {worst.theirs.position} after layer {worst.place.layer}: "
-            f"{worst.ours.value:+.4g} for {worst.theirs.value:+.4g} (x{worst.value:z.3f}), worst of {count}"
+            f"{worst.ours.value:+.4g} for {worst.theirs.value:+.4g} (x{worst.ratio:z.3f}), worst of {count}"
             f"{f' of {len(lengths)} prompts' if count < len(lengths) else ''}"
             f"{', n = 1 by causality' if sink else ''}"
         )
         facts = {"ratios": ratios, "prompts": len(lengths), "counted": count, **where}
-        more: dict[str, Any] = {"measured": worst.value, "limit": limit, "unit": "x", "facts": facts}
+        more: dict[str, Any] = {"measured": worst.ratio, "limit": limit, "unit": "x", "facts": facts}
         if passed:
             return Outcome.PASSED, summary, more
-        row, length = ids[worst.number : worst.number + 1], lengths[worst.number]
-        (ours,) = self.candidate.read(worst.place, row, [length], [worst.theirs.position])  # the whole prompt now
-        own = {self._there(place).channel for place in self.reference.places(self.weights)}
-        cause = _activation_cause(replace(worst, ours=ours), own) + self._only(asked, counted, limit)
+        prompt = self._witness(worst, ids, lengths)
+        (ours,) = self.candidate.read(worst.place, prompt, [prompt.shape[1]], [worst.theirs.position])
+        own = {self._there(place).channel for place in places}
+        cause = _activation_cause(replace(worst, ours=ours), own) + _only(bare, counted, limit)
         more["detail"] = _prompt_detail(where, sum(not limit.holds(ratio) for ratio in ratios), len(counted))
         return Outcome.FAILED, summary, {**more, "cause": cause, "attempt": "see the super weights that write it"}
 
@@ -127,14 +122,21 @@ class Activations:
         return tuple(asked[number] for number in some), ids[some], tuple(lengths[number] for number in some)
 
     def _compare(self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int]) -> list[Row]:
-        """One row per prompt: the ratio, None where the reference does not carry its activation there."""
+        """One row for each prompt on which the reference carries half of its activation or more."""
         there = self._there(place)
-        theirs = self.reference.readings(place, ids, lengths)
+        readings = self.reference.readings(place, ids, lengths)
+        some = [number for number, reading in enumerate(readings) if _carried(place, reading)]
+        theirs = [readings[number] for number in some]
         if self.candidate is self.reference and there == place:
-            ours = theirs
+            ours: Sequence[Reading] = theirs
         else:
-            ours = self.candidate.readings_at(there, ids, [reading.position for reading in theirs])
-        return [_row(place, there, *both) for both in zip(ours, theirs, strict=True)]
+            ours = self.candidate.readings_at(there, ids[some], [reading.position for reading in theirs])
+        return [Row(place, there, *three) for three in zip(ours, theirs, some, strict=True)]
+
+    def _witness(self, row: Row, ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """The whole prompt ``(1, T)`` that the reference's reading is of: the default one's stands for all like it."""
+        own, length = ids[row.number : row.number + 1, : lengths[row.number]], lengths[row.number]
+        return self.reference.prompt_ids() if self.reference.by_causality(row.origin, own, [length])[1][0] else own
 
     def _there(self, place: SuperActivation) -> SuperActivation:
         """The reference's place in the candidate's coordinates."""
@@ -148,7 +150,7 @@ class Activations:
         if sink:
             return {"worst_prompt": shown(self.tokenizer, Prompt(""))}
         small = cut(self.tokenizer, whole, worst.theirs.position)
-        if not limit.holds(worst.value) and worst.theirs.position and self._both_at_hand():
+        if not limit.holds(worst.ratio) and worst.theirs.position and self._both_at_hand():
             small = self._shrunk(small, worst, limit)
         return {"worst_prompt": shown(self.tokenizer, small), "shrunk_from": shown(self.tokenizer, whole)}
 
@@ -170,30 +172,32 @@ class Activations:
             place = worst.origin
             theirs = self.reference.read(place, ids, lengths)
             ours = self.candidate.read(self._there(place), ids, lengths, [reading.position for reading in theirs])
-            rows = [_row(place, worst.place, *both) for both in zip(ours, theirs, strict=True)]
-            bad = {
-                number
-                for number, row in zip(some, rows, strict=True)
-                if row.ratio is not None and not limit.holds(row.ratio)
-            }
+            rows = (Row(place, worst.place, *three) for three in zip(ours, theirs, some, strict=True))
+            bad = {row.number for row in rows if _carried(place, row.theirs) and not limit.holds(row.ratio)}
             return [number in bad for number in range(len(several))]
 
         return decoded(self.tokenizer, shrunk(encoded(self.tokenizer, prompt), fails)) or prompt
 
-    def _with_bos(self, asked: Sequence[Prompt], rows: Sequence[Row]) -> bool:
-        return not any(is_bare(self.tokenizer, asked[row.number]) for row in rows) if asked else True
+    def _bare(self, asked: Sequence[Prompt], ids: torch.Tensor) -> frozenset[int]:
+        """The numbers of the prompts that lack the BOS that the tokenizer would add; without one, by their form."""
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            return frozenset(number for number, prompt in enumerate(asked) if prompt.form == "bare")
+        if not asked or not adds_bos(tokenizer):
+            return frozenset()
+        return frozenset((ids[:, 0] != tokenizer.bos_token_id).nonzero().flatten().tolist())
 
-    def _only(self, asked: Sequence[Prompt], counted: Sequence[Row], limit: Limit) -> str:
-        """Words for a failure that shows only on prompts without BOS."""
-        bare = {row.number for row in counted if asked and is_bare(self.tokenizer, asked[row.number])}
-        bad = {row.number for row in counted if not limit.holds(row.value)}
-        return ", only on prompts without BOS" if bad <= bare < {row.number for row in counted} else ""
+
+def _only(bare: Collection[int], counted: Sequence[Row], limit: Limit) -> str:
+    """Words for a failure that shows only on prompts without BOS, ``bare`` their numbers."""
+    counting = {row.number for row in counted}
+    bad = {row.number for row in counted if not limit.holds(row.ratio)}
+    return ", only on prompts without BOS" if bad <= counting.intersection(bare) < counting else ""
 
 
-def _row(origin: SuperActivation, there: SuperActivation, ours: Reading, theirs: Reading) -> Row:
-    """Candidate beside reference at one place; the ratio counts where the reference carries half of what it should."""
-    carried = abs(theirs.value) >= CARRIED * abs(origin.value)
-    return Row(origin, there, ratio_of(ours.value, theirs.value) if carried else None, ours, theirs)
+def _carried(place: SuperActivation, reading: Reading) -> bool:
+    """Whether a prompt counts: it carries half of what the default prompt does."""
+    return abs(reading.value) >= CARRIED * abs(place.value)
 
 
 def _alike(one: float, other: float) -> bool:
@@ -205,7 +209,7 @@ def _alike(one: float, other: float) -> bool:
 
 def _simplest(rows: Sequence[Row], worst: Row, asked: Sequence[Prompt]) -> Row:
     """Of the prompts that are as bad as the worst, the one whose sink comes first, then the shortest."""
-    alike = [row for row in rows if row is worst or _alike(row.value, worst.value)]
+    alike = [row for row in rows if row is worst or _alike(row.ratio, worst.ratio)]
     return min(alike, key=lambda row: (row.theirs.position, len(asked[row.number].text) if asked else 0, row.number))
 
 
@@ -222,7 +226,7 @@ def _activation_cause(row: Row, own: Collection[int]) -> str:
     """What became of an activation. One that stands in another of the reference's ``own`` channels was there before:
     it is the other half of a pair, and nothing has moved.
     """
-    place, ratio, ours, theirs = row.place, row.value, row.ours, row.theirs
+    place, ratio, ours, theirs = row.place, row.ratio, row.ours, row.theirs
     where = f"super activation of channel {place.channel} at token {theirs.position}"
     if not math.isfinite(ratio):
         return f"{where} is not finite"

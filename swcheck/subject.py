@@ -363,19 +363,48 @@ class Subject:
         """The residual stream after the onset layer, one reading per prompt of ``ids`` ``(B, T)``, padded right.
 
         The value is the one of the place's channel at the token where its magnitude is largest. Under causal masking
-        padding on the right changes nothing to its left.
+        padding on the right changes nothing to its left. With BOS, a prompt that begins as the default one does up to
+        its sink has the same number there: that one is taken, and no pass.
         """
-        return self.once(("readings", place, _key(ids), tuple(lengths)), lambda: self.read(place, ids, lengths))
+        return self.once(("readings", place, _key(ids), tuple(lengths)), lambda: self._readings(place, ids, lengths))
+
+    def _readings(self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int]) -> tuple[Reading, ...]:
+        usual, like_it = self.by_causality(place, ids, lengths)
+        if usual is None:
+            return self.read(place, ids, lengths)
+        other = [number for number, same in enumerate(like_it) if not same]
+        read = iter(self.read(place, ids[other], [lengths[number] for number in other]))
+        return tuple(usual if same else next(read) for same in like_it)
+
+    def by_causality(
+        self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int]
+    ) -> tuple[Reading | None, tuple[bool, ...]]:
+        """The default prompt's reading, and which prompts begin, with BOS, as that one does up to its sink."""
+        if not self.has_bos:
+            return None, (False,) * len(lengths)
+        prompt = self.prompt_ids()
+        usual = self.once(("usual", place), lambda: self.read(place, prompt, [prompt.shape[1]])[0])
+        start = prompt[0, : usual.position + 1]
+        same = (ids[:, : len(start)] == start).all(1) if ids.shape[1] >= len(start) else torch.zeros(len(ids))
+        return usual, tuple(bool(one) and length >= len(start) for one, length in zip(same, lengths, strict=True))
 
     def readings_at(self, place: SuperActivation, ids: torch.Tensor, positions: Sequence[int]) -> tuple[Reading, ...]:
         """As ``readings``, the value taken at the given tokens: a candidate is read at the reference's own place.
 
         What follows such a token is left out: it changes nothing before it, and mostly all of a prompt follows its sink.
+        Of prompts that are the same up to there one is read.
         """
-        lengths = [position + 1 for position in positions]
-        return self.once(
-            ("readings at", place, _key(ids), tuple(positions)), lambda: self.read(place, ids, lengths, positions)
-        )
+
+        def compute() -> tuple[Reading, ...]:
+            starts = [tuple(row[: position + 1]) for row, position in zip(ids.tolist(), positions, strict=True)]
+            several = {start: number for number, start in enumerate(starts)}
+            chosen = list(several.values())
+            at = [positions[number] for number in chosen]
+            read = self.read(place, ids[chosen], [position + 1 for position in at], at)
+            found = dict(zip(several, read, strict=True))
+            return tuple(found[start] for start in starts)
+
+        return self.once(("readings at", place, _key(ids), tuple(positions)), compute)
 
     def read(
         self,

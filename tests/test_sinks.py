@@ -14,7 +14,7 @@ from swcheck import (
     assert_super_weights_preserved,
 )
 from swcheck.activations import ENOUGH
-from swcheck.prompts import encoded
+from swcheck.prompts import encoded, padded
 from swcheck.strategies import drawn_prompts
 from swcheck.subject import Subject
 from swcheck.suite import for_any_prompts
@@ -59,7 +59,7 @@ def test_every_sink_is_found_and_a_healthy_copy_is_green(drawn, rule, bos):
 
     assert located.facts["super_weights"][0]["row"] == planted.SINK.row
     assert assert_super_weights_preserved(candidate, reference).outcome is Outcome.PASSED
-    assert (verdict.outcome, verdict.measured) == (Outcome.PASSED, 1.0)
+    assert (verdict.outcome, verdict.measured) == (Outcome.PASSED, pytest.approx(1, abs=1e-5))
     assert verdict.facts["counted"] >= ENOUGH
 
 
@@ -213,3 +213,52 @@ def test_the_suite_asks_once_and_for_all(drawn):
 
     assert asked == [drawn, drawn]
     assert reference.memo["prompts"] is asked[1]
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """How many prompts each pass read."""
+    real, rows = Subject.read, []
+
+    def spy(self, place, ids, *more):
+        rows.append(len(ids))
+        return real(self, place, ids, *more)
+
+    monkeypatch.setattr(Subject, "read", spy)
+    return rows
+
+
+def test_what_is_known_by_causality_costs_no_pass(read):
+    """With BOS a prompt that begins as the default one up to its sink reads the number a pass would, and takes none."""
+    reference = subject(planted.on_bos)
+    place = reference.places([planted.SINK])[0]
+    ids, lengths = padded(reference.tokenizer, [Prompt("a river"), Prompt("a river", "bare"), Prompt("winter")])
+    scanned = reference.read(place, ids, lengths)
+    read.clear()
+
+    known = reference.readings(place, ids, lengths)
+
+    assert read == [1, 1], "the default prompt, and the one without BOS"
+    assert [reading.position for reading in known] == [reading.position for reading in scanned]
+    assert [reading.value for reading in known] == pytest.approx([reading.value for reading in scanned], rel=1e-5)
+
+
+def test_without_bos_nothing_is_known_by_causality(drawn):
+    """Where prompts begin without BOS the sink may move, and every one is read."""
+    reference = subject(planted.on_first, bos=False)
+    place = reference.places([planted.SINK])[0]
+    ids, lengths = padded(reference.tokenizer, drawn)
+
+    assert reference.by_causality(place, ids, lengths) == (None, (False,) * len(drawn))
+
+
+def test_equal_beginnings_are_read_once(read):
+    """A candidate is read at the sink of each prompt; prompts that are the same up to there share one reading."""
+    candidate = subject(planted.on_bos)
+    place = candidate.places([planted.SINK])[0]
+    ids, _ = padded(candidate.tokenizer, [Prompt("a river"), Prompt("winter"), Prompt("a river", "bare")])
+
+    first, second, bare = candidate.readings_at(place, ids, [0, 0, 0])
+
+    assert read == [2]
+    assert first == second != bare

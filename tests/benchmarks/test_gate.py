@@ -6,20 +6,25 @@ prompt and a prefix count for what they are. Counted by a hook, so the figures a
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from swcheck import assert_super_activations_preserved, load
+from swcheck import SuperWeight, assert_super_activations_preserved, load
+from swcheck.prompts import encoded
+from swcheck.records import Loaded
 from swcheck.strategies import drawn_prompts
 from swcheck.subject import subject_of
 from tests import checkpoints, damage
+from tests.planted import plant
 
 pytestmark = pytest.mark.benchmark
 TEXT, DEPTH = 32 * 256, 5
@@ -123,22 +128,34 @@ def test_memory(wide):
     say(f"peak memory of a gate: {words}; with a baseline {(kept - alone) / size:+.1%} (at most 10 %)")
 
 
-def test_prompts(tiny):
+@pytest.fixture
+def deep(tiny):
+    """A random model of sixteen layers with a planted super weight in layer 1, where most real ones have theirs."""
+    weight = SuperWeight(1, 97, 301, 30.0)
+    size = {"layers": 16, "hidden": 256, "inner": 512, "vocabulary": len(tiny.tokenizer)}
+    model = plant([weight], **size, tokens=[tiny.tokenizer.bos_token_id])
+    model.config.max_position_embeddings = 256
+    return Loaded(model, tiny.tokenizer, "deep")
+
+
+@pytest.mark.parametrize("name", ["tiny", "deep"])
+def test_prompts(name, request):
     """The check of many prompts over a plain pass of each prompt through both models: at least 10 x."""
-    reference, other = subject_of(tiny), subject_of(load("tiny", device="cpu"))
+    model = request.getfixturevalue(name)
+    reference, other = subject_of(model), subject_of(replace(model, model=copy.deepcopy(model.model)))
     prompts = drawn_prompts()
     assert_super_activations_preserved(other, reference, prompts=prompts)
 
     def check(*subjects):
         for subject in subjects:
-            for key in [key for key in subject.memo if key[0] in {"readings", "padded"}]:
+            for key in [key for key in subject.memo if key[0] in {"readings", "readings at", "padded"}]:
                 del subject.memo[key]
         assert_super_activations_preserved(other, reference, prompts=prompts)
 
     def alone():
         with torch.no_grad():
             for prompt in prompts:
-                ids = torch.tensor([tiny.tokenizer(prompt.text)["input_ids"] or [0]])
+                ids = torch.tensor([encoded(model.tokenizer, prompt)[:256] or (0,)])
                 for subject in (reference, other):
                     subject.live(ids, use_cache=False)
 
@@ -151,6 +168,7 @@ def test_prompts(tiny):
             seconds[number] = min(seconds[number], time.perf_counter() - start)
     first, further, single = (len(prompts) / taken for taken in seconds)
     say(
-        f"prompts a second: {single:.0f} one a pass; {first:.0f} in the check of a new reference, "
+        f"prompts a second on {name}, onset after layer {reference.places(reference.located().super_weights)[0].layer} of "
+        f"{len(reference.body.layers)}: {single:.0f} one a pass; {first:.0f} in the check of a new reference, "
         f"{first / single:.1f} x; {further:.0f} of one that was measured, {further / single:.1f} x"
     )
