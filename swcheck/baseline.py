@@ -22,6 +22,7 @@ from typing import Any, Final
 import torch
 
 from swcheck import solo
+from swcheck.checkpoint import SINGLE, shards_of
 from swcheck.drift import Predictions
 from swcheck.errors import CheckpointError, OptionError, WrongModelError
 from swcheck.judge import Pair
@@ -191,7 +192,9 @@ def tokenizer_identity(tokenizer: Any) -> str | None:
 
 def weights_identity(directory: Path) -> str | None:
     """A digest of the safetensors headers and of bytes sampled over each file; None without such files."""
-    files = sorted(directory.glob("*.safetensors"))
+    whole = directory / SINGLE
+    named = [whole] if whole.exists() else [directory / name for name in sorted(shards_of(directory))]
+    files = [file for file in named if file.exists()]  # others beside them are the same weights for other runtimes
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size

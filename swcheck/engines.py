@@ -209,14 +209,20 @@ def meaning(spec: str) -> str:
 
 
 def directory_of(spec: str) -> Path | None:
-    """The local directory of a model, None where there is none or an engine makes it."""
+    """The local directory of a model, in the hub's cache too; None where there is none or an engine makes it."""
     name, scheme = route(spec)
     if name != BUILT_IN:
         return None
     if scheme in tiny.CHECKPOINTS:
         return tiny.CHECKPOINTS[scheme]
-    found: Path | None = hub.existing(scheme)
+    found: Path | None = hub.local(scheme)
     return found
+
+
+def needs_reference(spec: str) -> bool:
+    """Whether an engine makes a candidate of its reference, where others are files of their own."""
+    name, scheme = route(spec)
+    return name != BUILT_IN and hub.existing(scheme) is None
 
 
 def tokenizer_of(spec: str, *, trust_remote_code: bool = False) -> Any:

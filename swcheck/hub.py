@@ -11,7 +11,7 @@ from typing import Final
 
 from swcheck import index, tiny
 from swcheck.checkpoint import SINGLE, TOKENIZER_FILES, check_directory, shards_of
-from swcheck.errors import SwcheckError, UnknownModelError, UnsafeCheckpointError, first_words
+from swcheck.errors import CheckpointError, SwcheckError, UnknownModelError, UnsafeCheckpointError, first_words
 
 WANTED: Final = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 UNWANTED: Final = ("consolidated*", "*/*")
@@ -40,6 +40,18 @@ def existing(spec: str) -> Path | None:
     """The path of this name, ``~`` expanded, None where there is none."""
     expanded = os.path.expanduser(spec)  # noqa: PTH111 - a user that does not exist is no error here
     return Path(expanded) if os.path.exists(expanded) else None  # noqa: PTH110 - too long a name is no error here
+
+
+def local(spec: str) -> Path | None:
+    """The directory of this name, or the whole snapshot that the local cache has of it; None where there is neither."""
+    path = existing(spec)
+    if path is not None:
+        return path
+    try:
+        repository = repository_of(spec)
+        return None if _lacking(repository) else _cached(repository)
+    except (UnknownModelError, CheckpointError):
+        return None
 
 
 def name_of(spec: str) -> str:

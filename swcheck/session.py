@@ -41,8 +41,7 @@ class Session:
         """The reference ``spec``, loaded now if it is not the one at hand, whose weights are then freed."""
         if self._reference is None or self._reference[0] != spec:
             self.free_reference()
-            recorded = self.settings.baseline is not None and not self.settings.update
-            self._reference = (spec, self._recorded(spec) if recorded else self._load(spec))
+            self._reference = (spec, self._recorded(spec) if self.settings.recorded else self._load(spec))
         return self._reference[1]
 
     def candidate(self, spec: str | None = None) -> Subject:

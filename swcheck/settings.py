@@ -59,8 +59,20 @@ class Settings:
 
     @property
     def specs(self) -> tuple[str, ...]:
-        """All that has to be loaded in the course of this run."""
+        """All models of this run."""
         return (*self.models, *self.candidates)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether baselines stand for the references."""
+        return self.baseline is not None and not self.update
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """All that has to be loaded in the course of this run: a reference with a baseline only to make a candidate of."""
+        if self.recorded and not any(map(engines.needs_reference, self.candidates)):
+            return self.candidates
+        return self.specs
 
     def name_of(self, spec: str) -> str:
         """What a model is called in ids and tables: its name, or all of it where two have the same name."""
@@ -125,7 +137,7 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
 
 
 def _check(settings: Settings) -> None:
-    for spec in settings.specs:
+    for spec in settings.loaded:
         engines.check(spec, trust_remote_code=settings.trust_remote_code, offline=settings.offline)
     _check_once(settings.models, "model")
     _check_once(settings.candidates, "candidate")
@@ -180,7 +192,7 @@ def tier_of(settings: Settings, spec: str) -> Tier:
     """The tier that was asked for, else the one for a model of this size where it runs."""
     if settings.tier is not None:
         return tier_named(settings.tier)
-    if settings.baseline is not None and not settings.update:
+    if settings.recorded:
         facts = json.loads(baseline_path(settings, spec).read_text(encoding="utf-8"))
         return tier_named(str(facts.get("tier", STANDARD.name)))
     directory = engines.directory_of(spec)
@@ -190,7 +202,7 @@ def tier_of(settings: Settings, spec: str) -> Tier:
 
 def sized(settings: Settings, spec: str) -> str:
     """A model as it was asked for, with its size on disk where that is known, or the baseline that stands for it."""
-    if spec in settings.models and settings.baseline is not None and not settings.update:
+    if spec in settings.models and settings.recorded:
         return f"the baseline of {spec}"
     with suppress(SwcheckError, OSError, ValueError, KeyError):  # what is wrong with it is said where it is loaded
         directory = engines.directory_of(spec)
@@ -204,8 +216,7 @@ def estimate(settings: Settings, reference: str, loading: Sequence[str]) -> str:
 
     The time is that of the matrix products, at the rate that this machine shows on the model's largest one.
     """
-    recorded = settings.baseline is not None and not settings.update
-    references = 0 if recorded else sum(spec == reference for spec in loading)
+    references = 0 if settings.recorded else sum(spec == reference for spec in loading)
     candidates = sum(spec != reference for spec in loading)
     with suppress(Exception):  # an estimate is no reason to fail
         directory = engines.directory_of(reference)
@@ -223,7 +234,7 @@ def estimate(settings: Settings, reference: str, loading: Sequence[str]) -> str:
 
 def fetch(settings: Settings) -> None:
     """Download what is not here yet, and have schemes read; raises a worded error where either is impossible."""
-    for spec in settings.specs:
+    for spec in settings.loaded:
         engines.fetch(spec, offline=settings.offline)
 
 

@@ -294,6 +294,9 @@ def test_the_identity_of_weights_is_that_of_their_bytes(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(data)
     assert baseline.weights_identity(tmp_path) != baseline.weights_identity(CHECKPOINT)
     assert baseline.weights_identity(tmp_path / "nowhere") is None
+    checkpoints.copy_of_tiny(tmp_path / "more")
+    (tmp_path / "more" / "consolidated.safetensors").write_bytes(b"for another runtime")
+    assert baseline.weights_identity(tmp_path / "more") == baseline.weights_identity(CHECKPOINT)
 
 
 def test_a_baseline_that_would_be_too_large_is_refused(live, monkeypatch):
@@ -379,6 +382,15 @@ def test_a_snapshot_has_a_revision(tmp_path):
     assert baseline.check_identity({"revision": "abc"}, {"revision": "abd"}, "x.json") == [
         "the baseline was measured with revision abc, this run has abd"
     ]
+
+
+def test_float16_costs_the_divergence_nothing(tiny, live, recorded):
+    """The likeliest tokens are kept in two bytes: of the limit for 8 bits, 0.005 nats, that takes a hundredth at most."""
+    candidate = load("rtn:bits=8,block=128", reference="tiny", device="cpu")
+    exact, kept = (verdict_of(assert_predictions_preserved, candidate, one).measured for one in (live, recorded))
+
+    assert 0 < exact < 2e-4
+    assert abs(kept - exact) < 5e-5
 
 
 def test_the_order_of_measuring_does_not_matter(live, text):

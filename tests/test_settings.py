@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from swcheck.errors import OptionError
+from swcheck.errors import OptionError, UnknownModelError
 from swcheck.limits import DEFAULTS
 from swcheck.settings import Settings, forbidding_downloads, read_settings
 from tests import checkpoints
@@ -41,6 +41,17 @@ def test_values_become_settings(tmp_path, micro):
     assert settings.offline
     assert settings.trust_remote_code
     assert settings.allow_none
+
+
+def test_a_reference_with_a_baseline_need_not_be_here(tmp_path, micro):
+    """Its name is enough: nothing of it is checked or fetched, unless a candidate is made of it or it is measured anew."""
+    (tmp_path / "nobody-nothing.json").write_text("{}")
+    values = {"model": ["nobody/nothing"], "candidate": [micro], "baseline": str(tmp_path), "offline": True}
+    settings = read_settings(values, dict.fromkeys(values, "ini"))
+    assert settings.loaded == (micro,)
+    for more in ({"candidate": ["rtn:bits=4"]}, {"update": True}, {"baseline": None}):
+        with pytest.raises(UnknownModelError, match="downloads are forbidden"):
+            read_settings({**values, **more}, dict.fromkeys(values, "ini"))
 
 
 @pytest.mark.parametrize("name", ["model", "candidate", "device", "dtype", "text", "limit", "json"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
+from swcheck import baseline
 from tests import checkpoints, damage
 from tests.plugin import BOTH, CANDIDATE, MODEL, refused
 
@@ -69,6 +71,31 @@ def test_other_conditions_stand_in_the_report(inner, baselines):
     result.stdout.fnmatch_lines(["note: the baseline was measured with torch 1.0, this run has *"])
     verdict = json.loads((baselines.parent / "out.json").read_text())["verdicts"][0]
     assert verdict["facts"]["notes"][0].startswith("the baseline was measured with torch 1.0")
+
+
+@pytest.fixture
+def cached(monkeypatch, tmp_path):
+    """The snapshot of ``mine/model`` in a hub cache of its own: tiny's files."""
+    folder = tmp_path / "hub" / "models--mine--model"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (folder / "snapshots").mkdir()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return checkpoints.copy_of_tiny(folder / "snapshots" / ("0" * 40))
+
+
+def test_a_baseline_of_a_hub_model_has_its_identity_and_needs_no_copy(inner, pytester, cached):
+    """Weights and revision are in the file; other ones are refused; where the model is not here, the file is enough."""
+    names = "--model=mine/model", "--swcheck-baseline=kept", "--swcheck-offline"
+    inner(*names, "--swcheck-update", "--swcheck-accept", "-k", "test_model and perplexity").assert_outcomes(passed=1, deselected=MODEL + CANDIDATE - 1)  # fmt: skip
+    facts = json.loads((pytester.path / "kept" / "mine-model.json").read_text())
+    assert (facts["weights"], facts["revision"]) == (baseline.weights_identity(cached), "0" * 40)
+
+    checkpoints.tensors(lambda whole: {name: -tensor for name, tensor in whole.items()})(cached)
+    inner(*names, "-k", "test_model and perplexity").stdout.fnmatch_lines(["*it was measured with other weights*"])
+    shutil.rmtree(cached.parents[1])
+    healthy = checkpoints.copy_of_tiny(pytester.path / "copy")
+    inner(*names, f"--candidate={healthy}", "-k", "test_candidate and perplexity").assert_outcomes(passed=1, deselected=MODEL + CANDIDATE - 1)  # fmt: skip
 
 
 def test_a_missing_baseline_is_refused(inner):
