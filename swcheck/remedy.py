@@ -1,26 +1,32 @@
 """What to do about a red candidate: a snippet to paste, its price in bytes, and whether it works.
 
 The snippet is for the tool that wrote the candidate, as far as the candidate tells; the price is what the named
-matrices weigh more unquantized. Where an engine of this machine makes such a candidate, the reference is quantized
-again with these matrices left alone and measured, so that a fix is proven before anybody ships it. That is done for a
-red gate only, and never with more than two models in memory.
+matrices weigh more unquantized. A fix is proven before anybody ships it: where an engine of this machine makes such a
+candidate, the reference is quantized again with these matrices left alone, and measured; else the candidate is measured
+with the reference's own matrices given back through a hook. That is done for a red gate only, and never with more than
+two models in memory, unless they are small or a caller keeps both there.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from swcheck import engines
+from swcheck.activations import LOADED_AGAIN
 from swcheck.coverage import quantization_of
+from swcheck.errors import first_words
+from swcheck.intervene import given_back
+from swcheck.kinship import related
 from swcheck.measure import token_nats
+from swcheck.observe import plain_weight
 from swcheck.ratios import LARGEST_EXPONENT, ratio_of, times
+from swcheck.respelling import spec_of
 from swcheck.skip import OPTION, parted
 from swcheck.subject import subject_of
 
@@ -37,6 +43,12 @@ GGUF_NAMES: Final[Mapping[str, str]] = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+FELT: Final = 0.02
+"""The least share of the lost nats that a fix has to bring back, or it does not help; a limit says what is enough."""
+
+WRAPPED: Final = "base_model.model."
+"""What an adapter's wrapper puts before every name."""
+
 HEAD: Final = "lm_head"
 """Named along where a list of names takes the place of the quantizer's own, which spares the head."""
 
@@ -58,6 +70,16 @@ def _gptq(names: Sequence[str]) -> str:
     return f"GPTQ dynamic={{{entries}}}"
 
 
+def _tag(name: str) -> str:
+    """Hqq's linear tag: the name of a map without its place."""
+    return ".".join(part for part in name.split(".") if part not in {"model", "layers"} and not part.isdecimal())
+
+
+def _hqq(names: Sequence[str]) -> str:
+    tags = _listed(tuple(dict.fromkeys(_tag(name) for name in names)))
+    return f"hqq (by linear tag, in every layer) quant_config={{tag: config for tag in model.linear_tags if tag not in {tags}}}"
+
+
 SNIPPETS: Final[Mapping[str, Callable[[Sequence[str]], str]]] = {
     "compressed-tensors": lambda names: f"llm-compressor ignore={_listed(names, HEAD)}",
     "bitsandbytes": lambda names: f"bitsandbytes llm_int8_skip_modules={_listed(names, HEAD)}",
@@ -65,6 +87,7 @@ SNIPPETS: Final[Mapping[str, Callable[[Sequence[str]], str]]] = {
     "quanto": lambda names: f"quanto exclude={_listed(names)}",
     "gguf": _gguf,
     "gptq": _gptq,
+    "hqq": _hqq,
     "awq": lambda names: f"AWQ modules_to_not_convert={_listed(names)}",
     "auto-round": lambda names: "AutoRound layer_config={" + ", ".join(f'"{name}": {{"bits": 16}}' for name in names) + "}",
 }  # fmt: skip
@@ -97,11 +120,12 @@ class Remedy:
 
 def remedy(candidate: Subject, reference: Subject, matrices: Sequence[str], pair: Pairs = ((), ())) -> Remedy:
     """How to keep ``matrices``, qualified names in the candidate; ``pair`` are super weights and where they stand in it."""
-    names = tuple(name.removeprefix("base_model.model.") for name in matrices)
+    names = tuple(name.removeprefix(WRAPPED) for name in matrices)
     again = respelled(candidate, names)
-    price = price_of(candidate, matrices)
+    price = price_of(candidate, _left_out(candidate, matrices))
     key = ("remedy", reference.mark, names, tuple(pair[0]))
-    proof, facts = candidate.once(key, lambda: _proof(candidate, reference, again, pair))
+    case = _Case(candidate, reference, tuple(matrices), again, pair)
+    proof, facts = candidate.once(key, lambda: _proof(case))
     known = again is not None or tool_of(candidate) in SNIPPETS
     facts = {"matrices": list(names), "bytes": price, **facts}
     return Remedy(snippet(candidate, names), price, proof, facts, known)
@@ -141,70 +165,28 @@ def respelled(candidate: Subject, names: Sequence[str]) -> str | None:
     made = spec_of(quantization_of(candidate.live))
     if made is None or made.partition(":")[0] not in engines.installed():
         return None
-    return f"{made},{OPTION}{'+'.join(names)}"
+    return f"{made},{OPTION}{'+'.join(dict.fromkeys((*spared(candidate), *names)))}"
 
 
-def spec_of(config: Mapping[str, Any]) -> str | None:
-    """The engine and scheme that write this ``quantization_config``, None where none is known."""
-    read = _SPECS.get(str(config.get("quant_method", "")).lower())
-    try:
-        return read(config) if read else None
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        return None
-
-
-def _bitsandbytes(config: Mapping[str, Any]) -> str | None:
-    if config.get("load_in_8bit") or config.get("_load_in_8bit"):
-        return "bitsandbytes:int8"
-    kind = str(config.get("bnb_4bit_quant_type", "nf4"))
-    double = "-double" if config.get("bnb_4bit_use_double_quant") else ""
-    return f"bitsandbytes:{kind}{double}" if kind + double in {"nf4", "fp4", "nf4-double"} else None
-
-
-def _torchao(config: Mapping[str, Any]) -> str | None:
-    text = json.dumps(config.get("quant_type", ""), default=str)
-    bits, group = re.search(r"int([234])\b", text), re.search(r"group_size\W+(\d+)", text)
-    for kind, scheme in _TORCHAO.items():
-        if kind in text:
-            return f"torchao:{scheme}"
-    size = f",group={group[1]}" if group else ""
-    if "IntxWeightOnlyConfig" in text and bits:
-        return f"torchao:int{bits[1]}-weight-only{size}"
-    if "Int8DynamicActivationIntxWeightConfig" in text and bits and bits[1] == "4":
-        return f"torchao:int4-int8-dynamic{size}"
-    return None
-
-
-_TORCHAO: Final = {
-    "Int8WeightOnlyConfig": "int8-weight-only",
-    "Int8DynamicActivationInt8WeightConfig": "int8-dynamic",
-    "Float8WeightOnlyConfig": "fp8-weight-only",
-}
-
-
-def _compressed(config: Mapping[str, Any]) -> str | None:
-    groups = list(config["config_groups"].values())
-    weights, inputs = groups[0]["weights"], groups[0].get("input_activations")
-    bits, kind, symmetric = int(weights["num_bits"]), weights.get("type", "int"), weights.get("symmetric", True)
-    if len(groups) > 1 or weights.get("actorder"):
-        return None
-    if kind == "float":
-        return {(8, True): "compressed-tensors:FP8_DYNAMIC"}.get((bits, bool(inputs and inputs.get("dynamic"))))
-    names = {
-        (4, False, True): "W4A16",
-        (4, False, False): "W4A16_ASYM",
-        (8, False, True): "W8A16",
-        (8, True, True): "W8A8",
+def spared(candidate: Subject) -> tuple[str, ...]:
+    """The linear maps of the layers that a candidate keeps in plain floats, where it packs others."""
+    path = candidate.body.path
+    maps = {
+        name: plain_weight(module) is not None
+        for name, module in candidate.live.named_modules()
+        if name.startswith(f"{path}.")
+        and getattr(module, "in_features", 0)
+        and not any(True for _ in module.children())
     }
-    name = names.get((bits, bool(inputs), bool(symmetric)))
-    return name and f"compressed-tensors:{name}"
+    return () if all(maps.values()) else tuple(name for name, plain in maps.items() if plain)
 
 
-_SPECS: Final[Mapping[str, Callable[[Mapping[str, Any]], str | None]]] = {
-    "bitsandbytes": _bitsandbytes,
-    "torchao": _torchao,
-    "compressed-tensors": _compressed,
-}
+def _left_out(candidate: Subject, matrices: Sequence[str]) -> tuple[str, ...]:
+    """What the snippet leaves out: hqq knows no single layer, every other tool the named maps alone."""
+    if tool_of(candidate) != "hqq":
+        return tuple(matrices)
+    tags = {_tag(name) for name in matrices}
+    return tuple(name for name, _ in candidate.live.named_modules() if _tag(name) in tags)
 
 
 def price_of(candidate: Subject, matrices: Sequence[str]) -> int | None:
@@ -221,57 +203,147 @@ def price_of(candidate: Subject, matrices: Sequence[str]) -> int | None:
     return round(total * (floats - candidate.scheme.weight_bits) / 8) if total else None
 
 
-def _proof(candidate: Subject, reference: Subject, again: str | None, pair: Pairs) -> tuple[str, dict[str, Any]]:
-    """Quantize the reference again that way and measure: words and numbers."""
-    reason = _hindrance(candidate, reference, again)
-    if reason:
-        return f"not proven: {reason}", {"proven": False}
-    theirs = reference.intact()[0]
-    was = math.exp(min(LARGEST_EXPONENT, float((candidate.against(reference)[0] - theirs).mean())))
-    due = reference.written(pair[0]) if pair[0] else ()
-    sinks = reference.sinks(pair[0], reference.prompt_ids()) if pair[0] else ()
-    had = candidate.contributions(pair[1], reference.prompt_ids(), sinks) if pair[0] else ()
+@dataclass(frozen=True)
+class _Case:
+    """A red candidate and its reference; ``matrices`` by their names in it, ``again`` is the spec that spares them.
+
+    ``pair`` are the super weights, and where they stand in the candidate.
+    """
+
+    candidate: Subject
+    reference: Subject
+    matrices: tuple[str, ...]
+    again: str | None
+    pair: Pairs
+
+    @property
+    def sinks(self) -> tuple[int, ...]:
+        """The token of the default prompt at which each super weight writes."""
+        return self.reference.sinks(self.pair[0], self.reference.prompt_ids()) if self.pair[0] else ()
+
+
+_Measured = tuple[torch.Tensor, tuple[float, ...]]
+"""The nats of every token of the reference's windows, and what the super weights write."""
+
+
+def _proof(case: _Case) -> tuple[str, dict[str, Any]]:
+    """The first way of a proof that can be gone here, in words and numbers; else why there is none."""
+    reference, (weights, there) = case.reference, case.pair
+    nats = case.candidate.against(reference)[0]
+    due = reference.written(weights) if weights else ()
+    had = case.candidate.contributions(there, reference.prompt_ids(), case.sinks) if weights else ()
     reference.rest()
-    try:
-        nats, has = _measured(candidate, reference, str(again), (pair[0], sinks))
-    except Exception as error:  # whatever a quantizer raises: the verdict stands without a proof
-        return f"not proven: {again}: {' '.join(str(error).split())[:200]}", {"proven": False}
-    now = math.exp(min(LARGEST_EXPONENT, float((nats - theirs).mean())))
+    reasons: list[str] = []
+    failed = ""
+    for how, measure in _WAYS.items():
+        try:
+            now = measure(case)
+        except _CannotError as error:
+            reasons.append(str(error))
+        except Exception as error:  # whatever a quantizer raises: the verdict stands without this proof
+            reasons.append(f"{how}: {first_words(error)}")
+            failed = f"; {reasons[-1]}"
+        else:
+            words, facts = _compared(reference.intact()[0], (nats, had), now, due)
+            helps = "" if facts["proven"] else "this does not help, "
+            more = {"by": how, "spec": case.again, "instead": "; ".join(reasons)}
+            return f"{helps}{how}: {words}{failed}", {**facts, **more}
+    return f"not proven: {'; '.join(reasons)}", {"proven": False}
+
+
+def _compared(
+    intact: torch.Tensor, before: _Measured, after: _Measured, due: Sequence[float]
+) -> tuple[str, dict[str, Any]]:
+    """What a fix brings back: of the nats over the ``intact`` ones, and of what the super weights are ``due`` to write."""
+    lost, left = (float((nats - intact).mean()) for nats, _ in (before, after))
+    was, now = (math.exp(min(LARGEST_EXPONENT, nats)) for nats in (lost, left))
     words = f"perplexity {times(now)} (was {times(was)})"
-    written = None
+    bad, written = _worst(before[1], due), _worst(after[1], due)
     if due:
-        before, after = (
-            min((ratio_of(a, b) for a, b in zip(some, due, strict=True)), key=_closeness) for some in (had, has)
-        )
-        written = after
-        words += f", the super weight writes x{after:z.3f} (was x{before:z.3f})"
-    works = bool(torch.isfinite(nats).all()) and now < was
-    facts = {"proven": works, "perplexity": now, "before": was, "written": written, "spec": again}
-    return f"{'with this' if works else 'this does not help'}: {words}", facts
+        words += f", the super weight writes x{written:z.3f} (was x{bad:z.3f})"
+    nearer = bool(due) and _closeness(written) > _closeness(bad) / 2
+    works = bool(torch.isfinite(after[0]).all()) and (lost - left > FELT * abs(lost) or (nearer and left <= lost))
+    return words, {"proven": works, "perplexity": now, "before": was, "written": written if due else None}
 
 
-def _measured(
-    candidate: Subject, reference: Subject, spec: str, places: tuple[Sequence[SuperWeight], Sequence[int]]
-) -> tuple[torch.Tensor, tuple[float, ...]]:
-    """The nats of what ``spec`` makes of the reference, and what its super weights write; it is gone afterwards."""
-    made = subject_of(candidate.maker(spec, reference.source))
-    weights, sinks = places
-    has = made.contributions(weights, reference.prompt_ids(), sinks) if weights else ()
+class _CannotError(Exception):
+    """A proof that cannot be had here, and why."""
+
+
+def _quantized_again(case: _Case) -> _Measured:
+    """The reference as ``again`` makes it; that model is gone afterwards."""
+    candidate, reference = case.candidate, case.reference
+    if case.again is None:
+        raise _CannotError("no engine of this machine makes such a candidate")
+    if not reference.source:
+        raise _CannotError("where the reference lies is not known, so that it cannot be quantized again")
+    if reference.module is not None and reference.again is None and reference.parameters > LOADED_AGAIN:
+        raise _CannotError("a third model beside the two in memory need not fit")
+    made = subject_of(candidate.maker(case.again, reference.source))
+    has = made.contributions(case.pair[0], reference.prompt_ids(), case.sinks) if case.pair[0] else ()
     return token_nats(made.live, reference.windows()), has
+
+
+def _given_back(case: _Case) -> _Measured:
+    """The candidate with the reference's own matrices in the place of its own; nothing of it is remembered or changed."""
+    candidate, reference = replace(case.candidate, memo=None), case.reference
+    maps = _matrices(case)
+    with given_back(candidate.live, maps, {}):
+        has = candidate.contributions(case.pair[1], reference.prompt_ids(), case.sinks) if case.pair[1] else ()
+        return token_nats(candidate.live, reference.windows()), has
+
+
+_WAYS: Final[Mapping[str, Callable[[_Case], _Measured]]] = {
+    "quantized again with them left out": _quantized_again,
+    "with these matrices given back through a hook": _given_back,
+}
+"""How a fix is proven, the better way first."""
+
+
+def _matrices(case: _Case) -> dict[str, torch.Tensor]:
+    """The reference's plain weights for the named maps: from the model where it is here, else from its files."""
+    candidate, reference = case.candidate, case.reference
+    kin = related(candidate.portrait(), reference.portrait())
+    if kin.kind in {"permuted", "rotated"}:
+        raise _CannotError(f"matrices cannot be given back, {kin.words}")
+    if reference.module is not None:
+        return {name: _counterpart(case, name) for name in case.matrices}
+    filed = {name: reference.stored(f"{name.removeprefix(WRAPPED)}.weight") for name in case.matrices}
+    if all(_fits(candidate, name, weight) for name, weight in filed.items()):
+        return filed  # type: ignore[return-value]
+    if reference.again is None:
+        words = next((weight for weight in filed.values() if isinstance(weight, str)), "its files keep them packed")
+        raise _CannotError(f"matrices cannot be given back, {words}")
+    maps = {name: _counterpart(case, name).clone() for name in case.matrices}
+    reference.rest()
+    return maps
+
+
+def _fits(candidate: Subject, name: str, weight: torch.Tensor | str) -> bool:
+    """Whether a stored tensor is the plain weight of a linear map of this shape."""
+    if isinstance(weight, str) or weight.ndim != 2 or not weight.is_floating_point():
+        return False
+    module = candidate.live.get_submodule(name)
+    sizes = (getattr(module, "out_features", None), getattr(module, "in_features", None))
+    return sizes == tuple(weight.shape)
+
+
+def _counterpart(case: _Case, name: str) -> torch.Tensor:
+    layer, _, inner = name.removeprefix(f"{case.candidate.body.path}.").partition(".")
+    try:
+        weight = plain_weight(case.reference.body.layers[int(layer)].get_submodule(inner))
+    except (AttributeError, IndexError, ValueError) as error:
+        raise _CannotError(f"the reference has no {name}") from error
+    if weight is None:
+        raise _CannotError(f"the reference keeps {name} packed")
+    return weight.detach()
+
+
+def _worst(written: Sequence[float], due: Sequence[float]) -> float:
+    """Of what is written over what is due the ratio farthest from 1; 1 where nothing is due."""
+    return min((ratio_of(one, other) for one, other in zip(written, due, strict=True)), key=_closeness, default=1.0)
 
 
 def _closeness(ratio: float) -> float:
     """Lowest for the ratio farthest from 1."""
     return -abs(math.log(ratio)) if ratio > 0 and math.isfinite(ratio) else -math.inf
-
-
-def _hindrance(candidate: Subject, reference: Subject, again: str | None) -> str:
-    """Why a fix cannot be proven here; empty where it can."""
-    if again is None:
-        return "no engine of this machine makes such a candidate"
-    if not reference.source:
-        return "the reference is not on this machine, only its baseline"
-    if reference.module is not None and reference.again is None:
-        return f"two models are in memory already; pytest --model=REFERENCE --candidate={again} does it"
-    del candidate
-    return ""

@@ -34,13 +34,13 @@ study.w8a8
 study.where
 study.surgery
 study.paper study.chapter study.plots study.setup study.record study
-options session outlier checks baseline judge diagnosis activations remedy cached coverage solo
+options session outlier checks baseline judge diagnosis remedy activations cached coverage solo
 settings
 overrides
 report
 conformance
 zeroshot tiny.card subject ratios rtn drift limits kinship kind location stress intervene probes observe stored
-tiny.cloze tiny.lastword prompts measure quantize anatomy request
+tiny.cloze tiny.lastword prompts measure quantize anatomy request respelling
 engines huggingface hub checkpoint index schemes skip noise tiers text files strategies tiny.train tiny.corpus tiny errors reading fold records
 """.split()
 

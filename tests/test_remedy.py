@@ -10,18 +10,25 @@ import torch
 from torch import nn
 
 from swcheck import RobustnessError, assert_perplexity_within, assert_super_weights_preserved, engines, load
+from swcheck.conformance import fingerprint
 from swcheck.coverage import quantization_of
 from swcheck.errors import EngineError
 from swcheck.measure import windows
 from swcheck.records import Loaded, Scheme
-from swcheck.remedy import SNIPPETS, respelled, snippet, spec_of
+from swcheck.remedy import SNIPPETS, remedy, respelled, snippet, spared
+from swcheck.respelling import spec_of
 from swcheck.session import Session
 from swcheck.settings import Settings
 from swcheck.subject import subject_of
-from tests import damage
+from tests import checkpoints, damage
 from tests.test_schemes import INTX
 
 DOWN, QUERY = "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": False, "sym": True, "format": "gptq"}
+ROUNDED = {"bits": 4, "group_size": 128, "data_type": "int", "sym": True, "enable_quanted_input": False}
+"""As GPTQModel 7.6 and AutoRound 0.15 write them; what is at its default AutoRound leaves out."""
+
+TAGS = 'tag: config for tag in model.linear_tags if tag not in ["mlp.down_proj", "self_attn.q_proj"]'
 CLIPPED = "rtn:bits=4,block=128,clip=3"
 
 
@@ -51,6 +58,7 @@ def made_by(tiny, config, name="candidate"):
         ("quanto", f'quanto exclude=["{DOWN}", "{QUERY}"]'),
         ("awq", f'AWQ modules_to_not_convert=["{DOWN}", "{QUERY}"]'),
         ("intel/auto-round", f'AutoRound layer_config={{"{DOWN}": {{"bits": 16}}, "{QUERY}": {{"bits": 16}}}}'),
+        ("hqq", f"hqq (by linear tag, in every layer) quant_config={{{TAGS}}}"),
         ("gguf", "llama-quantize --tensor-type blk.0.attn_q=f16 --tensor-type blk.1.ffn_down=f16"),
     ],
 )
@@ -119,8 +127,32 @@ def test_an_engine_is_asked_in_its_own_words(tiny):
             "compressed-tensors:FP8_DYNAMIC",
         ),
         ({"quant_method": "torchao", "quant_type": INTX}, "torchao:int4-weight-only,group=64"),
-        ({"quant_method": "gptq", "bits": 4}, None),
+        (GPTQ, "gptq:4bit,group=64"),
+        ({"quant_method": "gptq", "bits": 2}, "gptq:2bit,group=128"),
+        (GPTQ | {"desc_act": True}, None),
+        (GPTQ | {"sym": False}, None),
+        (GPTQ | {"bits": 5}, None),
+        (GPTQ | {"group_size": -1}, None),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}, None),
+        (ROUNDED | {"quant_method": "awq", "provider": "auto-round"}, "autoround:W4A16,format=auto_awq"),
+        (ROUNDED | {"quant_method": "gptq", "provider": "auto-round"}, "autoround:W4A16,format=auto_gptq"),
+        (ROUNDED | {"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq"}, "autoround:W4A16"),
+        (ROUNDED | {"quant_method": "intel/auto-round", "bits": 2, "group_size": 64}, "autoround:W2A16"),
+        (ROUNDED | {"quant_method": "auto-round", "group_size": 32}, None),
+        (ROUNDED | {"quant_method": "auto-round", "iters": 200}, None),
+        ({"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True}, None),
+        ({"quant_method": "quanto", "weights": "int8", "activations": None}, "quanto:int8"),
+        ({"quant_method": "quanto", "weights": "float8"}, "quanto:fp8"),
+        ({"quant_method": "quanto", "weights": "int8", "activations": "int8"}, None),
+        ({"quant_method": "quanto"}, None),
         ({"quant_method": "compressed-tensors"}, None),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int", "group_size": 32}}},
+            },
+            None,
+        ),
         ({}, None),
     ],
 )
@@ -175,7 +207,7 @@ def test_a_fix_is_proven_by_quantizing_again(monkeypatch):
     assert fix["perplexity"] < fix["before"]
     assert fix["bytes"] == 256 * 512 * (32 - 4) // 8
     assert verdict.attempt.endswith(f"{CLIPPED},skip={DOWN} (+458,752 bytes)")
-    assert "with this: perplexity x1.1" in dict(verdict.detail)["fix"]
+    assert "quantized again with them left out: perplexity x1.1" in dict(verdict.detail)["fix"]
     assert "(was x0.240)" in dict(verdict.detail)["fix"]
     session.free()
 
@@ -228,7 +260,7 @@ def test_a_green_gate_quantizes_once(monkeypatch):
 
 @pytest.mark.parametrize("found", [EngineError("x", "no such scheme"), RuntimeError("out of memory")])
 def test_an_engine_that_cannot_is_no_second_failure(monkeypatch, found):
-    """Whatever goes wrong while a fix is proven, the verdict is the first one, and says that it was not proven."""
+    """Whatever goes wrong while a fix is proven, the verdict is the first one; the other proof is had, and both are said."""
     session, reference, candidate = gate(CLIPPED)
 
     def refuse(*_args, **_options):
@@ -239,29 +271,143 @@ def test_an_engine_that_cannot_is_no_second_failure(monkeypatch, found):
         assert_super_weights_preserved(candidate, reference)
 
     said = dict(caught.value.verdict.detail)["fix"]
-    assert said.startswith("not proven:")
+    assert said.startswith("with these matrices given back through a hook: perplexity x1.1")
+    assert "; quantized again with them left out: " in said
     assert str(found).splitlines()[-1].split(": ")[-1] in said
     session.free()
 
 
-def test_two_models_in_memory_leave_no_room_for_a_third(tiny, ids):
-    """In a caller's own process the fix is named, not proven, with the command that proves it."""
+def state(*models):
+    """Everything that a model holds, and what hangs on its modules."""
+    hooks = [len(module._forward_hooks) for model in models for module in model.modules()]
+    return [fingerprint(model) for model in models], hooks
+
+
+@pytest.mark.parametrize(
+    ("largest", "way", "spec"),
+    [(10**9, "quantized again with them left out", True), (0, "with these matrices given back through a hook", False)],
+)
+def test_a_fix_is_proven_for_two_models_in_memory(tiny, ids, monkeypatch, largest, way, spec):
+    """In a caller's own process as well: by a third model where the two are small, else by their own matrices.
+
+    Of neither proof a trace is left in the caller's models.
+    """
+    monkeypatch.setattr("swcheck.remedy.LOADED_AGAIN", largest)
     candidate = load(CLIPPED, reference="tiny", device="cpu")
+    before, made, load_one = state(candidate.model, tiny.model), [], engines.load
+    monkeypatch.setattr(
+        "swcheck.subject.engines.load", lambda name, **more: made.append(name) or load_one(name, **more)
+    )
 
     with pytest.raises(RobustnessError) as caught:
         assert_super_weights_preserved(candidate, tiny, token_ids=ids)
 
-    said = dict(caught.value.verdict.detail)["fix"]
-    assert "two models are in memory already" in said
-    assert f"--candidate={CLIPPED},skip={DOWN}" in said
+    fix = caught.value.verdict.facts["fix"]
+    assert dict(caught.value.verdict.detail)["fix"].startswith(f"{way}: perplexity x1.1")
+    assert (fix["proven"], fix["by"]) == (True, way)
+    assert fix["perplexity"] < fix["before"]
+    assert fix["written"] > 0.8
+    assert (f"{CLIPPED},skip={DOWN}" in made) == spec == bool(made)
+    assert state(candidate.model, tiny.model) == before
 
 
-def test_a_candidate_that_no_engine_makes_is_told_so(tiny, ids):
-    """Nobody can quantize a damaged copy again."""
+class Coarse(nn.Module):
+    """A quantizer of somebody's own: a packed map of three levels, with no weight that could be read."""
+
+    def __init__(self, plain):
+        super().__init__()
+        self.in_features, self.out_features = plain.in_features, plain.out_features
+        step = plain.weight.abs().max() / 4
+        self.register_buffer("codes", (plain.weight / step).round().clamp(-1, 1).to(torch.int8))
+        self.register_buffer("step", step)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.codes.to(x.dtype) * self.step)
+
+
+def test_a_quantizer_of_somebodys_own_gets_its_fix_proven(tiny, ids):
+    """No engine can make it again, but the reference's matrix can be put in the place of what it packed."""
+    model = copy.deepcopy(tiny.model)
+    model.model.layers[1].mlp.down_proj = Coarse(model.model.layers[1].mlp.down_proj)
+    before = state(model, tiny.model)
+
     with pytest.raises(RobustnessError) as caught:
-        assert_super_weights_preserved(damage.damaged(tiny, damage.zero), tiny, token_ids=ids)
+        assert_super_weights_preserved(model, tiny.model, tokenizer=tiny.tokenizer, token_ids=ids)
 
-    assert "no engine of this machine makes such a candidate" in dict(caught.value.verdict.detail)["fix"]
+    fix = caught.value.verdict.facts["fix"]
+    assert fix["by"] == "with these matrices given back through a hook"
+    assert fix["instead"] == "no engine of this machine makes such a candidate"
+    assert fix["matrices"] == [DOWN]
+    assert fix["perplexity"] == pytest.approx(1, abs=1e-6)
+    assert fix["before"] > 1.3
+    assert fix["written"] == pytest.approx(1, abs=1e-6)
+    assert state(model, tiny.model) == before
+
+
+def test_a_directory_of_nobody_gets_its_fix_proven(tmp_path, monkeypatch):
+    """In a gate the reference's matrices come out of its files: it is not loaded a second time for them."""
+    session, reference, candidate = gate(str(checkpoints.damaged(tmp_path / "zeroed", damage.zero)))
+    monkeypatch.setattr("swcheck.session.engines.load", lambda spec, **_more: pytest.fail(f"{spec} was loaded"))
+
+    with pytest.raises(RobustnessError) as caught:
+        assert_super_weights_preserved(candidate, reference)
+
+    said = dict(caught.value.verdict.detail)["fix"]
+    assert said.startswith("with these matrices given back through a hook: perplexity x1 (was x")
+    session.free()
+
+
+def test_a_matrix_that_does_not_help_is_said_to(tiny, ids):
+    """Another matrix than the one that is broken brings nothing back, and nobody calls that proven."""
+    broken = subject_of(damage.damaged(tiny, damage.zero), token_ids=ids)
+    found = remedy(broken, subject_of(tiny, token_ids=ids), [QUERY])
+
+    assert found.proof.startswith("this does not help, with these matrices given back through a hook: perplexity x")
+    assert not found.facts["proven"]
+
+
+def test_what_cannot_be_given_back_is_said(tiny, ids):
+    """Another basis, a map that is not there, and a reference of which only numbers are left."""
+    from tests import relatives
+
+    reference = subject_of(tiny, token_ids=ids)
+    rotated = subject_of(relatives.rotated(tiny.model), token_ids=ids)
+    assert (
+        "matrices cannot be given back, its residual stream has another basis"
+        in remedy(rotated, reference, [DOWN]).proof
+    )
+
+    broken = subject_of(damage.damaged(tiny, damage.zero), token_ids=ids)
+    shorter = subject_of(copy.deepcopy(tiny.model), token_ids=ids)
+    del shorter.live.model.layers[4]
+    assert "the reference has no model.layers.4" in remedy(broken, shorter, [DOWN.replace("1", "4")]).proof
+
+    reference.intact()
+    reference.portrait()
+    reference.release()
+    reference.source = ""
+    found = remedy(broken, reference, [DOWN])
+    assert found.proof == (
+        "not proven: no engine of this machine makes such a candidate; "
+        "matrices cannot be given back, the reference is not on this machine"
+    )
+
+
+def test_what_a_directory_spares_it_spares_again(tiny, monkeypatch):
+    """Maps in plain floats among packed ones were left out on purpose; a fix leaves them out as well."""
+    candidate = made_by(tiny, ROUNDED | {"quant_method": "auto-round"})
+    monkeypatch.setattr(engines, "installed", lambda: {"autoround": None})
+    assert spared(candidate) == ()
+    assert respelled(candidate, (DOWN,)) == f"autoround:W4A16,skip={DOWN}"
+
+    candidate.module = copy.deepcopy(candidate.module)
+    for number, layer in enumerate(candidate.live.model.layers):
+        for parent in (layer.self_attn, layer.mlp):
+            for name, module in list(parent.named_children()):
+                if isinstance(module, nn.Linear) and (number, name) != (0, "q_proj"):
+                    setattr(parent, name, Coarse(module))
+    assert spared(candidate) == (QUERY,)
+    assert respelled(candidate, (DOWN,)) == f"autoround:W4A16,skip={QUERY}+{DOWN}"
 
 
 def test_a_price_needs_a_scheme(tiny, ids):
