@@ -47,7 +47,6 @@ LEFT_OUT: Final = frozenset(
     {
         "inputs",
         "residuals",
-        "columns",
         "against",
         "matrix",
         "breakdown",
@@ -83,6 +82,8 @@ def complete(subject: Subject, prompts: Sequence[str | Prompt] = ()) -> None:
     weights = subject.located().super_weights
     for weight in weights:
         subject.row(weight)
+    for weight, sink in zip(weights, subject.sinks(weights, subject.prompt_ids()) if weights else (), strict=True):
+        subject.columns(weight, subject.prompt_ids(), sink)
     for place in subject.places(weights):
         subject.profile(place, subject.prompt_ids())
     subject.stream(subject.prompt_ids())

@@ -25,7 +25,8 @@ from swcheck.intervene import embedding_set, given_back, residual_set, set_to
 from swcheck.kinship import embedding_of
 from swcheck.limits import DEFAULTS
 from swcheck.measure import token_nats
-from swcheck.observe import first_tensor
+from swcheck.observe import first_tensor, plain_weight
+from swcheck.probes import answers_as
 from swcheck.ratios import ERRORS, LARGEST_EXPONENT, perplexity_of, ratio_of, times
 
 if TYPE_CHECKING:
@@ -318,7 +319,7 @@ def _wanted(case: Case, place: SuperActivation, layer: int) -> torch.Tensor | No
 def of_layer(case: Case, layer: int) -> tuple[str, ...]:
     """The matrices of one layer that answer worst, those that write into the residual stream where it is not known."""
     path = case.candidate.body.path
-    if unknown_maps(case.reference):
+    if unknown_maps(case.reference) or case.kin.kind in {"permuted", "rotated"}:
         return (case.candidate.body.down_name(layer),)
     errors = [
         (name, error) for name, error in map_errors(case.candidate, case.reference) if name.startswith(f"{layer}.")
@@ -368,33 +369,39 @@ def _matrices_of(case: Case) -> tuple[dict[str, torch.Tensor], str]:
     """The reference's whole matrices that hold super weights, and why one of them is not known."""
     found: dict[str, torch.Tensor] = {}
     why = ""
-    for weight, value in zip(case.weights, case.reference.weights(case.weights), strict=True):
-        if case.down(weight) in found:
-            continue
-        matrix = _matrix(case, weight, value)
+    for name, layer in {case.down(weight): weight.layer for weight in case.weights}.items():
+        matrix = _matrix(case, layer, name)
         if isinstance(matrix, str):
             why = matrix
         else:
-            found[case.down(weight)] = matrix
+            found[name] = matrix
     return found, why
 
 
-def _matrix(case: Case, weight: SuperWeight, value: float) -> torch.Tensor | str:
-    """The reference's matrix around a super weight of this value, from its files where it is not here; or why not."""
+def _matrix(case: Case, layer: int, name: str) -> torch.Tensor | str:
+    """The reference's down projection of a layer, from its files where it is not here; or why not."""
     reference = case.reference
-    if reference.module is not None or reference.remembers(("matrix", weight.layer)):
-        matrix = reference.matrix(weight.layer)
+    if reference.module is not None or reference.remembers(("matrix", layer)):
+        matrix = reference.matrix(layer)
         return "the reference keeps it packed" if matrix is None else matrix
-    filed = reference.stored(f"{case.down(weight)}.weight")
-    if isinstance(filed, str):
-        return filed
-    plain = filed.ndim == 2 and filed.is_floating_point()
-    fits = plain and weight.row < filed.shape[0] and weight.column < filed.shape[1]
-    row = reference.row(weight) if fits and reference.remembers(("row", weight)) else None
-    same = fits and _same_values(filed[weight.row, weight.column], torch.tensor(value))
-    if not same or (row is not None and not _same_values(filed[weight.row], row)):
-        return "the reference's files hold another matrix than the baseline, or keep it packed"
-    return filed
+    return _filed(case, name)
+
+
+def _filed(case: Case, name: str) -> torch.Tensor | str:
+    """A matrix of the reference as its files have it, if it answers as the reference did; or why not.
+
+    Mapped from the file, so that it takes no memory of its own.
+    """
+    unknown = unknown_maps(case.reference)
+    if unknown:
+        return unknown
+    weight, bias = (case.reference.stored(f"{name}.{part}") for part in ("weight", "bias"))
+    if isinstance(weight, str):
+        return weight
+    inner = name.removeprefix(f"{case.candidate.body.path}.")
+    if not answers_as(weight, None if isinstance(bias, str) else bias, inner, case.reference.echoes()):
+        return "the reference's files hold another matrix than was measured, or keep it packed"
+    return weight
 
 
 def _dependence(case: Case) -> Finding | Detail:
@@ -419,8 +426,14 @@ def _not_the_super_weights(case: Case) -> Finding:
     if depths[0] != depths[1]:
         words = f"{depths[0]} layers, where the reference has {depths[1]}: compared layer by layer they mean nothing"
         return Finding(cause, (("depth", words),), (), "heal a pruned depth by training, or raise the limit")
-    layer, rise = first_bad_layer(candidate, reference)
+    if case.kin.kind == "rotated":
+        words = f"which layer and matrices: {case.kin.words}"
+        return Finding(cause, (("not known", words),), (), "gate it before it is rotated")
+    layer, rise = first_bad_layer(candidate, reference, case.kin.channels)
     detail: Detail = (("layers", f"the error away from the sink rises most in layer {layer} (to {rise:.1%})"),)
+    if case.kin.kind == "permuted":
+        words = "which matrices: channels are permuted"
+        return Finding(cause, (*detail, ("not known", words)), (), "gate it before they are permuted")
     unknown = unknown_maps(reference)
     if unknown:
         advice = "run the gate once with the reference instead of its baseline"
@@ -428,25 +441,23 @@ def _not_the_super_weights(case: Case) -> Finding:
     worst = [(name, error) for name, error in map_errors(case.candidate, case.reference) if error > 0][:WORST]
     names = tuple(f"{candidate.body.path}.{name}" for name, _ in worst)
     detail += tuple((f"layers.{name}", f"answers {error:.1%} off") for name, error in worst)
-    if reference.module is not None and names:
-        detail += _given_back(case, names)
+    detail += _given_back(case, names) if names else ()
     return Finding(cause, detail, names, "" if names else "compare it layer by layer")
 
 
 def _given_back(case: Case, names: Sequence[str]) -> Detail:
-    """What returns with the worst maps replaced by the reference's, where both models are here."""
-    from swcheck.observe import plain_weight
-
-    path, ours, theirs = case.candidate.body.path, case.candidate.body, case.reference.body
+    """What returns with the worst maps replaced by the reference's, as far as it is here or its files are."""
+    path, body = case.candidate.body.path, case.reference.body if case.reference.module is not None else None
     maps = {}
     for name in names:
         layer, _, inner = name.removeprefix(f"{path}.").partition(".")
-        weight = plain_weight(theirs.layers[int(layer)].get_submodule(inner))
-        if weight is not None and int(layer) < len(ours.layers):
+        weight = _filed(case, name) if body is None else plain_weight(body.layers[int(layer)].get_submodule(inner))
+        if isinstance(weight, torch.Tensor):
             maps[name] = weight
     if not maps:
         return ()
-    return (("given back", f"these {len(maps)} matrices through a hook: {case.returning(given_back(case.candidate.live, maps, {}))[1]}"),)  # fmt: skip
+    words = case.returning(given_back(case.candidate.live, maps, {}))[1]
+    return (("given back", f"these {len(maps)} matrices through a hook: {words}"),)
 
 
 def prepare(reference: Subject) -> None:
@@ -464,9 +475,12 @@ def prepare(reference: Subject) -> None:
         reference.columns(weight, prompt, sink)
 
 
-def first_bad_layer(candidate: Subject, reference: Subject) -> tuple[int, float]:
-    """The layer after which the relative error of the residual stream, the sink left out, has risen most."""
-    errors = candidate.stream_errors(reference)
+def first_bad_layer(candidate: Subject, reference: Subject, channels: Sequence[int] = ()) -> tuple[int, float]:
+    """The layer after which the relative error of the residual stream, the sink left out, has risen most.
+
+    ``channels`` says where each of the reference's channels has gone.
+    """
+    errors = candidate.stream_errors(reference, channels)
     rises = [now - before for before, now in zip([0.0, *errors], errors, strict=False)]
     layer = max(range(len(rises)), key=lambda number: rises[number])
     return layer, errors[layer]

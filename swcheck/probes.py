@@ -28,6 +28,9 @@ MOST: Final = 256
 FEWEST: Final = 16
 """And at least: with fewer, one of some thousand maps in 8 bits would pass for one that was not quantized."""
 
+ROUNDED: Final = 0.02
+"""So far off may the same map be in two formats of two bytes; bfloat16 rounds to 0.4 %."""
+
 
 @dataclass(frozen=True)
 class Echoes:
@@ -77,6 +80,21 @@ def errors_of(body: Anatomy, expected: Echoes) -> dict[str, float]:
             folded = fold(answer(layers[int(layer)].get_submodule(path), width), len(values))
             errors[name] = float((folded - values).norm() / norm.clamp_min(1e-12))
     return errors
+
+
+def answers_as(weight: torch.Tensor, bias: torch.Tensor | None, name: str, expected: Echoes) -> bool:
+    """Whether a plain weight ``(out, in)`` answers as the map of this name did, but for rounding to two bytes."""
+    if name not in expected.names or weight.ndim != 2 or not weight.is_floating_point() or weight.dtype.itemsize < 2:
+        return False
+    number = expected.names.index(name)
+    width, norm, values = int(expected.widths[number]), expected.norms[number], expected.values[number]
+    if weight.shape[1] != width:
+        return False
+    module = nn.Linear(width, len(weight), bias=bias is not None, device="meta")
+    module.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        module.bias = nn.Parameter(bias, requires_grad=False)
+    return bool((fold(answer(module, width), len(values)) - values).norm() <= ROUNDED * norm)
 
 
 def _maps(body: Anatomy) -> Iterator[tuple[str, nn.Module, int]]:

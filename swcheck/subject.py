@@ -13,12 +13,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
 
-from swcheck import engines, index
+from swcheck import engines, hub, index
 from swcheck.anatomy import Anatomy, anatomy, check_inside, device_of
 from swcheck.drift import Drift, Predictions, compare, predict
 from swcheck.errors import CoordinateError, OptionError, UnrankedError, WrongModelError
@@ -297,16 +296,19 @@ class Subject:
         """What is kept of the residual stream on a prompt ``(1, T)`` to compare another one with."""
         return self.once(("stream", _key(ids)), lambda: stream(self.residuals(ids)))
 
-    def stream_errors(self, reference: Subject) -> list[float]:
-        """How far its residual stream is off after every layer, away from the sink, on the reference's default prompt."""
+    def stream_errors(self, reference: Subject, channels: Sequence[int] = ()) -> list[float]:
+        """How far its residual stream is off after every layer, away from the sink, on the reference's default prompt.
+
+        ``channels`` says where each of the reference's channels has gone.
+        """
         ids = reference.prompt_ids()
-        return errors_in(self.residuals(ids), reference.stream(ids))
+        residual = self.residuals(ids)
+        return errors_in(residual[..., list(channels)] if channels else residual, reference.stream(ids))
 
     def stored(self, name: str) -> torch.Tensor | str:
         """A tensor as the files of its directory have it, for a model that is not loaded; words where they do not."""
-        if not self.source:
-            return "the reference is not on this machine"
-        return tensor(Path(self.source), name)
+        folder = hub.local(self.source) if self.source else None
+        return "the reference is not on this machine" if folder is None else tensor(folder, name)
 
     def contributions(
         self, super_weights: Sequence[SuperWeight], ids: torch.Tensor, positions: Sequence[int]

@@ -71,8 +71,8 @@ def beside(text):
     return subject
 
 
-OWN = {"given back", "fix"}
-"""Rows that need both models: matrices of the reference, and what a quantizer makes of it."""
+OWN = {"fix"}
+"""What a quantizer makes of the reference: told only where that may be loaded."""
 
 
 def tightly(candidate, reference):
@@ -210,7 +210,25 @@ def test_what_a_file_cannot_say_is_said(tiny, recorded):
     )
     assert next(name for name, _ in verdict.detail if name.startswith("layers.")) == "layers.1.mlp.down_proj"
     verdict = verdict_of(assert_perplexity_within, edited(tiny, rotate_the_embedding), recorded)
-    assert dict(verdict.detail)["not known"].endswith("embedding is rotated: the reference is not on this machine")
+    words = "whether only its embedding is rotated: the reference is not on this machine"
+    assert ("not known", words) in verdict.detail
+
+
+@pytest.mark.parametrize(
+    ("relative", "words"), [(relatives.permuted, "channels are permuted"), (relatives.rotated, "has another basis")]
+)
+def test_in_another_basis_no_matrix_is_blamed(tiny, live, beside, relative, words):
+    """Channels that are permuted are followed to the first bad layer; matrices of another basis do not compare."""
+    candidate = damage.Loaded(relative(edited(tiny, turn_a_gate).model), tiny.tokenizer, "odd")
+    for reference in (live, beside):
+        verdict = verdict_of(tightly, candidate, reference)
+        rows = dict(verdict.detail)
+
+        assert verdict.cause.startswith("not the super weights")
+        assert words in rows["not known"]
+        assert ("rises most in layer 3" in rows.get("layers", "")) == (relative is relatives.permuted)
+        assert not [name for name in rows if name.startswith("layers.")]
+        assert "fix" not in verdict.facts
 
 
 @pytest.mark.parametrize("edit", [one_scale, permute_the_embedding])
