@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from swcheck import solo
 from swcheck.errors import OptionError, RobustnessError
+from swcheck.folding import WIDEST, folded, rows
 from swcheck.judge import Pair
 from swcheck.limits import DRAWS, for_kind, for_scheme, interval
 from swcheck.records import Limit, Prompt, SuperWeight, Verdict
@@ -22,9 +23,6 @@ from swcheck.subject import Subject, subject_of
 
 if TYPE_CHECKING:
     import torch
-
-WIDE: Final = 90
-"""A longer advice has a line for each of its parts."""
 
 FOUND: Final = "found"
 PROOF: Final = "proof"
@@ -217,45 +215,48 @@ def conclude(verdict: Verdict, *subjects: Subject) -> Verdict:
     return verdict
 
 
-def message_of(verdict: Verdict, told: Mapping[tuple[str, str], str] | None = None) -> str:
+def message_of(verdict: Verdict, told: Mapping[tuple[str, str], str] | None = None, *, width: int | None = None) -> str:
     """The words of a red verdict: a first line that stands alone, then its details, then what to try.
 
     ``told`` are rows (name, text) that stand elsewhere already, with the name of that place: several such lines are not
-    said again, a pointer takes their place.
+    said again, a pointer takes their place. For a terminal prose is folded to its ``width``, what is to be pasted never.
     """
     who = verdict.model if verdict.candidate is None else f"{verdict.candidate} against {verdict.model}"
     lines = [f"{verdict.cause or verdict.summary}: {verdict.check} of {who}"]
-    attempts, known = _attempts(verdict.attempt), [row for row in rows_of(verdict) if row in (told or {})]
+    if width is not None and len(lines[0]) > width:
+        lines = [
+            *folded(f"{verdict.cause or verdict.summary}:", width, 2),
+            *folded(f"  {verdict.check} of {who}", width, 4),
+        ]
+    attempts, known = _attempts(verdict.attempt, width), [row for row in rows_of(verdict) if row in (told or {})]
     if told is None or sum(len(attempts) if name == TRY else 1 for name, _ in known) < WORTH:
         told, known = {}, []
     if verdict.cause and verdict.summary and (FOUND, verdict.summary) not in known:
-        lines.append(f"  {verdict.summary}")
-    detail = [row for row in verdict.detail if row not in known]
-    width = max((len(name) for name, _ in detail), default=0)
-    lines += [f"  {name:<{width}}  {text}" for name, text in detail]
+        lines += folded(f"  {verdict.summary}", width, 4)
+    lines += rows([row for row in verdict.detail if row not in known], width)
     if verdict.limit is not None:
-        lines.append(f"  limit {verdict.limit} ({verdict.limit.source})")
+        lines += folded(f"  limit {verdict.limit} ({verdict.limit.source})", width, 4)
     if (TRY, verdict.attempt) not in known:
         lines += attempts
     for place in dict.fromkeys(told[row] for row in known):
         names = dict.fromkeys(name for name, text in known if told[name, text] == place)
-        lines.append(f"  as under {place}: {', '.join(names)}")
+        lines += folded(f"  as under {place}: {', '.join(names)}", width, 4)
     return "\n".join(lines)
 
 
 def rows_of(verdict: Verdict) -> list[tuple[str, str]]:
     """What a message need not say twice: what was found where nothing was measured, details but a proof, the advice."""
-    rows = [row for row in verdict.detail if row[0] != PROOF]
-    rows = [(FOUND, verdict.summary), *rows] if verdict.cause and verdict.measured is None else rows
-    return [*rows, (TRY, verdict.attempt)] if verdict.attempt else rows
+    found = [row for row in verdict.detail if row[0] != PROOF]
+    found = [(FOUND, verdict.summary), *found] if verdict.cause and verdict.measured is None else found
+    return [*found, (TRY, verdict.attempt)] if verdict.attempt else found
 
 
-def _attempts(attempt: str) -> list[str]:
-    """What to try; a list that is too long for a line has one entry on each."""
+def _attempts(attempt: str, width: int | None) -> list[str]:
+    """What to try; a list that is too long for a line has one entry on each, and none of them is broken."""
     head, colon, rest = attempt.partition(": ")
-    if len(attempt) <= WIDE or not colon:
-        return [f"  try: {attempt}"] if attempt else []
-    return [f"  try: {head}:", *(f"    {entry}" for entry in rest.split("; "))]
+    if len(attempt) + len("  try: ") <= (width or WIDEST) or not colon:
+        return folded(f"  try: {attempt}", width, len("  try: ")) if attempt else []
+    return [*folded(f"  try: {head}:", width, len("  try: ")), *(f"    {entry}" for entry in rest.split("; "))]
 
 
 def _chosen(subject: Subject, super_weights: Iterable[SuperWeight] | None) -> tuple[SuperWeight, ...]:

@@ -425,11 +425,17 @@ def _not_the_super_weights(case: Case) -> Finding:
     depths = candidate.portrait().layers, reference.portrait().layers
     if depths[0] != depths[1]:
         words = f"{depths[0]} layers, where the reference has {depths[1]}: compared layer by layer they mean nothing"
-        return Finding(cause, (("depth", words),), (), "heal a pruned depth by training, or raise the limit")
+        return Finding(
+            f"{cause}, but another depth",
+            (("depth", words),),
+            (),
+            "heal a pruned depth by training, or raise the limit",
+        )
     if case.kin.kind == "rotated":
         words = f"which layer and matrices: {case.kin.words}"
         return Finding(cause, (("not known", words),), (), "gate it before it is rotated")
     layer, rise = first_bad_layer(candidate, reference, case.kin.channels)
+    cause += f", but the rest of the model (most in layer {layer})"
     detail: Detail = (("layers", f"the error away from the sink rises most in layer {layer} (to {rise:.1%})"),)
     if case.kin.kind == "permuted":
         words = "which matrices: channels are permuted"

@@ -131,18 +131,16 @@ class Pair:
         advice = "keep this module in bfloat16 or float32, or scale it" if "float8" in broken.dtype or broken.stored else "load it in bfloat16 or float32: --swcheck-dtype"  # fmt: skip
         return self.failed(f"not finite: out of the range of {broken.dtype} in {broken.module}", summary, advice)
 
-    def red(self, words: str, summary: str, *, share: float | None = None, **more: Any) -> Verdict:
+    def red(self, summary: str, *, share: float | None = None, **more: Any) -> Verdict:
         """A red verdict with its cause found, proven and in the first line, and what to do about it.
 
-        ``words`` say what is out of its limit; ``share`` is the dependence that is left, where that is what is red.
+        ``summary`` says what is out of its limit; ``share`` is the dependence that is left, where that is what is red.
         """
         finding = self.finding(share)
-        more["detail"] = finding.detail
+        more["detail"] = (*finding.detail, *more.get("detail", ()))
         if finding.blame == "reference":
-            return self.verdict(
-                Outcome.INCONCLUSIVE, summary, cause=f"{finding.cause} ({words})", attempt=finding.advice, **more
-            )
-        return self.remedied(finding, f"{finding.cause} ({words})", summary, self._standing(), **more)
+            return self.verdict(Outcome.INCONCLUSIVE, summary, cause=finding.cause, attempt=finding.advice, **more)
+        return self.remedied(finding, summary, self._standing(), **more)
 
     def finding(self, share: float | None = None) -> Finding:
         """Why the candidate is worse; sought once for all checks, but for a lost dependence, ``share`` of it left."""
@@ -155,20 +153,19 @@ class Pair:
     def remedied(
         self,
         finding: Finding,
-        cause: str,
         summary: str,
         weights: tuple[Sequence[SuperWeight], Sequence[SuperWeight]],
         **more: Any,
     ) -> Verdict:
         """A red verdict whose finding names matrices: with the snippet that keeps them, its price and its proof."""
         if not finding.matrices:
-            return self.failed(cause, summary, finding.advice, **more)
+            return self.failed(finding.cause, summary, finding.advice, **more)
         fix = remedy(self.candidate, self.reference, finding.matrices, weights)
         reached = fix.facts.get(REACHED.get(self.check, ""))
         short = reached is not None and fix.facts["proven"] and not more["limit"].holds(reached)
         more["detail"] = (*more.get("detail", ()), ("fix", f"{fix.proof}{', not enough yet' * short}"))
         more["facts"] = {**more.get("facts", {}), "fix": dict(fix.facts)}
-        return self.failed(cause, summary, fix.words, **more)
+        return self.failed(finding.cause, summary, fix.words, **more)
 
     def mapped(self, weights: Sequence[SuperWeight]) -> tuple[SuperWeight, ...]:
         """Where the reference's weights stand in the candidate: rows as its channels are permuted."""
@@ -223,7 +220,7 @@ class Pair:
         cause = weight_cause(self.candidate, self.reference, weight, ratios[worst])
         red = [place for place, ratio in zip(there, ratios, strict=True) if not limit.holds(ratio)]
         names = dict.fromkeys(self.candidate.body.down_name(w.layer) for w in red if w.layer < self.depth)
-        return self.remedied(Finding(cause, (), tuple(names)), cause, summary, (chosen, there), **more)
+        return self.remedied(Finding(cause, (), tuple(names)), summary, (chosen, there), **more)
 
     @property
     def depth(self) -> int:
@@ -323,7 +320,7 @@ class Pair:
             names = of_layer(case, lost)
         more["detail"] = (*more.get("detail", ()), ("written", written))
         cause, attempt = more.pop("cause"), more.pop("attempt")
-        return self.remedied(Finding(cause, (), names, attempt), cause, summary, (chosen, there), **more)
+        return self.remedied(Finding(cause, (), names, attempt), summary, (chosen, there), **more)
 
     def _compare_norms(self, chosen: Sequence[SuperWeight], limit: Limit) -> Verdict:
         ids = self.reference.prompt_ids()
@@ -380,7 +377,7 @@ class Pair:
                 return self.failed(cause, summary, "more bits for the cache, or its first tokens unquantized", **more)
         if limit.holds(ratio) and not (limit.high is None and self._lost(ratio)):
             return self.verdict(self.passed(near_ratio(limit, ratio, max(ERRORS * error, floor))), summary, **more)
-        return self.red(f"perplexity {times(ratio)}", summary, **more)
+        return self.red(summary, **more)
 
     def compare_predictions(self, kl: Limit, top1: Limit) -> Verdict:
         """The mean KL divergence and the agreement on the likeliest token, at sampled positions."""
@@ -405,8 +402,9 @@ class Pair:
             floor = max(ERRORS * drift.error, self.reference.noise()[0])
             close = near(kl, drift.mean, floor) or near(top1, drift.top1, ERRORS * drift.top1_error)
             return self.verdict(self.passed(close), summary, **more)
-        what = "the predictions drifted" if not kl.holds(drift.mean) else "the likeliest token changes too often"
-        return self.red(f"{what}: KL {drift.mean:.3f} nats, same top token {drift.top1:.1%}", summary, **more)
+        if not top1.holds(drift.top1):
+            more["detail"] = (("top token", f"same {drift.top1:.1%}, limit >= {top1.low or 0:.1%} ({top1.source})"),)
+        return self.red(summary, **more)
 
     def compare_dependence(self, limit: Limit) -> Verdict:
         """How much of the reference's collapse the candidate still shows when the same weights are zeroed."""
@@ -439,7 +437,7 @@ class Pair:
             error = share * standard_error(after[1] - after[0]) / max(float((after[1] - after[0]).mean()), 1e-12)
             close = near(limit, share, max(ERRORS * error, self.reference.noise()[0]))
             return self.verdict(self.passed(close), summary, **more)
-        return self.red(f"dependence lost: {share:.2f} of the reference's collapse", summary, share=share, **more)
+        return self.red(summary, share=share, **more)
 
     def _nothing_to_lose(self, before: tuple[torch.Tensor, torch.Tensor]) -> Verdict | None:
         """The verdict where the reference, intact and without its super weights, has no collapse to compare with."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from swcheck.errors import OptionError
-from swcheck.overrides import PLACES, idle, ruling
 
 if TYPE_CHECKING:
     import pytest
@@ -195,6 +194,8 @@ def _beside_ini(option: Option, value: Any, ini: Path | None) -> Any:
 
 def described(settings: Settings) -> str:
     """What a run was asked for, each value with where it came from, on one line."""
+    from swcheck.overrides import PLACES, idle
+
     shown: dict[str, Any] = {"model": ", ".join(settings.models), "candidate": ", ".join(settings.candidates)}
     unused = idle(settings.overrides, settings.models, settings.candidates)
     parts = []
@@ -213,6 +214,8 @@ def described(settings: Settings) -> str:
 
 def repeating(settings: Settings, spec: str, candidates: Sequence[str] = (), taken: Sequence[Option] = ()) -> list[str]:
     """The options that ask for one model of a run again, and for these candidates, as words of a command line."""
+    from swcheck.overrides import ruling
+
     values: Mapping[str, Any] = {"model": [spec], "candidate": list(candidates)}
     words = []
     for option in OPTIONS:

@@ -6,6 +6,7 @@ and no path the shipped suite joins the run, and of the project's own tests thos
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
         settings = config.stash[SETTINGS] = read_settings(values, origins)
     except SwcheckError as error:
-        raise pytest.UsageError(str(error)) from error
+        raise refusal(error) from error
     if settings.offline:
         config.add_cleanup(forbidding_downloads())
     if not is_worker(config):
@@ -88,7 +89,15 @@ def pytest_runtestloop(session: pytest.Session) -> None:
             with uncaptured(config):
                 fetch(settings)
         except SwcheckError as error:
-            raise pytest.UsageError(str(error)) from error
+            raise refusal(error) from error
+
+
+def refusal(error: SwcheckError) -> pytest.UsageError:
+    """A run that cannot begin, in the words of the error."""
+    from swcheck.folding import error as folded_error
+
+    width = shutil.get_terminal_size().columns - len("ERROR: ")
+    return pytest.UsageError(folded_error(str(error), width))
 
 
 @pytest.fixture(scope="session")

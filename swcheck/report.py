@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from tabulate import tabulate
 
+from swcheck.folding import WIDEST, folded
 from swcheck.records import Limit, Outcome, Verdict
 
 SCHEMA: Final = 1
-WIDEST: Final = 100
 WORDS: Final = {Outcome.NOT_APPLICABLE: "not applicable", Outcome.FAILED: "FAILED"}
 CACHE: Final = "a quantized KV cache"
 NOT_COVERED: Final = f"text generation, {CACHE}, the kernels of other runtimes"
@@ -122,12 +121,12 @@ def summary(reported: Sequence[Reported], width: int = 80) -> list[str]:
             continue
         mine = [entry for entry in reported if (entry[1].model, entry[1].candidate) == (model, candidate)]
         measured = [entry for entry in mine if entry[1].outcome is not Outcome.SKIPPED]
-        lines += ["", *_wrapped(model if candidate is None else f"{candidate} against {model}", width)]
+        lines += ["", *folded(model if candidate is None else f"{candidate} against {model}", width)]
         lines += [*_taken(mine, width), *_notes(mine, width)]
         if measured:
             lines += ["", *table(measured).splitlines(), "", *_words(measured, width), *_drift(measured, width)]
         lines += _skipped(mine, width)
-    return [*lines[1:], "", *_wrapped(f"not covered: {not_covered(reported)}", width)] if lines else []
+    return [*lines[1:], "", *folded(f"not covered: {not_covered(reported)}", width)] if lines else []
 
 
 def not_covered(reported: Sequence[Reported]) -> str:
@@ -138,13 +137,13 @@ def not_covered(reported: Sequence[Reported]) -> str:
 
 def _together(model: str, reported: Sequence[Reported], width: int) -> list[str]:
     """Several candidates of one model: one table, then of each what is red or near, for the rest is in the file."""
-    lines = ["", *_wrapped(f"candidates against {model}", width), *_notes(reported, width)]
+    lines = ["", *folded(f"candidates against {model}", width), *_notes(reported, width)]
     lines += ["", *candidates_table(reported).splitlines()]
     for candidate in dict.fromkeys(verdict.candidate for _, verdict in reported):
         mine = [entry for entry in reported if entry[1].candidate == candidate]
         told = [entry for entry in mine if entry[1].red or entry[1].outcome is Outcome.NEAR]
         if told or _taken(mine, width):
-            lines += ["", *_wrapped(str(candidate), width), *_taken(mine, width), *_words(told, width)]
+            lines += ["", *folded(str(candidate), width), *_taken(mine, width), *_words(told, width)]
             lines += _drift(mine, width)
     return lines + _skipped([entry for entry in reported if entry[1].candidate], width)
 
@@ -174,13 +173,13 @@ def _cell(verdicts: Sequence[Verdict]) -> str:
 def _taken(reported: Sequence[Reported], width: int) -> list[str]:
     """What was taken to have been done to a candidate, and why: its limits depend on it."""
     found = [verdict.facts for _, verdict in reported if verdict.facts.get("candidate_kind")]
-    return _wrapped("taken for {candidate_kind}: {candidate_kind_why}".format(**found[0]), width, 2) if found else []
+    return folded("taken for {candidate_kind}: {candidate_kind_why}".format(**found[0]), width, 2) if found else []
 
 
 def _notes(reported: Sequence[Reported], width: int) -> list[str]:
     """How the reference was measured, where that is another way than this run's."""
     notes = dict.fromkeys(str(note) for _, verdict in reported for note in verdict.facts.get("notes", ()))
-    return [line for note in notes for line in _wrapped(f"note: {note}", width, 2)]
+    return [line for note in notes for line in folded(f"note: {note}", width, 2)]
 
 
 def _drift(reported: Sequence[Reported], width: int) -> list[str]:
@@ -188,21 +187,26 @@ def _drift(reported: Sequence[Reported], width: int) -> list[str]:
     if not any(verdict.facts.get("candidate_kind") in {"finetuned", "pruned"} for _, verdict in reported):
         return []
     rows = [row for _, verdict in reported if verdict.check == "super weights" for row in verdict.detail]
-    return [line for name, text in rows for line in _wrapped(f"drift of {name}: {text}", width, 2)]
+    return [line for name, text in rows for line in folded(f"drift of {name}: {text}", width, 2)]
 
 
 def _words(reported: Sequence[Reported], width: int) -> list[str]:
-    """What the verdicts say, each after its check, wrapped; what several say alike is said once."""
+    """What the verdicts say, each after its check, wrapped; what several say alike is said once.
+
+    Of a red one that measured something that is its cause: the number is in the table, the rest under its failure.
+    """
     said: dict[str, list[str]] = {}
     for _, verdict in reported:
-        words = f"{verdict.cause}: {verdict.summary}" if verdict.cause else verdict.summary
+        words = verdict.summary
+        if verdict.cause:
+            words = verdict.cause if verdict.measured is not None else f"{verdict.cause}: {verdict.summary}"
         said.setdefault(words, []).append(verdict.check)
     column = max((len(checks[0]) for checks in said.values() if len(checks) == 1), default=0) + 2
     lines = []
     for words, checks in said.items():
         alone = len(checks) == 1
         start = f"{checks[0]:<{column}}" if alone else f"{', '.join(dict.fromkeys(checks))}: "
-        lines += _wrapped(start + words, width, indent=column if alone else 2)
+        lines += folded(start + words, width, indent=column if alone else 2)
     return lines
 
 
@@ -214,17 +218,8 @@ def _skipped(reported: Sequence[Reported], width: int) -> list[str]:
             reasons.setdefault(verdict.summary, []).append(verdict.check)
     lines = [""] if reasons else []
     for reason, checks in reasons.items():
-        lines += _wrapped(f"skipped: {', '.join(checks)} ({reason})", width, indent=9)
+        lines += folded(f"skipped: {', '.join(checks)} ({reason})", width, indent=9)
     return lines
-
-
-def fitted(text: str, width: int) -> list[str]:
-    """``text`` in lines that a terminal of so many columns shows well."""
-    return _wrapped(text, min(width, WIDEST))
-
-
-def _wrapped(text: str, width: int, indent: int = 0) -> list[str]:
-    return textwrap.wrap(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 def as_json(verdict: Verdict, test: str = "") -> dict[str, Any]:

@@ -69,18 +69,21 @@ def speak(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException
 def briefly(excinfo: pytest.ExceptionInfo[BaseException], item: pytest.Item) -> pytest.ExceptionInfo[BaseException]:
     """The error of a shipped check without what another check has said of the same model or candidate already."""
     from swcheck.checks import message_of, rows_of
+    from swcheck.folding import error as folded_error
 
+    width = shutil.get_terminal_size().columns
     error, here = excinfo.value, item.name.partition("[")[0]
     told = item.config.stash.setdefault(TOLD, {}).setdefault(specs_of(item), {})
     if not is_shipped(item.path):
         return excinfo
     if isinstance(error, RobustnessError) and str(error) == message_of(error.verdict):
-        shown: BaseException = RobustnessError(message_of(error.verdict, told), error.verdict)
+        shown: BaseException = RobustnessError(message_of(error.verdict, told, width=width), error.verdict)
         rows = rows_of(error.verdict)
     else:
         rows = [("error", str(error))]
         place = told.get(rows[0])
-        shown = error if place is None else pytest.fail.Exception(f"{str(error).splitlines()[0]}\n  as under {place}")
+        words = str(error) if place is None else f"{str(error).splitlines()[0]}\n  as under {place}"
+        shown = pytest.fail.Exception(folded_error(words, width))
     for row in rows:
         told.setdefault(row, here)
     return pytest.ExceptionInfo.from_exc_info((type(shown), shown, excinfo.tb))
@@ -239,13 +242,13 @@ class Reporter:
 
     def idle(self) -> list[str]:
         """What was asked of models that this run does not have: a name with a slip in it would gate nothing."""
+        from swcheck.folding import folded
         from swcheck.overrides import idle
-        from swcheck.report import fitted
 
         found = idle(self.settings.overrides, self.settings.models, self.settings.candidates)
         names = ", ".join(dict.fromkeys(f"{one.model}:{one.name} ({one.origin})" for one in found))
         words = f"limits for no model of this run: {names}"
-        return fitted(words, shutil.get_terminal_size().columns) if found else []
+        return folded(words, shutil.get_terminal_size().columns, 2) if found else []
 
     def worst(self) -> Sequence[Reported]:
         """One verdict per test and check, in the order of the models, the candidates, then of the tests; workers report in any."""
