@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from swcheck import solo
 from swcheck.errors import OptionError, RobustnessError
-from swcheck.folding import WIDEST, folded, rows
 from swcheck.judge import Pair
 from swcheck.limits import DRAWS, for_kind, for_scheme, interval
+from swcheck.lines import WIDEST, folded, rows
 from swcheck.records import Limit, Prompt, SuperWeight, Verdict
 from swcheck.subject import Subject, subject_of
 

@@ -94,7 +94,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 def refusal(error: SwcheckError) -> pytest.UsageError:
     """A run that cannot begin, in the words of the error."""
-    from swcheck.folding import error as folded_error
+    from swcheck.lines import error as folded_error
 
     width = shutil.get_terminal_size().columns - len("ERROR: ")
     return pytest.UsageError(folded_error(str(error), width))

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from tabulate import tabulate
 
-from swcheck.folding import WIDEST, folded
+from swcheck.lines import WIDEST, folded
 from swcheck.records import Limit, Outcome, Verdict
 
 SCHEMA: Final = 1

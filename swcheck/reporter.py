@@ -69,7 +69,7 @@ def speak(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException
 def briefly(excinfo: pytest.ExceptionInfo[BaseException], item: pytest.Item) -> pytest.ExceptionInfo[BaseException]:
     """The error of a shipped check without what another check has said of the same model or candidate already."""
     from swcheck.checks import message_of, rows_of
-    from swcheck.folding import error as folded_error
+    from swcheck.lines import error as folded_error
 
     width = shutil.get_terminal_size().columns
     error, here = excinfo.value, item.name.partition("[")[0]
@@ -242,7 +242,7 @@ class Reporter:
 
     def idle(self) -> list[str]:
         """What was asked of models that this run does not have: a name with a slip in it would gate nothing."""
-        from swcheck.folding import folded
+        from swcheck.lines import folded
         from swcheck.overrides import idle
 
         found = idle(self.settings.overrides, self.settings.models, self.settings.candidates)

@@ -41,7 +41,7 @@ report
 conformance
 zeroshot tiny.card subject ratios rtn drift limits kinship kind location stress intervene probes observe stored
 tiny.cloze tiny.lastword prompts measure quantize anatomy request respelling
-engines huggingface hub checkpoint index schemes skip noise tiers text files strategies tiny.train tiny.corpus tiny folding errors reading fold records
+engines huggingface hub checkpoint index schemes skip noise tiers text files strategies tiny.train tiny.corpus tiny lines errors reading fold records
 """.split()
 
 # The only rooms that may import what is slow to load, or not ours; what is needed for types alone costs nothing.
@@ -60,7 +60,7 @@ GUESTS = {
     "tqdm": {"study", "tiny"},
     "transformers": {"huggingface", "tiny"},
 }
-LIGHT = "checkpoint cli engines errors files hub folding index limits options overrides plugin records report session settings study tiny tiny.corpus".split()
+LIGHT = "checkpoint cli engines errors files hub index limits lines options overrides plugin records report session settings study tiny tiny.corpus".split()
 
 
 class Import(NamedTuple):

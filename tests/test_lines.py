@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swcheck.folding import NARROWEST, WIDEST, error, folded, rows
+from swcheck.lines import NARROWEST, WIDEST, error, folded, rows
 
 words = st.lists(st.text("abc-=/:", min_size=1, max_size=30), min_size=1, max_size=30).map(" ".join)
 
