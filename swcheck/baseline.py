@@ -77,8 +77,7 @@ def complete(subject: Subject, prompts: Sequence[str | Prompt] = ()) -> None:
     Pair("perplexity", subject, subject).compare_perplexity(everything["perplexity"], None)
     if subject.tier.causal:
         Pair("dependence", subject, subject).compare_dependence(everything["dependence"])
-    else:
-        subject.causal_intact()  # what a proof of the cause starts from
+    subject.causal_intact()  # what a proof of the cause starts from, whether or not there is a super weight
     weights = subject.located().super_weights
     for weight in weights:
         subject.row(weight)
@@ -90,7 +89,7 @@ def complete(subject: Subject, prompts: Sequence[str | Prompt] = ()) -> None:
     subject.echoes()
     subject.sample_ids()
     subject.sketch()
-    _ = (subject.vocabulary, subject.parameters)
+    _ = (subject.vocabulary, subject.parameters, subject.has_bos)
 
 
 def complete_alone(subject: Subject) -> None:

@@ -30,7 +30,7 @@ from swcheck.kinship import Portrait
 from swcheck.location import Located
 from swcheck.probes import Echoes
 from swcheck.reading import stream
-from swcheck.subject import Subject
+from swcheck.subject import Subject, subject_of
 from swcheck.tiny import CHECKPOINT
 from tests import checkpoints, damage, relatives
 
@@ -198,6 +198,23 @@ def test_a_baseline_explains_as_its_reference_does(tiny, live, beside, make, cau
     assert alone.facts["fix"]["matrices"] == here.facts["fix"]["matrices"] if "fix" in here.facts else True
     names = [name for name, _ in told[1] if name.startswith("layers.")]
     assert names[:1] == ([worst] if worst else [])
+
+
+def test_a_reference_without_super_weights_explains_as_well(tmp_path):
+    """Where none is found a red gate names layer and matrices all the same, from the file as from the reference."""
+    loaded = load(str(checkpoints.micro(tmp_path / "micro")), device="cpu")
+    reference = subject_of(loaded)
+    baseline.complete(reference)
+    kept = baseline.loads(baseline.dumps(reference, {}), "micro.json")[0]
+    kept.text = reference.text
+    candidate = edited(loaded, lambda model: model.model.layers[1].mlp.down_proj.weight.mul_(-3))
+    here, alone = (verdict_of(tightly, candidate, one) for one in (reference, kept))
+
+    rows = dict(alone.detail)
+    assert not reference.located().super_weights
+    assert alone.cause == here.cause
+    assert "rises most in layer 1" in rows["layers"]
+    assert rows["layers.1.mlp.down_proj"] == dict(here.detail)["layers.1.mlp.down_proj"]
 
 
 def test_what_a_file_cannot_say_is_said(tiny, recorded):
