@@ -18,7 +18,18 @@ from torch import nn
 
 from swcheck import index
 from swcheck.errors import OptionError, RobustnessError
-from swcheck.outlier import BLOCK, COLUMNS, GEOMETRIES, ROWS, SPIKE, SPREAD, Geometry, Outlier, assert_outlier_survives
+from swcheck.outlier import (
+    BLOCK,
+    COLUMNS,
+    GEOMETRIES,
+    LOST,
+    ROWS,
+    SPIKE,
+    SPREAD,
+    Geometry,
+    Outlier,
+    assert_outlier_survives,
+)
 from swcheck.records import Outcome
 from tests.planted import Packed
 
@@ -240,6 +251,32 @@ def test_neighbours_are_judged_where_they_have_a_limit():
     assert (verdict.unit, str(verdict.limit)) == ("relative error", "<= 0.25")
     assert verdict.measured == pytest.approx(0.646 - 0.0074, abs=0.002)
     assert "smaller groups" in str(caught.value)
+
+
+@pytest.mark.parametrize(("bits", "size"), [(4, "tensor"), (3, "tensor")])
+def test_a_quantizer_that_loses_a_whole_matrix_is_red(bits, size):
+    """One scale for a whole matrix keeps the outlier and zeroes the rest, which nobody calls quantized; it can be allowed."""
+    quantize = partial(symmetric, bits=bits, size=size)
+    with pytest.raises(RobustnessError, match=r"^outliers of .* ruin all of their matrix \(\d+.\d% off") as caught:
+        assert_outlier_survives(quantize)
+    assert caught.value.verdict.measured > LOST
+    assert (str(caught.value.verdict.limit), caught.value.verdict.unit) == ("<= 0.99", "relative error")
+    assert assert_outlier_survives(quantize, others=None).outcome is Outcome.PASSED
+    with pytest.raises(RobustnessError, match="limit <= 0.5 [(]given[)]"):
+        assert_outlier_survives(quantize, others=0.5)
+
+
+@pytest.mark.parametrize("size", [32, 128, "row"])
+def test_a_lost_block_or_row_is_ordinary(size):
+    """4 bits in groups of 128 zero an outlier's whole group, and such models live: by default that is told, not judged."""
+    verdict = assert_outlier_survives(partial(symmetric, bits=4, size=size))
+    assert (largest(verdict)["block"][0] > 0.99) == (size != 32)
+
+
+def test_what_is_bad_without_the_outlier_is_not_its_doing():
+    """A quantizer that loses every matrix, outlier or not, is not red for its outliers: that is another check's."""
+    verdict = assert_outlier_survives(lambda weight: torch.where(weight.abs() > 8 * SPREAD, weight, 0.0))
+    assert largest(verdict)["matrix"] == (1.0, 1.0)
 
 
 def test_an_outlier_that_is_lost_goes_before_neighbours_that_pay():
@@ -576,6 +613,8 @@ def test_a_quantizer_that_gives_nothing_to_measure_is_refused(quantize, found):
         ({"neighbours": -0.1}, "a price is a relative error"),
         ({"neighbours": math.nan}, "a price is a relative error"),
         ({"neighbours": math.inf}, "a price is a relative error"),
+        ({"others": 0.0}, "a relative error is a number above 0"),
+        ({"others": math.nan}, "a relative error is a number above 0"),
         ({"low": 3.0}, "an interval that nothing finite is in"),
         ({"high": math.nan}, "an interval that nothing finite is in"),
     ],
