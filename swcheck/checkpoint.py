@@ -18,6 +18,9 @@ from swcheck.schemes import missing_packages
 
 TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+HQQ: Final = "qmodel.pt"
+"""What hqq's own save_quantized calls its pickle."""
+
 CAUSAL: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
@@ -30,6 +33,7 @@ def check_directory(path: Path, *, trust_remote_code: bool = False) -> None:
     config = _config(path)
     _check_code(path, config, trust_remote_code)
     _check_causal(path, config)
+    _check_pickles(path)
     _check_packages(path, config)
     if not any((path / name).exists() for name in TOKENIZER_FILES):
         raise CheckpointError(
@@ -105,16 +109,21 @@ def _json(file: Path) -> Any:
         raise CheckpointError(f"JSON in {file}", first_words(error), "repair the file, or fetch it again") from error
 
 
+def _check_pickles(path: Path) -> None:
+    """Refuse weights that are nothing but pickles; none is opened, whatever wrote it and whatever else is missing."""
+    pickles = sorted(child.name for pattern in PICKLES for child in path.glob(pattern))
+    if pickles and not any(path.glob("*.safetensors")):
+        attempt = "convert it to safetensors: model.save_pretrained(directory)"
+        if HQQ in pickles:
+            attempt = "let hqq quantize the reference in memory: --candidate=hqq:4bit"
+        named = HQQ if HQQ in pickles else pickles[0]
+        found = f"its weights are a pickle ({named}), which can run any code on loading"
+        raise UnsafeCheckpointError(f"load {path}", found, attempt)
+
+
 def _check_weights(path: Path) -> None:
     files = sorted(path.glob("*.safetensors"))
     if not files:
-        pickles = sorted(child.name for pattern in PICKLES for child in path.glob(pattern))
-        if pickles:
-            raise UnsafeCheckpointError(
-                f"load {path}",
-                f"its weights are a pickle ({pickles[0]}), which can run any code on loading",
-                "convert it to safetensors: model.save_pretrained(directory)",
-            )
         raise CheckpointError(f"weights in {path}", "no *.safetensors file", "save the model with save_pretrained")
     wanted = [SINGLE] if (path / SINGLE).exists() else sorted(shards_of(path))
     if not wanted:

@@ -198,8 +198,7 @@ def price_of(candidate: Subject, matrices: Sequence[str]) -> int | None:
     floats = table.dtype.itemsize * 8 if table is not None and table.is_floating_point() else 16
     total = 0
     for name in matrices:
-        module = candidate.live.get_submodule(name)
-        total += int(getattr(module, "in_features", 0)) * int(getattr(module, "out_features", 0))
+        total += math.prod(_sizes(candidate.live.get_submodule(name)))
     return round(total * (floats - candidate.scheme.weight_bits) / 8) if total else None
 
 
@@ -323,9 +322,14 @@ def _fits(candidate: Subject, name: str, weight: torch.Tensor | str) -> bool:
     """Whether a stored tensor is the plain weight of a linear map of this shape."""
     if isinstance(weight, str) or weight.ndim != 2 or not weight.is_floating_point():
         return False
-    module = candidate.live.get_submodule(name)
-    sizes = (getattr(module, "out_features", None), getattr(module, "in_features", None))
-    return sizes == tuple(weight.shape)
+    return _sizes(candidate.live.get_submodule(name)) == tuple(weight.shape)
+
+
+def _sizes(module: Any) -> tuple[int, ...]:
+    """The outputs and inputs of a linear map, 0 where it does not say; AutoRound's packed ones spell it in one word."""
+    return tuple(
+        int(getattr(module, f"{side}_features", getattr(module, f"{side}features", 0))) for side in ("out", "in")
+    )
 
 
 def _counterpart(case: _Case, name: str) -> torch.Tensor:

@@ -89,7 +89,7 @@ def _auto_round(config: Mapping[str, Any], layout: str = "") -> str | None:
     """Rounded to the nearest, without data: what AutoRound has tuned no engine here makes."""
     layout = layout or str(config.get("packing_format", "auto_round")).partition(":")[0]
     scheme, bits = scheme_of({"quantization_config": {**config, "quant_method": "auto-round"}}), int(config["bits"])
-    alike = int(config.get("group_size", 128)) == (64 if bits == 2 else 128) and config.get("data_type", "int") == "int"
+    alike = int(config.get("group_size", 128)) == 128 and config.get("data_type", "int") == "int"
     if bits not in {8, 4, 3, 2} or scheme is None or scheme.calibrated or not alike or config.get("sym") is not True:
         return None
     return f"autoround:W{bits}A16" + ("" if layout == "auto_round" else f",format={layout}")

@@ -124,6 +124,14 @@ def pickled(folder: Path) -> None:
     torch.save(_Bomb(folder / "exploded"), folder / "pytorch_model.bin")
 
 
+def as_hqq(folder: Path) -> None:
+    """What hqq's own save_quantized leaves: a config and ``qmodel.pt``, here one that explodes; no tokenizer, no more."""
+    for file in list(folder.iterdir()):
+        if file.name != "config.json":
+            file.unlink()
+    torch.save(_Bomb(folder / "exploded"), folder / "qmodel.pt")
+
+
 def bringing_code(folder: Path) -> None:
     """Python of its own for a model type that transformers does not know; it leaves ``exploded`` when it runs."""
     config(model_type="homemade", auto_map={"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"})(folder)

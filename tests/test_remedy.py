@@ -137,7 +137,7 @@ def test_an_engine_is_asked_in_its_own_words(tiny):
         (ROUNDED | {"quant_method": "awq", "provider": "auto-round"}, "autoround:W4A16,format=auto_awq"),
         (ROUNDED | {"quant_method": "gptq", "provider": "auto-round"}, "autoround:W4A16,format=auto_gptq"),
         (ROUNDED | {"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq"}, "autoround:W4A16"),
-        (ROUNDED | {"quant_method": "intel/auto-round", "bits": 2, "group_size": 64}, "autoround:W2A16"),
+        (ROUNDED | {"quant_method": "intel/auto-round", "bits": 2}, "autoround:W2A16"),
         (ROUNDED | {"quant_method": "auto-round", "group_size": 32}, None),
         (ROUNDED | {"quant_method": "auto-round", "iters": 200}, None),
         ({"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True}, None),

@@ -38,6 +38,15 @@ def test_what_an_engine_cannot_make_is_said_before_anything_is_loaded(inner, mon
     refused(inner("--model=tiny", f"--candidate=homemade:{scheme}"), "homemade", said)
 
 
+@pytest.mark.parametrize("words", [("--model={}",), ("--model=tiny", "--candidate={}")], ids=["model", "candidate"])
+def test_a_checkpoint_of_hqq_is_refused_unopened(inner, tmp_path, words):
+    """What hqq saves is a pickle: that is the reason that is given, and not that the tokenizer is missing."""
+    folder = checkpoints.copy_of_tiny(tmp_path / "hqq", checkpoints.as_hqq)
+    said = ("its weights are a pickle (qmodel.pt), which can run any code on loading", "--candidate=hqq:4bit")
+    refused(inner(*(word.format(folder) for word in words)), str(folder), *said)
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "qmodel.pt"]
+
+
 def test_several_models_cannot_share_a_candidate(inner, micro):
     """A candidate has one reference: two models with it are refused."""
     refused(inner("--model=tiny", f"--model={micro}", "--candidate=tiny"), "found: 2 models: tiny, ")

@@ -11,9 +11,11 @@ import torch
 from swcheck import assert_perplexity_within, engines
 from swcheck.anatomy import anatomy
 from swcheck.conformance import check_engine, narrowed
-from swcheck.errors import EngineError, OptionError
+from swcheck.errors import EngineError, OptionError, UnsafeCheckpointError
+from swcheck.noise import captured
 from swcheck.observe import plain_weight
 from swcheck.records import SuperWeight
+from swcheck.remedy import SNIPPETS
 
 WEIGHT = SuperWeight(1, 97, 301)
 
@@ -122,3 +124,40 @@ def test_a_cache_quantized_by_hqq_is_scored_through(bits, low, high):
     assert facts["perplexity"] == facts["reference_perplexity"]
     assert facts["kv_cache"]["scheme"] == f"{bits}-bit hqq"
     assert low < math.exp(facts["kv_cache"]["nats"]) < high
+
+
+# --- what hqq does on its own ------------------------------------------------------------------------------------------
+
+
+def quantized(config_of):
+    """tiny, quantized by hqq's own API for whole models."""
+    from hqq.core.quantize import BaseQuantizeConfig
+    from hqq.models.hf.base import AutoHQQHFModel
+
+    model = engines.load("tiny", device="cpu").model
+    AutoHQQHFModel.set_auto_linear_tags(model)
+    config = config_of(model, BaseQuantizeConfig(nbits=4, group_size=64))
+    with captured():
+        AutoHQQHFModel.quantize_model(model, quant_config=config, compute_dtype=torch.float32, device="cpu")
+    return AutoHQQHFModel, model
+
+
+def test_its_own_checkpoint_is_refused_unopened(tmp_path, monkeypatch):
+    """``save_quantized`` writes a pickle and no tokenizer; the reason is the pickle, and nobody opens it."""
+    api, model = quantized(lambda _model, config: config)
+    api.save_quantized(model, str(tmp_path / "saved"))
+    assert sorted(file.name for file in (tmp_path / "saved").iterdir()) == ["config.json", "qmodel.pt"]
+    for unpickle in ("torch.load", "pickle.load", "pickle.loads"):
+        monkeypatch.setattr(unpickle, lambda *_args, **_more: pytest.fail("it was opened"))
+    for refuse in (engines.check, lambda spec: engines.load(spec, device="cpu")):
+        with pytest.raises(UnsafeCheckpointError, match=r"its weights are a pickle \(qmodel\.pt\)"):
+            refuse(str(tmp_path / "saved"))
+
+
+def test_the_fix_is_in_its_own_words():
+    """The line that a red gate gives is Python that hqq takes, and leaves out what it says."""
+    line = SNIPPETS["hqq"](["model.layers.1.mlp.down_proj"])
+    text = line.partition("quant_config=")[2]
+    _api, model = quantized(lambda model, config: eval(text, {"model": model, "config": config}))
+    plain = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
+    assert plain == {"lm_head", *(f"model.layers.{number}.mlp.down_proj" for number in range(5))}

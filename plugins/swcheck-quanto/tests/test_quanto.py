@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import swcheck_quanto
 import torch
 
+from swcheck import RobustnessError, assert_perplexity_within, engines
 from swcheck.anatomy import anatomy
 from swcheck.conformance import check_engine
 from swcheck.errors import EngineError, OptionError
 from swcheck.intervene import scaled, set_to, zeroed
+from swcheck.measure import windows
+from swcheck.noise import captured
 from swcheck.observe import contributions, effective_weight, observe, plain_weight
 from swcheck.records import SuperWeight
 
@@ -172,3 +176,25 @@ def test_without_the_package(monkeypatch):
     for refuse in (swcheck_quanto.ENGINE.check, load):
         with pytest.raises(EngineError, match=r"pip install 'optimum-quanto>="):
             refuse("int8")
+
+
+def test_what_transformers_quantized_gets_its_fix_proven():
+    """transformers' own config of quanto, which it cannot save, says which scheme makes such a one."""
+    from transformers import AutoModelForCausalLM, QuantoConfig
+
+    reference = engines.load("tiny", device="cpu")
+    with captured():
+        model = AutoModelForCausalLM.from_pretrained(
+            reference.source, quantization_config=QuantoConfig("int8"), local_files_only=True
+        ).eval()
+    with pytest.raises(RobustnessError, match="not the super weights") as caught:
+        candidate, ids = (
+            replace(reference, model=model, name="mine"),
+            windows(reference.tokenizer, reference.text, count=4, length=128),
+        )
+        assert_perplexity_within(candidate, reference, ratio=0.99, token_ids=ids)
+
+    fix = caught.value.verdict.facts["fix"]
+    assert fix["by"] == "quantized again with them left out"
+    assert fix["spec"].startswith("quanto:int8,skip=model.layers.")
+    assert "quanto exclude=" in caught.value.verdict.attempt
