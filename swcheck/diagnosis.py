@@ -463,7 +463,8 @@ def _given_back(case: Case, names: Sequence[str]) -> Detail:
     if not maps:
         return ()
     words = case.returning(given_back(case.candidate.live, maps, {}))[1]
-    return (("given back", f"these {len(maps)} matrices through a hook: {words}"),)
+    what = "this matrix" if len(maps) == 1 else f"these {len(maps)} matrices"
+    return (("given back", f"{what} through a hook: {words}"),)
 
 
 def prepare(reference: Subject) -> None:

@@ -30,7 +30,7 @@ from swcheck.kinship import Portrait
 from swcheck.location import Located
 from swcheck.probes import Echoes
 from swcheck.reading import stream
-from swcheck.subject import Subject, subject_of
+from swcheck.subject import Subject
 from swcheck.tiny import CHECKPOINT
 from tests import checkpoints, damage, relatives
 
@@ -203,10 +203,11 @@ def test_a_baseline_explains_as_its_reference_does(tiny, live, beside, make, cau
 def test_a_reference_without_super_weights_explains_as_well(tmp_path):
     """Where none is found a red gate names layer and matrices all the same, from the file as from the reference."""
     loaded = load(str(checkpoints.micro(tmp_path / "micro")), device="cpu")
-    reference = subject_of(loaded)
+    short = checkpoints.tiny.HELDOUT.read_text(encoding="utf-8")[:2000]  # so that further windows are cut for a proof
+    reference = Subject("micro", loaded.model, loaded.tokenizer, text=short, memo={})
     baseline.complete(reference)
     kept = baseline.loads(baseline.dumps(reference, {}), "micro.json")[0]
-    kept.text = reference.text
+    kept.text, kept.source = short, str(tmp_path / "micro")
     candidate = edited(loaded, lambda model: model.model.layers[1].mlp.down_proj.weight.mul_(-3))
     here, alone = (verdict_of(tightly, candidate, one) for one in (reference, kept))
 
@@ -215,6 +216,7 @@ def test_a_reference_without_super_weights_explains_as_well(tmp_path):
     assert alone.cause == here.cause
     assert "rises most in layer 1" in rows["layers"]
     assert rows["layers.1.mlp.down_proj"] == dict(here.detail)["layers.1.mlp.down_proj"]
+    assert rows["given back"] == "this matrix through a hook: perplexity x1.000, 100% of the loss returns"
 
 
 def test_what_a_file_cannot_say_is_said(tiny, recorded):
