@@ -21,15 +21,15 @@ from typing import Any, Final
 
 import torch
 
-from swcheck import solo
+from swcheck import dependence, judge, predictions, solo
 from swcheck.checkpoint import SINGLE, shards_of
 from swcheck.drift import Predictions
 from swcheck.errors import CheckpointError, OptionError, WrongModelError
-from swcheck.judge import Pair
 from swcheck.kind import Sketch
 from swcheck.kinship import Portrait
 from swcheck.limits import DEFAULTS, DRAWS
 from swcheck.location import Located
+from swcheck.pair import Pair
 from swcheck.probes import Echoes
 from swcheck.reading import Reading, Stream
 from swcheck.records import Prompt, SuperActivation, SuperWeight
@@ -71,12 +71,12 @@ def complete(subject: Subject, prompts: Sequence[str | Prompt] = ()) -> None:
     On ``prompts``, beside the default one, the activations are read.
     """
     everything = {name: DEFAULTS[name] for name in ("contribution", "activation", "perplexity", "dependence")}
-    Pair("super weights", subject, subject).compare_weights(everything["contribution"])
+    judge.compare_weights(Pair("super weights", subject, subject), everything["contribution"])
     for asked in (None, prompts) if prompts else (None,):
-        Pair("super activations", subject, subject).compare_activations(asked, everything["activation"])
-    Pair("perplexity", subject, subject).compare_perplexity(everything["perplexity"], None)
+        judge.compare_activations(Pair("super activations", subject, subject), asked, everything["activation"])
+    predictions.compare_perplexity(Pair("perplexity", subject, subject), everything["perplexity"], None)
     if subject.tier.causal:
-        Pair("dependence", subject, subject).compare_dependence(everything["dependence"])
+        dependence.compare_dependence(Pair("dependence", subject, subject), everything["dependence"])
     subject.causal_intact()  # what a proof of the cause starts from, whether or not there is a super weight
     weights = subject.located().super_weights
     for weight in weights:
@@ -98,9 +98,9 @@ def complete_alone(subject: Subject) -> None:
     solo.healthy(subject, None)
     if not subject.tier.causal:
         return
-    solo.collapse(subject, weights, DEFAULTS["collapse"])
-    solo.matched_null(subject, weights, DEFAULTS["null"], DRAWS)
-    solo.largest_null(subject, weights, DEFAULTS["others"])
+    dependence.collapse(subject, weights, DEFAULTS["collapse"])
+    dependence.matched_null(subject, weights, DEFAULTS["null"], DRAWS)
+    dependence.largest_null(subject, weights, DEFAULTS["others"])
 
 
 def dumps(subject: Subject, facts: dict[str, Any]) -> str:

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from swcheck import solo
+from swcheck import dependence, judge, predictions, solo
 from swcheck.errors import OptionError, RobustnessError
-from swcheck.judge import Pair
 from swcheck.limits import DRAWS, for_kind, for_scheme, interval
 from swcheck.lines import WIDEST, folded, rows
+from swcheck.pair import Pair
 from swcheck.records import Limit, Prompt, SuperWeight, Verdict
 from swcheck.subject import Subject, subject_of
 
@@ -59,7 +59,7 @@ def assert_super_weights_preserved(
     """
     __tracebackhide__ = True
     pair = _pair("super weights", candidate, reference, super_weights, tokenizer, token_ids)
-    return _judged(pair, pair.compare_weights(_limit(pair.candidate, "contribution", low, high)))
+    return _judged(pair, judge.compare_weights(pair, _limit(pair.candidate, "contribution", low, high)))
 
 
 def assert_super_activations_preserved(
@@ -84,7 +84,7 @@ def assert_super_activations_preserved(
     """
     __tracebackhide__ = True
     pair = _pair("super activations", candidate, reference, super_weights, tokenizer, token_ids)
-    return _judged(pair, pair.compare_activations(prompts, _scheme_limit(pair, "activation", low, high)))
+    return _judged(pair, judge.compare_activations(pair, prompts, _scheme_limit(pair, "activation", low, high)))
 
 
 def assert_perplexity_within(
@@ -109,7 +109,7 @@ def assert_perplexity_within(
         return conclude(solo.healthy(subject, at_most), subject)
     pair = _pair("perplexity", candidate, reference, None, tokenizer, token_ids)
     limit = _scheme_limit(pair, "perplexity", None, ratio)
-    return _judged(pair, pair.compare_perplexity(limit, at_most))
+    return _judged(pair, predictions.compare_perplexity(pair, limit, at_most))
 
 
 def assert_predictions_preserved(
@@ -129,7 +129,7 @@ def assert_predictions_preserved(
     __tracebackhide__ = True
     pair = _pair("predictions", candidate, reference, None, tokenizer, token_ids)
     limits = _scheme_limit(pair, "kl", None, kl), _scheme_limit(pair, "top1", top1, None)
-    return _judged(pair, pair.compare_predictions(*limits))
+    return _judged(pair, predictions.compare_predictions(pair, *limits))
 
 
 def assert_collapses_when_zeroed(
@@ -153,9 +153,9 @@ def assert_collapses_when_zeroed(
     if reference is None:
         subject = subject_of(candidate, tokenizer=tokenizer, token_ids=token_ids, role="candidate")
         weights = _chosen(subject, super_weights)
-        return conclude(solo.collapse(subject, weights, _limit(subject, "collapse", factor)), subject)
+        return conclude(dependence.collapse(subject, weights, _limit(subject, "collapse", factor)), subject)
     pair = _pair("dependence", candidate, reference, super_weights, tokenizer, token_ids)
-    return _judged(pair, pair.compare_dependence(_limit(pair.candidate, "dependence", share)))
+    return _judged(pair, dependence.compare_dependence(pair, _limit(pair.candidate, "dependence", share)))
 
 
 def assert_survives_pruning(
@@ -181,9 +181,9 @@ def assert_survives_pruning(
     subject = subject_of(candidate, tokenizer=tokenizer, token_ids=token_ids, role="candidate")
     weights = _chosen(subject, super_weights)
     if null == "matched":
-        verdict = solo.matched_null(subject, weights, _limit(subject, "null", None, at_most), draws)
+        verdict = dependence.matched_null(subject, weights, _limit(subject, "null", None, at_most), draws)
     else:
-        verdict = solo.largest_null(subject, weights, _limit(subject, "others", None, at_most))
+        verdict = dependence.largest_null(subject, weights, _limit(subject, "others", None, at_most))
     return conclude(verdict, subject)
 
 

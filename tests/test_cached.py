@@ -11,8 +11,9 @@ from transformers.cache_utils import DynamicCache
 
 from swcheck import Loaded, Outcome, RobustnessError, assert_perplexity_within
 from swcheck.cached import CachePass, applied, cache_pass, cache_scheme, through_cache
-from swcheck.judge import Pair
 from swcheck.measure import token_nats, windows
+from swcheck.pair import Pair
+from swcheck.predictions import compare_perplexity
 from swcheck.records import Limit
 from swcheck.report import NOT_COVERED, not_covered, summary
 from swcheck.subject import subject_of
@@ -146,9 +147,9 @@ def test_a_grid_is_told_from_free_numbers():
 def test_nan_through_a_cache_is_red_where_nothing_is_judged(tiny, ids, monkeypatch):
     """A candidate whose perplexity is only reported does not pass with NaN in what its cache gives back."""
     lost = CachePass("4-bit hqq", float("nan"), 188)
-    monkeypatch.setattr("swcheck.judge.cache_pass", lambda *_: lost)
+    monkeypatch.setattr("swcheck.predictions.cache_pass", lambda *_: lost)
     pair = Pair("perplexity", subject_of(wanting(tiny), token_ids=ids), subject_of(tiny, token_ids=ids))
 
-    verdict = pair.compare_perplexity(Limit(None, None, "reported"), None)
+    verdict = compare_perplexity(pair, Limit(None, None, "reported"), None)
 
     assert verdict.cause.startswith("the quantized KV cache loses it")

@@ -23,9 +23,9 @@ from swcheck import (
 )
 from swcheck.diagnosis import STEPS, Case
 from swcheck.intervene import given_back
-from swcheck.judge import Pair
 from swcheck.measure import windows
 from swcheck.observe import breakdown, observe
+from swcheck.pair import Pair
 from swcheck.subject import subject_of
 from tests import damage, relatives
 from tests.damage import COLUMN, ROW
