@@ -19,19 +19,20 @@ import torch
 
 from swcheck import engines
 from swcheck.activations import LOADED_AGAIN
+from swcheck.anatomy import device_of
 from swcheck.coverage import quantization_of
 from swcheck.errors import first_words
 from swcheck.intervene import given_back
 from swcheck.kinship import related
 from swcheck.measure import token_nats
-from swcheck.observe import plain_weight
+from swcheck.observe import first_tensor, plain_weight
 from swcheck.ratios import LARGEST_EXPONENT, ratio_of, times
 from swcheck.respelling import spec_of
 from swcheck.skip import OPTION, parted
 from swcheck.subject import subject_of
 
 if TYPE_CHECKING:
-    from swcheck.records import SuperWeight
+    from swcheck.records import Loaded, SuperWeight
     from swcheck.subject import Subject
 
 GGUF_NAMES: Final[Mapping[str, str]] = {
@@ -45,6 +46,14 @@ GGUF_NAMES: Final[Mapping[str, str]] = {
 }
 FELT: Final = 0.02
 """The least share of the lost nats that a fix has to bring back, or it does not help; a limit says what is enough."""
+
+ROUNDED: Final = 0.01
+"""So far apart may one weight be in two formats; bfloat16 rounds to 0.4 %."""
+
+COLUMNS: Final = 32
+PARALLEL: Final = 0.95
+RESCALED: Final = 0.1
+"""Rounding keeps most columns of a matrix within this of their size; AWQ's factors are far beyond."""
 
 WRAPPED: Final = "base_model.model."
 """What an adapter's wrapper puts before every name."""
@@ -276,11 +285,32 @@ def _quantized_again(case: _Case) -> _Measured:
         raise _CannotError("no engine of this machine makes such a candidate")
     if not reference.source:
         raise _CannotError("where the reference lies is not known, so that it cannot be quantized again")
-    if reference.module is not None and reference.again is None and reference.parameters > LOADED_AGAIN:
-        raise _CannotError("a third model beside the two in memory need not fit")
-    made = subject_of(candidate.maker(case.again, reference.source))
+    made = subject_of(
+        _third(case, case.again) if _is_kept(reference) else candidate.maker(case.again, reference.source)
+    )
     has = made.contributions(case.pair[0], reference.prompt_ids(), case.sinks) if case.pair[0] else ()
     return token_nats(made.live, reference.windows()), has
+
+
+def _is_kept(reference: Subject) -> bool:
+    """Whether a caller keeps it in memory."""
+    return reference.module is not None and reference.again is None
+
+
+def _third(case: _Case, spec: str) -> Loaded:
+    """What ``spec`` makes of the directory of a reference that a caller keeps in memory, as it is there."""
+    reference = case.reference
+    if reference.parameters > LOADED_AGAIN:
+        raise _CannotError("a third model beside the two in memory need not fit")
+    for name in case.matrices:
+        here, filed = _counterpart(case, name).float().cpu(), reference.stored(f"{name.removeprefix(WRAPPED)}.weight")
+        if not isinstance(filed, str) and not torch.allclose(here, filed.float(), rtol=ROUNDED, atol=1e-6):
+            raise _CannotError(f"the reference in memory has another {name} than its directory")
+    dtype = str(reference.live.dtype).removeprefix("torch.")
+    place = str(device_of(reference.live))
+    return engines.load(
+        spec, reference=reference.source, device=place, dtype=dtype if dtype in engines.DTYPES else None
+    )
 
 
 def _given_back(case: _Case) -> _Measured:
@@ -289,7 +319,34 @@ def _given_back(case: _Case) -> _Measured:
     maps = _matrices(case)
     with given_back(candidate.live, maps, {}):
         has = candidate.contributions(case.pair[1], reference.prompt_ids(), case.sinks) if case.pair[1] else ()
-        return token_nats(candidate.live, reference.windows()), has
+        nats = token_nats(candidate.live, reference.windows())
+    helps = float(nats.mean()) < float(case.candidate.against(reference)[0].mean())
+    if not helps and any(_is_rescaled(candidate, name, weight) for name, weight in maps.items()):
+        raise _CannotError(
+            "matrices cannot be given back, their inputs or outputs are rescaled (as by AWQ, SmoothQuant)"
+        )
+    return nats, has
+
+
+def _is_rescaled(candidate: Subject, name: str, weight: torch.Tensor) -> bool:
+    """Whether a map answers as ``weight`` ``(H, F)`` does but for factors of its inputs or of its outputs.
+
+    One-hot inputs of its largest columns; most of what it answers, or of the rows of that, is parallel to what is
+    expected and not as large.
+    """
+    columns = weight.float().norm(dim=0).topk(min(COLUMNS, weight.shape[1])).indices
+    probe = torch.zeros(1 + len(columns), weight.shape[1], dtype=weight.dtype)
+    probe[1 + torch.arange(len(columns)), columns.cpu()] = 1
+    live: Any = candidate.live
+    with torch.no_grad():
+        given = first_tensor(live.get_submodule(name)(probe.to(device_of(live), live.dtype))).float().cpu()
+    ours, theirs = given[1:] - given[0], weight.float().cpu()[:, columns.cpu()].T
+    for one, other in ((ours, theirs), (ours.T, theirs.T)):
+        factors = (one * other).sum(1) / other.square().sum(1).clamp_min(1e-30)
+        parallel = torch.nn.functional.cosine_similarity(one, other) > PARALLEL
+        if float((parallel & ((factors - 1).abs() > RESCALED)).float().mean()) > 1 / 2:
+            return True
+    return False
 
 
 _WAYS: Final[Mapping[str, Callable[[_Case], _Measured]]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from swcheck.respelling import spec_of
 from swcheck.session import Session
 from swcheck.settings import Settings
 from swcheck.subject import subject_of
-from tests import checkpoints, damage
+from tests import checkpoints, damage, relatives
 from tests.test_schemes import INTX
 
 DOWN, QUERY = "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"
@@ -368,8 +369,6 @@ def test_a_matrix_that_does_not_help_is_said_to(tiny, ids):
 
 def test_what_cannot_be_given_back_is_said(tiny, ids):
     """Another basis, a map that is not there, and a reference of which only numbers are left."""
-    from tests import relatives
-
     reference = subject_of(tiny, token_ids=ids)
     rotated = subject_of(relatives.rotated(tiny.model), token_ids=ids)
     assert (
@@ -391,6 +390,46 @@ def test_what_cannot_be_given_back_is_said(tiny, ids):
         "not proven: no engine of this machine makes such a candidate; "
         "matrices cannot be given back, the reference is not on this machine"
     )
+
+
+def test_a_rescaled_matrix_is_not_called_useless(tiny, ids):
+    """AWQ puts factors between two maps: the reference's own matrix does not fit there, and that is what is said."""
+    broken = relatives.rescaled(tiny.model)
+    with torch.no_grad():
+        broken.get_submodule(QUERY).weight.mul_(0.5)
+    candidate, reference = subject_of(broken, token_ids=ids), subject_of(tiny, token_ids=ids)
+
+    for name in (DOWN, DOWN.replace("down", "up")):
+        found = remedy(candidate, reference, [name])
+        assert found.proof.endswith("their inputs or outputs are rescaled (as by AWQ, SmoothQuant)")
+        assert not found.facts["proven"]
+    assert remedy(candidate, reference, [QUERY]).facts["perplexity"] == pytest.approx(1, abs=1e-3)
+
+
+def test_a_reference_that_a_caller_changed_is_not_loaded_from_its_directory(tiny, ids):
+    """What an engine would make of the directory proves nothing about the reference in memory; its own matrix does."""
+    changed = copy.deepcopy(tiny.model)
+    with torch.no_grad():
+        changed.model.layers[1].mlp.down_proj.weight[5] *= 1.5
+    candidate = load(CLIPPED, reference="tiny", device="cpu")
+    found = remedy(
+        subject_of(candidate, token_ids=ids), subject_of(replace(tiny, model=changed), token_ids=ids), [DOWN]
+    )
+
+    assert found.facts["by"] == "with these matrices given back through a hook"
+    assert found.facts["instead"] == f"the reference in memory has another {DOWN} than its directory"
+
+
+def test_a_third_model_is_made_as_the_reference_is(tiny, ids, monkeypatch):
+    """On its device and in its dtype, so that the numbers compare."""
+    made, load_one = [], engines.load
+    reference = replace(tiny, model=copy.deepcopy(tiny.model).to(torch.bfloat16))
+    candidate = load(CLIPPED, reference="tiny", device="cpu", dtype="bfloat16")
+    monkeypatch.setattr(engines, "load", lambda spec, **more: made.append((spec, more)) or load_one(spec, **more))
+    found = remedy(subject_of(candidate, token_ids=ids), subject_of(reference, token_ids=ids), [DOWN])
+
+    assert found.facts["by"] == "quantized again with them left out"
+    assert made[0] == (f"{CLIPPED},skip={DOWN}", {"reference": tiny.source, "device": "cpu", "dtype": "bfloat16"})
 
 
 def test_what_a_directory_spares_it_spares_again(tiny, monkeypatch):
