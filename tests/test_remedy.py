@@ -293,7 +293,7 @@ def test_a_fix_is_proven_for_two_models_in_memory(tiny, ids, monkeypatch, larges
 
     Of neither proof a trace is left in the caller's models.
     """
-    monkeypatch.setattr("swcheck.remedy.LOADED_AGAIN", largest)
+    monkeypatch.setattr("swcheck.proof.LOADED_AGAIN", largest)
     candidate = load(CLIPPED, reference="tiny", device="cpu")
     before, made, load_one = state(candidate.model, tiny.model), [], engines.load
     monkeypatch.setattr(

@@ -1,0 +1,245 @@
+"""Whether a fix works, measured before anybody ships it: what a candidate is worth with some matrices left unquantized.
+
+Where an engine of this machine makes such a candidate, the reference is quantized again that way; else the candidate
+is measured with the reference's own matrices given back through a hook. The words say which it was, and a fix that
+does not help is said not to. Never with more than two models in memory, unless they are small or a caller keeps both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from swcheck import engines
+from swcheck.activations import LOADED_AGAIN
+from swcheck.anatomy import device_of
+from swcheck.errors import first_words
+from swcheck.intervene import given_back
+from swcheck.kinship import related
+from swcheck.measure import token_nats
+from swcheck.observe import first_tensor, plain_weight
+from swcheck.ratios import LARGEST_EXPONENT, ratio_of, times
+from swcheck.subject import subject_of
+
+if TYPE_CHECKING:
+    from swcheck.records import Loaded, SuperWeight
+    from swcheck.subject import Subject
+
+FELT: Final = 0.02
+"""The least share of the lost nats that a fix has to bring back, or it does not help; a limit says what is enough."""
+
+ROUNDED: Final = 0.01
+"""So far apart may one weight be in two formats; bfloat16 rounds to 0.4 %."""
+
+COLUMNS: Final = 32
+PARALLEL: Final = 0.95
+RESCALED: Final = 0.1
+"""Rounding keeps most columns of a matrix within this of their size; AWQ's factors are far beyond."""
+
+WRAPPED: Final = "base_model.model."
+"""What an adapter's wrapper puts before every name."""
+
+Pairs = tuple[Sequence["SuperWeight"], Sequence["SuperWeight"]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A red candidate and its reference; ``matrices`` by their names in it, ``again`` is the spec that spares them.
+
+    ``pair`` are the super weights, and where they stand in the candidate.
+    """
+
+    candidate: Subject
+    reference: Subject
+    matrices: tuple[str, ...]
+    again: str | None
+    pair: Pairs
+
+    @property
+    def sinks(self) -> tuple[int, ...]:
+        """The token of the default prompt at which each super weight writes."""
+        return self.reference.sinks(self.pair[0], self.reference.prompt_ids()) if self.pair[0] else ()
+
+
+_Measured = tuple[torch.Tensor, tuple[float, ...]]
+"""The nats of every token of the reference's windows, and what the super weights write."""
+
+
+def prove(case: Case) -> tuple[str, dict[str, Any]]:
+    """The first way of a proof that can be gone here, in words and numbers; else why there is none."""
+    reference, (weights, there) = case.reference, case.pair
+    nats = case.candidate.against(reference)[0]
+    due = reference.written(weights) if weights else ()
+    had = case.candidate.contributions(there, reference.prompt_ids(), case.sinks) if weights else ()
+    reference.rest()
+    reasons: list[str] = []
+    failed = ""
+    for how, measure in _WAYS.items():
+        try:
+            now = measure(case)
+        except _CannotError as error:
+            reasons.append(str(error))
+        except Exception as error:  # whatever a quantizer raises: the verdict stands without this proof
+            reasons.append(f"{how}: {first_words(error)}")
+            failed = f"; {reasons[-1]}"
+        else:
+            words, facts = _compared(reference.intact()[0], (nats, had), now, due)
+            helps = "" if facts["proven"] else "this does not help, "
+            more = {"by": how, "spec": case.again, "instead": "; ".join(reasons)}
+            return f"{helps}{how}: {words}{failed}", {**facts, **more}
+    return f"not proven: {'; '.join(reasons)}", {"proven": False}
+
+
+def _compared(
+    intact: torch.Tensor, before: _Measured, after: _Measured, due: Sequence[float]
+) -> tuple[str, dict[str, Any]]:
+    """What a fix brings back: of the nats over the ``intact`` ones, and of what the super weights are ``due`` to write."""
+    lost, left = (float((nats - intact).mean()) for nats, _ in (before, after))
+    was, now = (math.exp(min(LARGEST_EXPONENT, nats)) for nats in (lost, left))
+    words = f"perplexity {times(now)} (was {times(was)})"
+    bad, written = _worst(before[1], due), _worst(after[1], due)
+    if due:
+        words += f", the super weight writes x{written:z.3f} (was x{bad:z.3f})"
+    nearer = bool(due) and _closeness(written) > _closeness(bad) / 2
+    works = bool(torch.isfinite(after[0]).all()) and (lost - left > FELT * abs(lost) or (nearer and left <= lost))
+    return words, {"proven": works, "perplexity": now, "before": was, "written": written if due else None}
+
+
+class _CannotError(Exception):
+    """A proof that cannot be had here, and why."""
+
+
+def _quantized_again(case: Case) -> _Measured:
+    """The reference as ``again`` makes it; that model is gone afterwards."""
+    candidate, reference = case.candidate, case.reference
+    if case.again is None:
+        raise _CannotError("no engine of this machine makes such a candidate")
+    if not reference.source:
+        raise _CannotError("where the reference lies is not known, so that it cannot be quantized again")
+    made = subject_of(
+        _third(case, case.again) if _is_kept(reference) else candidate.maker(case.again, reference.source)
+    )
+    has = made.contributions(case.pair[0], reference.prompt_ids(), case.sinks) if case.pair[0] else ()
+    return token_nats(made.live, reference.windows()), has
+
+
+def _is_kept(reference: Subject) -> bool:
+    """Whether a caller keeps it in memory."""
+    return reference.module is not None and reference.again is None
+
+
+def _third(case: Case, spec: str) -> Loaded:
+    """What ``spec`` makes of the directory of a reference that a caller keeps in memory, as it is there."""
+    reference = case.reference
+    if reference.parameters > LOADED_AGAIN:
+        raise _CannotError("a third model beside the two in memory need not fit")
+    for name in case.matrices:
+        here, filed = _counterpart(case, name).float().cpu(), reference.stored(f"{name.removeprefix(WRAPPED)}.weight")
+        if not isinstance(filed, str) and not torch.allclose(here, filed.float(), rtol=ROUNDED, atol=1e-6):
+            raise _CannotError(f"the reference in memory has another {name} than its directory")
+    dtype = str(reference.live.dtype).removeprefix("torch.")
+    place = str(device_of(reference.live))
+    return engines.load(
+        spec, reference=reference.source, device=place, dtype=dtype if dtype in engines.DTYPES else None
+    )
+
+
+def _given_back(case: Case) -> _Measured:
+    """The candidate with the reference's own matrices in the place of its own; nothing of it is remembered or changed."""
+    candidate, reference = replace(case.candidate, memo=None), case.reference
+    maps = _matrices(case)
+    with given_back(candidate.live, maps, {}):
+        has = candidate.contributions(case.pair[1], reference.prompt_ids(), case.sinks) if case.pair[1] else ()
+        nats = token_nats(candidate.live, reference.windows())
+    helps = float(nats.mean()) < float(case.candidate.against(reference)[0].mean())
+    if not helps and any(_is_rescaled(candidate, name, weight) for name, weight in maps.items()):
+        raise _CannotError(
+            "matrices cannot be given back, their inputs or outputs are rescaled (as by AWQ, SmoothQuant)"
+        )
+    return nats, has
+
+
+def _is_rescaled(candidate: Subject, name: str, weight: torch.Tensor) -> bool:
+    """Whether a map answers as ``weight`` ``(H, F)`` does but for factors of its inputs or of its outputs.
+
+    One-hot inputs of its largest columns; most of what it answers, or of the rows of that, is parallel to what is
+    expected and not as large.
+    """
+    columns = weight.float().norm(dim=0).topk(min(COLUMNS, weight.shape[1])).indices
+    probe = torch.zeros(1 + len(columns), weight.shape[1], dtype=weight.dtype)
+    probe[1 + torch.arange(len(columns)), columns.cpu()] = 1
+    live: Any = candidate.live
+    with torch.no_grad():
+        given = first_tensor(live.get_submodule(name)(probe.to(device_of(live), live.dtype))).float().cpu()
+    ours, theirs = given[1:] - given[0], weight.float().cpu()[:, columns.cpu()].T
+    for one, other in ((ours, theirs), (ours.T, theirs.T)):
+        factors = (one * other).sum(1) / other.square().sum(1).clamp_min(1e-30)
+        parallel = torch.nn.functional.cosine_similarity(one, other) > PARALLEL
+        if float((parallel & ((factors - 1).abs() > RESCALED)).float().mean()) > 1 / 2:
+            return True
+    return False
+
+
+_WAYS: Final[Mapping[str, Callable[[Case], _Measured]]] = {
+    "quantized again with them left out": _quantized_again,
+    "with these matrices given back through a hook": _given_back,
+}
+"""How a fix is proven, the better way first."""
+
+
+def _matrices(case: Case) -> dict[str, torch.Tensor]:
+    """The reference's plain weights for the named maps: from the model where it is here, else from its files."""
+    candidate, reference = case.candidate, case.reference
+    kin = related(candidate.portrait(), reference.portrait())
+    if kin.kind in {"permuted", "rotated"}:
+        raise _CannotError(f"matrices cannot be given back, {kin.words}")
+    if reference.module is not None:
+        return {name: _counterpart(case, name) for name in case.matrices}
+    filed = {name: reference.stored(f"{name.removeprefix(WRAPPED)}.weight") for name in case.matrices}
+    if all(_fits(candidate, name, weight) for name, weight in filed.items()):
+        return filed  # type: ignore[return-value]
+    if reference.again is None:
+        words = next((weight for weight in filed.values() if isinstance(weight, str)), "its files keep them packed")
+        raise _CannotError(f"matrices cannot be given back, {words}")
+    maps = {name: _counterpart(case, name).clone() for name in case.matrices}
+    reference.rest()
+    return maps
+
+
+def _fits(candidate: Subject, name: str, weight: torch.Tensor | str) -> bool:
+    """Whether a stored tensor is the plain weight of a linear map of this shape."""
+    if isinstance(weight, str) or weight.ndim != 2 or not weight.is_floating_point():
+        return False
+    return sizes_of(candidate.live.get_submodule(name)) == tuple(weight.shape)
+
+
+def sizes_of(module: Any) -> tuple[int, ...]:
+    """The outputs and inputs of a linear map, 0 where it does not say; AutoRound's packed ones spell it in one word."""
+    return tuple(
+        int(getattr(module, f"{side}_features", getattr(module, f"{side}features", 0))) for side in ("out", "in")
+    )
+
+
+def _counterpart(case: Case, name: str) -> torch.Tensor:
+    layer, _, inner = name.removeprefix(f"{case.candidate.body.path}.").partition(".")
+    try:
+        weight = plain_weight(case.reference.body.layers[int(layer)].get_submodule(inner))
+    except (AttributeError, IndexError, ValueError) as error:
+        raise _CannotError(f"the reference has no {name}") from error
+    if weight is None:
+        raise _CannotError(f"the reference keeps {name} packed")
+    return weight.detach()
+
+
+def _worst(written: Sequence[float], due: Sequence[float]) -> float:
+    """Of what is written over what is due the ratio farthest from 1; 1 where nothing is due."""
+    return min((ratio_of(one, other) for one, other in zip(written, due, strict=True)), key=_closeness, default=1.0)
+
+
+def _closeness(ratio: float) -> float:
+    """Lowest for the ratio farthest from 1."""
+    return -abs(math.log(ratio)) if ratio > 0 and math.isfinite(ratio) else -math.inf
