@@ -141,3 +141,21 @@ def test_a_path_in_an_ini_file_is_meant_from_there(inner, pytester, healthy, mon
     )
     monkeypatch.chdir(pytester.path / "below")
     inner("test_it.py").assert_outcomes(passed=1)
+
+
+def test_a_fixture_of_ones_own_is_what_the_shipped_checks_keep_to(inner, pytester, healthy, brief):
+    """A project's fixture may change one limit of the run, for each candidate; the shipped checks are held to it."""
+    pytester.makeconftest(
+        """
+        import pytest
+        from swcheck.records import Limit
+
+        @pytest.fixture(scope="session")
+        def swcheck_limits(swcheck_limits):
+            return {**swcheck_limits, "perplexity": Limit(None, 0.5, "ours")}
+        """
+    )
+    words = ("--model=tiny", f"--candidate={healthy}", "-k", "test_candidate and perplexity", brief)
+    result = inner(*words)
+    result.assert_outcomes(failed=1, deselected=SHIPPED - 1)
+    result.stdout.fnmatch_lines(["perplexity * <= x0.5 * FAILED"])
