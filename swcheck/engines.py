@@ -163,25 +163,22 @@ def _check_claimed(spec: str) -> None:
 
 
 def check(spec: str, *, trust_remote_code: bool = False, offline: bool = False) -> None:
-    """Raise a worded error for a ``spec`` that cannot be loaded, in milliseconds and without importing torch."""
+    """Raise a worded error for a ``spec`` that cannot be loaded, in milliseconds and without importing torch.
+
+    An engine is imported and asked, where it has a ``check(spec)``.
+    """
     name, scheme = route(spec)
-    if name not in installed():
-        engine(name)
-    if name == BUILT_IN:
+    if name != BUILT_IN:
+        ask(engine(name), scheme)
+    else:
         _check_claimed(spec)
         hub.check(scheme, trust_remote_code=trust_remote_code, offline=offline)
 
 
 def fetch(spec: str, *, offline: bool = False) -> None:
-    """Download what ``spec`` names where it is not here yet, and ask its engine whether it knows the scheme.
-
-    Raises ``UnknownModelError`` where a download is impossible, and what the engine's own ``check(spec)`` raises, if it
-    has one.
-    """
+    """Download what ``spec`` names where it is not here yet; raises ``UnknownModelError`` where that is impossible."""
     name, scheme = route(spec)
-    if name != BUILT_IN:
-        ask(engine(name), scheme)
-    elif scheme not in tiny.CHECKPOINTS:
+    if name == BUILT_IN and scheme not in tiny.CHECKPOINTS:
         hub.find(scheme, offline=offline)
 
 

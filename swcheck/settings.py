@@ -233,7 +233,7 @@ def estimate(settings: Settings, reference: str, loading: Sequence[str]) -> str:
 
 
 def fetch(settings: Settings) -> None:
-    """Download what is not here yet, and have schemes read; raises a worded error where either is impossible."""
+    """Download what is not here yet; raises a worded error where that is impossible."""
     for spec in settings.loaded:
         engines.fetch(spec, offline=settings.offline)
 

@@ -321,7 +321,7 @@ def test_an_engine_that_can_be_asked_is(monkeypatch, scheme, said):
     """What it cannot make, and what it needs and is not here, is said before anything is loaded, and in words."""
     installing(monkeypatch, "tests.test_engines:ASKED")
     with pytest.raises(EngineError) as caught:
-        engines.fetch(f"homemade:{scheme}")
+        engines.check(f"homemade:{scheme}")
     assert words_of(caught) == said
 
 

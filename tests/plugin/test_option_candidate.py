@@ -35,7 +35,9 @@ def test_what_an_engine_cannot_make_is_said_before_anything_is_loaded(inner, mon
     """A misspelt scheme and a missing package are usage errors, and the reference is not loaded for them."""
     installing(monkeypatch, "tests.test_engines:ASKED")
     monkeypatch.setattr(engines, "load", lambda *_args, **_more: pytest.fail("a model was loaded"))
-    refused(inner("--model=tiny", f"--candidate=homemade:{scheme}"), "homemade", said)
+    result = inner("--model=tiny", f"--candidate=homemade:{scheme}")
+    refused(result, "homemade", said)
+    assert "collected" not in result.stdout.str()
 
 
 @pytest.mark.parametrize("words", [("--model={}",), ("--model=tiny", "--candidate={}")], ids=["model", "candidate"])
