@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from swcheck.errors import OptionError
 from swcheck.location import PROMPT
 from swcheck.measure import adds_bos
+from swcheck.prompted import by_causality, read, readings, readings_at
 from swcheck.prompts import as_prompt, cut, decoded, encoded, padded, shown, shrunk
 from swcheck.ratios import ratio_of, worst_of
 from swcheck.records import Limit, Outcome, Prompt, SuperActivation, SuperWeight
@@ -91,7 +92,7 @@ class Activations:
         if passed:
             return Outcome.PASSED, summary, more
         prompt = self._witness(worst, ids, lengths)
-        (ours,) = self.candidate.read(worst.place, prompt, [prompt.shape[1]], [worst.theirs.position])
+        (ours,) = read(self.candidate, worst.place, prompt, [prompt.shape[1]], [worst.theirs.position])
         own = {self._there(place).channel for place in places}
         cause = _activation_cause(replace(worst, ours=ours), own) + _only(bare, counted, limit)
         more["detail"] = _prompt_detail(where, sum(not limit.holds(ratio) for ratio in ratios), len(counted))
@@ -124,19 +125,19 @@ class Activations:
     def _compare(self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int]) -> list[Row]:
         """One row for each prompt on which the reference carries half of its activation or more."""
         there = self._there(place)
-        readings = self.reference.readings(place, ids, lengths)
-        some = [number for number, reading in enumerate(readings) if _carried(place, reading)]
-        theirs = [readings[number] for number in some]
+        found = readings(self.reference, place, ids, lengths)
+        some = [number for number, reading in enumerate(found) if _carried(place, reading)]
+        theirs = [found[number] for number in some]
         if self.candidate is self.reference and there == place:
             ours: Sequence[Reading] = theirs
         else:
-            ours = self.candidate.readings_at(there, ids[some], [reading.position for reading in theirs])
+            ours = readings_at(self.candidate, there, ids[some], [reading.position for reading in theirs])
         return [Row(place, there, *three) for three in zip(ours, theirs, some, strict=True)]
 
     def _witness(self, row: Row, ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """The whole prompt ``(1, T)`` that the reference's reading is of: the default one's stands for all like it."""
         own, length = ids[row.number : row.number + 1, : lengths[row.number]], lengths[row.number]
-        return self.reference.prompt_ids() if self.reference.by_causality(row.origin, own, [length])[1][0] else own
+        return self.reference.prompt_ids() if by_causality(self.reference, row.origin, own, [length])[1][0] else own
 
     def _there(self, place: SuperActivation) -> SuperActivation:
         """The reference's place in the candidate's coordinates."""
@@ -170,8 +171,8 @@ class Activations:
                 return [False] * len(several)
             ids, lengths = padded(self.tokenizer, [text for text in written if text is not None])
             place = worst.origin
-            theirs = self.reference.read(place, ids, lengths)
-            ours = self.candidate.read(self._there(place), ids, lengths, [reading.position for reading in theirs])
+            theirs = read(self.reference, place, ids, lengths)
+            ours = read(self.candidate, self._there(place), ids, lengths, [reading.position for reading in theirs])
             rows = (Row(place, worst.place, *three) for three in zip(ours, theirs, some, strict=True))
             bad = {row.number for row in rows if _carried(place, row.theirs) and not limit.holds(row.ratio)}
             return [number in bad for number in range(len(several))]

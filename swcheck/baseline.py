@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import torch
 
-from swcheck import dependence, judge, predictions, solo
+from swcheck import causal, dependence, judge, predictions, solo
 from swcheck.checkpoint import SINGLE, shards_of
 from swcheck.drift import Predictions
 from swcheck.errors import CheckpointError, OptionError, WrongModelError
@@ -77,7 +77,7 @@ def complete(subject: Subject, prompts: Sequence[str | Prompt] = ()) -> None:
     predictions.compare_perplexity(Pair("perplexity", subject, subject), everything["perplexity"], None)
     if subject.tier.causal:
         dependence.compare_dependence(Pair("dependence", subject, subject), everything["dependence"])
-    subject.causal_intact()  # what a proof of the cause starts from, whether or not there is a super weight
+    causal.intact(subject)  # what a proof of the cause starts from, whether or not there is a super weight
     weights = subject.located().super_weights
     for weight in weights:
         subject.row(weight)

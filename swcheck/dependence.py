@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from swcheck import causal
 from swcheck.errors import NotFiniteError, OptionError
 from swcheck.limits import CRITICAL, kind_of
 from swcheck.pair import Pair
@@ -22,10 +23,10 @@ def collapse(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> 
     """How far a model collapses without ``weights``, together and one by one."""
     if not weights:
         return none_found("collapse when zeroed", subject)
-    intact, ablated = causal_intact(subject), subject.causal_nats(weights)
+    intact, ablated = _intact(subject), causal.without(subject, weights)
     ratio = collapse_ratio(intact, ablated)
     nats = float(ablated.mean() - intact.mean())
-    alone = [ratio] if len(weights) == 1 else [collapse_ratio(intact, subject.causal_nats([w])) for w in weights]
+    alone = [ratio] if len(weights) == 1 else [collapse_ratio(intact, causal.without(subject, [w])) for w in weights]
     passed = limit.holds(ratio) or (limit.low is not None and not math.isfinite(ratio))
     worse = ", worse than guessing" if perplexity_of(ablated) > subject.vocabulary else ""
     return Verdict(
@@ -56,16 +57,16 @@ def compare_dependence(pair: Pair, limit: Limit) -> Verdict:
     chosen = pair.weights
     if not chosen:
         return pair.none()
-    before = (causal_intact(pair.reference), pair.reference.causal_nats(chosen))
+    before = (_intact(pair.reference), causal.without(pair.reference, chosen))
     nothing = _nothing_to_lose(pair, before)
     if nothing is not None:
         return nothing
-    ids, size = pair.reference.causal_ids(), pair.reference.vocabulary
+    ids, size = causal.starts(pair.reference), pair.reference.vocabulary
     intact = pair.both()[1]
     if not torch.isfinite(intact).all():
         return pair.not_finite(pair.broken(intact))
-    intact = pair.candidate.causal_against(pair.reference)
-    after = (intact, pair.candidate.causal_nats(pair.followed(chosen)[0], ids))
+    intact = causal.against(pair.candidate, pair.reference)
+    after = (intact, causal.without(pair.candidate, pair.followed(chosen)[0], ids))
     share = max(0.0, capped_collapse(*after, size) / capped_collapse(*before, size))
     left = f"{share:.2f} of its capped nats"
     if perplexity_of(intact) >= size:
@@ -104,10 +105,10 @@ def matched_null(subject: Subject, weights: Sequence[SuperWeight], limit: Limit,
         raise OptionError(f"draws = {draws}", "a null without a draw proves nothing", "1 or more")
     if not weights:
         return none_found("null: matched weights", subject)
-    intact = causal_intact(subject)
+    intact = _intact(subject)
     ratios = []
     for seed in range(draws):
-        drawn = subject.nats_without_matched(weights, seed)
+        drawn = causal.without_matched(subject, weights, seed)
         if isinstance(drawn, str):
             return _unranked("null: matched weights", subject, drawn)
         ratios.append(collapse_ratio(intact, drawn))
@@ -119,12 +120,12 @@ def largest_null(subject: Subject, weights: Sequence[SuperWeight], limit: Limit)
     """The largest other weights of every matrix; the limit is at most the square root of the collapse."""
     if not weights:
         return none_found("null: largest others", subject)
-    intact = causal_intact(subject)
-    found = subject.nats_without_largest(weights)
+    intact = _intact(subject)
+    found = causal.without_largest(subject, weights)
     if isinstance(found, str):
         return _unranked("null: largest others", subject, found)
     ablated, removed = found
-    root = math.sqrt(max(1.0, collapse_ratio(intact, subject.causal_nats(weights))))
+    root = math.sqrt(max(1.0, collapse_ratio(intact, causal.without(subject, weights))))
     if limit.high is not None and root < limit.high:
         limit = replace(limit, high=root, source="the square root of the collapse ratio")
     ratio = collapse_ratio(intact, ablated)
@@ -153,9 +154,9 @@ def _null(check: str, subject: Subject, ratio: float, limit: Limit, summary: str
     )
 
 
-def causal_intact(subject: Subject) -> torch.Tensor:
+def _intact(subject: Subject) -> torch.Tensor:
     """The intact nats that a causal check starts from; a model that has none that are finite cannot be asked."""
-    nats = subject.causal_intact()
+    nats = causal.intact(subject)
     if not torch.isfinite(nats).all():
         raise NotFiniteError(
             f"the intact perplexity of {subject.name}", "NaN or infinity", "check its dtype and its weights"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import torch
 from torch.func import functional_call
 
+from swcheck import causal
 from swcheck.activations import LOADED_AGAIN
 from swcheck.anatomy import device_of
 from swcheck.coverage import map_errors, unknown_maps
@@ -27,6 +28,7 @@ from swcheck.limits import DEFAULTS
 from swcheck.measure import token_nats
 from swcheck.observe import first_tensor, plain_weight
 from swcheck.probes import answers_as
+from swcheck.prompted import readings
 from swcheck.ratios import ERRORS, LARGEST_EXPONENT, perplexity_of, ratio_of, times
 
 if TYPE_CHECKING:
@@ -87,17 +89,17 @@ class Case:
     @cached_property
     def ids(self) -> torch.Tensor:
         """What is scored to see how much returns: the windows of a causal check."""
-        return self.reference.causal_ids()
+        return causal.starts(self.reference)
 
     @cached_property
     def before(self) -> float:
         """The reference's nats per token there."""
-        return float(self.reference.causal_intact().mean())
+        return float(causal.intact(self.reference).mean())
 
     @cached_property
     def damaged(self) -> float:
         """The candidate's."""
-        return float(self.candidate.causal_against(self.reference).mean())
+        return float(causal.against(self.candidate, self.reference).mean())
 
     def returning(self, restored: AbstractContextManager[None]) -> tuple[float, str]:
         """The share of the lost nats that comes back inside a block, and the words for it."""
@@ -183,7 +185,7 @@ def _embedded(case: Case) -> torch.Tensor | str:
     """What the reference's embedding gives for ``case.ids``, from its files where it is not loaded; words if unknown."""
     reference, known = case.reference, case.reference.portrait()
     if reference.remembers("embedded") or reference.module is not None:
-        return reference.embedded()
+        return causal.embedded(reference)
     module = embedding_of(case.candidate.live)
     names = [name for name, part in case.candidate.live.named_modules() if part is module]
     if module is None or not names or known.rows is None:
@@ -311,7 +313,7 @@ def _wanted(case: Case, place: SuperActivation, layer: int) -> torch.Tensor | No
     if reference.module is None and (reference.again is None or reference.parameters > LOADED_AGAIN):
         return None
     lengths = (case.ids.shape[1],) * len(case.ids)
-    for number, reading in enumerate(case.reference.readings(replace(place, layer=layer), case.ids, lengths)):
+    for number, reading in enumerate(readings(case.reference, replace(place, layer=layer), case.ids, lengths)):
         wanted[number if len(wanted) > 1 else 0, reading.position] = reading.value
     return wanted
 
@@ -472,7 +474,7 @@ def prepare(reference: Subject) -> None:
     prompt = reference.prompt_ids()
     reference.stream(prompt)
     reference.echoes()
-    reference.embedded()
+    causal.embedded(reference)
     weights = reference.located().super_weights
     for place in reference.places(weights) if weights else ():
         reference.profile(place, prompt)

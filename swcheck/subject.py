@@ -20,20 +20,18 @@ import torch
 from swcheck import engines, hub, index
 from swcheck.anatomy import Anatomy, anatomy, check_inside, device_of
 from swcheck.drift import Drift, Predictions, compare, predict
-from swcheck.errors import CoordinateError, OptionError, UnrankedError, WrongModelError
-from swcheck.intervene import zeroed
+from swcheck.errors import CoordinateError, OptionError, WrongModelError
 from swcheck.kind import Sketch, sketch
 from swcheck.kinship import Portrait, portrait
 from swcheck.location import PROMPT, Located, locate
 from swcheck.measure import adds_bos, evaluating, token_nats, vocabulary_of, windows
-from swcheck.observe import Breakdown, breakdown, contributions, effective_weight, first_tensor, observe, plain_weight
+from swcheck.observe import Breakdown, breakdown, contributions, effective_weight, observe, plain_weight
 from swcheck.probes import Echoes, echoes, errors_of
-from swcheck.reading import Reading, Stream, batches, errors_in, place_of, reading, stream
+from swcheck.reading import Stream, errors_in, place_of, stream
 from swcheck.records import Limit, Loaded, Scheme, SuperActivation, SuperWeight, Verdict
 from swcheck.stored import tensor
-from swcheck.stress import without_largest, without_matched
 from swcheck.text import evaluation_text
-from swcheck.tiers import CAUSAL_WINDOWS, STANDARD, Tier
+from swcheck.tiers import STANDARD, Tier
 
 if TYPE_CHECKING:
     from torch import nn
@@ -146,7 +144,7 @@ class Subject:
     @property
     def text_hash(self) -> str | None:
         """The SHA-256 of the text that it is measured on, in hex; None where the token ids were given."""
-        return None if self.token_ids is not None else hashlib.sha256(self._text().encode()).hexdigest()
+        return None if self.token_ids is not None else hashlib.sha256(self.own_text().encode()).hexdigest()
 
     @property
     def tier_words(self) -> str:
@@ -167,7 +165,7 @@ class Subject:
             if self.tokenizer is None:
                 raise OptionError(f"measure {self.name}", "a bare module", "pass tokenizer= or token_ids=")
             count, length = self.tier.shape(self.context)
-            return windows(self.tokenizer, self._text(), count=count, length=length)
+            return windows(self.tokenizer, self.own_text(), count=count, length=length)
 
         return self.once("windows", compute)
 
@@ -187,7 +185,7 @@ class Subject:
 
     def located_on(self, ids: torch.Tensor) -> Located:
         """As ``located``, on a prompt ``(1, T)`` of another model: a candidate is asked what its reference was."""
-        return self.once(("located", _key(ids)), lambda: self._located(ids))
+        return self.once(("located", key_of(ids)), lambda: self._located(ids))
 
     def _located(self, ids: torch.Tensor) -> Located:
         seeds = known(self.name)
@@ -217,11 +215,11 @@ class Subject:
             written = contributions(self.body.down_projections[weight.layer], x, weight.row, loudest)
             return tuple(zip(loudest, written.tolist(), strict=True))
 
-        return self.once(("columns", weight, _key(ids), position), compute)
+        return self.once(("columns", weight, key_of(ids), position), compute)
 
     def remembers_columns(self, weight: SuperWeight, ids: torch.Tensor, position: int) -> bool:
         """Whether the loudest inner neurons of this place were asked for before."""
-        return self.remembers(("columns", weight, _key(ids), position))
+        return self.remembers(("columns", weight, key_of(ids), position))
 
     def sink_norm(self, layer: int, position: int, ids: torch.Tensor) -> float:
         """The norm of the residual stream after a layer at one token of a prompt; no basis is needed for it."""
@@ -231,25 +229,15 @@ class Subject:
                 self.live(ids.to(device_of(self.live)), use_cache=False)
             return float(sight.residual[layer][0, position].float().norm())
 
-        return self.once(("norm", layer, position, _key(ids)), compute)
+        return self.once(("norm", layer, position, key_of(ids)), compute)
 
     def matrix(self, layer: int) -> torch.Tensor | None:
         """The weight ``(H, F)`` of a down projection, not copied; None where it is packed."""
         return self.once(("matrix", layer), lambda: plain_weight(self.body.down_projections[layer]))
 
-    def embedded(self) -> torch.Tensor:
-        """What the token embedding gives for ``causal_ids``, in the model's dtype, ``(B, P, H)``."""
-
-        def compute() -> torch.Tensor:
-            with torch.no_grad():
-                table: Any = self.live
-                return first_tensor(table.get_input_embeddings()(self.causal_ids().to(device_of(self.live)))).cpu()
-
-        return self.once("embedded", compute)
-
     def breakdown(self, ids: torch.Tensor) -> Breakdown | None:
         """Where a pass over ``ids`` ``(B, T)`` stops being finite."""
-        return self.once(("breakdown", _key(ids)), lambda: breakdown(self.live, ids.to(device_of(self.live))))
+        return self.once(("breakdown", key_of(ids)), lambda: breakdown(self.live, ids.to(device_of(self.live))))
 
     def residuals(self, ids: torch.Tensor) -> torch.Tensor:
         """The residual stream after every layer on a prompt ``(1, T)``, float32 ``(L, T, H)``."""
@@ -257,7 +245,7 @@ class Subject:
 
     def finite(self, ids: torch.Tensor) -> bool:
         """Whether the model answers a prompt, int64 ``(1, T)``, with finite logits."""
-        return self.once(("finite", _key(ids)), lambda: self._look(ids)[0])
+        return self.once(("finite", key_of(ids)), lambda: self._look(ids)[0])
 
     def _look(self, ids: torch.Tensor) -> tuple[bool, torch.Tensor]:
         """One whole pass over a prompt: whether it stays finite, and ``residuals``; it leaves ``_inputs`` as well."""
@@ -267,15 +255,15 @@ class Subject:
             with observe(self.live, residual=layers, inputs=layers if short and self.memo is not None else ()) as sight:
                 nats = token_nats(self.live, ids)
             for layer, seen in sight.inputs.items():
-                self.once(("inputs", layer, _key(ids)), partial(seen.__getitem__, 0))
+                self.once(("inputs", layer, key_of(ids)), partial(seen.__getitem__, 0))
             stacked = torch.stack([sight.residual[layer][0].float().cpu() for layer in layers])
             return bool(torch.isfinite(nats).all()), stacked
 
-        return self.once(("residuals", _key(ids)), compute)
+        return self.once(("residuals", key_of(ids)), compute)
 
     def _inputs(self, layers: Collection[int], ids: torch.Tensor) -> dict[int, torch.Tensor]:
         """What the down projections of these layers read on a prompt ``(1, T)``: ``(T, F)`` each, as they passed."""
-        keys = {layer: ("inputs", layer, _key(ids)) for layer in layers}
+        keys = {layer: ("inputs", layer, key_of(ids)) for layer in layers}
         missing = [layer for layer, key in keys.items() if not self.remembers(key)]
         seen: dict[int, torch.Tensor] = {}
         if missing:
@@ -294,7 +282,7 @@ class Subject:
 
     def stream(self, ids: torch.Tensor) -> Stream:
         """What is kept of the residual stream on a prompt ``(1, T)`` to compare another one with."""
-        return self.once(("stream", _key(ids)), lambda: stream(self.residuals(ids)))
+        return self.once(("stream", key_of(ids)), lambda: stream(self.residuals(ids)))
 
     def stream_errors(self, reference: Subject, channels: Sequence[int] = ()) -> list[float]:
         """How far its residual stream is off after every layer, away from the sink, on the reference's default prompt.
@@ -315,7 +303,7 @@ class Subject:
     ) -> tuple[float, ...]:
         """What each scalar writes at its token of the prompt ``ids`` ``(1, T)``: weight times input there."""
         return self.once(
-            ("contributions", tuple(super_weights), _key(ids), tuple(positions)),
+            ("contributions", tuple(super_weights), key_of(ids), tuple(positions)),
             lambda: self._contributions(super_weights, ids, positions),
         )
 
@@ -335,7 +323,7 @@ class Subject:
             inputs = self._inputs({weight.layer for weight in super_weights}, ids)
             return tuple(int(inputs[w.layer][:, w.column].float().abs().argmax()) for w in super_weights)
 
-        return self.once(("sinks", tuple(super_weights), _key(ids)), compute)
+        return self.once(("sinks", tuple(super_weights), key_of(ids)), compute)
 
     def written(self, super_weights: Sequence[SuperWeight]) -> tuple[float, ...]:
         """What each scalar writes on the default prompt, at the token where its input is largest."""
@@ -359,78 +347,7 @@ class Subject:
         def compute() -> tuple[float, ...]:
             return tuple(self.residuals(ids)[:, place.position, place.channel].tolist())
 
-        return self.once(("profile", place, _key(ids)), compute)
-
-    def readings(self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int]) -> tuple[Reading, ...]:
-        """The residual stream after the onset layer, one reading per prompt of ``ids`` ``(B, T)``, padded right.
-
-        The value is the one of the place's channel at the token where its magnitude is largest. Under causal masking
-        padding on the right changes nothing to its left. With BOS, a prompt that begins as the default one does up to
-        its sink has the same number there: that one is taken, and no pass.
-        """
-        return self.once(("readings", place, _key(ids), tuple(lengths)), lambda: self._readings(place, ids, lengths))
-
-    def _readings(self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int]) -> tuple[Reading, ...]:
-        usual, like_it = self.by_causality(place, ids, lengths)
-        if usual is None:
-            return self.read(place, ids, lengths)
-        other = [number for number, same in enumerate(like_it) if not same]
-        read = iter(self.read(place, ids[other], [lengths[number] for number in other]))
-        return tuple(usual if same else next(read) for same in like_it)
-
-    def by_causality(
-        self, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int]
-    ) -> tuple[Reading | None, tuple[bool, ...]]:
-        """The default prompt's reading, and which prompts begin, with BOS, as that one does up to its sink."""
-        if not self.has_bos:
-            return None, (False,) * len(lengths)
-        prompt = self.prompt_ids()
-        usual = self.once(("usual", place), lambda: self.read(place, prompt, [prompt.shape[1]])[0])
-        start = prompt[0, : usual.position + 1]
-        same = (ids[:, : len(start)] == start).all(1) if ids.shape[1] >= len(start) else torch.zeros(len(ids))
-        return usual, tuple(bool(one) and length >= len(start) for one, length in zip(same, lengths, strict=True))
-
-    def readings_at(self, place: SuperActivation, ids: torch.Tensor, positions: Sequence[int]) -> tuple[Reading, ...]:
-        """As ``readings``, the value taken at the given tokens: a candidate is read at the reference's own place.
-
-        What follows such a token is left out: it changes nothing before it, and mostly all of a prompt follows its sink.
-        Of prompts that are the same up to there one is read.
-        """
-
-        def compute() -> tuple[Reading, ...]:
-            starts = [tuple(row[: position + 1]) for row, position in zip(ids.tolist(), positions, strict=True)]
-            several = {start: number for number, start in enumerate(starts)}
-            chosen = list(several.values())
-            at = [positions[number] for number in chosen]
-            read = self.read(place, ids[chosen], [position + 1 for position in at], at)
-            found = dict(zip(several, read, strict=True))
-            return tuple(found[start] for start in starts)
-
-        return self.once(("readings at", place, _key(ids), tuple(positions)), compute)
-
-    def read(
-        self,
-        place: SuperActivation,
-        ids: torch.Tensor,
-        lengths: Sequence[int],
-        positions: Sequence[int] | None = None,
-    ) -> tuple[Reading, ...]:
-        """A reading of every prompt, remembered by nobody; prompts of like length share a pass."""
-        if len(ids) == 1 and self.remembers(("residuals", _key(ids))):
-            values, position = (
-                self.residuals(ids)[place.layer, : lengths[0]],
-                None if positions is None else positions[0],
-            )
-            return (reading(values, place.channel, position),)
-        found: dict[int, Reading] = {}
-        for numbers in batches(lengths):
-            width = lengths[numbers[-1]]
-            with evaluating(self.live), observe(self.live, residual=[place.layer], stop=True) as sight:
-                self.live(ids[numbers, :width].to(device_of(self.live)), use_cache=False)
-            for row, number in enumerate(numbers):
-                values = sight.residual[place.layer][row, : lengths[number]].float()
-                found[number] = reading(values, place.channel, None if positions is None else positions[number])
-        return tuple(found[number] for number in range(len(lengths)))
+        return self.once(("profile", place, key_of(ids)), compute)
 
     def intact(self) -> tuple[torch.Tensor, Predictions]:
         """One pass over the windows: the nats of every token, float64 ``(B, T - 1)``, and its likeliest tokens."""
@@ -439,7 +356,7 @@ class Subject:
     def against(self, reference: Subject) -> tuple[torch.Tensor, Drift]:
         """One pass over the reference's windows: the nats of every token, and the drift of the predictions."""
         ids, expected = reference.windows(), reference.intact()[1]
-        return self.once(("against", reference.mark, _key(ids)), lambda: compare(self.live, ids, expected))
+        return self.once(("against", reference.mark, key_of(ids)), lambda: compare(self.live, ids, expected))
 
     def noise(self) -> tuple[float, float]:
         """The floor under its numbers: of the mean nats per token, and of a value of the residual stream, as a part of it.
@@ -459,78 +376,6 @@ class Subject:
             return abs(float(alone.mean() - among.mean())), max(step, moved)
 
         return self.once("noise", compute)
-
-    def causal_ids(self) -> torch.Tensor:
-        """The windows a causal check is scored on: all of them, the first quarter of each, 64 tokens at least.
-
-        Under causal masking the intact nats of a prefix are known from the whole; only the edited pass costs. Where
-        the tier has fewer than ``CAUSAL_WINDOWS``, further ones from between them make up the number.
-        """
-        ids = self.windows()
-        starts = ids[:, : max(SHORTEST_PREFIX, ids.shape[1] // 4)]
-        missing = CAUSAL_WINDOWS - len(ids)
-        if missing <= 0 or not self.tier.causal or self.token_ids is not None:
-            return starts
-
-        def compute() -> torch.Tensor:
-            length = starts.shape[1]
-            return windows(self.tokenizer, self._text(), count=2 * missing, length=length)[1::2]
-
-        return torch.cat([starts, self.once("between", compute)])
-
-    def causal_nats(self, removed: Sequence[SuperWeight], ids: torch.Tensor | None = None) -> torch.Tensor:
-        """The nats on ``causal_ids`` without ``removed``, float64 ``(B, P - 1)``."""
-        token_ids = self.causal_ids() if ids is None else ids
-
-        def compute() -> torch.Tensor:
-            with zeroed(self.live, removed):
-                return token_nats(self.live, token_ids)
-
-        return self.once(("causal", tuple(removed), _key(token_ids)), compute)
-
-    def causal_intact(self) -> torch.Tensor:
-        """The intact nats on ``causal_ids``, most of them a part of those of the windows."""
-        return self._prefixes(self.intact()[0], self.causal_ids())
-
-    def causal_against(self, reference: Subject) -> torch.Tensor:
-        """The intact nats on the reference's ``causal_ids``."""
-        if self is reference:
-            return self.causal_intact()
-        return self._prefixes(self.against(reference)[0], reference.causal_ids())
-
-    def _prefixes(self, nats: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """The nats on ``ids``: of the first windows known, of those between them scored now."""
-        known, between = nats[:, : ids.shape[1] - 1], ids[len(nats) :]
-        if not len(between):
-            return known
-        return torch.cat([known, self.once(("causal", (), _key(between)), lambda: token_nats(self.live, between))])
-
-    def nats_without_matched(self, super_weights: Sequence[SuperWeight], seed: int) -> torch.Tensor | str:
-        """The nats on ``causal_ids`` without one draw of matched weights, or why none can be drawn."""
-
-        def compute() -> torch.Tensor | str:
-            try:
-                with without_matched(self.live, super_weights, seed):
-                    return token_nats(self.live, self.causal_ids())
-            except UnrankedError as error:
-                return error.found
-
-        return self.once(("matched", tuple(super_weights), seed), compute)
-
-    def nats_without_largest(self, super_weights: Sequence[SuperWeight]) -> tuple[torch.Tensor, int] | str:
-        """The nats on ``causal_ids`` without the largest other weights of every matrix, and how many those are.
-
-        Words that say why, where these cannot be told.
-        """
-
-        def compute() -> tuple[torch.Tensor, int] | str:
-            try:
-                with without_largest(self.live, super_weights) as removed:
-                    return token_nats(self.live, self.causal_ids()), removed
-            except UnrankedError as error:
-                return error.found
-
-        return self.once(("largest", tuple(super_weights)), compute)
 
     def portrait(self) -> Portrait:
         """What its kin are known by."""
@@ -584,7 +429,8 @@ class Subject:
 
         return self.once("context", compute)
 
-    def _text(self) -> str:
+    def own_text(self) -> str:
+        """The text that it is measured on, where no token ids were given."""
         return evaluation_text() if self.text is None else self.text
 
 
@@ -631,5 +477,6 @@ def known(name: str) -> tuple[SuperWeight, ...]:
     return entry.super_weights if entry else ()
 
 
-def _key(ids: torch.Tensor) -> tuple[int, ...]:
+def key_of(ids: torch.Tensor) -> tuple[int, ...]:
+    """What token ids are remembered by."""
     return (*ids.shape, hash(tuple(ids.flatten().tolist())))

@@ -20,6 +20,7 @@ from swcheck import (
     assert_super_activations_preserved,
     assert_super_weights_preserved,
     baseline,
+    causal,
     load,
 )
 from swcheck.drift import Predictions
@@ -291,7 +292,7 @@ def test_other_random_numbers_are_not_compared(tiny, recorded):
 def test_a_new_measurement_without_weights_is_a_worded_error(recorded):
     """A number the file does not hold cannot be taken, and the error says why."""
     with pytest.raises(OptionError, match="its weights were freed"):
-        recorded.causal_nats([])
+        causal.without(recorded, [])
 
 
 @pytest.mark.parametrize(

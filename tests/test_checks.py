@@ -29,6 +29,7 @@ from swcheck import (
 from swcheck.checks import conclude, message_of
 from swcheck.errors import CoordinateError, NotFiniteError, OptionError, TextError
 from swcheck.measure import windows
+from swcheck.prompted import readings
 from swcheck.ratios import capped_collapse, collapse_ratio
 from swcheck.records import Limit, Verdict
 from swcheck.subject import Subject, subject_of
@@ -543,7 +544,7 @@ def test_one_pass_over_a_prompt_serves_all_who_ask(tiny, ids):
         subject.written([damage.WEIGHT])
         subject.columns(damage.WEIGHT, prompt, 0)
         place = subject.places([damage.WEIGHT])[0]
-        (reading,) = subject.readings(place, prompt, [prompt.shape[1]])
+        (reading,) = readings(subject, place, prompt, [prompt.shape[1]])
     finally:
         hook.remove()
 

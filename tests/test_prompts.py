@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swcheck import Prompt
+from swcheck.prompted import read
 from swcheck.prompts import PASSES, as_prompt, cut, decoded, encoded, is_bare, padded, shown, shrunk
 from swcheck.reading import batches
 from swcheck.strategies import prompts
@@ -145,8 +146,8 @@ def test_readings_do_not_depend_on_the_batch():
     texts = [Prompt(text) for text in ("a.", "x " * 30 + "!", "no", "\n", "one: two")]
     ids, lengths = padded(reference.tokenizer, texts)
 
-    together = reference.read(place, ids, lengths)
-    alone = [reference.read(place, ids[n : n + 1, :length], [length])[0] for n, length in enumerate(lengths)]
+    together = read(reference, place, ids, lengths)
+    alone = [read(reference, place, ids[n : n + 1, :length], [length])[0] for n, length in enumerate(lengths)]
 
     assert [reading.position for reading in together] == [reading.position for reading in alone]
     assert torch.allclose(*(torch.tensor([r.value for r in several]) for several in (together, alone)), atol=1e-4)

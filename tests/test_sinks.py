@@ -12,6 +12,7 @@ from swcheck import (
     assert_super_activations_preserved,
     assert_super_weights_located,
     assert_super_weights_preserved,
+    prompted,
 )
 from swcheck.activations import ENOUGH
 from swcheck.prompts import encoded, padded
@@ -218,13 +219,13 @@ def test_the_suite_asks_once_and_for_all(drawn):
 @pytest.fixture
 def read(monkeypatch):
     """How many prompts each pass read."""
-    real, rows = Subject.read, []
+    real, rows = prompted.read, []
 
-    def spy(self, place, ids, *more):
+    def spy(model, place, ids, *more):
         rows.append(len(ids))
-        return real(self, place, ids, *more)
+        return real(model, place, ids, *more)
 
-    monkeypatch.setattr(Subject, "read", spy)
+    monkeypatch.setattr(prompted, "read", spy)
     return rows
 
 
@@ -233,10 +234,10 @@ def test_what_is_known_by_causality_costs_no_pass(read):
     reference = subject(planted.on_bos)
     place = reference.places([planted.SINK])[0]
     ids, lengths = padded(reference.tokenizer, [Prompt("a river"), Prompt("a river", "bare"), Prompt("winter")])
-    scanned = reference.read(place, ids, lengths)
+    scanned = prompted.read(reference, place, ids, lengths)
     read.clear()
 
-    known = reference.readings(place, ids, lengths)
+    known = prompted.readings(reference, place, ids, lengths)
 
     assert read == [1, 1], "the default prompt, and the one without BOS"
     assert [reading.position for reading in known] == [reading.position for reading in scanned]
@@ -249,7 +250,7 @@ def test_without_bos_nothing_is_known_by_causality(drawn):
     place = reference.places([planted.SINK])[0]
     ids, lengths = padded(reference.tokenizer, drawn)
 
-    assert reference.by_causality(place, ids, lengths) == (None, (False,) * len(drawn))
+    assert prompted.by_causality(reference, place, ids, lengths) == (None, (False,) * len(drawn))
 
 
 def test_equal_beginnings_are_read_once(read):
@@ -258,7 +259,7 @@ def test_equal_beginnings_are_read_once(read):
     place = candidate.places([planted.SINK])[0]
     ids, _ = padded(candidate.tokenizer, [Prompt("a river"), Prompt("winter"), Prompt("a river", "bare")])
 
-    first, second, bare = candidate.readings_at(place, ids, [0, 0, 0])
+    first, second, bare = prompted.readings_at(candidate, place, ids, [0, 0, 0])
 
     assert read == [2]
     assert first == second != bare

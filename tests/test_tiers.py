@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from swcheck import Outcome, assert_collapses_when_zeroed, load, tiny
+from swcheck import Outcome, assert_collapses_when_zeroed, causal, load, tiny
 from swcheck.errors import OptionError
 from swcheck.settings import Settings, estimate, sized, tier_of
 from swcheck.subject import Subject
@@ -78,13 +78,13 @@ def test_a_causal_check_has_windows_enough():
     """Fewer windows than 32 are made up from between them; the smoke tier needs none; more are left as they are."""
     standard, smoke, short = reference(STANDARD), reference(SMOKE), reference(STANDARD, 64)
 
-    ids = standard.causal_ids()
+    ids = causal.starts(standard)
     assert standard.windows().shape == (16, 512)
     assert ids.shape == (CAUSAL_WINDOWS, 128)
     assert torch.equal(ids[:16], standard.windows()[:, :128])
     assert len({tuple(row.tolist()) for row in ids}) == CAUSAL_WINDOWS
-    assert smoke.causal_ids().shape == (8, 128)
-    assert short.causal_ids().shape == (128, 64)
+    assert causal.starts(smoke).shape == (8, 128)
+    assert causal.starts(short).shape == (128, 64)
 
 
 def test_the_intact_nats_of_a_causal_check_are_those_of_a_pass():
@@ -94,11 +94,11 @@ def test_the_intact_nats_of_a_causal_check_are_those_of_a_pass():
         other.live.lm_head.weight.mul_(0.9)
     other.memo = {}
 
-    for nats, subject in ((one.causal_intact(), one), (other.causal_against(one), other)):
-        expected = subject.causal_nats([], one.causal_ids())
+    for nats, subject in ((causal.intact(one), one), (causal.against(other, one), other)):
+        expected = causal.without(subject, [], causal.starts(one))
         assert nats.shape == (CAUSAL_WINDOWS, 127)
         assert torch.allclose(nats, expected, atol=1e-3)
-    assert one.causal_against(one) is not None
+    assert causal.against(one, one) is not None
 
 
 def test_a_planted_collapse_is_measured_on_both_kinds_of_windows():
