@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from swcheck.activations import Activations
-from swcheck.diagnosis import Case, Finding, basis, lost_in, of_layer, weight_cause
+from swcheck.case import Case, Finding
+from swcheck.diagnosis import basis, lost_in
+from swcheck.elsewhere import of_layer
+from swcheck.fate import weight_cause
 from swcheck.pair import FOLLOWED, Pair
 from swcheck.ratios import count, near_ratio, ratio_of, worst_of
 from swcheck.records import Limit, Outcome, Prompt, SuperWeight, Verdict

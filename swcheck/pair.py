@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import torch
 
-from swcheck.diagnosis import Case, Finding, explain
+from swcheck.case import Case, Finding
+from swcheck.diagnosis import explain
 from swcheck.errors import NotFiniteError
 from swcheck.kind import Kind, declared, seen
 from swcheck.kinship import Kinship, related

@@ -100,7 +100,7 @@ class Session:
 
         Should a later check ask for a number that was not taken, the reference is loaded again.
         """
-        from swcheck.diagnosis import prepare
+        from swcheck.case import prepare
 
         if self._reference is None:
             return

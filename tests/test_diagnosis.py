@@ -21,7 +21,8 @@ from swcheck import (
     assert_super_weights_preserved,
     load,
 )
-from swcheck.diagnosis import STEPS, Case
+from swcheck.case import Case
+from swcheck.diagnosis import STEPS
 from swcheck.intervene import given_back
 from swcheck.measure import windows
 from swcheck.observe import breakdown, observe
