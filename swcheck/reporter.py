@@ -51,10 +51,11 @@ def speak(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException
     seen = seen_by(excinfo, item.path)
     if is_shipped(item.path) or not seen:
         report.longrepr = briefly(excinfo, item).getrepr(style="value", chain=False)
-    elif not item.config.option.fulltrace:
+    elif not item.config.getoption("fulltrace", False):  # without the terminal plugin there are no such options
         excinfo.traceback = seen
-        style = {"auto": "long"}.get(item.config.option.tbstyle, item.config.option.tbstyle)
-        shown = {"showlocals": item.config.option.showlocals, "tbfilter": lambda info: info.traceback}
+        asked = item.config.getoption("tbstyle", "auto")
+        style = {"auto": "long"}.get(asked, asked)
+        shown = {"showlocals": item.config.getoption("showlocals", False), "tbfilter": lambda info: info.traceback}
         report.longrepr = excinfo.getrepr(style=style, chain=False, **shown)
     if is_shipped(item.path):
         settings, (spec, candidate) = item.config.stash[SETTINGS], specs_of(item)

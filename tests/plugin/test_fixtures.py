@@ -192,6 +192,13 @@ def test_without_a_terminal_reporter_the_file_is_written(inner, brief, pytester)
     assert (pytester.path / "out.json").exists()
 
 
+def test_without_a_terminal_reporter_a_red_test_is_red(inner, pytester):
+    """-p no:terminal takes the options for tracebacks away, too: a failure of a test's own is still told."""
+    pytester.makepyfile("import swcheck\ndef test_mine(swcheck_spec): swcheck.load('tinny')")
+    result = inner("--model=tiny", "-p", "no:terminal", "-k", "test_mine")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED, result.stdout.str()
+
+
 def test_an_accident_in_a_shipped_check_is_red_with_its_cause(inner, monkeypatch, brief):
     """An error nobody foresaw inside a shipped check is a failed verdict with its first line, not a missing one."""
     monkeypatch.setattr("swcheck.suite.test_model.assert_perplexity_within", lambda *_: 1 / 0)

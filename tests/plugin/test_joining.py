@@ -99,6 +99,21 @@ def test_selection_works_on_it(inner, pytester, words, count):
     assert len(collected(inner("--model=tiny", "--co", "-q", *words))) == count
 
 
+def test_the_last_failures_run_again(inner, pytester):
+    """--lf runs what failed, of the project and of the suite alike: a file in which nothing failed is no reason to stop."""
+    kept, again = ("-p", "cacheprovider", "--model=tiny"), ("--lf", "--co", "-q")
+    pytester.makepyfile(test_it="def test_mine(swcheck_spec): assert False")
+    inner(*kept, "-k", "test_mine").assert_outcomes(failed=1, deselected=SHIPPED)
+    assert collected(inner(*kept, *again)) == ["test_it.py::test_mine[tiny]"]
+    short = pytester.path / "short.txt"
+    short.write_text("too short")
+    inner(*kept, f"--swcheck-text={short}", "-k", "test_mine or (test_model and perplexity)").assert_outcomes(
+        failed=2, deselected=SHIPPED - 1
+    )
+    found = ["swcheck.suite.test_model::test_perplexity[tiny]", "test_it.py::test_mine[tiny]"]
+    assert collected(inner(*kept, *again)) == found
+
+
 def test_pyargs_runs_it_by_its_name(inner):
     """``--pyargs swcheck.suite`` and the names of its modules and checks are paths like any other, with the same ids."""
     whole = collected(inner("--model=tiny", "--co", "-q"))
@@ -143,8 +158,9 @@ def test_a_broken_file_that_never_speaks_of_swcheck_is_left_out(inner, pytester)
     )
     assert inner("--model=tiny", "--co", "-q", "-W", "error").ret == pytest.ExitCode.INTERRUPTED
     assert inner("--model=tiny", "test_broken.py").ret == pytest.ExitCode.INTERRUPTED
-    pytester.makepyfile(test_broken="import nonexistent_thing\ndef test_it(swcheck_model): pass")
-    assert inner("--model=tiny", "-W", "default").ret == pytest.ExitCode.INTERRUPTED
+    for fixture in ("swcheck_model", "super_weights", "super_activations"):
+        pytester.makepyfile(test_broken=f"import nonexistent_thing\ndef test_it({fixture}): pass")
+        assert inner("--model=tiny", "-W", "default").ret == pytest.ExitCode.INTERRUPTED
 
 
 def test_it_joins_once(inner, pytester):
