@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers.processors import ByteLevel
 
 from swcheck import (
@@ -337,11 +338,16 @@ def test_the_identity_of_weights_is_that_of_their_bytes(tmp_path):
     assert baseline.weights_identity(tmp_path / "more") == baseline.weights_identity(CHECKPOINT)
 
 
-def test_a_baseline_that_would_be_too_large_is_refused(live, monkeypatch):
-    """At most 1 MB is written."""
-    monkeypatch.setattr(baseline, "LARGEST", 1000)
-    with pytest.raises(OptionError, match="measure on fewer windows"):
-        baseline.dumps(live, {})
+@pytest.mark.parametrize("whole", [baseline.WHOLE, 0], ids=["small file", "large file"])
+@pytest.mark.parametrize("name", ["model.layers.2.post_attention_layernorm.weight", "model.layers.3.mlp.up_proj.weight"])
+def test_one_tensor_made_anew_is_other_weights(tmp_path, monkeypatch, name, whole):
+    """Whichever tensor was scaled, a norm too, the identity is another one, in a file read whole or sampled."""
+    monkeypatch.setattr(baseline, "WHOLE", whole)
+    tensors = load_file(CHECKPOINT / "model.safetensors")
+    for folder, each in (("before", tensors), ("after", {**tensors, name: tensors[name] * 1.5})):
+        (tmp_path / folder).mkdir()
+        save_file(each, tmp_path / folder / "model.safetensors")
+    assert baseline.weights_identity(tmp_path / "before") != baseline.weights_identity(tmp_path / "after")
 
 
 def test_what_has_no_place_in_a_file_is_refused(live):
