@@ -24,7 +24,7 @@ import torch
 from swcheck import causal, dependence, judge, predictions, solo
 from swcheck.checkpoint import SINGLE, shards_of
 from swcheck.drift import Predictions
-from swcheck.errors import CheckpointError, OptionError, WrongModelError
+from swcheck.errors import CheckpointError, OptionError, WrongModelError, first_words
 from swcheck.kind import Sketch
 from swcheck.kinship import Portrait
 from swcheck.limits import DEFAULTS, DRAWS
@@ -137,13 +137,17 @@ def loads(text: str, origin: str) -> tuple[Subject, dict[str, Any]]:
     memo: dict[Any, Any] = {}
     try:
         body = json.loads(text)
+        if not isinstance(body, dict) or "schema" not in body:
+            raise ValueError("it names no schema")
         schema = body["schema"]
         if schema == SCHEMA:
             memo = {_unpack(key): _unpack(value) for key, value in body.pop("measurements")}
             name = str(body["model"])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, zlib.error) as error:
         raise CheckpointError(
-            f"baseline {origin}", f"no baseline of swcheck ({error!r})", "write it anew: --swcheck-update"
+            f"baseline {origin}",
+            f"no baseline of swcheck, or a damaged one ({first_words(error)})",
+            "write it anew: --swcheck-update",
         ) from error
     if schema != SCHEMA:
         raise CheckpointError(

@@ -25,7 +25,7 @@ import torch
 
 from swcheck import engines
 from swcheck.anatomy import anatomy, device_of
-from swcheck.errors import EngineError, OptionError, SwcheckError
+from swcheck.errors import EngineError, OptionError, SwcheckError, first_words
 from swcheck.intervene import scaled
 from swcheck.limits import kind_of_scheme
 from swcheck.location import PROMPT, locate
@@ -257,7 +257,7 @@ def _check_skip(case: _Case) -> str:
     name = anatomy(case.reference.model).down_name(layer)
     kept = replace(case, scheme=f"{case.scheme},skip={name}")
     try:
-        loaded = kept.load()
+        loaded = _loaded(kept)
     except SwcheckError:
         return NOT_OFFERED
     sight, _ = _look(kept, loaded.model)
@@ -291,7 +291,7 @@ def _answers_off(plain: nn.Module, x: torch.Tensor, written: torch.Tensor) -> fl
 
 def _check_scheme(case: _Case) -> list[Reading]:
     begun = time.perf_counter()
-    loaded = case.load()
+    loaded = _loaded(case)
     seconds = time.perf_counter() - begun
     scheme = _check_record(case, loaded)
     fresh = fingerprint(loaded.model)
@@ -306,6 +306,17 @@ def _check_scheme(case: _Case) -> list[Reading]:
     _check_traces(case, loaded.model, before, logits)
     saved = _check_saved(case, loaded, fresh, logits)
     return [replace(reading, saved=saved) for reading in readings]
+
+
+def _loaded(case: _Case) -> Any:
+    """What the engine makes of its scheme; what it raises without words of its own is its fault."""
+    try:
+        return case.load()
+    except SwcheckError:
+        raise
+    except Exception as error:  # whatever an engine raises
+        found = f"{type(error).__name__}: {first_words(error)}"
+        raise AssertionError(f"{case.title}: a model\n  found: {found}\n  try: repair its load()") from error
 
 
 def _check_record(case: _Case, loaded: Any) -> Scheme:

@@ -28,6 +28,7 @@ def collapse(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> 
     nats = float(ablated.mean() - intact.mean())
     alone = [ratio] if len(weights) == 1 else [collapse_ratio(intact, causal.without(subject, [w])) for w in weights]
     passed = limit.holds(ratio) or (limit.low is not None and not math.isfinite(ratio))
+    asked = " as much as asked" if kind_of(ratio) == "critical" else ""
     worse = ", worse than guessing" if perplexity_of(ablated) > subject.vocabulary else ""
     return Verdict(
         "collapse when zeroed",
@@ -37,7 +38,9 @@ def collapse(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> 
         measured=ratio,
         limit=limit,
         unit="x",
-        cause="" if passed else f"the model does not hang on its super weights ({times(ratio)}, {kind_of(ratio)})",
+        cause=""
+        if passed
+        else f"the model does not hang on its super weights{asked} ({times(ratio)}, {kind_of(ratio)})",
         attempt="" if passed else "relocate: swcheck locate; a set may be incomplete, or the model leans on none",
         detail=tuple((f"{w} alone", times(x)) for w, x in zip(weights, alone, strict=True)) if len(alone) > 1 else (),
         facts={

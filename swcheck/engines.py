@@ -172,6 +172,9 @@ def check(spec: str, *, trust_remote_code: bool = False, offline: bool = False) 
         ask(engine(name), scheme)
     else:
         _check_claimed(spec)
+        if spec in installed() and spec != BUILT_IN and hub.existing(spec) is None:
+            ask(engine(spec), "")  # most say which schemes they have
+            raise EngineError(f"model {spec!r}", "an engine's name, without a scheme", f"--candidate={spec}:SCHEME")
         hub.check(scheme, trust_remote_code=trust_remote_code, offline=offline)
 
 

@@ -247,6 +247,12 @@ def _judge(name: str, found: Sequence[_Found], limit: Limit, price: Limit, other
             {"name": each.name, "ratios": list(each.ratios.values()), "neighbours": each.errors} for each in found
         ]},
     )  # fmt: skip
+    if not math.isfinite(ratio):
+        bad = [each.name for each in found if not all(math.isfinite(one) for one in each.ratios.values())]
+        cause = f"outlier {outlier} of {worst.name} {_fate(ratio, outlier.sigmas)}"
+        words = f"NaN or infinity comes back for {len(bad)} of {len(found)} matrices: {', '.join(bad)}"
+        attempt = "look for a scale that is 0, or a division by it"
+        return replace(verdict, outcome=Outcome.FAILED, summary=words, cause=cause, attempt=attempt, detail=())
     if not limit.holds(ratio):
         cause = f"outlier {outlier} of {worst.name} {_fate(ratio, outlier.sigmas)}"
         attempt = "scale each block by its largest value, or put the outlier back after rounding"

@@ -68,6 +68,8 @@ def read(texts: Iterable[str], origin: str = "command line") -> tuple[Override, 
 def _read(text: str, origin: str) -> Override:
     head, equals, value = (part.strip() for part in text.rpartition("="))
     model, colon, name = (part.strip() for part in head.rpartition(":"))
+    if not equals and text.rpartition(":")[2].strip() in DEFAULTS:
+        raise OptionError(f"limit {text!r}", "no value behind it", WRITTEN)
     if name not in DEFAULTS or not equals:
         raise OptionError(f"limit {text!r}", f"known: {', '.join(DEFAULTS)}", WRITTEN)
     if colon and not model:
@@ -114,7 +116,7 @@ def check_spoken_to(overrides: Sequence[Override], model_specs: Sequence[str], c
         if one.origin == "command line":
             whom = "model" if one.name in ALONE or not candidates else "model or candidate"
             names = model_specs if one.name in ALONE else (*model_specs, *candidates)
-            found = f"no {whom} of this run is called so: {', '.join(names)}"
+            found = f"no {whom} of this run is called so: {', '.join(dict.fromkeys(names))}"
             advice = "a name as it is typed, or a glob as '*awq*'; what is meant for other runs belongs in the ini-file"
             raise OptionError(f"limit {one.text!r}", found, advice)
 

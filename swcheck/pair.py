@@ -141,7 +141,7 @@ class Pair:
         """A red verdict whose finding names matrices: with the snippet that keeps them, its price and its proof."""
         if not finding.matrices:
             return self.failed(finding.cause, summary, finding.advice, **more)
-        fix = remedy(self.candidate, self.reference, finding.matrices, weights)
+        fix = remedy(self.candidate, self.reference, finding.matrices, weights, kind=self.kind.name)
         reached = fix.facts.get(REACHED.get(self.check, ""))
         short = reached is not None and fix.facts["proven"] and not more["limit"].holds(reached)
         more["detail"] = (*more.get("detail", ()), ("fix", f"{fix.proof}{', not enough yet' * short}"))

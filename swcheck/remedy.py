@@ -78,6 +78,12 @@ SNIPPETS: Final[Mapping[str, Callable[[Sequence[str]], str]]] = {
 }  # fmt: skip
 """The pasteable line for each tool, by the name of its engine or its ``quant_method``; each tool's own documentation."""
 
+UNTOUCHED: Final[Mapping[str, str]] = {
+    "pruned": "prune these matrices less",
+    "finetuned": "leave these matrices as they were, or train them more gently",
+}
+"""What to do for a matrix that no quantizer has damaged, by what was done to the candidate."""
+
 USUAL: Final = ("compressed-tensors", "bitsandbytes", "torchao", "quanto", "gguf")
 """What is shown where nobody says which tool it was."""
 
@@ -86,7 +92,8 @@ USUAL: Final = ("compressed-tensors", "bitsandbytes", "torchao", "quanto", "gguf
 class Remedy:
     """``snippet`` to paste, ``price`` in bytes (None where it cannot be told), and the words and numbers of its proof.
 
-    ``known`` says whether the tool that made the candidate is known, and with it that one did.
+    ``known`` says whether the tool that made the candidate is known, and with it that one did; ``kind`` is what was done
+    to it.
     """
 
     snippet: str
@@ -94,17 +101,30 @@ class Remedy:
     proof: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     known: bool = True
+    kind: str = "quantized"
 
     @property
     def words(self) -> str:
         """What to try, in one line."""
+        if self.kind in UNTOUCHED and not self.known:
+            return f"{UNTOUCHED[self.kind]}: {'; '.join(self.facts['matrices'])}"
         price = "" if self.price is None else f" (+{self.price:,} bytes)"
         start = "" if self.known else "if a quantizer made it, "
         return f"{start}leave these matrices unquantized: {self.snippet}{price}"
 
 
-def remedy(candidate: Subject, reference: Subject, matrices: Sequence[str], pair: Pairs = ((), ())) -> Remedy:
-    """How to keep ``matrices``, qualified names in the candidate; ``pair`` are super weights and where they stand in it."""
+def remedy(
+    candidate: Subject,
+    reference: Subject,
+    matrices: Sequence[str],
+    pair: Pairs = ((), ()),
+    *,
+    kind: str = "quantized",
+) -> Remedy:
+    """How to keep ``matrices``, qualified names in the candidate; ``pair`` are super weights and where they stand in it.
+
+    ``kind`` is what was done to the candidate: what was pruned or trained needs no quantizer's words.
+    """
     names = tuple(name.removeprefix(WRAPPED) for name in matrices)
     again = respelled(candidate, names)
     price = price_of(candidate, _left_out(candidate, matrices))
@@ -113,7 +133,7 @@ def remedy(candidate: Subject, reference: Subject, matrices: Sequence[str], pair
     proof, facts = candidate.once(key, lambda: prove(case))
     known = again is not None or tool_of(candidate) in SNIPPETS
     facts = {"matrices": list(names), "bytes": price, **facts}
-    return Remedy(snippet(candidate, names), price, proof, facts, known)
+    return Remedy(snippet(candidate, names), price, proof, facts, known, kind)
 
 
 def snippet(candidate: Subject, names: Sequence[str]) -> str:

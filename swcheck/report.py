@@ -199,7 +199,8 @@ def _words(reported: Sequence[Reported], width: int) -> list[str]:
     for _, verdict in reported:
         words = verdict.summary
         if verdict.cause:
-            words = verdict.cause if verdict.measured is not None else f"{verdict.cause}: {verdict.summary}"
+            unmeasured = verdict.measured is None and verdict.summary
+            words = f"{verdict.cause}: {verdict.summary}" if unmeasured else verdict.cause
         said.setdefault(words, []).append(verdict.check)
     column = max((len(checks[0]) for checks in said.values() if len(checks) == 1), default=0) + 2
     lines = []

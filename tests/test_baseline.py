@@ -299,8 +299,9 @@ def test_a_new_measurement_without_weights_is_a_worded_error(recorded):
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
-        ("{", "no baseline of swcheck"),
-        ("[]", "no baseline of swcheck"),
+        ("{", "no baseline of swcheck, or a damaged one .Expecting property name"),
+        ("[]", "no baseline of swcheck, or a damaged one .it names no schema"),
+        ("{}", "no baseline of swcheck, or a damaged one .it names no schema"),
         ('{"schema": 99}', "another version of swcheck wrote it .schema 99, this is 2"),
         ('{"schema": 2, "model": "x", "measurements": [[1, {"tensor": "int32", "shape": [1], "data": "!"}]]}', "no baseline"),
         ('{"schema": 2, "model": "x", "measurements": [[1, {"tensor": "int3", "shape": [1], "data": ""}]]}', "no baseline"),
@@ -339,7 +340,9 @@ def test_the_identity_of_weights_is_that_of_their_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("whole", [baseline.WHOLE, 0], ids=["small file", "large file"])
-@pytest.mark.parametrize("name", ["model.layers.2.post_attention_layernorm.weight", "model.layers.3.mlp.up_proj.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.layers.2.post_attention_layernorm.weight", "model.layers.3.mlp.up_proj.weight"]
+)
 def test_one_tensor_made_anew_is_other_weights(tmp_path, monkeypatch, name, whole):
     """Whichever tensor was scaled, a norm too, the identity is another one, in a file read whole or sampled."""
     monkeypatch.setattr(baseline, "WHOLE", whole)

@@ -559,3 +559,18 @@ def test_the_engine_is_named_rtn():
     """The check of an engine object needs no entry point."""
     assert check_engine(rtn.ENGINE, ["bits=8"])[0].scheme == "bits=8"
     assert isinstance(rtn.ENGINE.load("bits=8", reference="tiny", device="cpu", dtype=None), Loaded)
+
+
+class Clumsy(Toy):
+    """Falls over its own scheme."""
+
+    def load(self, spec, *, reference, device, dtype):
+        super().load(spec, reference=reference, device=device, dtype=dtype)
+        return Scheme("absmax", 8, method="twice")
+
+
+def test_an_error_without_words_is_the_engines_fault():
+    """What ``load`` raises from its depths is an ``AssertionError`` that names the scheme and the error."""
+    asked, found, _ = refusal(Clumsy())
+    assert asked.startswith("toy:int8")
+    assert found == "TypeError: Scheme.__init__() got multiple values for argument 'method'"

@@ -332,3 +332,18 @@ def test_a_package_that_is_missing_in_a_load_is_said_in_words(monkeypatch):
         swcheck.load("homemade:int4", reference="tiny")
     asked, found, _ = words_of(caught)
     assert (asked, found) == ("homemade:int4", "a package that it needs: No module named 'no_such_module'")
+
+
+@pytest.mark.parametrize(
+    ("says", "words"), [(None, "an engine's name, without a scheme"), (OptionError("scheme ''", "known: a, b"), "a, b")]
+)
+def test_an_engine_without_a_scheme_is_no_unknown_model(monkeypatch, says, words):
+    """Whoever types its bare name is shown its schemes, if it tells them, and no list of models."""
+
+    def ask(_engine, _scheme):
+        if says:
+            raise says
+
+    monkeypatch.setattr(engines, "ask", ask)
+    with pytest.raises(OptionError if says else EngineError, match=words):
+        engines.check("rtn")

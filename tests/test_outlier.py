@@ -636,3 +636,14 @@ def test_an_exception_of_the_quantizer_passes():
     with pytest.raises(OverflowError, match="^too large for me") as caught:
         assert_outlier_survives(picky)
     assert caught.value.__notes__ == ["  geometry: 300-sigma rung, 256 x 512"]
+
+
+def test_what_is_not_finite_is_told_once():
+    """NaN has no table of NaN under it, and no advice about clipping."""
+    with pytest.raises(RobustnessError) as caught:
+        assert_outlier_survives(lambda weight: weight / 0 * 0)
+
+    verdict = caught.value.verdict
+    assert verdict.cause.endswith("is not finite")
+    assert verdict.summary.startswith("NaN or infinity comes back for 13 of 13 matrices: Llama-7B layer 2, ")
+    assert (verdict.detail, verdict.attempt) == ((), "look for a scale that is 0, or a division by it")

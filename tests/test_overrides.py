@@ -68,6 +68,8 @@ def test_how_an_entry_is_written(text, model, name, low, high):
         ("perplexity", "write it as perplexity=1.03"),
         ("tiny:perplexity", "write it as perplexity=1.03"),
         (":perplexity=1.03", "no model before the colon"),
+        ("perplexity", "no value behind it"),
+        ("tiny:perplexity", "no value behind it"),
         ("tiny:perplexity=low", "'low' is no number"),
         ("perplexity=nan", "nothing finite is in"),
         ("tiny:activation=2..1", "nothing finite is in"),

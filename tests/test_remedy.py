@@ -464,3 +464,19 @@ def test_a_price_needs_a_scheme(tiny, ids):
     assert bytes_of(None) is None
     assert bytes_of(Scheme("float", 16)) is None
     assert bytes_of(Scheme("absmax", 8)) == 131072
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("pruned", "prune these matrices less: "), ("finetuned", "leave these matrices as they were, or train them more")],
+)
+def test_what_was_pruned_or_trained_gets_no_quantizers_words(tiny, ids, kind, words):
+    """Whoever pruned or trained a model is told which matrices hurt, not how a quantizer skips them."""
+    reference, broken = (subject_of(one, token_ids=ids) for one in (tiny, damage.damaged(tiny, damage.zero)))
+    broken.kind = kind
+    with pytest.raises(RobustnessError) as caught:
+        assert_super_weights_preserved(broken, reference)
+
+    attempt = caught.value.verdict.attempt
+    assert attempt.startswith(words)
+    assert attempt.endswith(f": {DOWN}")
