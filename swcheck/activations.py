@@ -110,6 +110,8 @@ class Activations:
         if prompts is None:
             ids = self.reference.prompt_ids()
             return (), ids, (ids.shape[1],)
+        if isinstance(prompts, str):  # each of its letters would be a prompt
+            raise OptionError("prompts", "a single text", f"a list: prompts=[{prompts[:20]!r}]")
         if not prompts:
             raise OptionError("prompts", "an empty list: nothing would be checked", "leave it out for the default one")
         asked = tuple(as_prompt(prompt) for prompt in prompts)

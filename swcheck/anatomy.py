@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from swcheck.errors import ArchitectureError, CoordinateError
+from swcheck.errors import ArchitectureError, CoordinateError, OptionError
+from swcheck.records import SuperWeight
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     import torch
     from torch import nn
-
-    from swcheck.records import SuperWeight
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,8 @@ class Anatomy:
 def check_inside(super_weights: Iterable[SuperWeight], layers: int, hidden: int | None, inner: int | None) -> None:
     """Raise ``CoordinateError`` for the first coordinate outside a model of these sizes; None is not known."""
     for weight in super_weights:
+        if not isinstance(weight, SuperWeight):
+            raise OptionError("a SuperWeight", repr(weight), "SuperWeight(layer=2, row=3968, column=7003)")
         for name, size in {"layer": layers, "row": hidden, "column": inner}.items():
             asked = getattr(weight, name)
             if _outside(asked, size):
@@ -80,11 +81,21 @@ def check_inside(super_weights: Iterable[SuperWeight], layers: int, hidden: int 
                 )
 
 
+def check_module(model: Any) -> None:
+    """Raise ``OptionError`` unless ``model`` is a torch module; what ``load`` returns is a record that holds one."""
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        attempt = "its .model" if hasattr(model, "model") else "load('tiny').model"
+        raise OptionError("a torch module", f"{type(model).__name__}", attempt)
+
+
 def anatomy(model: nn.Module) -> Anatomy:
     """Find the parts of ``model``, wrapped (PEFT, a compiled model) or not.
 
-    Raises ``ArchitectureError`` where no family of the table fits.
+    Raises ``ArchitectureError`` where no family of the table fits, ``OptionError`` for what is no module.
     """
+    check_module(model)
     for family in FAMILIES:
         for path, layers in _lists_called(model, family.layers):
             downs = [_submodule(layer, family.down) for layer in layers]

@@ -15,12 +15,15 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from swcheck import hub, tiny
 from swcheck.errors import EngineError, OptionError, SwcheckError, first_words
 from swcheck.noise import captured
 from swcheck.records import Engine, Loaded
+
+if TYPE_CHECKING:
+    import torch
 
 GROUP: Final = "swcheck.engines"
 BUILT_IN: Final = "huggingface"
@@ -71,11 +74,11 @@ def check_wiring(found: object, name: str, origin: str) -> None:
 
 
 def load(
-    spec: str,
+    spec: str | os.PathLike[str],
     *,
     reference: str | None = None,
     device: str | None = None,
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     trust_remote_code: bool = False,
     offline: bool = False,
     device_map: str | None = None,
@@ -90,8 +93,10 @@ def load(
     ``UnknownModelError``, ``CheckpointError``, ``UnsafeCheckpointError``, ``ArchitectureError``, ``EngineError`` or
     ``OptionError``.
     """
+    spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
     name, scheme = route(spec)
     if dtype is not None:
+        dtype = str(dtype).removeprefix("torch.")
         check_dtype(dtype)
     if name == BUILT_IN:
         _check_claimed(spec)

@@ -187,7 +187,9 @@ def as_json(found: Entry) -> dict[str, Any]:
 
 
 def as_text(found: Entry, *, full: bool) -> list[str]:
-    """An entry as lines: sound coordinates with effects and sources; candidates too if ``full``, else their number."""
+    """An entry as lines: sound coordinates with effects and sources; if ``full``, candidates too,
+    and what the names of the sources stand for.
+    """
     lines = [f"{found.model} ({', '.join(found.aliases)}): {found.status}"]
     if found.source:
         lines.append(f"  {found.note}; {found.source}")
@@ -196,6 +198,9 @@ def as_text(found: Entry, *, full: bool) -> list[str]:
         lines += ["  candidates, not asserted:", *("  " + _line(c) for c in found.candidates)]
     elif found.candidates:
         lines.append(f"  candidates, not asserted: {len(found.candidates)}")
+    if full:
+        cited = " ".join([found.source, *(c.source for c in found.coordinates)]).split()
+        lines += ["  sources:", *(f"    {key}: {words}" for key, words in sources().items() if key in cited)]
     return lines
 
 

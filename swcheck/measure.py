@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.nn import functional
 
-from swcheck.anatomy import device_of
+from swcheck.anatomy import check_module, device_of
 from swcheck.errors import NotFiniteError, OptionError, TextError
 from swcheck.records import Likelihood
 
@@ -64,6 +64,7 @@ def token_nats(model: nn.Module, token_ids: torch.Tensor) -> torch.Tensor:
 
     As many windows as fit are scored in one pass; logits are never kept.
     """
+    check_module(model)
     check_token_ids(token_ids, vocabulary_of(model))
     rows = max(1, LOGITS_AT_ONCE // (token_ids.shape[1] * (vocabulary_of(model) or 2**16)))
     with evaluating(model):

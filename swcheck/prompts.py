@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import torch
 
+from swcheck.errors import OptionError
 from swcheck.measure import adds_bos
 from swcheck.records import Prompt
 
@@ -26,7 +27,9 @@ Ids = tuple[int, ...]
 
 
 def as_prompt(prompt: str | Prompt) -> Prompt:
-    """A plain prompt where only its text is given."""
+    """A plain prompt where only its text is given; raises ``OptionError`` for what is neither."""
+    if not isinstance(prompt, str | Prompt):
+        raise OptionError("a prompt", repr(prompt), 'a text, or swcheck.records.Prompt("...", form="bare")')
     return prompt if isinstance(prompt, Prompt) else Prompt(prompt)
 
 

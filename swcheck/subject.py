@@ -24,7 +24,7 @@ from swcheck.errors import CoordinateError, OptionError, WrongModelError
 from swcheck.kind import Sketch, sketch
 from swcheck.kinship import Portrait, portrait
 from swcheck.location import PROMPT, Located, locate
-from swcheck.measure import adds_bos, evaluating, token_nats, vocabulary_of, windows
+from swcheck.measure import adds_bos, check_token_ids, evaluating, token_nats, vocabulary_of, windows
 from swcheck.observe import Breakdown, breakdown, contributions, effective_weight, observe, plain_weight
 from swcheck.probes import Echoes, echoes, errors_of
 from swcheck.reading import Stream, errors_in, place_of, stream
@@ -159,7 +159,7 @@ class Subject:
     def windows(self) -> torch.Tensor:
         """The token ids that perplexity is taken on, int64 ``(B, T)``."""
         if self.token_ids is not None:
-            return self.token_ids
+            return self.once("checked", lambda: self._checked(self.token_ids))
 
         def compute() -> torch.Tensor:
             if self.tokenizer is None:
@@ -168,6 +168,10 @@ class Subject:
             return windows(self.tokenizer, self.own_text(), count=count, length=length)
 
         return self.once("windows", compute)
+
+    def _checked(self, token_ids: Any) -> torch.Tensor:
+        check_token_ids(token_ids, vocabulary_of(self.live))
+        return token_ids  # type: ignore[no-any-return]
 
     def prompt_ids(self, prompt: str | None = None) -> torch.Tensor:
         """The ids of one prompt, int64 ``(1, T)``; of the first window where there is no tokenizer."""
@@ -465,10 +469,16 @@ def subject_of(
         )
     if isinstance(thing, nn.Module):
         name = str(getattr(getattr(thing, "config", None), "name_or_path", "") or type(thing).__name__)
-        return Subject(name.rstrip("/").rsplit("/", 1)[-1], thing, tokenizer, token_ids, memo={})
+        return Subject(_short(name.rstrip("/")), thing, tokenizer, token_ids, memo={})
     raise OptionError(
         f"a {role}: what load() returns, or a torch module", f"{type(thing).__name__}", "swcheck.load('tiny')"
     )
+
+
+def _short(name: str) -> str:
+    """The last part of a hub id or of a path; all of a path that merely ends like a known model's name."""
+    last = name.rsplit("/", 1)[-1]
+    return name if index.find(last) and (hub.existing(name) is not None or not index.find(name)) else last
 
 
 def known(name: str) -> tuple[SuperWeight, ...]:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from swcheck.errors import ExtraError, OptionError
+from swcheck.files import check_writable
 from swcheck.measure import evaluating
 from swcheck.noise import captured
 from swcheck.tiny import HELDOUT, cloze, lastword
@@ -203,6 +204,7 @@ def write_tasks(folder: Path, text: str | None = None, count: int = 400) -> None
     both scores of the mutual information are of one string.
     """
     text = HELDOUT.read_text(encoding="utf-8") if text is None else text
+    check_writable(folder / "swcheck_cloze.yaml")
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[str, tuple[str, list[dict[str, Any]]]] = {
         "swcheck_cloze": (_CLOZE, [asdict(unblanked(item)) for item in cloze.items(text, count)]),

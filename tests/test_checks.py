@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+import swcheck
 from swcheck import (
     Loaded,
     Outcome,
@@ -343,6 +344,43 @@ def test_what_is_no_model_is_refused(tiny):
         assert_perplexity_within("tiny")
     with pytest.raises(OptionError, match="reference: what load"):
         assert_perplexity_within(tiny, "tiny")
+
+
+def test_what_a_verb_is_given_is_checked(tiny, ids):
+    """What ``load`` returns in place of its module, a tuple for a super weight, a text for a list of prompts: all worded."""
+    for verb in (
+        lambda: swcheck.locate(tiny),
+        lambda: swcheck.perplexity(tiny, ids),
+        lambda: zeroed(tiny, [damage.WEIGHT]).__enter__(),
+    ):
+        with pytest.raises(OptionError, match=r"a torch module\n  found: Loaded\n  try: its \.model"):
+            verb()
+    with pytest.raises(OptionError, match=r"a SuperWeight\n  found: \(1, 97, 301\)"):
+        zeroed(tiny.model, [(1, 97, 301)]).__enter__()
+    with pytest.raises(OptionError, match=r"a SuperWeight\n  found: \(1, 97, 301\)"):
+        assert_super_weights_preserved(tiny, tiny, super_weights=[(1, 97, 301)])
+    with pytest.raises(OptionError, match=r"a single text\n  try: a list: prompts=\['Hello'\]"):
+        assert_super_activations_preserved(tiny, tiny, prompts="Hello")
+    with pytest.raises(OptionError, match=r"a prompt\n  found: 3"):
+        assert_super_activations_preserved(tiny, tiny, prompts=[3])
+    with pytest.raises(TextError, match=r"int64 \(B, T\)"):
+        assert_perplexity_within(tiny, tiny, token_ids=ids[0])
+    with pytest.raises(TextError, match=r"int64 \(B, T\)"):
+        assert_super_weights_preserved(tiny.model, tiny.model, token_ids=ids[0])
+
+
+def test_a_bare_module_from_a_folder_called_like_a_known_model_is_not_that_model(tiny, tmp_path):
+    """Nobody said that it is that model: it keeps its whole path, and no published coordinates are held against it."""
+    model = copy.deepcopy(tiny.model)
+    for name, short in {
+        "/somewhere/mistral-7b": "/somewhere/mistral-7b",
+        "mistralai/Mistral-7B-v0.1": "Mistral-7B-v0.1",
+        "/somewhere/mine/": "mine",
+    }.items():
+        model.config.name_or_path = name
+        assert subject_of(model).name == short
+    model.config.name_or_path = "/somewhere/mistral-7b"
+    assert assert_super_weights_located(model, tokenizer=tiny.tokenizer).outcome is Outcome.PASSED
 
 
 def test_a_check_that_could_prove_nothing_is_refused(tiny, ids):

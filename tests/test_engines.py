@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import swcheck
-from swcheck import engines
+from swcheck import engines, tiny
 from swcheck.errors import ArchitectureError, CheckpointError, EngineError, OptionError, UnknownModelError
 from swcheck.records import Loaded
 from swcheck.request import read
@@ -64,6 +64,12 @@ def test_a_spec_that_is_no_name(spec, found):
     with pytest.raises(OptionError, match="the name of a model") as caught:
         swcheck.load(spec)
     assert words_of(caught)[1] == found
+
+
+def test_a_path_and_a_dtype_of_torch_are_understood():
+    """What scripts have at hand: a ``Path`` for a directory, torch's own dtype for its name."""
+    loaded = swcheck.load(tiny.CHECKPOINT, dtype=torch.float16)
+    assert loaded.model.dtype is torch.float16
 
 
 def test_an_engine_that_is_not_installed():

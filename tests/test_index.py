@@ -391,7 +391,10 @@ def test_as_text() -> None:
     assert full[:3] == brief[:3]
     assert full[3] == "  candidates, not asserted:"
     assert full[4].startswith("    layer 1 [1764, 8041] = +0.0018: disputed; x1 alone; rank 13035937")
-    assert len(full) == 8
+    assert full[8] == "  sources:"
+    cited = [line.strip().partition(": ")[0] for line in full[9:]]
+    assert cited == ["PAPER", "CODE", "ARCTOS", "SUBR", "FABIAN"]
+    assert full[-1].endswith(index.sources()["FABIAN"])
 
 
 def test_as_text_of_the_others() -> None:
@@ -399,6 +402,8 @@ def test_as_text_of_the_others() -> None:
     assert index.as_text(index.entry("phi-2"), full=True) == [
         "microsoft/phi-2 (phi-2, phi2): none",
         "  massive activations zeroed 64.40 to 64.30; OWEN",
+        "  sources:",
+        f"    OWEN: {index.sources()['OWEN']}",
     ]
     assert str(index.entry("mixtral").candidates[0]) == "layer 1, expert 3 [*, 7310]"
     assert str(index.entry("ministral-3-3b").candidates[0]) == "layer 2 [*, 0]"

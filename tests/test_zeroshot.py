@@ -114,6 +114,9 @@ def test_the_tasks_are_written_by_a_command(tmp_path, capsys):
     assert capsys.readouterr().out.strip().endswith(f"--include_path {tmp_path / 'tasks'}")
     assert len(list((tmp_path / "tasks").iterdir())) == 4
 
+    assert cli.main(["accuracy", "tiny", "--write-tasks", str(tmp_path / "tasks" / "swcheck_cloze.yaml")]) == 2
+    assert capsys.readouterr().err.startswith(f"swcheck: write {tmp_path}")
+
 
 # --- with it -----------------------------------------------------------------------------------------------------------
 
