@@ -84,6 +84,13 @@ UNTOUCHED: Final[Mapping[str, str]] = {
 }
 """What to do for a matrix that no quantizer has damaged, by what was done to the candidate."""
 
+USELESS: Final[Mapping[str, str]] = {
+    "quantized": "more bits or smaller groups: to spare these matrices alone does not help",
+    "pruned": "prune less: to spare these matrices alone does not help",
+    "finetuned": "train more gently: to spare these matrices alone does not help",
+}
+"""What is left where sparing the named matrices was tried and brought nothing back."""
+
 USUAL: Final = ("compressed-tensors", "bitsandbytes", "torchao", "quanto", "gguf")
 """What is shown where nobody says which tool it was."""
 
@@ -106,6 +113,8 @@ class Remedy:
     @property
     def words(self) -> str:
         """What to try, in one line."""
+        if self.facts.get("perplexity") is not None and not self.facts["proven"]:
+            return USELESS[self.kind]
         if self.kind in UNTOUCHED and not self.known:
             return f"{UNTOUCHED[self.kind]}: {'; '.join(self.facts['matrices'])}"
         price = "" if self.price is None else f" (+{self.price:,} bytes)"

@@ -58,6 +58,9 @@ def speak(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException
         shown = {"showlocals": item.config.getoption("showlocals", False), "tbfilter": lambda info: info.traceback}
         report.longrepr = excinfo.getrepr(style=style, chain=False, **shown)
     if is_shipped(item.path):
+        if not (item.config.getoption("log_level", None) or item.config.getini("log_level")):
+            # nobody asked for logs, and compilers write thousands of lines into them
+            report.sections = [section for section in report.sections if not section[0].startswith("Captured log")]
         settings, (spec, candidate) = item.config.stash[SETTINGS], specs_of(item)
         candidates = settings.candidates if candidate is None else (candidate,)
         words = ["pytest", *options.repeating(settings, spec or "", candidates, item.config.stash[TAKEN])]

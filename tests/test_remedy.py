@@ -359,12 +359,13 @@ def test_a_directory_of_nobody_gets_its_fix_proven(tmp_path, monkeypatch):
 
 
 def test_a_matrix_that_does_not_help_is_said_to(tiny, ids):
-    """Another matrix than the one that is broken brings nothing back, and nobody calls that proven."""
+    """Another matrix than the one that is broken brings nothing back, and nobody calls that proven, or advises it."""
     broken = subject_of(damage.damaged(tiny, damage.zero), token_ids=ids)
     found = remedy(broken, subject_of(tiny, token_ids=ids), [QUERY])
 
     assert found.proof.startswith("this does not help, with these matrices given back through a hook: perplexity x")
     assert not found.facts["proven"]
+    assert found.words == "more bits or smaller groups: to spare these matrices alone does not help"
 
 
 def test_what_cannot_be_given_back_is_said(tiny, ids):

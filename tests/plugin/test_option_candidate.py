@@ -95,6 +95,23 @@ def test_a_zeroed_one_is_red_and_its_command_repeats(inner, zeroed):
     again.stdout.fnmatch_lines(["super weight at layer 1 *"])
 
 
+CHATTY = """
+import logging, pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item):
+    logging.getLogger("compiler").warning("a thousand graphs")
+"""
+
+
+def test_logs_of_others_stand_under_no_failure(inner, pytester, zeroed):
+    """A compiler's thousand lines would bury the cause; who asks for logs gets them."""
+    pytester.syspathinsert(pytester.makepyfile(chatty=CHATTY).parent)
+    words = ("-p", "chatty", "--model=tiny", f"--candidate={zeroed}", "-k", "test_candidate and super_weights")
+    inner(*words).stdout.no_fnmatch_line("*a thousand graphs*")
+    inner(*words, "--log-level=WARNING").stdout.fnmatch_lines(["*Captured log call*", "*a thousand graphs*"])
+
+
 def test_what_one_check_has_said_the_next_points_to(inner, zeroed):
     """Snippets, the proof of the fix and what was ruled out stand once for a candidate; the file has them everywhere."""
     result = inner("--model=tiny", f"--candidate={zeroed}", "-k", "test_candidate", "--swcheck-json=out.json")
