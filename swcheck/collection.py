@@ -43,9 +43,9 @@ def asks(item: pytest.Item) -> bool:
 
 
 def suite_joins(config: pytest.Config) -> bool:
-    """Whether this run was asked for a model and for no path: then the shipped suite is part of it."""
+    """Whether this run was asked for a model, or for a candidate, and for no path: then the shipped suite is part of it."""
     settings = settings_of(config)
-    asked = settings is not None and settings.origins.get("model") == "command line"
+    asked = settings is not None and "command line" in map(settings.origins.get, ("model", "candidate"))
     return asked and config.args_source is not pytest.Config.ArgsSource.ARGS
 
 

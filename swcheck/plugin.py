@@ -1,7 +1,8 @@
 """The pytest skin: fixtures and hooks; each hook a few lines.
 
 Installed and unused it is silent and free: it imports neither torch nor transformers nor hypothesis. With ``--model``
-and no path the shipped suite joins the run, and of the project's own tests those that ask for a swcheck fixture.
+or ``--candidate``, and no path, the shipped suite joins the run, and of the project's own tests those that ask for a
+swcheck fixture.
 """
 
 from __future__ import annotations

@@ -38,6 +38,14 @@ def test_only_tests_that_ask_join_the_suite(inner, pytester):
     result.stdout.fnmatch_lines([f"{SHIPPED + 2}/{SHIPPED + 3} tests collected (1 deselected)*"])
 
 
+def test_a_candidate_on_the_command_line_is_gated(inner, pytester):
+    """With the reference in the ini-file, a --candidate brings the suite along: nobody types one to have it ignored."""
+    pytester.makeini("[pytest]\nswcheck_model = tiny")
+    pytester.makepyfile(MINE)
+    assert shipped(inner("--co", "-q")) == 0
+    assert shipped(inner("--candidate=tiny", "--co", "-q")) == SHIPPED
+
+
 @pytest.mark.parametrize("path", [".", "test_it.py", "test_it.py::test_other"])
 def test_a_path_runs_what_it_names(inner, pytester, path):
     """A path on the command line is all that runs, the suite stays away and nothing is deselected."""
