@@ -22,7 +22,7 @@ from swcheck.kinship import embedding_of
 from swcheck.measure import token_nats
 from swcheck.observe import first_tensor
 from swcheck.probes import answers_as
-from swcheck.ratios import ERRORS, LARGEST_EXPONENT, ratio_of
+from swcheck.ratios import ERRORS, LARGEST_EXPONENT, ratio_of, times
 
 if TYPE_CHECKING:
     from swcheck.kinship import Kinship
@@ -91,6 +91,16 @@ class Case:
             return 0.0, f"perplexity x{left:.3f}, no loss beyond the noise that could return"
         share = (self.damaged - nats) / lost if math.isfinite(nats) else 0.0
         return share, f"perplexity x{left:.3f}, {round(100 * share)}% of the loss returns"
+
+    @property
+    def tried_on(self) -> Detail:
+        """A row that says what was scored for it, with what perplexity, if anything was given back."""
+        if "damaged" not in vars(self):
+            return ()
+        windows, length = self.ids.shape
+        ratio = times(math.exp(min(LARGEST_EXPONENT, self.damaged - self.before)))
+        beginning = f"the first {length} tokens of {windows} window{'s' * (windows > 1)}"
+        return (("tried on", f"{beginning}, where the candidate has perplexity {ratio}"),)
 
     @cached_property
     def written(self) -> tuple[float, ...]:

@@ -44,16 +44,16 @@ def explain(case: Case) -> Finding:
     for step in STEPS:
         answer = step(case)
         if isinstance(answer, Finding):
-            return _told(answer, ruled_out)
+            return _told(case, answer, ruled_out)
         ruled_out = (*ruled_out, *answer)
-    return _told(not_the_super_weights(case), ruled_out)
+    return _told(case, not_the_super_weights(case), ruled_out)
 
 
-def _told(finding: Finding, ruled_out: Detail) -> Finding:
-    """The rows in the order they are read in: the proof, what was ruled out, the table."""
+def _told(case: Case, finding: Finding, ruled_out: Detail) -> Finding:
+    """The rows in the order they are read in: the proof, what it was tried on, what was ruled out, the table."""
     proof = tuple(row for row in finding.detail if row[0] == "proof")
     table = tuple(row for row in finding.detail if row[0] != "proof")
-    return replace(finding, detail=(*proof, *ruled_out, *table))
+    return replace(finding, detail=(*proof, *case.tried_on, *ruled_out, *table))
 
 
 def _reference(case: Case) -> Finding | Detail:
@@ -122,7 +122,7 @@ def _activation(case: Case) -> Finding | Detail:
             rows += excluded(f"the super activation of channel {there.channel} ({lost})")
             continue
         layer, ratio = lost
-        wanted = _wanted(case, place, layer)
+        wanted = wanted_at(case, place, layer)
         if wanted is None:
             words = f"x{ratio:.2f} after layer {layer}; not given back: its tokens need the reference"
             rows += (
@@ -171,21 +171,22 @@ def lost_in(case: Case) -> int | None:
     return None
 
 
-def _wanted(case: Case, place: SuperActivation, layer: int) -> torch.Tensor | None:
+def wanted_at(case: Case, place: SuperActivation, layer: int) -> torch.Tensor | None:
     """What the reference carries in this channel after a layer, at the sink of each window; NaN elsewhere.
 
-    With BOS at position 0 that is one number by causality; without, every window has to be looked at.
+    With BOS at position 0 that is one number by causality; else every window has to be looked at.
     """
-    wanted = torch.full((1 if case.reference.has_bos else len(case.ids), case.ids.shape[1]), math.nan)
-    if case.reference.has_bos and place.position == 0:
-        wanted[0, 0] = case.reference.profile(place, case.reference.prompt_ids())[layer]
-        return wanted
     reference = case.reference
+    if reference.has_bos and place.position == 0:
+        wanted = torch.full((1, case.ids.shape[1]), math.nan)
+        wanted[0, 0] = reference.profile(place, reference.prompt_ids())[layer]
+        return wanted
+    wanted = torch.full(tuple(case.ids.shape), math.nan)
     if reference.module is None and (reference.again is None or reference.parameters > LOADED_AGAIN):
         return None
     lengths = (case.ids.shape[1],) * len(case.ids)
     for number, reading in enumerate(readings(case.reference, replace(place, layer=layer), case.ids, lengths)):
-        wanted[number if len(wanted) > 1 else 0, reading.position] = reading.value
+        wanted[number, reading.position] = reading.value
     return wanted
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from swcheck import (
     load,
 )
 from swcheck.case import Case
-from swcheck.diagnosis import STEPS
+from swcheck.diagnosis import STEPS, wanted_at
 from swcheck.intervene import given_back
 from swcheck.measure import windows
 from swcheck.observe import breakdown, observe
@@ -378,6 +379,31 @@ def test_a_share_of_no_loss_proves_nothing(tiny, ids):
         weight = other.model.model.layers[2].mlp.up_proj.weight
         share, words = case.returning(given_back(one.model, {"model.layers.2.mlp.up_proj": weight}, {}))
         assert (share, "no loss beyond the noise" in words) == (0, True)
+
+
+def test_what_returns_is_told_of_what_it_was_tried_on(tiny, ids):
+    """Causes are tried on the beginnings of the windows, where the loss is another one: both are said, and go together."""
+    candidate = edited(tiny, lambda model: model.model.layers[3].mlp.down_proj.weight.mul_(3))
+    verdict = red(assert_perplexity_within, candidate, tiny, token_ids=ids)
+
+    (tried,) = rows(verdict, "tried on")
+    assert tried.startswith("the first 64 tokens of 6 windows, where the candidate has perplexity x")
+    before = tried.rpartition(" ")[2]
+    assert f"x{verdict.measured:.3f}" != before
+    nothing = next(words for words in rows(verdict, "ruled out") if words.startswith("what the super weights write"))
+    assert f"restored through a hook: perplexity {before}, 0% of the loss returns" in nothing
+
+
+def test_a_sink_behind_bos_is_sought_in_every_window(tiny, ids):
+    """Only at BOS an activation is one number for all windows; elsewhere each has its own, and gets no other's."""
+    subject = subject_of(tiny, token_ids=ids)
+    case = Case(subject, subject, Pair("", subject, subject).kin)
+    (place,) = subject.places(subject.located().super_weights)
+
+    assert wanted_at(case, place, place.layer).shape == (1, case.ids.shape[1])
+    each = wanted_at(case, replace(place, position=3), place.layer)
+    assert each.shape == case.ids.shape
+    assert (~each.isnan()).sum(1).tolist() == [1] * len(ids)
 
 
 def test_a_row_that_cannot_be_read_is_not_said_to_be_rounded(tiny, ids):
