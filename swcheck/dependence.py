@@ -13,7 +13,17 @@ from swcheck import causal
 from swcheck.errors import NotFiniteError, OptionError
 from swcheck.limits import CRITICAL, kind_of
 from swcheck.pair import Pair
-from swcheck.ratios import ERRORS, capped_collapse, collapse_ratio, count, near, perplexity_of, standard_error, times
+from swcheck.ratios import (
+    ERRORS,
+    as_read,
+    capped_collapse,
+    collapse_ratio,
+    count,
+    near,
+    perplexity_of,
+    standard_error,
+    times,
+)
 from swcheck.records import Limit, Outcome, SuperWeight, Verdict
 from swcheck.solo import none_found
 from swcheck.subject import Subject
@@ -30,11 +40,12 @@ def collapse(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> 
     passed = limit.holds(ratio) or (limit.low is not None and not math.isfinite(ratio))
     asked = " as much as asked" if kind_of(ratio) == "critical" else ""
     worse = ", worse than guessing" if perplexity_of(ablated) > subject.vocabulary else ""
+    told = f"perplexity {times(ratio)} ({nats:+.2f} nats) on {ablated.numel():,} tokens"
     return Verdict(
         "collapse when zeroed",
         subject.name,
         Outcome.PASSED if passed else Outcome.FAILED,
-        f"{count(weights)} zeroed: perplexity {times(ratio)} ({nats:+.2f} nats), {kind_of(ratio)}{worse}",
+        f"{count(weights)} zeroed: {told}, {kind_of(ratio)}{worse}",
         measured=ratio,
         limit=limit,
         unit="x",
@@ -45,6 +56,7 @@ def collapse(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> 
         detail=tuple((f"{w} alone", times(x)) for w, x in zip(weights, alone, strict=True)) if len(alone) > 1 else (),
         facts={
             "nats": nats,
+            "tokens": ablated.numel(),
             "capped_nats": capped_collapse(intact, ablated, subject.vocabulary),
             "kind": kind_of(ratio),
             "alone": alone,
@@ -73,7 +85,7 @@ def compare_dependence(pair: Pair, limit: Limit) -> Verdict:
     share = max(0.0, capped_collapse(*after, size) / capped_collapse(*before, size))
     left = f"{share:.2f} of its capped nats"
     if perplexity_of(intact) >= size:
-        left = f"nothing is left to collapse: intact it has {perplexity_of(intact):.4g}, guessing {size:,}"
+        left = f"nothing is left to collapse: intact it has {as_read(perplexity_of(intact))}, guessing {size:,}"
     summary = (
         f"{count(chosen)} zeroed: perplexity {times(collapse_ratio(*after))} "
         f"(reference {times(collapse_ratio(*before))}), {left}"
@@ -97,7 +109,7 @@ def _nothing_to_lose(pair: Pair, before: tuple[torch.Tensor, torch.Tensor]) -> V
         return pair.verdict(Outcome.NOT_APPLICABLE, summary, facts={"kind": kind})
     if capped_collapse(*before, size) > 0:
         return None
-    summary = f"its own perplexity is {perplexity_of(before[0]):.4g}, guessing has {size:,}"
+    summary = f"its own perplexity is {as_read(perplexity_of(before[0]))}, guessing has {size:,}"
     cause, attempt = "the reference is sick", "check its dtype and weights"
     return pair.verdict(Outcome.INCONCLUSIVE, summary, cause=cause, attempt=attempt)
 

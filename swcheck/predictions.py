@@ -12,7 +12,7 @@ from swcheck.cached import WINDOWS, CachePass, cache_pass
 from swcheck.coverage import unquantized
 from swcheck.limits import DEFAULTS, for_confidence
 from swcheck.pair import Pair
-from swcheck.ratios import ERRORS, LARGEST_EXPONENT, near, near_ratio, perplexity_of, standard_error, times
+from swcheck.ratios import ERRORS, LARGEST_EXPONENT, as_read, near, near_ratio, perplexity_of, standard_error, times
 from swcheck.records import Limit, Verdict
 
 SHOWN: Final = 3
@@ -33,9 +33,9 @@ def compare_perplexity(pair: Pair, limit: Limit, at_most: float | None) -> Verdi
     if at_most is not None:
         limit = Limit(None, at_most / base, f"perplexity at most {at_most:g}")
     kind, floor, skipped = pair.kind, pair.reference.noise()[0], unquantized(pair.candidate, pair.reference)
-    spread = f" +- {ratio * error:.4f}" if ratio < 1000 else ""
+    spread = f"x{ratio:.4f} +- {ratio * error:.4f}" if ratio < 1000 else times(ratio)
     where = f"{ours.numel():,} tokens{pair.reference.tier_words}"
-    summary = f"perplexity {value:.4g} for {base:.4g}: {times(ratio)}{spread} on {where}"
+    summary = f"perplexity {as_read(value)} for {as_read(base)}: {spread} on {where}"
     summary += f", noise {floor:.1g} nats{_unquantized_words(skipped)}"
     facts: dict[str, Any] = {
         "perplexity": value,

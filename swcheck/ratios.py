@@ -50,6 +50,11 @@ def times(ratio: float) -> str:
     return f"x{ratio:,.0f}" if 1000 <= ratio < math.inf else f"x{ratio:.4g}"
 
 
+def as_read(perplexity: float) -> str:
+    """A perplexity as people read it, as in the table: four digits, thousands separated, no powers of ten below 1e7."""
+    return f"{perplexity:,.0f}" if 1000 <= perplexity < 1e7 else f"{perplexity:.4g}"
+
+
 def ratio_of(one: float, other: float) -> float:
     """``one`` over ``other``; NaN over zero."""
     return one / other if other else math.nan

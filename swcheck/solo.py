@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from swcheck.ratios import perplexity_of
+from swcheck.ratios import as_read, perplexity_of
 from swcheck.records import Limit, Outcome, Verdict
 from swcheck.subject import Subject
 
@@ -51,7 +51,7 @@ def healthy(subject: Subject, at_most: float | None) -> Verdict:
         "perplexity",
         subject.name,
         Outcome.PASSED if passed else Outcome.FAILED,
-        f"perplexity {value:.4g} on {nats.numel():,} tokens in {len(nats)} windows of {text}{subject.tier_words}",
+        f"perplexity {as_read(value)} on {nats.numel():,} tokens in {len(nats)} windows of {text}{subject.tier_words}",
         measured=value,
         limit=limit,
         unit="perplexity",

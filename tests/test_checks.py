@@ -156,6 +156,11 @@ def test_perplexity_is_paired_and_bounded(tiny, ids):
     assert facts["perplexity"] / facts["reference_perplexity"] == pytest.approx(caught.value.verdict.measured, rel=1e-4)
     assert 0 < facts["standard_error"] < 1
 
+    with pytest.raises(RobustnessError) as caught:
+        assert_perplexity_within(damage.damaged(tiny, damage.zero), tiny, token_ids=ids)
+    assert f"perplexity {caught.value.verdict.facts['perplexity']:,.0f} for " in str(caught.value)
+    assert ": x1.0000 +- 0.0000 on " in assert_perplexity_within(tiny, tiny, token_ids=ids).summary
+
 
 def test_perplexity_within_noise_of_its_limit_is_near(tiny, ids):
     """A ratio under the limit by less than three of its standard errors is near, and not red."""
@@ -194,6 +199,9 @@ def test_tiny_collapses_without_its_super_weight(tiny, ids):
 
     assert verdict.measured > 1000
     assert verdict.facts["kind"] == "critical"
+    tokens = 6 * 63  # of each of the six windows the first 64 tokens, of which the first is given
+    assert verdict.facts["tokens"] == tokens
+    assert f"nats) on {tokens} tokens, critical" in verdict.summary
 
 
 def test_a_model_that_does_not_hang_on_a_weight_is_red(tiny, ids):
