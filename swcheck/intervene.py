@@ -77,9 +77,11 @@ def scalars_zeroed(weight: torch.Tensor, places: Sequence[tuple[int, int]]) -> I
         saved = weight[rows, columns].clone()
         try:
             weight[rows, columns] = 0
+            torch.clear_autocast_cache()
             yield
         finally:
             weight[rows, columns] = saved
+            torch.clear_autocast_cache()
 
 
 @contextmanager
@@ -111,6 +113,7 @@ def _write(undo: ExitStack, tensor: torch.Tensor, weight: SuperWeight, value: fl
 def _put(tensor: torch.Tensor, weight: SuperWeight, value: torch.Tensor) -> None:
     with torch.no_grad():
         tensor[weight.row, weight.column].copy_(value)
+    torch.clear_autocast_cache()  # under autocast passes compute with a copy, made before this write
 
 
 @dataclass(frozen=True)

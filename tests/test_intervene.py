@@ -452,3 +452,23 @@ def test_scalars_of_any_map_are_zeroed_and_come_back():
     assert torch.equal(weight, before)
     with scalars_zeroed(weight, []):
         assert torch.equal(weight, before)
+
+
+def test_under_autocast_a_scalar_is_gone_at_once_and_back_at_once(tiny):
+    """Autocast keeps the weights it has cast for as long as its block lasts: an edit is seen all the same."""
+    weight, ids = SuperWeight(1, 97, 301), torch.tensor([tiny.tokenizer("a = b")["input_ids"]])
+    module = tiny.model.model.layers[1].mlp.down_proj.weight.data
+
+    def first() -> float:
+        with observe(tiny.model, residual=[1]) as sight, torch.no_grad():
+            tiny.model(ids)
+        return float(sight.residual[1][0, 0, 97])
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert first() > 300
+        with zeroed(tiny.model, [weight]):
+            assert abs(first()) < 30
+        assert first() > 300
+        with scalars_zeroed(module, [(97, 301)]):
+            assert abs(first()) < 30
+        assert first() > 300
