@@ -248,11 +248,7 @@ def _judge(name: str, found: Sequence[_Found], limit: Limit, price: Limit, other
         ]},
     )  # fmt: skip
     if not math.isfinite(ratio):
-        bad = [each.name for each in found if not all(math.isfinite(one) for one in each.ratios.values())]
-        cause = f"outlier {outlier} of {worst.name} {_fate(ratio, outlier.sigmas)}"
-        words = f"NaN or infinity comes back for {len(bad)} of {len(found)} matrices: {', '.join(bad)}"
-        attempt = "look for a scale that is 0, or a division by it"
-        return replace(verdict, outcome=Outcome.FAILED, summary=words, cause=cause, attempt=attempt, detail=())
+        return _not_finite(verdict, found, f"outlier {outlier} of {worst.name} {_fate(ratio, outlier.sigmas)}")
     if not limit.holds(ratio):
         cause = f"outlier {outlier} of {worst.name} {_fate(ratio, outlier.sigmas)}"
         attempt = "scale each block by its largest value, or put the outlier back after rounding"
@@ -271,6 +267,14 @@ def _judge(name: str, found: Sequence[_Found], limit: Limit, price: Limit, other
         judged = replace(verdict, measured=dearest.price, limit=price, unit="relative error")
         return replace(judged, outcome=Outcome.FAILED, cause=cause, attempt=attempt)
     return verdict
+
+
+def _not_finite(verdict: Verdict, found: Sequence[_Found], cause: str) -> Verdict:
+    """Red for NaN or infinity: which matrices, without a table of them."""
+    bad = [each.name for each in found if not all(math.isfinite(one) for one in each.ratios.values())]
+    words = f"NaN or infinity comes back for {len(bad)} of {len(found)} matrices: {', '.join(bad)}"
+    attempt = "look for a scale that is 0, or a division by it"
+    return replace(verdict, outcome=Outcome.FAILED, summary=words, cause=cause, attempt=attempt, detail=())
 
 
 def _fate(ratio: float, sigmas: float) -> str:

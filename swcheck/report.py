@@ -122,7 +122,7 @@ def summary(reported: Sequence[Reported], width: int = 80) -> list[str]:
         mine = [entry for entry in reported if (entry[1].model, entry[1].candidate) == (model, candidate)]
         measured = [entry for entry in mine if entry[1].outcome is not Outcome.SKIPPED]
         lines += ["", *folded(model if candidate is None else f"{candidate} against {model}", width)]
-        lines += [*_taken(mine, width), *_notes(mine, width)]
+        lines += [*_taken(mine, width), *_folded(_notes(mine), width)]
         if measured:
             lines += ["", *table(measured).splitlines(), "", *_words(measured, width), *_drift(measured, width)]
         lines += _skipped(mine, width)
@@ -136,21 +136,44 @@ def not_covered(reported: Sequence[Reported]) -> str:
 
 
 def _together(model: str, reported: Sequence[Reported], width: int) -> list[str]:
-    """Several candidates of one model: one table, then of each what is red or near, for the rest is in the file."""
-    lines = ["", *folded(f"candidates against {model}", width), *_notes(reported, width)]
+    """Several candidates of one model: one table, then of each what is red, near or not applicable; the rest is in the file.
+
+    What is true of all of them is said once, above.
+    """
+    each = {name: [one for one in reported if one[1].candidate == name] for name in _rivals(reported)}
+    notes = {name: _notes(mine) for name, mine in each.items()}
+    idle = {name: [words for _, one in mine if (words := _idle(one))] for name, mine in each.items()}
+    shared = {words for found in (notes, idle) for words in _common(list(found.values()))}
+    known, lines = {"", *shared}, ["", *folded(f"candidates against {model}", width)]
+    for found in (notes, idle):
+        lines += _folded((words for words in next(iter(found.values())) if words in shared), width)
     lines += ["", *candidates_table(reported).splitlines()]
-    for candidate in dict.fromkeys(verdict.candidate for _, verdict in reported):
-        mine = [entry for entry in reported if entry[1].candidate == candidate]
-        told = [entry for entry in mine if entry[1].red or entry[1].outcome is Outcome.NEAR]
-        if told or _taken(mine, width):
-            lines += ["", *folded(str(candidate), width), *_taken(mine, width), *_words(told, width)]
-            lines += _drift(mine, width)
+    for name, mine in each.items():
+        told = [one for one in mine if one[1].red or one[1].outcome is Outcome.NEAR or _idle(one[1]) not in known]
+        own = _folded((words for words in notes[name] if words not in shared), width)
+        said = [*_taken(mine, width), *own, *_words(told, width)]
+        if said:
+            lines += ["", *folded(str(name), width), *said, *_drift(mine, width)]
     return lines + _skipped([entry for entry in reported if entry[1].candidate], width)
+
+
+def _rivals(reported: Sequence[Reported]) -> list[str | None]:
+    return list(dict.fromkeys(verdict.candidate for _, verdict in reported))
+
+
+def _idle(verdict: Verdict) -> str:
+    """Why a check has nothing to say here, with its name; empty where it has."""
+    return f"{verdict.check}: {verdict.summary}" if verdict.outcome is Outcome.NOT_APPLICABLE else ""
+
+
+def _common(lists: Sequence[Sequence[str]]) -> list[str]:
+    """What stands in all of the lists."""
+    return [words for words in lists[0] if all(words in other for other in lists)]
 
 
 def candidates_table(reported: Sequence[Reported]) -> str:
     """One row per candidate: what each check measured, a red one marked, and the verdict on all of them together."""
-    names = list(dict.fromkeys(verdict.candidate for _, verdict in reported))
+    names = _rivals(reported)
     checks = list(dict.fromkeys(verdict.check for _, verdict in reported))
     rows = []
     for name in names:
@@ -176,10 +199,13 @@ def _taken(reported: Sequence[Reported], width: int) -> list[str]:
     return folded("taken for {candidate_kind}: {candidate_kind_why}".format(**found[0]), width, 2) if found else []
 
 
-def _notes(reported: Sequence[Reported], width: int) -> list[str]:
-    """How the reference was measured, where that is another way than this run's."""
-    notes = dict.fromkeys(str(note) for _, verdict in reported for note in verdict.facts.get("notes", ()))
-    return [line for note in notes for line in folded(f"note: {note}", width, 2)]
+def _notes(reported: Sequence[Reported]) -> list[str]:
+    """How the reference was measured, where that is another way than this run's, and what of a candidate was followed."""
+    return list(dict.fromkeys(f"note: {note}" for _, verdict in reported for note in verdict.facts.get("notes", ())))
+
+
+def _folded(texts: Iterable[str], width: int) -> list[str]:
+    return [line for text in texts for line in folded(text, width, 2)]
 
 
 def _drift(reported: Sequence[Reported], width: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -268,3 +269,27 @@ def test_several_candidates_stand_in_one_table():
     assert "\nsuper weights  lost\n" in text
     assert "close" in text
     assert "all well" not in text
+
+
+def test_what_is_said_of_one_candidate_stands_with_it():
+    """Notes and checks that do not apply are told with their candidate; what is true of all of them once, above."""
+    inert = Verdict("dependence", "ref", Outcome.NOT_APPLICABLE, "the reference's set is inert", "one")
+    given = [
+        (
+            "t",
+            Verdict("super weights", "ref", Outcome.PASSED, "", "one", measured=1.0, facts={"notes": ["old", "moved"]}),
+        ),
+        ("t", inert),
+        (
+            "t",
+            Verdict("super weights", "ref", Outcome.NOT_APPLICABLE, "it is rotated", "two", facts={"notes": ["old"]}),
+        ),
+        ("t", replace(inert, candidate="two")),
+    ]
+    lines = summary(given, 100)
+
+    first, second = lines.index("one"), lines.index("two")
+    assert lines[:3] == ["candidates against ref", "note: old", "dependence: the reference's set is inert"]
+    assert lines[first + 1] == "note: moved"
+    assert lines[second + 1] == "super weights  it is rotated"
+    assert sum("inert" in line or "old" in line for line in lines) == 2
