@@ -108,7 +108,8 @@ def anatomy(model: nn.Module) -> Anatomy:
     raise ArchitectureError(
         f"a causal language model with its down projections at {table} was expected",
         f"{type(model).__name__} with {', '.join(lists[:5]) or 'no list of layers'}",
-        "pass the transformers module itself; another family is one more row in swcheck.anatomy.FAMILIES",
+        "a model built like Llama (Mistral, Qwen, OLMo, Gemma, Phi-3 are); another family is one more row in "
+        "swcheck.anatomy.FAMILIES",
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from swcheck import index, study
 from swcheck.errors import OptionError, SwcheckError
 from swcheck.files import write_atomically
+from swcheck.lines import folded
 from swcheck.report import dumps, number
 from swcheck.text import read_text
 
@@ -210,7 +212,7 @@ def _locate(options: argparse.Namespace) -> str:
     )
     if options.json:
         return dumps(located_as_json(loaded.name, found))
-    return "\n".join(located_as_text(loaded.name, found))
+    return "\n".join(fitted(located_as_text(loaded.name, found), _terminal()))
 
 
 def located_as_json(name: str, found: Located) -> dict[str, Any]:
@@ -313,7 +315,23 @@ def _index(options: argparse.Namespace) -> str:
     chosen = list(index.entries()) if options.model is None else [index.entry(options.model)]
     if options.json:
         return dumps([index.as_json(entry) for entry in chosen])
-    return "\n".join(line for entry in chosen for line in index.as_text(entry, full=options.model is not None))
+    lines = [line for entry in chosen for line in index.as_text(entry, full=options.model is not None)]
+    return "\n".join(fitted(lines, _terminal()))
+
+
+def fitted(lines: Sequence[str], width: int | None) -> list[str]:
+    """The lines, those that are wider than a terminal folded under where they begin; None is no terminal."""
+    return [
+        part
+        for line in lines
+        for part in (folded(line, width, len(line) - len(line.lstrip()) + 2) if width and len(line) > width else [line])
+    ]
+
+
+def _terminal() -> int | None:
+    """How wide the terminal is that an answer goes to, None where a file or another program reads it."""
+    out = sys.__stdout__
+    return shutil.get_terminal_size().columns if out is not None and out.isatty() else None
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -180,3 +180,15 @@ def test_an_interrupt_is_quiet(run, monkeypatch):
 
     monkeypatch.setattr("swcheck.index.entries", interrupted)
     assert run("index") == (130, "", "")
+
+
+def test_an_answer_fits_the_terminal_it_goes_to():
+    """Long lines are folded under where they begin, on a terminal only; short ones and tables stay as they are."""
+    lines = ["tiny: " + "word " * 30, "  layer 1 [97, 301] = +2.625: " + "word " * 30, "  0      -12.77 @ 7, 225"]
+    assert cli.fitted(lines, None) == lines
+    fitted = cli.fitted(lines, 80)
+    assert len(fitted) > len(lines)
+    assert max(map(len, fitted)) <= 80
+    assert fitted[-1] == lines[-1]
+    assert fitted[1].startswith("  word")
+    assert fitted[-2].startswith("    word")
