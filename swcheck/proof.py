@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 FELT: Final = 0.02
 """The least share of the lost nats that a fix has to bring back, or it does not help; a limit says what is enough."""
 
+HARMLESS: Final = 0.005
+"""A loss of so many nats per token is none, half of the tightest limit: a weight given back helps, whatever the text says."""
+
 ROUNDED: Final = 0.01
 """So far apart may one weight be in two formats; bfloat16 rounds to 0.4 %."""
 
@@ -105,7 +108,9 @@ def _compared(
     if due:
         words += f", the super weight writes x{written:z.3f} (was x{bad:z.3f})"
     nearer = bool(due) and _closeness(written) > _closeness(bad) / 2
-    works = bool(torch.isfinite(after[0]).all()) and (lost - left > FELT * abs(lost) or (nearer and left <= lost))
+    works = bool(torch.isfinite(after[0]).all()) and (
+        lost - left > FELT * abs(lost) or (nearer and left <= max(lost, HARMLESS))
+    )
     return words, {"proven": works, "perplexity": now, "before": was, "written": written if due else None}
 
 

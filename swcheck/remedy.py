@@ -113,12 +113,12 @@ class Remedy:
     @property
     def words(self) -> str:
         """What to try, in one line."""
+        start = "" if self.known or self.kind != "quantized" else "if a quantizer made it, "
         if self.facts.get("perplexity") is not None and not self.facts["proven"]:
-            return USELESS[self.kind]
+            return f"{start}{USELESS[self.kind]}"
         if self.kind in UNTOUCHED and not self.known:
             return f"{UNTOUCHED[self.kind]}: {'; '.join(self.facts['matrices'])}"
         price = "" if self.price is None else f" (+{self.price:,} bytes)"
-        start = "" if self.known else "if a quantizer made it, "
         return f"{start}leave these matrices unquantized: {self.snippet}{price}"
 
 

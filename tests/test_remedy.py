@@ -21,7 +21,7 @@ from swcheck.respelling import spec_of
 from swcheck.session import Session
 from swcheck.settings import Settings
 from swcheck.subject import subject_of
-from tests import checkpoints, damage, relatives
+from tests import checkpoints, damage, planted, relatives
 from tests.test_schemes import INTX
 
 DOWN, QUERY = "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"
@@ -365,7 +365,10 @@ def test_a_matrix_that_does_not_help_is_said_to(tiny, ids):
 
     assert found.proof.startswith("this does not help, with these matrices given back through a hook: perplexity x")
     assert not found.facts["proven"]
-    assert found.words == "more bits or smaller groups: to spare these matrices alone does not help"
+    assert (
+        found.words
+        == "if a quantizer made it, more bits or smaller groups: to spare these matrices alone does not help"
+    )
 
 
 def test_what_cannot_be_given_back_is_said(tiny, ids):
@@ -481,3 +484,19 @@ def test_what_was_pruned_or_trained_gets_no_quantizers_words(tiny, ids, kind, wo
     attempt = caught.value.verdict.attempt
     assert attempt.startswith(words)
     assert attempt.endswith(f": {DOWN}")
+
+
+def test_a_weight_given_back_helps_where_the_text_hardly_felt_it():
+    """Where the damaged model is a hair better on the text, its super weight is still what the fix brings back."""
+    model = planted.sinking(planted.on_first)
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.model.layers[1].mlp.down_proj.weight[5, 7] = 0
+    one, other = (subject_of(each, tokenizer=planted.tokenizer(bos=False)) for each in (broken, model))
+    weights = other.located().super_weights
+    found = remedy(one, other, [DOWN], (weights, weights))
+
+    assert found.facts["before"] < found.facts["perplexity"] < 1.0001
+    assert found.facts["written"] == pytest.approx(1, abs=1e-5)
+    assert found.facts["proven"]
+    assert DOWN in found.words
