@@ -196,6 +196,11 @@ class Verdict:
     detail: tuple[tuple[str, str], ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        who = self.model if self.candidate is None else f"{self.candidate} against {self.model}"
+        words = "; ".join(part for part in (self.cause, self.summary) if part)
+        return f"{self.check} of {who}: {self.outcome.value}: {words}"
+
     @property
     def red(self) -> bool:
         """Whether a test that gets this verdict must not pass."""

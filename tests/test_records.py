@@ -126,3 +126,12 @@ def test_loaded_needs_no_text():
     """What is loaded has a model, a tokenizer and a name; text and source may be left out."""
     loaded = Loaded(model=1, tokenizer=2, name="n")
     assert (loaded.text, loaded.source) == (None, "")
+
+
+def test_a_verdict_is_printed_in_one_line():
+    """What a script prints of a verdict says of whom it is, how it ended and why, without details and facts."""
+    verdict = Verdict(
+        "perplexity", "tiny", Outcome.FAILED, "x3.000 on 60 tokens", "w4", cause="clipped", facts={"a": 1}
+    )
+    assert str(verdict) == "perplexity of w4 against tiny: failed: clipped; x3.000 on 60 tokens"
+    assert str(Verdict("null", "tiny", Outcome.PASSED, "x1.000")) == "null of tiny: passed: x1.000"
