@@ -118,9 +118,8 @@ def _judged(changed: Pairs, pairs: Pairs) -> Kind:
     """What the changed matrices show; ``pairs`` are all, candidate's runs first."""
     unknown = "held to the limits of an unknown scheme"
     if not changed:
-        return Kind(
-            "quantized", f"of the values sampled from {len(pairs)} matrices none differs; {unknown}", sure=False
-        )
+        words = f"nothing says how it was made, and all that was sampled of {len(pairs)} matrices is the reference's"
+        return Kind("quantized", f"{words}; {unknown}", sure=False)
     ours, theirs = ([pair[side] for pair in changed.values()] for side in (0, 1))
     if sum(map(_on_a_grid, ours)) > len(changed) / 2 and not sum(map(_on_a_grid, theirs)) > len(changed) / 2:
         return Kind("quantized", "plain floats that know few levels: rounded to a grid", sure=False)

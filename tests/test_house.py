@@ -39,7 +39,7 @@ settings
 overrides
 report
 conformance
-zeroshot tiny.card subject ratios rtn drift limits kinship kind location stress intervene probes observe stored
+zeroshot tiny.card subject ratios rtn drift limits kinship kind location spike stress intervene probes observe stored
 tiny.cloze tiny.lastword prompts measure quantize anatomy request respelling
 engines huggingface hub checkpoint index schemes skip noise tiers text files strategies tiny.train tiny.corpus tiny lines errors reading fold records
 """.split()
