@@ -90,12 +90,7 @@ def _contribution(case: Case) -> Finding | Detail:
     if not case.weights:
         basis = case.kin.words if case.kin.kind == "rotated" else "the reference has none"
         return excluded(f"the super weights: {basis}")
-    prompt = case.reference.prompt_ids()
-    due = case.reference.written(case.weights)
-    written = case.candidate.contributions(case.there, prompt, case.reference.sinks(case.weights, prompt))
-    numbers = zip(case.candidate.weights(case.there), case.reference.weights(case.weights), due, written, strict=True)
-    targets = [replace(weight, value=_restoring(*four)) for weight, four in zip(case.there, numbers, strict=True)]
-    share, words = case.returning(set_to(case.candidate.live, targets))
+    share, words = _restored(case)
     if share >= PROVEN:
         names = ", ".join(f"layer {w.layer} [{w.row}, {w.column}]" for w in case.weights)
         proof = (("proof", f"restored through a hook: {words}"),)
@@ -103,6 +98,32 @@ def _contribution(case: Case) -> Finding | Detail:
         return Finding(f"what the super weights write {fate_of(case.written)} ({names})", proof, matrices)
     ratios = ", ".join(f"x{ratio:z.3f}" for ratio in case.written)
     return excluded(f"what the super weights write ({ratios}; restored through a hook: {words})")
+
+
+def _restored(case: Case) -> tuple[float, str]:
+    """The share of the loss that returns with what the super weights write given back, and the words for it."""
+    prompt = case.reference.prompt_ids()
+    due = case.reference.written(case.weights)
+    written = case.candidate.contributions(case.there, prompt, case.reference.sinks(case.weights, prompt))
+    numbers = zip(case.candidate.weights(case.there), case.reference.weights(case.weights), due, written, strict=True)
+    targets = [replace(weight, value=_restoring(*four)) for weight, four in zip(case.there, numbers, strict=True)]
+    return case.returning(set_to(case.candidate.live, targets))
+
+
+def given_back_to(case: Case) -> Detail:
+    """How much of the loss returns with what the super weights write given back; where they write it, with what a later
+    layer has lost of it. A proof from half of the loss on.
+    """
+    layers = len(case.candidate.body.layers)
+    if not case.weights or any(weight.layer >= layers for weight in case.there):
+        return ()
+    if all(DEFAULTS["contribution"].holds(ratio) for ratio in case.written):
+        found = _activation(case)
+        rows = tuple(row for row in found.detail if row[0] == "proof") if isinstance(found, Finding) else found
+    else:
+        share, words = _restored(case)
+        rows = (("proof" if share >= PROVEN else "given back", f"restored through a hook: {words}"),)
+    return (*rows, *case.tried_on)
 
 
 def _restoring(value: float, expected: float, due: float, written: float) -> float:

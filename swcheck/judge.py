@@ -10,7 +10,7 @@ from typing import Any
 
 from swcheck.activations import Activations
 from swcheck.case import Case, Finding
-from swcheck.diagnosis import basis, lost_in
+from swcheck.diagnosis import basis, given_back_to, lost_in
 from swcheck.elsewhere import of_layer
 from swcheck.fate import weight_cause
 from swcheck.pair import FOLLOWED, Pair
@@ -68,13 +68,15 @@ def _weight_lost(
     """Red, with what became of the worst of the super weights, and the matrices whose precision it hangs on."""
     limit, ratios = more["limit"], more["facts"]["ratios"]
     worst = worst_of(ratios, limit)
-    other = basis(Case(pair.candidate, pair.reference, pair.kin, tuple(chosen), tuple(there)))
+    case = Case(pair.candidate, pair.reference, pair.kin, tuple(chosen), tuple(there))
+    other = basis(case)
     if isinstance(other, Finding):
         detail = (*other.detail, *more.pop("detail"))
         return pair.failed(other.cause, summary, other.advice, detail=detail, **more)
     cause = weight_cause(pair.candidate, pair.reference, chosen[worst], ratios[worst])
     red = [place for place, ratio in zip(there, ratios, strict=True) if not limit.holds(ratio)]
     names = dict.fromkeys(pair.candidate.body.down_name(w.layer) for w in red if w.layer < pair.depth)
+    more["detail"] = (*given_back_to(case), *more["detail"])
     return pair.remedied(Finding(cause, (), tuple(names)), summary, (chosen, there), **more)
 
 
@@ -115,7 +117,7 @@ def _activation_lost(pair: Pair, chosen: Sequence[SuperWeight], summary: str, mo
     if not matrices and lost is not None:
         more["cause"] += f", in layer {lost}; what the super weights write is kept"
         names = of_layer(case, lost)
-    more["detail"] = (*more.get("detail", ()), ("written", written))
+    more["detail"] = (*given_back_to(case), *more.get("detail", ()), ("written", written))
     cause, attempt = more.pop("cause"), more.pop("attempt")
     return pair.remedied(Finding(cause, (), names, attempt), summary, (chosen, there), **more)
 

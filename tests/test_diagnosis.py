@@ -280,6 +280,25 @@ def test_an_activation_that_a_later_layer_loses_is_named_with_that_layer(tiny, i
     assert any("what the super weights write (x1.000" in words for words in rows(verdict, "ruled out"))
 
 
+@pytest.mark.parametrize("check", [assert_super_weights_preserved, assert_super_activations_preserved])
+def test_a_lost_weight_or_activation_is_given_back_before_it_is_blamed_for_the_loss(tiny, ids, check):
+    """Zeroed, all of the loss returns with it: a proof; beside other damage little does, and no proof is claimed."""
+
+    def zeroed(model):
+        model.model.layers[1].mlp.down_proj.weight[ROW, COLUMN] = 0
+
+    def noisy(model):
+        zeroed(model)
+        model.model.layers[1].mlp.down_proj.weight[ROW, COLUMN] = 0.3 * 2.625
+        model.model.layers[3].self_attn.q_proj.weight.mul_(-1)
+
+    alone, beside = (red(check, edited(tiny, edit), tiny, token_ids=ids) for edit in (zeroed, noisy))
+
+    assert "restored through a hook: perplexity x1.000, 100% of the loss returns" in rows(alone, "proof")
+    assert rows(beside, "proof") == []
+    assert "of the loss returns" in rows(beside, "given back")[0]
+
+
 def test_an_activation_lost_in_its_own_layer_is_told_from_a_lost_weight(tiny, ids):
     """Where another neuron of the same row writes against it, the super weight itself is not blamed."""
 
@@ -289,6 +308,7 @@ def test_an_activation_lost_in_its_own_layer_is_told_from_a_lost_weight(tiny, id
 
     assert "lost" in verdict.cause
     assert "in layer 1; what the super weights write is kept" in verdict.cause
+    assert "of the loss returns" in rows(verdict, "proof")[0]
     assert verdict.facts["fix"]["matrices"] == ["model.layers.1.mlp.down_proj"]
     assert assert_super_weights_preserved(candidate, tiny, token_ids=ids).measured == pytest.approx(1, abs=1e-3)
 
