@@ -166,9 +166,7 @@ class Limit:
         return low <= measured <= high
 
     def __str__(self) -> str:
-        low, high = (
-            None if end is None else f"{end:,.4g}" if end < 1e4 else f"{end:,.0f}" for end in (self.low, self.high)
-        )
+        low, high = (None if end is None else f"{end:,.6g}" for end in (self.low, self.high))
         if low is None:
             return "-" if high is None else f"<= {high}"
         return f">= {low}" if high is None else f"{low} .. {high}"

@@ -75,10 +75,12 @@ def test_a_home_directory(tmp_path, monkeypatch):
     assert swcheck.load("~/mine").name == "mine"
 
 
-def test_a_path_object_is_not_taken_for_a_name(tmp_path):
-    """A name is text: a path is refused in words, not in an AttributeError."""
+def test_a_path_object_is_a_directory(tmp_path):
+    """A path loads as its text does; what is neither is refused in words, not in an AttributeError."""
+    folder = copy_of_tiny(tmp_path / "a")
+    assert swcheck.load(folder).name == swcheck.load(str(folder)).name
     with pytest.raises(SwcheckError, match="the name of a model"):
-        swcheck.load(copy_of_tiny(tmp_path / "a"))  # type: ignore[arg-type]
+        swcheck.load(7)  # type: ignore[arg-type]
 
 
 def test_a_directory_called_like_a_known_model_is_not_that_model(tmp_path, monkeypatch):
