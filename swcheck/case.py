@@ -7,6 +7,7 @@ what was measured.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ from swcheck.anatomy import device_of
 from swcheck.coverage import unknown_maps
 from swcheck.kinship import embedding_of
 from swcheck.measure import token_nats
-from swcheck.observe import first_tensor
+from swcheck.observe import first_tensor, plain_weight
 from swcheck.probes import answers_as
 from swcheck.ratios import ERRORS, LARGEST_EXPONENT, ratio_of, times
 
@@ -91,6 +92,11 @@ class Case:
             return 0.0, f"perplexity x{left:.3f}, no loss beyond the noise that could return"
         share = (self.damaged - nats) / lost if math.isfinite(nats) else 0.0
         return share, f"perplexity x{left:.3f}, {round(100 * share)}% of the loss returns"
+
+    def once(self, what: str, attempt: Callable[[], tuple[float, str]]) -> tuple[float, str]:
+        """What an attempt to give something back brought, tried once for all checks of the candidate."""
+        _ = self.damaged  # what it is held against, and what ``tried_on`` tells
+        return self.candidate.once((what, self.reference.mark, self.weights, self.there), attempt)
 
     @property
     def tried_on(self) -> Detail:
@@ -170,6 +176,16 @@ def filed(case: Case, name: str) -> torch.Tensor | str:
     if not answers_as(weight, None if isinstance(bias, str) else bias, inner, case.reference.echoes()):
         return "the reference's files hold another matrix than was measured, or keep it packed"
     return weight
+
+
+def counterpart(candidate: Subject, reference: Subject, name: str) -> torch.Tensor | str:
+    """The plain weight ``(H, F)`` of the map that is called ``name`` in the candidate, of a reference that is here; or why not."""
+    layer, _, inner = name.removeprefix(f"{candidate.body.path}.").partition(".")
+    try:
+        weight = plain_weight(reference.body.layers[int(layer)].get_submodule(inner))
+    except (AttributeError, IndexError, ValueError):
+        return f"the reference has no {name}"
+    return f"the reference keeps {name} packed" if weight is None else weight
 
 
 def prepare(reference: Subject) -> None:

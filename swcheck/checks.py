@@ -221,12 +221,11 @@ def message_of(verdict: Verdict, told: Mapping[tuple[str, str], str] | None = No
     ``told`` are rows (name, text) that stand elsewhere already, with the name of that place: several such lines are not
     said again, a pointer takes their place. For a terminal prose is folded to its ``width``, what is to be pasted never.
     """
-    who = verdict.model if verdict.candidate is None else f"{verdict.candidate} against {verdict.model}"
-    lines = [f"{verdict.cause or verdict.summary}: {verdict.check} of {who}"]
+    lines = [f"{verdict.cause or verdict.summary}: {verdict.check} of {verdict.who}"]
     if width is not None and len(lines[0]) > width:
         lines = [
             *folded(f"{verdict.cause or verdict.summary}:", width, 2),
-            *folded(f"  {verdict.check} of {who}", width, 4),
+            *folded(f"  {verdict.check} of {verdict.who}", width, 4),
         ]
     attempts, known = _attempts(verdict.attempt, width), [row for row in rows_of(verdict) if row in (told or {})]
     if told is None or sum(len(attempts) if name == TRY else 1 for name, _ in known) < WORTH:

@@ -66,12 +66,10 @@ def collapse(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> 
 
 def compare_dependence(pair: Pair, limit: Limit) -> Verdict:
     """How much of the reference's collapse the candidate still shows when the same weights are zeroed."""
-    confound = pair.confound()
-    if confound is not None:
-        return confound
+    obstacle = pair.obstacle()
+    if obstacle is not None:
+        return obstacle
     chosen = pair.weights
-    if not chosen:
-        return pair.none()
     before = (_intact(pair.reference), causal.without(pair.reference, chosen))
     nothing = _nothing_to_lose(pair, before)
     if nothing is not None:

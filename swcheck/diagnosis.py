@@ -102,12 +102,19 @@ def _contribution(case: Case) -> Finding | Detail:
 
 def _restored(case: Case) -> tuple[float, str]:
     """The share of the loss that returns with what the super weights write given back, and the words for it."""
-    prompt = case.reference.prompt_ids()
-    due = case.reference.written(case.weights)
-    written = case.candidate.contributions(case.there, prompt, case.reference.sinks(case.weights, prompt))
-    numbers = zip(case.candidate.weights(case.there), case.reference.weights(case.weights), due, written, strict=True)
-    targets = [replace(weight, value=_restoring(*four)) for weight, four in zip(case.there, numbers, strict=True)]
-    return case.returning(set_to(case.candidate.live, targets))
+
+    def attempt() -> tuple[float, str]:
+        prompt = case.reference.prompt_ids()
+        due = case.reference.written(case.weights)
+        written = case.candidate.contributions(case.there, prompt, case.reference.sinks(case.weights, prompt))
+        values = case.candidate.weights(case.there), case.reference.weights(case.weights)
+        targets = [
+            replace(weight, value=_restoring(*four))
+            for weight, *four in zip(case.there, *values, due, written, strict=True)
+        ]
+        return case.returning(set_to(case.candidate.live, targets))
+
+    return case.once("restored", attempt)
 
 
 def given_back_to(case: Case) -> Detail:

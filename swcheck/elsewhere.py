@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-import torch
-
-from swcheck.case import Case, Detail, Finding, filed
+from swcheck.case import Case, Detail, Finding, counterpart, filed
 from swcheck.coverage import map_errors, unknown_maps
 from swcheck.intervene import given_back
-from swcheck.observe import plain_weight
 
 if TYPE_CHECKING:
     from swcheck.subject import Subject
@@ -52,13 +49,9 @@ def not_the_super_weights(case: Case) -> Finding:
 
 def _given_back(case: Case, names: Sequence[str]) -> Detail:
     """What returns with the worst maps replaced by the reference's, as far as it is here or its files are."""
-    path, body = case.candidate.body.path, case.reference.body if case.reference.module is not None else None
-    maps = {}
-    for name in names:
-        layer, _, inner = name.removeprefix(f"{path}.").partition(".")
-        weight = filed(case, name) if body is None else plain_weight(body.layers[int(layer)].get_submodule(inner))
-        if isinstance(weight, torch.Tensor):
-            maps[name] = weight
+    here = case.reference.module is not None
+    found = {name: counterpart(case.candidate, case.reference, name) if here else filed(case, name) for name in names}
+    maps = {name: weight for name, weight in found.items() if not isinstance(weight, str)}
     if not maps:
         return ()
     words = case.returning(given_back(case.candidate.live, maps, {}))[1]

@@ -20,12 +20,10 @@ from swcheck.records import Limit, Outcome, Prompt, SuperWeight, Verdict
 
 def compare_weights(pair: Pair, limit: Limit) -> Verdict:
     """The contributions of the super weights, candidate over reference."""
-    confound = pair.confound()
-    if confound is not None:
-        return confound
+    obstacle = pair.obstacle()
+    if obstacle is not None:
+        return obstacle
     chosen = pair.weights
-    if not chosen:
-        return pair.none()
     if pair.kin.kind == "rotated":
         summary = f"{pair.kin.words}; its weights have no counterpart, the sink token's norm is judged instead"
         return pair.verdict(Outcome.NOT_APPLICABLE, summary)
@@ -82,12 +80,10 @@ def _weight_lost(
 
 def compare_activations(pair: Pair, prompts: Sequence[str | Prompt] | None, limit: Limit) -> Verdict:
     """The super activations at the reference's own place, candidate over reference, on the same prompts."""
-    confound = pair.confound()
-    if confound is not None:
-        return confound
+    obstacle = pair.obstacle()
+    if obstacle is not None:
+        return obstacle
     chosen = pair.weights
-    if not chosen:
-        return pair.none()
     if pair.kin.kind == "rotated":
         return _compare_norms(pair, chosen, limit)
     outcome, summary, more = Activations(pair.candidate, pair.reference, chosen, pair.kin.channels).compare(

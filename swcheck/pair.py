@@ -76,9 +76,6 @@ class Pair:
         """Passed, or near where it is within the noise of its limit."""
         return Outcome.NEAR if near else Outcome.PASSED
 
-    def none(self) -> Verdict:
-        return none_found(self.check, self.reference, None if self.candidate is self.reference else self.candidate.name)
-
     def confound(self) -> Verdict | None:
         """What looks like super-weight damage and is none, in a fixed order; None where all is ruled out."""
         kin, ids = self.kin, self.reference.prompt_ids()
@@ -97,6 +94,13 @@ class Pair:
         if kin.kind == "other model":
             return self.failed("wrong base model", kin.words, base)
         return None
+
+    def obstacle(self) -> Verdict | None:
+        """What stands before a comparison of super weights: a confound, or that the reference has none to compare."""
+        confound = self.confound()
+        if confound is not None or self.weights:
+            return confound
+        return none_found(self.check, self.reference, None if self.candidate is self.reference else self.candidate.name)
 
     def not_finite(self, ids: torch.Tensor) -> Verdict:
         """The candidate answers ``ids`` ``(B, T)`` with NaN or infinity: where that begins, and whether a range ended."""

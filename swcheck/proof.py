@@ -17,11 +17,12 @@ import torch
 from swcheck import engines
 from swcheck.activations import LOADED_AGAIN
 from swcheck.anatomy import device_of
+from swcheck.case import ROUNDED, counterpart
 from swcheck.errors import first_words
 from swcheck.intervene import given_back
 from swcheck.kinship import related
 from swcheck.measure import token_nats
-from swcheck.observe import first_tensor, plain_weight
+from swcheck.observe import first_tensor
 from swcheck.ratios import LARGEST_EXPONENT, ratio_of, times
 from swcheck.subject import subject_of
 
@@ -35,9 +36,6 @@ FELT: Final = 0.02
 HARMLESS: Final = 0.005
 """A loss of so many nats per token is none, half of the tightest limit: a weight given back helps, whatever the text says."""
 
-ROUNDED: Final = 0.01
-"""So far apart may one weight be in two formats; bfloat16 rounds to 0.4 %."""
-
 COLUMNS: Final = 32
 PARALLEL: Final = 0.95
 RESCALED: Final = 0.1
@@ -50,8 +48,8 @@ Pairs = tuple[Sequence["SuperWeight"], Sequence["SuperWeight"]]
 
 
 @dataclass(frozen=True)
-class Case:
-    """A red candidate and its reference; ``matrices`` by their names in it, ``again`` is the spec that spares them.
+class Trial:
+    """A fix of a red candidate; ``matrices`` by their names in it, ``again`` is the spec that spares them.
 
     ``pair`` are the super weights, and where they stand in the candidate.
     """
@@ -72,18 +70,18 @@ _Measured = tuple[torch.Tensor, tuple[float, ...]]
 """The nats of every token of the reference's windows, and what the super weights write."""
 
 
-def prove(case: Case) -> tuple[str, dict[str, Any]]:
+def prove(trial: Trial) -> tuple[str, dict[str, Any]]:
     """The first way of a proof that can be gone here, in words and numbers; else why there is none."""
-    reference, (weights, there) = case.reference, case.pair
-    nats = case.candidate.against(reference)[0]
+    reference, (weights, there) = trial.reference, trial.pair
+    nats = trial.candidate.against(reference)[0]
     due = reference.written(weights) if weights else ()
-    had = case.candidate.contributions(there, reference.prompt_ids(), case.sinks) if weights else ()
+    had = trial.candidate.contributions(there, reference.prompt_ids(), trial.sinks) if weights else ()
     reference.rest()
     reasons: list[str] = []
     failed = ""
     for how, measure in _WAYS.items():
         try:
-            now = measure(case)
+            now = measure(trial)
         except _CannotError as error:
             reasons.append(str(error))
         except Exception as error:  # whatever a quantizer raises: the verdict stands without this proof
@@ -92,7 +90,7 @@ def prove(case: Case) -> tuple[str, dict[str, Any]]:
         else:
             words, facts = _compared(reference.intact()[0], (nats, had), now, due)
             helps = "" if facts["proven"] else "this does not help, "
-            more = {"by": how, "spec": case.again, "instead": "; ".join(reasons)}
+            more = {"by": how, "spec": trial.again, "instead": "; ".join(reasons)}
             return f"{helps}{how}: {words}{failed}", {**facts, **more}
     return f"not proven: {'; '.join(reasons)}", {"proven": False}
 
@@ -118,17 +116,17 @@ class _CannotError(Exception):
     """A proof that cannot be had here, and why."""
 
 
-def _quantized_again(case: Case) -> _Measured:
+def _quantized_again(trial: Trial) -> _Measured:
     """The reference as ``again`` makes it; that model is gone afterwards."""
-    candidate, reference = case.candidate, case.reference
-    if case.again is None:
+    candidate, reference = trial.candidate, trial.reference
+    if trial.again is None:
         raise _CannotError("no engine of this machine makes such a candidate")
     if not reference.source:
         raise _CannotError("where the reference lies is not known, so that it cannot be quantized again")
     made = subject_of(
-        _third(case, case.again) if _is_kept(reference) else candidate.maker(case.again, reference.source)
+        _third(trial, trial.again) if _is_kept(reference) else candidate.maker(trial.again, reference.source)
     )
-    has = made.contributions(case.pair[0], reference.prompt_ids(), case.sinks) if case.pair[0] else ()
+    has = made.contributions(trial.pair[0], reference.prompt_ids(), trial.sinks) if trial.pair[0] else ()
     return token_nats(made.live, reference.windows()), has
 
 
@@ -137,13 +135,13 @@ def _is_kept(reference: Subject) -> bool:
     return reference.module is not None and reference.again is None
 
 
-def _third(case: Case, spec: str) -> Loaded:
+def _third(trial: Trial, spec: str) -> Loaded:
     """What ``spec`` makes of the directory of a reference that a caller keeps in memory, as it is there."""
-    reference = case.reference
+    reference = trial.reference
     if reference.parameters > LOADED_AGAIN:
         raise _CannotError("a third model beside the two in memory need not fit")
-    for name in case.matrices:
-        here, filed = _counterpart(case, name).float().cpu(), reference.stored(f"{name.removeprefix(WRAPPED)}.weight")
+    for name in trial.matrices:
+        here, filed = _counterpart(trial, name).float().cpu(), reference.stored(f"{name.removeprefix(WRAPPED)}.weight")
         if not isinstance(filed, str) and not torch.allclose(here, filed.float(), rtol=ROUNDED, atol=1e-6):
             raise _CannotError(f"the reference in memory has another {name} than its directory")
     dtype = str(reference.live.dtype).removeprefix("torch.")
@@ -153,14 +151,14 @@ def _third(case: Case, spec: str) -> Loaded:
     )
 
 
-def _given_back(case: Case) -> _Measured:
+def _given_back(trial: Trial) -> _Measured:
     """The candidate with the reference's own matrices in the place of its own; nothing of it is remembered or changed."""
-    candidate, reference = replace(case.candidate, memo=None), case.reference
-    maps = _matrices(case)
+    candidate, reference = replace(trial.candidate, memo=None), trial.reference
+    maps = _matrices(trial)
     with given_back(candidate.live, maps, {}):
-        has = candidate.contributions(case.pair[1], reference.prompt_ids(), case.sinks) if case.pair[1] else ()
+        has = candidate.contributions(trial.pair[1], reference.prompt_ids(), trial.sinks) if trial.pair[1] else ()
         nats = token_nats(candidate.live, reference.windows())
-    helps = float(nats.mean()) < float(case.candidate.against(reference)[0].mean())
+    helps = float(nats.mean()) < float(trial.candidate.against(reference)[0].mean())
     if not helps and any(_is_rescaled(candidate, name, weight) for name, weight in maps.items()):
         raise _CannotError(
             "matrices cannot be given back, their inputs or outputs are rescaled (as by AWQ, SmoothQuant)"
@@ -189,28 +187,28 @@ def _is_rescaled(candidate: Subject, name: str, weight: torch.Tensor) -> bool:
     return False
 
 
-_WAYS: Final[Mapping[str, Callable[[Case], _Measured]]] = {
+_WAYS: Final[Mapping[str, Callable[[Trial], _Measured]]] = {
     "quantized again with them left out": _quantized_again,
     "with these matrices given back through a hook": _given_back,
 }
 """How a fix is proven, the better way first."""
 
 
-def _matrices(case: Case) -> dict[str, torch.Tensor]:
+def _matrices(trial: Trial) -> dict[str, torch.Tensor]:
     """The reference's plain weights for the named maps: from the model where it is here, else from its files."""
-    candidate, reference = case.candidate, case.reference
+    candidate, reference = trial.candidate, trial.reference
     kin = related(candidate.portrait(), reference.portrait())
     if kin.kind in {"permuted", "rotated"}:
         raise _CannotError(f"matrices cannot be given back, {kin.words}")
     if reference.module is not None:
-        return {name: _counterpart(case, name) for name in case.matrices}
-    filed = {name: reference.stored(f"{name.removeprefix(WRAPPED)}.weight") for name in case.matrices}
+        return {name: _counterpart(trial, name) for name in trial.matrices}
+    filed = {name: reference.stored(f"{name.removeprefix(WRAPPED)}.weight") for name in trial.matrices}
     if all(_fits(candidate, name, weight) for name, weight in filed.items()):
         return filed  # type: ignore[return-value]
     if reference.again is None:
         words = next((weight for weight in filed.values() if isinstance(weight, str)), "its files keep them packed")
         raise _CannotError(f"matrices cannot be given back, {words}")
-    maps = {name: _counterpart(case, name).clone() for name in case.matrices}
+    maps = {name: _counterpart(trial, name).clone() for name in trial.matrices}
     reference.rest()
     return maps
 
@@ -229,14 +227,10 @@ def sizes_of(module: Any) -> tuple[int, ...]:
     )
 
 
-def _counterpart(case: Case, name: str) -> torch.Tensor:
-    layer, _, inner = name.removeprefix(f"{case.candidate.body.path}.").partition(".")
-    try:
-        weight = plain_weight(case.reference.body.layers[int(layer)].get_submodule(inner))
-    except (AttributeError, IndexError, ValueError) as error:
-        raise _CannotError(f"the reference has no {name}") from error
-    if weight is None:
-        raise _CannotError(f"the reference keeps {name} packed")
+def _counterpart(trial: Trial, name: str) -> torch.Tensor:
+    weight = counterpart(trial.candidate, trial.reference, name)
+    if isinstance(weight, str):
+        raise _CannotError(weight)
     return weight.detach()
 
 

@@ -194,10 +194,14 @@ class Verdict:
     detail: tuple[tuple[str, str], ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def who(self) -> str:
+        """The model it is about, or the candidate with its reference."""
+        return self.model if self.candidate is None else f"{self.candidate} against {self.model}"
+
     def __str__(self) -> str:
-        who = self.model if self.candidate is None else f"{self.candidate} against {self.model}"
         words = "; ".join(part for part in (self.cause, self.summary) if part)
-        return f"{self.check} of {who}: {self.outcome.value}: {words}"
+        return f"{self.check} of {self.who}: {self.outcome.value}: {words}"
 
     @property
     def red(self) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from swcheck import engines
 from swcheck.coverage import quantization_of
 from swcheck.observe import plain_weight
-from swcheck.proof import WRAPPED, Case, Pairs, prove, sizes_of
+from swcheck.proof import WRAPPED, Pairs, Trial, prove, sizes_of
 from swcheck.respelling import spec_of
 from swcheck.skip import OPTION, parted
 
@@ -138,8 +138,8 @@ def remedy(
     again = respelled(candidate, names)
     price = price_of(candidate, _left_out(candidate, matrices))
     key = ("remedy", reference.mark, names, tuple(pair[0]))
-    case = Case(candidate, reference, tuple(matrices), again, pair)
-    proof, facts = candidate.once(key, lambda: prove(case))
+    trial = Trial(candidate, reference, tuple(matrices), again, pair)
+    proof, facts = candidate.once(key, lambda: prove(trial))
     known = again is not None or tool_of(candidate) in SNIPPETS
     facts = {"matrices": list(names), "bytes": price, **facts}
     return Remedy(snippet(candidate, names), price, proof, facts, known, kind)
