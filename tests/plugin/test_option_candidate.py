@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -132,9 +133,8 @@ def test_a_candidate_that_cannot_be_loaded_is_explained_once(inner, tmp_path):
     result.assert_outcomes(errors=5)
     assert result.stdout.str().count("  try: check that weights and config.json belong together") == 1
     assert result.stdout.str().count("  as under test_super_weights") == 4
-    result.stdout.fnmatch_lines(
-        ["super weights, super activations, *: the weights of*", "  *torn: * of another shape*"]
-    )
+    table = " ".join(result.stdout.str().rpartition("== swcheck ==")[2].split())  # where it folds depends on the path
+    assert fnmatch(table, f"*super weights, super activations, *: the weights of *{torn}: * of another shape*")
     [said] = {(v["summary"], v["try"]) for v in json.loads(Path("out.json").read_text(encoding="utf-8"))["verdicts"]}
     assert "of another shape" in said[0]
     assert said[1].startswith("check that weights")
