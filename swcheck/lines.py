@@ -12,6 +12,8 @@ WIDEST: Final = 100
 NARROWEST: Final = 40
 """Folding to less would leave nothing beside the indents."""
 
+FOUND: Final = "  found: "
+
 SHORT: Final = 12
 """A longer name before a text does not push the texts of shorter ones to the right."""
 
@@ -41,6 +43,11 @@ def error(text: str, width: int) -> str:
     """A worded error as it is shown: its lines folded, but for what it says to try, which may be a command."""
     lines = []
     for line in text.splitlines():
-        found, tried = (line.startswith(f"  {word}: ") for word in ("found", "try"))
-        lines += [line] if tried else folded(line, width, len("  found: ") if found else 2)
+        if line.startswith("  try: "):
+            lines.append(line)
+        elif line.startswith(FOUND):  # folded without its label, which a long path would else leave alone in a line
+            first, *more = folded(" " * len(FOUND) + line.removeprefix(FOUND), width, len(FOUND))
+            lines += [FOUND + first.removeprefix(" " * len(FOUND)), *more]
+        else:
+            lines += folded(line, width, 2)
     return "\n".join(lines)

@@ -47,3 +47,13 @@ def test_an_error_keeps_the_line_to_paste():
     assert shown[1].startswith("  found: pip install package-0")
     assert shown[2].startswith("         package-")
     assert shown[-1] == f"  try: {long}"
+
+
+def test_a_label_is_not_left_alone():
+    """A path that is too long for the rest of the line stands behind its label all the same."""
+    path = "/a" * 60
+    assert error(f"write x\n  found: {path} is a file\n  try: y", 60).splitlines()[1:] == [
+        f"  found: {path}",
+        "         is a file",
+        "  try: y",
+    ]
