@@ -38,7 +38,7 @@ LOST: Final = 0.25
 """Below this share an activation is lost, and how far below is noise."""
 
 LOADED_AGAIN: Final = 1_000_000_000
-"""A reference of at most so many parameters is loaded again to shrink a prompt; two larger models need not fit."""
+"""A reference of at most so many parameters is loaded again to shrink a prompt, its candidate freed: larger ones take too long."""
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,15 @@ from swcheck import causal
 from swcheck.anatomy import device_of
 from swcheck.coverage import unknown_maps
 from swcheck.kinship import embedding_of
+from swcheck.lent import lent
 from swcheck.measure import token_nats
-from swcheck.observe import first_tensor, plain_weight
-from swcheck.probes import answers_as
+from swcheck.observe import first_tensor
 from swcheck.ratios import ERRORS, LARGEST_EXPONENT, ratio_of, times
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from swcheck.intervene import Weight
     from swcheck.kinship import Kinship
     from swcheck.records import SuperWeight
     from swcheck.subject import Subject
@@ -82,11 +85,13 @@ class Case:
         """The candidate's."""
         return float(causal.against(self.candidate, self.reference).mean())
 
-    def returning(self, restored: AbstractContextManager[None]) -> tuple[float, str]:
-        """The share of the lost nats that comes back inside a block, and the words for it."""
-        with restored:
-            each = token_nats(self.candidate.live, self.ids)
-        nats, lost = float(each.mean()), self.damaged - self.before
+    def returning(self, restored: Callable[[nn.Module], AbstractContextManager[None]]) -> tuple[float, str]:
+        """The share of the lost nats that comes back inside a block on the candidate's module, and the words for it."""
+        ids, lost = self.ids, self.damaged - self.before  # before the block: what is not known yet loads other weights
+        model = self.candidate.live
+        with restored(model):
+            each = token_nats(model, ids)
+        nats = float(each.mean())
         left = math.exp(min(LARGEST_EXPONENT, nats - self.before)) if math.isfinite(nats) else math.inf
         if not lost > max(NO_LOSS, ERRORS * self.reference.noise()[0]):
             return 0.0, f"perplexity x{left:.3f}, no loss beyond the noise that could return"
@@ -152,40 +157,13 @@ def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and bool((one.float() - other.float()).norm() <= ROUNDED * other.float().norm())
 
 
-def matrix(case: Case, layer: int, name: str) -> torch.Tensor | str:
+def matrix(case: Case, layer: int, name: str) -> Weight | str:
     """The reference's down projection of a layer, from its files where it is not here; or why not."""
     reference = case.reference
     if reference.module is not None or reference.remembers(("matrix", layer)):
         matrix = reference.matrix(layer)
         return "the reference keeps it packed" if matrix is None else matrix
-    return filed(case, name)
-
-
-def filed(case: Case, name: str) -> torch.Tensor | str:
-    """A matrix of the reference as its files have it, if it answers as the reference did; or why not.
-
-    Mapped from the file, so that it takes no memory of its own.
-    """
-    unknown = unknown_maps(case.reference)
-    if unknown:
-        return unknown
-    weight, bias = (case.reference.stored(f"{name}.{part}") for part in ("weight", "bias"))
-    if isinstance(weight, str):
-        return weight
-    inner = name.removeprefix(f"{case.candidate.body.path}.")
-    if not answers_as(weight, None if isinstance(bias, str) else bias, inner, case.reference.echoes()):
-        return "the reference's files hold another matrix than was measured, or keep it packed"
-    return weight
-
-
-def counterpart(candidate: Subject, reference: Subject, name: str) -> torch.Tensor | str:
-    """The plain weight ``(H, F)`` of the map that is called ``name`` in the candidate, of a reference that is here; or why not."""
-    layer, _, inner = name.removeprefix(f"{candidate.body.path}.").partition(".")
-    try:
-        weight = plain_weight(reference.body.layers[int(layer)].get_submodule(inner))
-    except (AttributeError, IndexError, ValueError):
-        return f"the reference has no {name}"
-    return f"the reference keeps {name} packed" if weight is None else weight
+    return unknown_maps(reference) or lent(case.candidate, reference, name)
 
 
 def prepare(reference: Subject) -> None:

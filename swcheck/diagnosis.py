@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import torch
@@ -25,6 +26,7 @@ from swcheck.prompted import readings
 from swcheck.ratios import LARGEST_EXPONENT, perplexity_of, ratio_of, times
 
 if TYPE_CHECKING:
+    from swcheck.intervene import Weight
     from swcheck.records import SuperActivation
     from swcheck.subject import Subject
 
@@ -77,7 +79,7 @@ def basis(case: Case) -> Finding | Detail:
     wanted = embedded(case)
     if isinstance(wanted, str):
         return (("not known", f"whether only its embedding is {kind}: {wanted}"),)
-    share, words = case.returning(embedding_set(case.candidate.live, wanted))
+    share, words = case.returning(partial(embedding_set, wanted=wanted))
     if share >= PROVEN:
         proof = (("proof", f"the reference's embedding given back through a hook: {words}"),)
         advice = "permute or rotate the layers as well, or leave the embedding as it was"
@@ -112,7 +114,7 @@ def _restored(case: Case) -> tuple[float, str]:
             replace(weight, value=_restoring(*four))
             for weight, *four in zip(case.there, *values, due, written, strict=True)
         ]
-        return case.returning(set_to(case.candidate.live, targets))
+        return case.returning(partial(set_to, super_weights=targets))
 
     return case.once("restored", attempt)
 
@@ -157,7 +159,7 @@ def _activation(case: Case) -> Finding | Detail:
                 ("not known", f"whether the lost super activation of channel {there.channel} is the cause ({words})"),
             )
             continue
-        share, words = case.returning(residual_set(case.candidate.live, layer, there.channel, wanted))
+        share, words = case.returning(partial(residual_set, layer=layer, channel=there.channel, wanted=wanted))
         told = f"x{ratio:.2f} after layer {layer}; restored through a hook: {words}"
         if share >= PROVEN:
             cause = f"layer {layer} loses the super activation of channel {there.channel} (x{ratio:.2f})"
@@ -235,7 +237,7 @@ def _neighbours(case: Case) -> Finding | Detail:
         if len(maps) < len(matrices):
             told.append(f"{what}: not known, {why}")
             continue
-        share, words = case.returning(given_back(case.candidate.live, maps, rows))
+        share, words = case.returning(partial(given_back, maps=maps, rows=rows))
         told.append(f"{what} given back: {words}")
         if share >= PROVEN:
             cause = f"block neighbours of the super weight pay ({name}, {what})"
@@ -256,9 +258,9 @@ def _rows_of(case: Case) -> tuple[str, dict[str, torch.Tensor], dict[str, list[i
     return f"row {', '.join(str(row) for found in rows.values() for row in found)}", maps, rows
 
 
-def _matrices_of(case: Case) -> tuple[dict[str, torch.Tensor], str]:
+def _matrices_of(case: Case) -> tuple[dict[str, Weight], str]:
     """The reference's whole matrices that hold super weights, and why one of them is not known."""
-    found: dict[str, torch.Tensor] = {}
+    found: dict[str, Weight] = {}
     why = ""
     for name, layer in {case.down(weight): weight.layer for weight in case.weights}.items():
         whole = matrix(case, layer, name)

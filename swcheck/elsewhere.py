@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from swcheck.case import Case, Detail, Finding, counterpart, filed
+from swcheck.case import Case, Detail, Finding
 from swcheck.coverage import map_errors, unknown_maps
 from swcheck.intervene import given_back
+from swcheck.lent import lent
 
 if TYPE_CHECKING:
     from swcheck.subject import Subject
@@ -49,12 +51,11 @@ def not_the_super_weights(case: Case) -> Finding:
 
 def _given_back(case: Case, names: Sequence[str]) -> Detail:
     """What returns with the worst maps replaced by the reference's, as far as it is here or its files are."""
-    here = case.reference.module is not None
-    found = {name: counterpart(case.candidate, case.reference, name) if here else filed(case, name) for name in names}
+    found = {name: lent(case.candidate, case.reference, name) for name in names}
     maps = {name: weight for name, weight in found.items() if not isinstance(weight, str)}
     if not maps:
         return ()
-    words = case.returning(given_back(case.candidate.live, maps, {}))[1]
+    words = case.returning(partial(given_back, maps=maps, rows={}))[1]
     what = "this matrix" if len(maps) == 1 else f"these {len(maps)} matrices"
     return (("given back", f"{what} through a hook: {words}"),)
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
 
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
 _Target: TypeAlias = "Callable[[SuperWeight, Any, Any], Any]"
 """What a scalar shall write, given what it writes and what it reads: its own value and 1, or tensors of a pass."""
+
+Weight: TypeAlias = "torch.Tensor | Callable[[], torch.Tensor]"
+"""A matrix ``(H, F)``, or what reads it."""
+
+ROWS: Final = 256
+"""So many rows of a matrix are in float32 at a time."""
 
 
 @contextmanager
@@ -154,11 +160,12 @@ def _already(module: nn.Module, weight: SuperWeight) -> _Override | None:
 
 
 @contextmanager
-def given_back(model: nn.Module, maps: Mapping[str, torch.Tensor], rows: Mapping[str, Sequence[int]]) -> Iterator[None]:
+def given_back(model: nn.Module, maps: Mapping[str, Weight], rows: Mapping[str, Sequence[int]]) -> Iterator[None]:
     """The model with some of its linear maps computing what another's do, through hooks.
 
     ``maps`` are weights by module name, ``(H, F)``, or for a module that ``rows`` names ``(len(rows), F)``: then those
-    output channels alone are replaced. What is added is the effective difference of the two maps at the input that
+    output channels alone are replaced. A weight may be a function that reads it whenever its module runs, so that
+    several need not be in memory together. What is added is the effective difference of the two maps at the input that
     the module really gets; its own bias stays. Nothing is written to.
     """
     with ExitStack() as undo:
@@ -172,17 +179,20 @@ def given_back(model: nn.Module, maps: Mapping[str, torch.Tensor], rows: Mapping
 class _Instead:
     """A forward hook that answers with ``weight``, in all output channels or in some."""
 
-    weight: torch.Tensor
+    weight: Weight
     rows: tuple[int, ...] | None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         out, x = first_tensor(output).clone(), floats(args[0])
         bias = getattr(module, "bias", None)
-        answer = torch.nn.functional.linear(x.float(), self.weight.to(x.device).float())
-        places = slice(None) if self.rows is None else list(self.rows)
-        if isinstance(bias, torch.Tensor):
-            answer = answer + bias[places].float()
-        out[..., places] = answer.to(out.dtype)
+        weight = self.weight() if callable(self.weight) else self.weight
+        for start in range(0, len(weight), ROWS):
+            part = weight[start : start + ROWS].to(x.device).float()
+            places = slice(start, start + ROWS) if self.rows is None else list(self.rows[start : start + ROWS])
+            answer = torch.nn.functional.linear(x.float(), part)
+            if isinstance(bias, torch.Tensor):
+                answer += bias[places].float()
+            out[..., places] = answer.to(out.dtype)
         return (out, *output[1:]) if isinstance(output, tuple) else out
 
 

@@ -2,7 +2,8 @@
 
 Where an engine of this machine makes such a candidate, the reference is quantized again that way; else the candidate
 is measured with the reference's own matrices given back through a hook. The words say which it was, and a fix that
-does not help is said not to. Never with more than two models in memory, unless they are small or a caller keeps both.
+does not help is said not to. One model is in memory at a time, unless a caller keeps both, and with a baseline none that is larger
+than the candidate.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ import torch
 from swcheck import engines
 from swcheck.activations import LOADED_AGAIN
 from swcheck.anatomy import device_of
-from swcheck.case import ROUNDED, counterpart
+from swcheck.case import ROUNDED
 from swcheck.errors import first_words
 from swcheck.intervene import given_back
 from swcheck.kinship import related
+from swcheck.lent import counterpart, lent
 from swcheck.measure import token_nats
 from swcheck.observe import first_tensor
 from swcheck.ratios import LARGEST_EXPONENT, ratio_of, times
 from swcheck.subject import subject_of
 
 if TYPE_CHECKING:
+    from swcheck.intervene import Weight
     from swcheck.records import Loaded, SuperWeight
     from swcheck.subject import Subject
 
@@ -41,8 +44,11 @@ PARALLEL: Final = 0.95
 RESCALED: Final = 0.1
 """Rounding keeps most columns of a matrix within this of their size; AWQ's factors are far beyond."""
 
-WRAPPED: Final = "base_model.model."
-"""What an adapter's wrapper puts before every name."""
+ROOM: Final = 2**28
+"""Bytes that nobody misses: Python with torch takes as many before there is a model."""
+
+MORE: Final = 1.1
+"""With a baseline no more is loaded than the candidate takes, and a tenth of it."""
 
 Pairs = tuple[Sequence["SuperWeight"], Sequence["SuperWeight"]]
 
@@ -117,17 +123,29 @@ class _CannotError(Exception):
 
 
 def _quantized_again(trial: Trial) -> _Measured:
-    """The reference as ``again`` makes it; that model is gone afterwards."""
-    candidate, reference = trial.candidate, trial.reference
+    """The reference as ``again`` makes it; that model is gone afterwards, and meanwhile those that can be loaded again."""
+    reference = trial.reference
     if trial.again is None:
         raise _CannotError("no engine of this machine makes such a candidate")
     if not reference.source:
         raise _CannotError("where the reference lies is not known, so that it cannot be quantized again")
+    _check_room(trial)
+    windows, prompt, sinks = reference.windows(), reference.prompt_ids(), trial.sinks
     made = subject_of(
-        _third(trial, trial.again) if _is_kept(reference) else candidate.maker(trial.again, reference.source)
+        _third(trial, trial.again) if _is_kept(reference) else trial.candidate.maker(trial.again, reference.source)
     )
-    has = made.contributions(trial.pair[0], reference.prompt_ids(), trial.sinks) if trial.pair[0] else ()
-    return token_nats(made.live, reference.windows()), has
+    try:
+        has = made.contributions(trial.pair[0], prompt, sinks) if trial.pair[0] else ()
+        return token_nats(made.live, windows), has
+    finally:
+        made.discard()
+
+
+def _check_room(trial: Trial) -> None:
+    """Refuse to load a reference in whose place there is a baseline, unless it fits where the candidate did."""
+    due, had = trial.reference.stored_bytes, trial.candidate.stored_bytes
+    if not trial.reference.at_hand and due > max(ROOM, MORE * had):
+        raise _CannotError(f"beside its baseline the reference is not loaded: {due:,} bytes, the candidate has {had:,}")
 
 
 def _is_kept(reference: Subject) -> bool:
@@ -140,8 +158,9 @@ def _third(trial: Trial, spec: str) -> Loaded:
     reference = trial.reference
     if reference.parameters > LOADED_AGAIN:
         raise _CannotError("a third model beside the two in memory need not fit")
+    path = trial.candidate.body.path
     for name in trial.matrices:
-        here, filed = _counterpart(trial, name).float().cpu(), reference.stored(f"{name.removeprefix(WRAPPED)}.weight")
+        here, filed = _plain(reference, path, name).float().cpu(), reference.stored(f"{name}.weight")
         if not isinstance(filed, str) and not torch.allclose(here, filed.float(), rtol=ROUNDED, atol=1e-6):
             raise _CannotError(f"the reference in memory has another {name} than its directory")
     dtype = str(reference.live.dtype).removeprefix("torch.")
@@ -153,25 +172,26 @@ def _third(trial: Trial, spec: str) -> Loaded:
 
 def _given_back(trial: Trial) -> _Measured:
     """The candidate with the reference's own matrices in the place of its own; nothing of it is remembered or changed."""
-    candidate, reference = replace(trial.candidate, memo=None), trial.reference
-    maps = _matrices(trial)
+    reference, maps, sinks = trial.reference, _matrices(trial), trial.sinks
+    candidate = replace(trial.candidate, module=trial.candidate.live, memo=None)
     with given_back(candidate.live, maps, {}):
-        has = candidate.contributions(trial.pair[1], reference.prompt_ids(), trial.sinks) if trial.pair[1] else ()
+        has = candidate.contributions(trial.pair[1], reference.prompt_ids(), sinks) if trial.pair[1] else ()
         nats = token_nats(candidate.live, reference.windows())
     helps = float(nats.mean()) < float(trial.candidate.against(reference)[0].mean())
-    if not helps and any(_is_rescaled(candidate, name, weight) for name, weight in maps.items()):
+    if not helps and any(_is_rescaled(candidate, *one) for one in maps.items()):
         raise _CannotError(
             "matrices cannot be given back, their inputs or outputs are rescaled (as by AWQ, SmoothQuant)"
         )
     return nats, has
 
 
-def _is_rescaled(candidate: Subject, name: str, weight: torch.Tensor) -> bool:
+def _is_rescaled(candidate: Subject, name: str, lent_weight: Weight) -> bool:
     """Whether a map answers as ``weight`` ``(H, F)`` does but for factors of its inputs or of its outputs.
 
     One-hot inputs of its largest columns; most of what it answers, or of the rows of that, is parallel to what is
     expected and not as large.
     """
+    weight = lent_weight() if callable(lent_weight) else lent_weight
     columns = weight.float().norm(dim=0).topk(min(COLUMNS, weight.shape[1])).indices
     probe = torch.zeros(1 + len(columns), weight.shape[1], dtype=weight.dtype)
     probe[1 + torch.arange(len(columns)), columns.cpu()] = 1
@@ -194,41 +214,30 @@ _WAYS: Final[Mapping[str, Callable[[Trial], _Measured]]] = {
 """How a fix is proven, the better way first."""
 
 
-def _matrices(trial: Trial) -> dict[str, torch.Tensor]:
-    """The reference's plain weights for the named maps: from the model where it is here, else from its files."""
+def _matrices(trial: Trial) -> dict[str, Weight]:
+    """The reference's plain weights for the named maps: from the model where it is here, else from its files.
+
+    Where neither has them, the reference is loaded again for as long as they are copied.
+    """
     candidate, reference = trial.candidate, trial.reference
     kin = related(candidate.portrait(), reference.portrait())
     if kin.kind in {"permuted", "rotated"}:
         raise _CannotError(f"matrices cannot be given back, {kin.words}")
-    if reference.module is not None:
-        return {name: _counterpart(trial, name) for name in trial.matrices}
-    filed = {name: reference.stored(f"{name.removeprefix(WRAPPED)}.weight") for name in trial.matrices}
-    if all(_fits(candidate, name, weight) for name, weight in filed.items()):
-        return filed  # type: ignore[return-value]
-    if reference.again is None:
-        words = next((weight for weight in filed.values() if isinstance(weight, str)), "its files keep them packed")
+    found = {name: lent(candidate, reference, name) for name in trial.matrices}
+    maps = {name: weight for name, weight in found.items() if not isinstance(weight, str)}
+    words = next((weight for weight in found.values() if isinstance(weight, str)), "")
+    if words and (reference.module is not None or reference.again is None):
         raise _CannotError(f"matrices cannot be given back, {words}")
-    maps = {name: _counterpart(trial, name).clone() for name in trial.matrices}
-    reference.rest()
+    if words:
+        path = candidate.body.path
+        maps = {name: _plain(reference, path, name).clone() for name in trial.matrices}
+        reference.rest()
     return maps
 
 
-def _fits(candidate: Subject, name: str, weight: torch.Tensor | str) -> bool:
-    """Whether a stored tensor is the plain weight of a linear map of this shape."""
-    if isinstance(weight, str) or weight.ndim != 2 or not weight.is_floating_point():
-        return False
-    return sizes_of(candidate.live.get_submodule(name)) == tuple(weight.shape)
-
-
-def sizes_of(module: Any) -> tuple[int, ...]:
-    """The outputs and inputs of a linear map, 0 where it does not say; AutoRound's packed ones spell it in one word."""
-    return tuple(
-        int(getattr(module, f"{side}_features", getattr(module, f"{side}features", 0))) for side in ("out", "in")
-    )
-
-
-def _counterpart(trial: Trial, name: str) -> torch.Tensor:
-    weight = counterpart(trial.candidate, trial.reference, name)
+def _plain(reference: Subject, path: str, name: str) -> torch.Tensor:
+    """The weight of a map that is called ``name`` in a candidate whose layers are at ``path``."""
+    weight = counterpart(reference, name.removeprefix(f"{path}."))
     if isinstance(weight, str):
         raise _CannotError(weight)
     return weight.detach()

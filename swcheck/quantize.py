@@ -28,6 +28,10 @@ MOST_BITS: Final = 16
 """More bits than this are no quantization, and codes would outgrow what is worth storing."""
 
 
+AT_ONCE: Final = 2**20
+"""So many elements are in float64 at a time, where blocks are smaller: a matrix of a large model would be gigabytes."""
+
+
 class Reading(StrEnum):
     """How the step of an N-bit asymmetric grid is computed; the paper and its own code disagree.
 
@@ -134,6 +138,8 @@ def keep_largest(quantized: torch.Tensor, weight: torch.Tensor, count: int) -> t
     """``quantized`` with the ``count`` largest magnitudes of ``weight`` put back."""
     if not 0 <= count <= weight.numel():
         raise OptionError(f"keep {count} values", f"the tensor has {weight.numel()}")
+    if not count:
+        return quantized.clone()
     kept, flat = quantized.flatten().clone(), weight.flatten()
     places = flat.abs().double().topk(count).indices
     kept[places] = flat[places]
@@ -154,13 +160,18 @@ def _per_block(weight: torch.Tensor, block: Block, change: Callable[[torch.Tenso
         raise OptionError(f"blocks of {block} elements", "nothing to quantize", "a power of two, such as 128")
     if isinstance(block, tuple):
         return _per_tile(weight, block, change)
-    flat = weight.detach().flatten().double()
+    flat = weight.detach().flatten()
     size = min(block or flat.numel(), flat.numel())
     if not size:
         return weight.detach().clone()
-    whole = flat.numel() // size * size
-    parts = [change(part) for part in (flat[:whole].view(-1, size), flat[whole:].view(1, -1)) if part.numel()]
-    return torch.cat([part.flatten() for part in parts]).to(weight.dtype).view(weight.shape)
+    made, whole = torch.empty_like(flat), flat.numel() // size * size
+    step = max(1, AT_ONCE // size) * size
+    for start in range(0, whole, step):
+        part = flat[start : min(start + step, whole)].double().view(-1, size)
+        made[start : start + part.numel()] = change(part).flatten().to(weight.dtype)
+    if whole < flat.numel():
+        made[whole:] = change(flat[whole:].double()[None])[0].to(weight.dtype)
+    return made.view(weight.shape)
 
 
 def _per_tile(

@@ -3,8 +3,7 @@
 The snippet is for the tool that wrote the candidate, as far as the candidate tells; the price is what the named
 matrices weigh more unquantized. A fix is proven before anybody ships it: where an engine of this machine makes such a
 candidate, the reference is quantized again with these matrices left alone, and measured; else the candidate is measured
-with the reference's own matrices given back through a hook. That is done for a red gate only, and never with more than
-two models in memory, unless they are small or a caller keeps both there.
+with the reference's own matrices given back through a hook. That is done for a red gate only.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from swcheck import engines
 from swcheck.coverage import quantization_of
+from swcheck.lent import sizes_of
 from swcheck.observe import plain_weight
-from swcheck.proof import WRAPPED, Pairs, Trial, prove, sizes_of
+from swcheck.proof import Pairs, Trial, prove
 from swcheck.respelling import spec_of
 from swcheck.skip import OPTION, parted
 
@@ -34,6 +34,9 @@ GGUF_NAMES: Final[Mapping[str, str]] = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+WRAPPED: Final = "base_model.model."
+"""What an adapter's wrapper puts before every name."""
+
 HEAD: Final = "lm_head"
 """Named along where a list of names takes the place of the quantizer's own, which spares the head."""
 
@@ -137,12 +140,12 @@ def remedy(
     names = tuple(name.removeprefix(WRAPPED) for name in matrices)
     again = respelled(candidate, names)
     price = price_of(candidate, _left_out(candidate, matrices))
+    words, known = snippet(candidate, names), again is not None or tool_of(candidate) in SNIPPETS
     key = ("remedy", reference.mark, names, tuple(pair[0]))
     trial = Trial(candidate, reference, tuple(matrices), again, pair)
-    proof, facts = candidate.once(key, lambda: prove(trial))
-    known = again is not None or tool_of(candidate) in SNIPPETS
+    proof, facts = candidate.once(key, lambda: prove(trial))  # the candidate's weights may be gone after that
     facts = {"matrices": list(names), "bytes": price, **facts}
-    return Remedy(snippet(candidate, names), price, proof, facts, known, kind)
+    return Remedy(words, price, proof, facts, known, kind)
 
 
 def snippet(candidate: Subject, names: Sequence[str]) -> str:

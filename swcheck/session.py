@@ -7,7 +7,6 @@ computed once: the subjects of a session remember.
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +54,6 @@ class Session:
             spec = self.settings.candidates[0]
         if self._candidate is None or self._candidate[0] != spec:
             self.free_candidate()
-            self._make_room()
             models = self.settings.models
             self._candidate = (spec, self._load(spec, models[0] if models else None))
         return self._candidate[1]
@@ -96,20 +94,20 @@ class Session:
         self.free_reference()
 
     def _make_room(self) -> None:
-        """Measure the reference and free its weights before a candidate is loaded: two models need not fit.
+        """Free the weights of all models before one is loaded, first or again: two need not fit.
 
-        Should a later check ask for a number that was not taken, the reference is loaded again.
+        The reference is measured first. Should a later check ask for a number that was not taken, it is loaded again.
         """
         from swcheck.case import prepare
 
-        if self._reference is None:
-            return
-        spec, subject = self._reference
-        if subject.memo is None or subject.module is None:
-            return
-        self._complete(subject)
-        prepare(subject)
-        subject.release(lambda: self._load(spec).live)
+        if self._reference is not None and self._reference[1].module is not None:
+            subject = self._reference[1]
+            if subject.again is not None:
+                self._complete(subject)
+                prepare(subject)
+            subject.rest()
+        if self._candidate is not None:
+            self._candidate[1].rest()
 
     def _complete(self, subject: Subject) -> None:
         """Measure of a reference what a candidate is compared with, the prompts of the shipped suite among it."""
@@ -171,7 +169,7 @@ class Session:
     def _load(self, spec: str, reference: str | None = None) -> Subject:
         from swcheck.subject import Subject
 
-        chosen, loaded = self.settings, self._make(spec, reference)
+        chosen, loaded = self.settings, self._load_alone(spec, reference)
         text = self._text(loaded.text)
         name = self.settings.name_of(spec)
         return Subject(
@@ -185,10 +183,16 @@ class Session:
             limits=chosen.given_for(spec) if reference is None else chosen.given_for(reference, spec),
             tier=self.tier(reference or spec),
             memo={},
+            again=lambda: self._load_alone(spec, reference).model,
             heard=self.verdicts.append,
             source=loaded.source,
-            maker=self._make,
+            maker=self._load_alone,
         )
+
+    def _load_alone(self, spec: str, reference: str | None) -> Loaded:
+        """A model, loaded while no other is in memory that can be loaded again."""
+        self._make_room()
+        return self._make(spec, reference)
 
     def _make(self, spec: str, reference: str | None) -> Loaded:
         """What ``spec`` names, or what an engine makes of ``reference``, under the wishes of this run."""
@@ -204,10 +208,7 @@ class Session:
 
 
 def _free(subject: Subject) -> None:
-    """Free the weights also where something, as the traceback of a failure, still holds the module."""
-    if subject.module is not None:
-        with suppress(Exception):  # some packed modules refuse to move; those wait for the garbage collector
-            subject.module.to("meta")
-    subject.release()
+    """Give back the weights, and what is remembered of them."""
     if subject.memo is not None:
         subject.memo.clear()
+    subject.discard()

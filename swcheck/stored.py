@@ -33,6 +33,11 @@ def tensor(directory: Path, name: str) -> torch.Tensor | str:
     return f"the reference's files have no tensor {name}" if places else "the reference is not on this machine"
 
 
+def size(directory: Path) -> int:
+    """How many bytes the tensors of a directory take, with their headers."""
+    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+
 def _endings(name: str) -> list[str]:
     """The name, then shorter and shorter ends of it; at least its last two parts."""
     parts = name.split(".")

@@ -7,9 +7,12 @@ tokens, which stay paired, what its layers gave on one prompt, and the rows and 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import platform
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -29,7 +32,7 @@ from swcheck.observe import Breakdown, breakdown, contributions, effective_weigh
 from swcheck.probes import Echoes, echoes, errors_of
 from swcheck.reading import Stream, errors_in, place_of, stream
 from swcheck.records import Limit, Loaded, Scheme, SuperActivation, SuperWeight, Verdict
-from swcheck.stored import tensor
+from swcheck.stored import size, tensor
 from swcheck.text import evaluation_text
 from swcheck.tiers import STANDARD, Tier
 
@@ -96,9 +99,10 @@ class Subject:
 
     @property
     def model(self) -> nn.Module:
-        """The transformers module. Whoever takes it may change it, so nothing is remembered of it from then on."""
-        self.memo = None
-        return self.live
+        """The transformers module. Whoever takes it may change it: nothing is remembered of it from then on, nor is it freed."""
+        self.memo, module = None, self.live
+        self.again = None
+        return module
 
     @property
     def live(self) -> nn.Module:
@@ -115,9 +119,24 @@ class Subject:
 
     def release(self, again: Callable[[], nn.Module] | None = None) -> None:
         """Free the weights; what was measured stays. ``again`` loads them where a new number is asked for."""
+        if self.module is not None:
+            self._part()
         self.module, self.again = None, again
-        for key in [key for key in self.memo or () if key[0] == "inputs"]:  # of no use without the weights
-            del (self.memo or {})[key]
+
+    def discard(self) -> None:
+        """Free the weights for good, also where something, as the traceback of a failure, still holds the module."""
+        if self.module is not None:
+            with suppress(Exception):  # some packed modules refuse to move; those wait for the garbage collector
+                self.module.to("meta")
+        self.release()
+
+    def _part(self) -> None:
+        """Let nothing that is remembered hold on to the weights: one tensor would keep all of its file mapped."""
+        memo = self.memo if self.memo is not None else {}
+        for key in [key for key in memo if key[0] == "inputs"]:  # of no use without the weights
+            del memo[key]
+        for key in [key for key, value in memo.items() if key[0] == "matrix" and value is not None]:
+            memo[key] = memo[key].clone()
 
     @property
     def at_hand(self) -> bool:
@@ -126,8 +145,12 @@ class Subject:
 
     def rest(self) -> None:
         """Free the weights until a new number is asked for, where they can be loaded again."""
-        if self.again is not None:
-            self.release(self.again)
+        if self.again is None or self.module is None:
+            return
+        module = weakref.ref(self.module)
+        self.release(self.again)
+        if module() is not None:  # some engines' modules refer to themselves
+            gc.collect()
 
     def remembers(self, key: Any) -> bool:
         """Whether this number was measured before."""
@@ -302,6 +325,12 @@ class Subject:
         folder = hub.local(self.source) if self.source else None
         return "the reference is not on this machine" if folder is None else tensor(folder, name)
 
+    @property
+    def stored_bytes(self) -> int:
+        """The size of the tensors of its directory, 0 where it has none."""
+        folder = hub.local(self.source) if self.source else None
+        return 0 if folder is None else size(folder)
+
     def contributions(
         self, super_weights: Sequence[SuperWeight], ids: torch.Tensor, positions: Sequence[int]
     ) -> tuple[float, ...]:
@@ -394,7 +423,7 @@ class Subject:
 
         def compute() -> torch.Tensor | None:
             tensor = plain_weight(self.body.down_projections[weight.layer])
-            return None if tensor is None else tensor[weight.row].float().cpu()
+            return None if tensor is None else tensor[weight.row].to("cpu", torch.float32, copy=True)
 
         return self.once(("row", weight), compute)
 

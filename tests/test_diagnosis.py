@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -397,7 +398,7 @@ def test_a_share_of_no_loss_proves_nothing(tiny, ids):
         pair = Pair("", subject_of(one, token_ids=ids), subject_of(other, token_ids=ids))
         case = Case(pair.candidate, pair.reference, pair.kin, pair.weights, pair.weights)
         weight = other.model.model.layers[2].mlp.up_proj.weight
-        share, words = case.returning(given_back(one.model, {"model.layers.2.mlp.up_proj": weight}, {}))
+        share, words = case.returning(partial(given_back, maps={"model.layers.2.mlp.up_proj": weight}, rows={}))
         assert (share, "no loss beyond the noise" in words) == (0, True)
 
 

@@ -34,7 +34,7 @@ study.w8a8
 study.where
 study.surgery
 study.paper study.chapter study.plots study.setup study.record study
-options session outlier checks baseline judge predictions dependence pair diagnosis remedy proof elsewhere fate case activations cached coverage prompted causal solo
+options session outlier checks baseline judge predictions dependence pair diagnosis remedy proof elsewhere fate case lent activations cached coverage prompted causal solo
 settings
 overrides
 report

@@ -14,6 +14,7 @@ from swcheck import RobustnessError, assert_perplexity_within, assert_super_weig
 from swcheck.conformance import fingerprint
 from swcheck.coverage import quantization_of
 from swcheck.errors import EngineError
+from swcheck.files import write_atomically
 from swcheck.measure import windows
 from swcheck.records import Loaded, Scheme
 from swcheck.remedy import SNIPPETS, remedy, respelled, snippet, spared
@@ -232,7 +233,7 @@ def test_a_fix_names_the_tensors_that_hurt(monkeypatch):
     assert len(fix["matrices"]) == 5
     assert fix["proven"]
     assert fix["perplexity"] < 1.1 < fix["before"]
-    assert [spec for spec in made if spec.startswith("rtn:")] == [f"{CLIPPED},keep,skip={'+'.join(fix['matrices'])}"]
+    assert [spec for spec in made if "skip=" in spec] == [f"{CLIPPED},keep,skip={'+'.join(fix['matrices'])}"]
     session.free()
 
 
@@ -264,8 +265,12 @@ def test_an_engine_that_cannot_is_no_second_failure(monkeypatch, found):
     """Whatever goes wrong while a fix is proven, the verdict is the first one; the other proof is had, and both are said."""
     session, reference, candidate = gate(CLIPPED)
 
-    def refuse(*_args, **_options):
-        raise found
+    load_one = engines.load
+
+    def refuse(spec, **options):
+        if "skip=" in spec:
+            raise found
+        return load_one(spec, **options)
 
     monkeypatch.setattr("swcheck.session.engines.load", refuse)
     with pytest.raises(RobustnessError, match="clipped or rounded down") as caught:
@@ -383,7 +388,7 @@ def test_what_cannot_be_given_back_is_said(tiny, ids):
     broken = subject_of(damage.damaged(tiny, damage.zero), token_ids=ids)
     shorter = subject_of(copy.deepcopy(tiny.model), token_ids=ids)
     del shorter.live.model.layers[4]
-    assert "the reference has no model.layers.4" in remedy(broken, shorter, [DOWN.replace("1", "4")]).proof
+    assert "the reference has no layers.4" in remedy(broken, shorter, [DOWN.replace("1", "4")]).proof
 
     reference.intact()
     reference.portrait()
@@ -394,6 +399,26 @@ def test_what_cannot_be_given_back_is_said(tiny, ids):
         "not proven: no engine of this machine makes such a candidate; "
         "matrices cannot be given back, the reference is not on this machine"
     )
+
+
+def test_a_baseline_keeps_a_large_reference_away(tmp_path, monkeypatch):
+    """Where the reference's files are larger than the candidate's, it is not loaded to prove a fix: its matrices are read."""
+    settings = {"baseline": tmp_path / "kept"}
+    written, reference, _ = gate(CLIPPED, **settings, update=True)
+    written.free()
+    for path, text in written.baselines.items():
+        write_atomically(path, text)
+    session, reference, candidate = gate(CLIPPED, **settings)
+    monkeypatch.setattr("swcheck.proof.ROOM", 0)
+    candidate.source = ""
+
+    with pytest.raises(RobustnessError) as caught:
+        assert_super_weights_preserved(candidate, reference)
+
+    fix = caught.value.verdict.facts["fix"]
+    assert (fix["proven"], fix["by"]) == (True, "with these matrices given back through a hook")
+    assert fix["instead"].startswith("beside its baseline the reference is not loaded: 6,9")
+    session.free()
 
 
 def test_a_rescaled_matrix_is_not_called_useless(tiny, ids):

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 
+from swcheck import (
+    RobustnessError,
+    SuperWeight,
+    assert_collapses_when_zeroed,
+    assert_perplexity_within,
+    assert_predictions_preserved,
+    assert_super_activations_preserved,
+    assert_super_weights_preserved,
+    engines,
+)
 from swcheck.errors import OptionError
-from swcheck.records import Outcome, Verdict
+from swcheck.files import write_atomically
+from swcheck.records import Loaded, Outcome, Verdict
 from swcheck.session import Session
 from swcheck.settings import Settings
-from tests import checkpoints
+from tests import checkpoints, damage, planted
 from tests.test_engines import words_of
+from tests.test_sinks import TEXT, late
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +69,121 @@ def test_a_model_is_loaded_once_and_freed_for_the_next(micro):
 
 
 def test_a_candidate_outlives_the_loading_of_its_reference(micro):
-    """Whichever of the two is asked for first, neither is freed by the other."""
+    """Whichever of the two is asked for first, each makes room for the other, and comes again when it is measured."""
     session = Session(Settings(models=("tiny",), candidates=(micro,)))
     candidate = session.candidate()
-    session.reference("tiny")
+    reference = session.reference("tiny")
+    assert (candidate.module, reference.module is None) == (None, False)
     assert session.candidate() is candidate
-    assert torch.isfinite(candidate.module.lm_head.weight).all()
+    assert torch.isfinite(candidate.live.lm_head.weight).all()
+    assert (candidate.module is None, reference.module) == (False, None)
+    session.free()
+
+
+def test_a_model_that_a_test_has_taken_stays(micro):
+    """Whoever takes a module may have changed it: it is neither freed for the other one nor loaded anew."""
+    session = Session(Settings(models=("tiny",), candidates=(micro,)))
+    candidate, reference = session.candidate(), session.reference("tiny")
+    module = candidate.model
+    assert reference.model is reference.live
+    assert candidate.live is module
+    session.free()
+
+
+# --- one model at a time -----------------------------------------------------------------------------------------------
+
+CHECKS = (
+    assert_super_weights_preserved,
+    lambda candidate, reference: assert_super_activations_preserved(candidate, reference, prompts=PROMPTS),
+    assert_perplexity_within,
+    assert_predictions_preserved,
+    assert_collapses_when_zeroed,
+)
+PROMPTS = [f"the rivers and the markets of {word} were open. And so on" for word in ("winter", "summer")]
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """The models that were in memory whenever another one was loaded, and all that were loaded."""
+    found, loaded, load_one = [], [], engines.load
+
+    def watched(spec, **options):
+        found.extend(name for name, model in loaded if model() is not None and not model().lm_head.weight.is_meta)
+        made = (options.pop("factory", None) or load_one)(spec, **options)
+        loaded.append((spec, weakref.ref(made.model)))
+        return made
+
+    watched.found, watched.loaded = found, loaded
+    monkeypatch.setattr("swcheck.session.engines.load", watched)
+    return watched
+
+
+def reds(session):
+    """How many of the comparisons are red."""
+    count = 0
+    for check in CHECKS:
+        try:
+            check(session.candidate(), session.reference("tiny"))
+        except RobustnessError:
+            count += 1
+    return count
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["plain", "with a baseline"])
+@pytest.mark.parametrize("candidate", ["rtn:bits=4,block=128,clip=3", "rtn:bits=4,block=128,clip=3,keep", "halved"])
+def test_a_red_gate_has_one_model_in_memory(held, tmp_path, candidate, recorded):
+    """Whatever explains a red verdict and proves its fix: a model is loaded when no other is there any more."""
+    if candidate == "halved":
+        candidate = str(checkpoints.damaged(tmp_path / candidate, damage.halve))
+    settings = Settings(models=("tiny",), candidates=(candidate,), device="cpu")
+    if recorded:
+        settings = replace(settings, baseline=tmp_path / "kept")
+        written = Session(replace(settings, update=True))
+        written.reference("tiny")
+        written.free()
+        for path, text in written.baselines.items():
+            write_atomically(path, text)
+    session = Session(settings)
+
+    assert reds(session) > 1
+    assert held.found == []
+    session.free()
+
+
+def test_a_prompt_is_shrunk_with_one_model_in_memory(held, monkeypatch):
+    """A model without BOS is asked anew for prompts and windows; its candidate waits elsewhere meanwhile."""
+    rules = {"tiny": planted.on_first_delimiter, "late": late}
+    tokenizer = planted.tokenizer(bos=False)
+
+    def made(spec, **_options):
+        return Loaded(planted.sinking(rules[spec]), tokenizer, spec, TEXT)
+
+    monkeypatch.setattr("swcheck.session.engines.load", partial(held, factory=made))
+    session = Session(Settings(models=("tiny",), candidates=("late",), device="cpu"))
+
+    with pytest.raises(RobustnessError) as caught:
+        CHECKS[1](session.candidate(), session.reference("tiny"))
+
+    assert len(tokenizer(eval(caught.value.verdict.facts["worst_prompt"]))["input_ids"]) == 3
+    assert held.found == []
+    assert len(held.loaded) > 2
+    session.free()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says which files are mapped")
+def test_a_freed_reference_leaves_its_file(tmp_path):
+    """One remembered row or matrix that is a view would keep all of its file in memory."""
+    folder = str(checkpoints.micro(tmp_path / "alone"))
+    session = Session(Settings(models=(folder,), candidates=("tiny",), device="cpu"))
+    reference = session.reference(folder)
+    for kept in (reference.row(SuperWeight(1, 0, 0)), reference.matrix(1)):
+        assert torch.isfinite(kept).all()
+    assert folder in Path("/proc/self/maps").read_text()
+    del kept
+
+    session.candidate()
+
+    assert folder not in Path("/proc/self/maps").read_text()
     session.free()
 
 
