@@ -58,6 +58,8 @@ class AutoRound:
                     layer_config={one: {"bits": 16} for one in asked.kept(base.model)} or None,
                 )
                 worker.quantize_and_save(folder, format=asked.options.get("format", FORMATS[0]))
+                del worker
+                base.model.to("meta")  # one of the two models at a time
                 saved = next(file.parent for file in Path(folder).rglob("config.json"))
                 made = engines.load(str(saved), device=device, dtype=dtype)
         return replace(

@@ -125,6 +125,7 @@ def _read(file: Path, spec: str, base: Loaded) -> Loaded:
     from transformers import AutoModelForCausalLM
 
     place, floats, config = base.model.device, base.model.dtype, base.model.config
+    base.model.to("meta")  # one of the two models at a time
     attempt = "a whole file of the reference's architecture"
     try:
         scheme, said = scheme_of(file), _said(file)

@@ -65,11 +65,15 @@ ENGINE: Final = Gptq()
 
 
 def quantized(base: Loaded, spec: str, folder: Path) -> None:
-    """Write what ``spec`` makes of ``base`` into ``folder``, with its tokenizer: a directory as it is released."""
+    """Write what ``spec`` makes of ``base`` into ``folder``, with its tokenizer: a directory as it is released.
+
+    GPTQModel loads a model of its own from ``base.source``, and ``base`` gives up its weights for it.
+    """
     asked = ENGINE.check(spec)
     group = asked.group(GROUP)
     kept = asked.kept(base.model)
     _check_widths(asked, base.model, group, kept)
+    base.model.to("meta")  # one of the two models at a time
     source, target = Path(base.source).resolve(), folder.resolve()
     with undisturbed():
         from gptqmodel import GPTQModel, QuantizeConfig
