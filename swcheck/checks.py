@@ -238,7 +238,8 @@ def message_of(verdict: Verdict, told: Mapping[tuple[str, str], str] | None = No
     if (TRY, verdict.attempt) not in known:
         lines += attempts
     for place in dict.fromkeys(told[row] for row in known):
-        names = dict.fromkeys(name for name, text in known if told[name, text] == place)
+        rows_there = (name for name, text in known if told[name, text] == place)
+        names = dict.fromkeys("layers" if name.startswith("layers.") else name for name in rows_there)
         lines += folded(f"  as under {place}: {', '.join(names)}", width, 4)
     return "\n".join(lines)
 

@@ -259,12 +259,13 @@ def located_as_text(name: str, found: Located) -> list[str]:
 
 
 def _accuracy(options: argparse.Namespace) -> str:
-    from swcheck import zeroshot
+    from swcheck import engines, zeroshot
 
     if options.write_tasks is not None:
         zeroshot.write_tasks(options.write_tasks)
         names = ",".join(zeroshot.OFFLINE)
         return f"lm_eval --model hf --model_args pretrained=DIR --tasks {names} --include_path {options.write_tasks}"
+    engines.check(options.model, trust_remote_code=options.trust_remote_code, offline=options.offline)
     zeroshot.check_installed()
     loaded = _loaded(options)
     ask = partial(

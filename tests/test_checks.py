@@ -510,6 +510,9 @@ def test_a_message_points_to_what_was_said():
     assert message_of(verdict, {("fix", "none"): "test_b"}) == message_of(verdict, {}) == message_of(verdict)
     again = message_of(replace(verdict, detail=()), {("found", "x9"): "test_a", ("try", "less"): "test_a"})
     assert again.splitlines() == ["bad: perplexity of ref", "  as under test_a: found, try"]
+    worst = (("layers", "most in 1"), ("layers.1.mlp.down_proj", "9% off"), ("layers.0.mlp.up_proj", "8% off"))
+    layers = message_of(replace(verdict, detail=worst), dict.fromkeys(worst, "test_a"))
+    assert layers.splitlines()[2:] == ["  try: less", "  as under test_a: layers"]
 
 
 def test_a_robustness_error_survives_another_process(tiny):

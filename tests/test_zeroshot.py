@@ -102,9 +102,16 @@ def test_without_the_extra(tiny, monkeypatch, capsys):
     with pytest.raises(ExtraError, match=r"lm_eval not installed\n  try: pip install 'swcheck\[zero-shot\]'") as caught:
         accuracy(tiny.model, tiny.tokenizer)
     assert isinstance(caught.value, ImportError)
-    assert cli.main(["accuracy", "no such model"]) == 2
+    assert cli.main(["accuracy", "tiny", "--device", "no such device"]) == 2
     said = capsys.readouterr()
     assert (said.out, said.err.splitlines()[1]) == ("", "  found: lm_eval not installed")
+
+
+def test_a_name_is_looked_at_before_the_extra(monkeypatch, capsys):
+    """Nobody installs the harness to learn that the name was misspelt."""
+    monkeypatch.setattr(zeroshot, "find_spec", lambda name: None if name == "lm_eval" else name)
+    assert cli.main(["accuracy", "tni"]) == 2
+    assert capsys.readouterr().err.startswith("swcheck: model 'tni'\n")
 
 
 def test_the_tasks_are_written_by_a_command(tmp_path, capsys):
