@@ -15,7 +15,7 @@ from swcheck.errors import OptionError
 from swcheck.location import PROMPT
 from swcheck.measure import adds_bos
 from swcheck.prompted import by_causality, read, readings, readings_at
-from swcheck.prompts import as_prompt, cut, decoded, encoded, padded, shown, shrunk
+from swcheck.prompts import PASSES, as_prompt, cut, decoded, encoded, padded, shown, shrunk
 from swcheck.ratios import ratio_of, worst_of
 from swcheck.records import Limit, Outcome, Prompt, SuperActivation, SuperWeight
 
@@ -39,6 +39,9 @@ LOST: Final = 0.25
 
 LOADED_AGAIN: Final = 1_000_000_000
 """A reference of at most so many parameters is loaded again to shrink a prompt, its candidate freed: larger ones take too long."""
+
+IN_TURN: Final = 3
+"""So many times they take turns for that."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +163,7 @@ class Activations:
     def _both_at_hand(self) -> bool:
         """Whether prompts that nobody has asked yet can be put to the reference at a fair price."""
         reference = self.reference
-        small = reference.again is not None and reference.parameters <= LOADED_AGAIN
-        return reference.module is not None or small
+        return reference.module is not None or (reference.at_hand and reference.parameters <= LOADED_AGAIN)
 
     def _shrunk(self, prompt: Prompt, worst: Row, limit: Limit) -> Prompt:
         """The prompt without all that can be taken away while the reference carries its activation and ours fails."""
@@ -179,7 +181,8 @@ class Activations:
             bad = {row.number for row in rows if _carried(place, row.theirs) and not limit.holds(row.ratio)}
             return [number in bad for number in range(len(several))]
 
-        return decoded(self.tokenizer, shrunk(encoded(self.tokenizer, prompt), fails)) or prompt
+        passes = PASSES if self.reference.module is not None else IN_TURN
+        return decoded(self.tokenizer, shrunk(encoded(self.tokenizer, prompt), fails, passes)) or prompt
 
     def _bare(self, asked: Sequence[Prompt], ids: torch.Tensor) -> frozenset[int]:
         """The numbers of the prompts that lack the BOS that the tokenizer would add; without one, by their form."""

@@ -101,7 +101,7 @@ class Case:
     def once(self, what: str, attempt: Callable[[], tuple[float, str]]) -> tuple[float, str]:
         """What an attempt to give something back brought, tried once for all checks of the candidate."""
         _ = self.damaged  # what it is held against, and what ``tried_on`` tells
-        return self.candidate.once((what, self.reference.mark, self.weights, self.there), attempt)
+        return self.candidate.beside(self.reference, (what, self.weights, self.there), attempt)
 
     @property
     def tried_on(self) -> Detail:
@@ -124,7 +124,7 @@ class Case:
 
     def down(self, weight: SuperWeight) -> str:
         """The name of the matrix that a super weight stands in."""
-        return self.candidate.body.down_name(weight.layer)
+        return self.candidate.down_name(weight.layer)
 
 
 def excluded(words: str) -> Detail:

@@ -188,10 +188,8 @@ def assert_survives_pruning(
 
 
 def _judged(pair: Pair, verdict: Verdict) -> Verdict:
-    """Conclude; a reference that explaining a red verdict has loaded again is put down."""
+    """Conclude, with the notes on both models."""
     __tracebackhide__ = True
-    if verdict.red:
-        pair.reference.rest()
     return conclude(_noted(verdict, pair.reference), pair.candidate)
 
 

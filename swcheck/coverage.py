@@ -46,7 +46,7 @@ def map_errors(candidate: Subject, reference: Subject) -> list[tuple[str, float]
     def compute() -> list[tuple[str, float]]:
         return sorted(candidate.map_errors(reference.echoes()).items(), key=lambda item: -item[1])
 
-    return candidate.once(("map errors", reference.mark), compute)
+    return candidate.beside(reference, ("map errors",), compute)
 
 
 def unquantized(candidate: Subject, reference: Subject) -> tuple[str, ...]:

@@ -123,7 +123,7 @@ def given_back_to(case: Case) -> Detail:
     """How much of the loss returns with what the super weights write given back; where they write it, with what a later
     layer has lost of it. A proof from half of the loss on.
     """
-    layers = len(case.candidate.body.layers)
+    layers = case.candidate.portrait().layers
     if not case.weights or any(weight.layer >= layers for weight in case.there):
         return ()
     if all(DEFAULTS["contribution"].holds(ratio) for ratio in case.written):
@@ -212,7 +212,7 @@ def wanted_at(case: Case, place: SuperActivation, layer: int) -> torch.Tensor | 
         wanted[0, 0] = reference.profile(place, reference.prompt_ids())[layer]
         return wanted
     wanted = torch.full(tuple(case.ids.shape), math.nan)
-    if reference.module is None and (reference.again is None or reference.parameters > LOADED_AGAIN):
+    if reference.module is None and not (reference.at_hand and reference.parameters <= LOADED_AGAIN):
         return None
     lengths = (case.ids.shape[1],) * len(case.ids)
     for number, reading in enumerate(readings(case.reference, replace(place, layer=layer), case.ids, lengths)):
@@ -250,12 +250,13 @@ def _rows_of(case: Case) -> tuple[str, dict[str, torch.Tensor], dict[str, list[i
     maps: dict[str, torch.Tensor] = {}
     rows: dict[str, list[int]] = {}
     known = case.reference.at_hand or all(case.reference.remembers(("row", weight)) for weight in case.weights)
-    for weight in case.weights if known else ():
-        row, name = case.reference.row(weight), case.down(weight)
+    found = [(weight, case.reference.row(weight)) for weight in case.weights] if known else []
+    for weight, row in found:
+        name = case.down(weight)
         if row is not None and weight.row not in rows.get(name, []):
             rows.setdefault(name, []).append(weight.row)
             maps[name] = torch.cat([*([maps[name]] if name in maps else []), row[None].to(maps.get(name, row).dtype)])
-    return f"row {', '.join(str(row) for found in rows.values() for row in found)}", maps, rows
+    return f"row {', '.join(str(row) for several in rows.values() for row in several)}", maps, rows
 
 
 def _matrices_of(case: Case) -> tuple[dict[str, Weight], str]:

@@ -64,7 +64,7 @@ def of_layer(case: Case, layer: int) -> tuple[str, ...]:
     """The matrices of one layer that answer worst, those that write into the residual stream where it is not known."""
     path = case.candidate.body.path
     if unknown_maps(case.reference) or case.kin.kind in {"permuted", "rotated"}:
-        return (case.candidate.body.down_name(layer),)
+        return (case.candidate.down_name(layer),)
     errors = [
         (name, error) for name, error in map_errors(case.candidate, case.reference) if name.startswith(f"{layer}.")
     ]

@@ -51,7 +51,7 @@ def weight_cause(candidate: Subject, reference: Subject, weight: SuperWeight, ra
 
 def _end_of_range(candidate: Subject, weight: SuperWeight) -> str | None:
     """The format whose largest number now stands there: larger ones were saturated."""
-    value = abs(candidate.weights((weight,))[0]) if weight.layer < len(candidate.body.layers) else 0.0
+    value = abs(candidate.weights((weight,))[0]) if weight.layer < candidate.portrait().layers else 0.0
     return next((f"{name} ({end:,.0f})" for name, end in ENDS.items() if value == end), None)
 
 

@@ -27,11 +27,10 @@ def compare_weights(pair: Pair, limit: Limit) -> Verdict:
     if pair.kin.kind == "rotated":
         summary = f"{pair.kin.words}; its weights have no counterpart, the sink token's norm is judged instead"
         return pair.verdict(Outcome.NOT_APPLICABLE, summary)
-    theirs = pair.reference.written(chosen)
+    theirs, before = pair.reference.written(chosen), pair.reference.weights(chosen)
     there, ours, notes = pair.followed(chosen)
     ratios = [ratio_of(one, other) for one, other in zip(ours, theirs, strict=True)]
-    worst = worst_of(ratios, limit)
-    before, after = pair.reference.weights(chosen), pair.candidate.weights(there)
+    worst, after = worst_of(ratios, limit), pair.candidate.weights(there)
     place = f"layer {chosen[worst].layer} [{chosen[worst].row}, {chosen[worst].column}]"
     summary = f"{place} writes x{ratios[worst]:z.3f} of the reference's"
     kept = sum(limit.holds(ratio) for ratio in ratios)
@@ -73,7 +72,7 @@ def _weight_lost(
         return pair.failed(other.cause, summary, other.advice, detail=detail, **more)
     cause = weight_cause(pair.candidate, pair.reference, chosen[worst], ratios[worst])
     red = [place for place, ratio in zip(there, ratios, strict=True) if not limit.holds(ratio)]
-    names = dict.fromkeys(pair.candidate.body.down_name(w.layer) for w in red if w.layer < pair.depth)
+    names = dict.fromkeys(pair.candidate.down_name(w.layer) for w in red if w.layer < pair.depth)
     more["detail"] = (*given_back_to(case), *more["detail"])
     return pair.remedied(Finding(cause, (), tuple(names)), summary, (chosen, there), **more)
 

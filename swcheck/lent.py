@@ -37,9 +37,9 @@ def lent(candidate: Subject, reference: Subject, name: str) -> Weight | str:
 
 def counterpart(reference: Subject, inner: str) -> torch.Tensor | str:
     """The plain weight ``(H, F)`` of a map of the reference's layers (``1.mlp.down_proj``), from its model; or why not."""
-    layer, _, path = inner.partition(".")
+    (layer, _, path), layers = inner.partition("."), reference.body.layers
     try:
-        weight = plain_weight(reference.body.layers[int(layer)].get_submodule(path))
+        weight = plain_weight(layers[int(layer)].get_submodule(path))
     except (AttributeError, IndexError, ValueError):
         return f"the reference has no layers.{inner}"
     return f"the reference keeps layers.{inner} packed" if weight is None else weight

@@ -49,8 +49,8 @@ class Pair:
     @property
     def kin(self) -> Kinship:
         """How the two models' residual streams relate."""
-        return self.candidate.once(
-            ("kin", self.reference.mark), lambda: related(self.candidate.portrait(), self.reference.portrait())
+        return self.candidate.beside(
+            self.reference, ("kin",), lambda: related(self.candidate.portrait(), self.reference.portrait())
         )
 
     @property
@@ -130,8 +130,9 @@ class Pair:
     def finding(self, share: float | None = None) -> Finding:
         """Why the candidate is worse; sought once for all checks, but for a lost dependence, ``share`` of it left."""
         chosen, there = self.standing()
-        return self.candidate.once(
-            ("finding", self.reference.mark, chosen, share is not None),
+        return self.candidate.beside(
+            self.reference,
+            ("finding", chosen, share is not None),
             lambda: explain(Case(self.candidate, self.reference, self.kin, chosen, there, share)),
         )
 
@@ -160,7 +161,7 @@ class Pair:
     @property
     def depth(self) -> int:
         """How many layers the candidate has."""
-        return len(self.candidate.body.layers)
+        return self.candidate.portrait().layers
 
     def followed(
         self, chosen: Sequence[SuperWeight]
@@ -170,26 +171,28 @@ class Pair:
         A weight that writes little at its own column, while another inner neuron of the same row writes all of it, has
         been permuted along with its neuron: harmless.
         """
-        theirs = self.reference.written(chosen)
+        theirs, ids = self.reference.written(chosen), self.reference.prompt_ids()
+        sinks = [self.reference.sinks((weight,), ids)[0] for weight in chosen]
         mapped = self.mapped(chosen)
         notes = [f"permuted channels followed ({self.kin.words})"] if self.kin.channels else []
         there, ours = [], []
         for number, weight in enumerate(mapped):
-            found, written, note = self._follow(weight, chosen[number], theirs[number])
+            found, written, note = self._follow(weight, chosen[number], theirs[number], sinks[number])
             there.append(found)
             ours.append(written)
             notes += [note] if note else []
         return tuple(there), tuple(ours), tuple(notes)
 
-    def _follow(self, weight: SuperWeight, original: SuperWeight, expected: float) -> tuple[SuperWeight, float, str]:
+    def _follow(
+        self, weight: SuperWeight, original: SuperWeight, expected: float, sink: int
+    ) -> tuple[SuperWeight, float, str]:
         """One weight in the candidate's coordinates: at its place, at a permuted neuron, or where it is located now."""
-        ids, body = self.reference.prompt_ids(), self.candidate.body
-        sink = self.reference.sinks((original,), ids)[0]
-        fits = weight.layer < len(body.layers) and (body.inner is None or weight.column < body.inner)
+        ids, inner = self.reference.prompt_ids(), self.candidate.portrait().inner
+        fits = weight.layer < self.depth and (inner is None or weight.column < inner)
         written = self.candidate.contributions((weight,), ids, (sink,))[0] if fits else 0.0
         if FOLLOWED.holds(ratio_of(written, expected)):
             return weight, written, ""
-        if weight.layer < len(body.layers):
+        if weight.layer < self.depth:
             column, found = self.candidate.columns(weight, ids, sink)[0]
             if column != weight.column and FOLLOWED.holds(ratio_of(found, expected)) and abs(written) < abs(found) / 2:
                 note = f"its inner neuron {weight.column} is neuron {column} of the candidate"
@@ -206,7 +209,7 @@ class Pair:
                     f"located again in the candidate: layer {other.layer} [{other.row}, {other.column}]",
                 )
         if not fits:
-            body.check([weight])
+            self.candidate.check([weight])
         return weight, written, ""
 
     def _is_loudest(self, weight: SuperWeight, sink: int) -> bool:

@@ -63,8 +63,9 @@ def compare_perplexity(pair: Pair, limit: Limit, at_most: float | None) -> Verdi
 def _cache(pair: Pair, plain: torch.Tensor, facts: dict[str, Any]) -> CachePass | None:
     """The first windows scored through the candidate's quantized cache, where it says that it has one."""
     ids = pair.reference.windows()[:WINDOWS]
-    key = ("cache", pair.reference.mark)
-    found = pair.candidate.once(key, lambda: cache_pass(pair.candidate.live, ids, plain[: len(ids)]))
+    found = pair.candidate.beside(
+        pair.reference, ("cache",), lambda: cache_pass(pair.candidate.live, ids, plain[: len(ids)])
+    )
     if found is not None:
         facts["kv_cache"] = {"scheme": found.scheme, "scored": found.nats is not None, "nats": found.nats}
     return found

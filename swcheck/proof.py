@@ -82,7 +82,6 @@ def prove(trial: Trial) -> tuple[str, dict[str, Any]]:
     nats = trial.candidate.against(reference)[0]
     due = reference.written(weights) if weights else ()
     had = trial.candidate.contributions(there, reference.prompt_ids(), trial.sinks) if weights else ()
-    reference.rest()
     reasons: list[str] = []
     failed = ""
     for how, measure in _WAYS.items():
@@ -163,6 +162,7 @@ def _third(trial: Trial, spec: str) -> Loaded:
         here, filed = _plain(reference, path, name).float().cpu(), reference.stored(f"{name}.weight")
         if not isinstance(filed, str) and not torch.allclose(here, filed.float(), rtol=ROUNDED, atol=1e-6):
             raise _CannotError(f"the reference in memory has another {name} than its directory")
+    trial.candidate.rest()
     dtype = str(reference.live.dtype).removeprefix("torch.")
     place = str(device_of(reference.live))
     return engines.load(
@@ -226,7 +226,7 @@ def _matrices(trial: Trial) -> dict[str, Weight]:
     found = {name: lent(candidate, reference, name) for name in trial.matrices}
     maps = {name: weight for name, weight in found.items() if not isinstance(weight, str)}
     words = next((weight for weight in found.values() if isinstance(weight, str)), "")
-    if words and (reference.module is not None or reference.again is None):
+    if words and (reference.module is not None or not reference.at_hand):
         raise _CannotError(f"matrices cannot be given back, {words}")
     if words:
         path = candidate.body.path

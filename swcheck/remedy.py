@@ -141,9 +141,11 @@ def remedy(
     again = respelled(candidate, names)
     price = price_of(candidate, _left_out(candidate, matrices))
     words, known = snippet(candidate, names), again is not None or tool_of(candidate) in SNIPPETS
-    key = ("remedy", reference.mark, names, tuple(pair[0]))
+    key = ("remedy", names, tuple(pair[0]))
     trial = Trial(candidate, reference, tuple(matrices), again, pair)
-    proof, facts = candidate.once(key, lambda: prove(trial))  # the candidate's weights may be gone after that
+    proof, facts = candidate.beside(
+        reference, key, lambda: prove(trial)
+    )  # the candidate's weights may be gone after that
     facts = {"matrices": list(names), "bytes": price, **facts}
     return Remedy(words, price, proof, facts, known, kind)
 

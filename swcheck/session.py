@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from swcheck import engines
 from swcheck.errors import OptionError
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from swcheck.subject import Subject
 
 
+TURNS: Final = 12
+"""So many times models are loaded again in a run, more than a red gate asks for, before two small ones stay in memory."""
+
+SMALL: Final = 1_000_000_000
+"""Two models of so many parameters at most fit nearly everywhere."""
+
+
 class Session:
     """The models and verdicts of one run."""
 
@@ -35,6 +42,7 @@ class Session:
         self.baselines: dict[Path, str] = {}
         self._reference: tuple[str, Subject] | None = None
         self._candidate: tuple[str, Subject] | None = None
+        self._turns = 0
 
     def reference(self, spec: str) -> Subject:
         """The reference ``spec``, loaded now if it is not the one at hand, whose weights are then freed."""
@@ -183,7 +191,7 @@ class Session:
             limits=chosen.given_for(spec) if reference is None else chosen.given_for(reference, spec),
             tier=self.tier(reference or spec),
             memo={},
-            again=lambda: self._load_alone(spec, reference).model,
+            again=lambda: self._load_again(spec, reference).model,
             heard=self.verdicts.append,
             source=loaded.source,
             maker=self._load_alone,
@@ -193,6 +201,13 @@ class Session:
         """A model, loaded while no other is in memory that can be loaded again."""
         self._make_room()
         return self._make(spec, reference)
+
+    def _load_again(self, spec: str, reference: str | None) -> Loaded:
+        """A model that was freed for the other one; where a suite of somebody's own asks both in turn, small ones stay."""
+        self._turns += 1
+        if self._turns > TURNS and self._reference is not None and self._reference[1].parameters <= SMALL:
+            return self._make(spec, reference)
+        return self._load_alone(spec, reference)
 
     def _make(self, spec: str, reference: str | None) -> Loaded:
         """What ``spec`` names, or what an engine makes of ``reference``, under the wishes of this run."""

@@ -47,6 +47,9 @@ SAMPLES: Final = (PROMPT, "def spam(eggs=1):\n    return [eggs] * 2  # \u00e9, \
 INPUTS_KEPT: Final = 256
 """Of a prompt of so many tokens at most, what every down projection reads is kept while the model is here."""
 
+WEIGHTS_ALONE: Final = ("portrait", "sketch", "echoes", "parameters", "vocabulary")
+"""What is measured of a model whatever the tokens, and may be remembered where these are exchanged."""
+
 _marks: Final = count()
 
 
@@ -81,6 +84,8 @@ class Subject:
         default=lambda spec, source: engines.load(spec, reference=source), repr=False
     )
     notes: tuple[str, ...] = ()
+    owner: Subject | None = field(default=None, repr=False)
+    """Whose weights these are, where another subject keeps them: the same model, measured on other tokens."""
     mark: int = field(default_factory=_marks.__next__, init=False, repr=False, compare=False)
     """Its own in this process: what a candidate remembers of one reference is not what it has against another."""
 
@@ -97,16 +102,24 @@ class Subject:
             self.memo[key] = compute()
         return self.memo[key]  # type: ignore[no-any-return]
 
+    def beside(self, reference: Subject, key: tuple[Any, ...], compute: Callable[[], Number]) -> Number:
+        """As ``once``, for what was measured against a reference; not remembered of one that may change meanwhile."""
+        return compute() if reference.memo is None else self.once((*key, reference.mark), compute)
+
     @property
     def model(self) -> nn.Module:
         """The transformers module. Whoever takes it may change it: nothing is remembered of it from then on, nor is it freed."""
-        self.memo, module = None, self.live
-        self.again = None
+        self.memo = None
+        if self.owner is not None:
+            return self.owner.model
+        module, self.again = self.live, None
         return module
 
     @property
     def live(self) -> nn.Module:
         """The module, for measuring. Raises ``OptionError`` once it was released."""
+        if self.owner is not None:
+            return self.owner.live
         if self.module is None and self.again is not None:
             self.module = self.again()
         if self.module is None:
@@ -141,7 +154,7 @@ class Subject:
     @property
     def at_hand(self) -> bool:
         """Whether new numbers can be measured: its weights are here, or can be loaded again."""
-        return self.module is not None or self.again is not None
+        return self.module is not None or self.again is not None or self.owner is not None
 
     def rest(self) -> None:
         """Free the weights until a new number is asked for, where they can be loaded again."""
@@ -178,6 +191,10 @@ class Subject:
     def body(self) -> Anatomy:
         """The parts of the model."""
         return anatomy(self.live)
+
+    def down_name(self, layer: int) -> str:
+        """The qualified name of a layer's down projection."""
+        return self.once(("down", layer), lambda: self.body.down_name(layer))
 
     def windows(self) -> torch.Tensor:
         """The token ids that perplexity is taken on, int64 ``(B, T)``."""
@@ -389,7 +406,7 @@ class Subject:
     def against(self, reference: Subject) -> tuple[torch.Tensor, Drift]:
         """One pass over the reference's windows: the nats of every token, and the drift of the predictions."""
         ids, expected = reference.windows(), reference.intact()[1]
-        return self.once(("against", reference.mark, key_of(ids)), lambda: compare(self.live, ids, expected))
+        return self.beside(reference, ("against", key_of(ids)), lambda: compare(self.live, ids, expected))
 
     def noise(self) -> tuple[float, float]:
         """The floor under its numbers: of the mean nats per token, and of a value of the residual stream, as a part of it.
@@ -476,15 +493,17 @@ def subject_of(
 ) -> Subject:
     """What an assertion was given, as a subject: a ``Subject``, what ``load`` returns, or a bare module.
 
-    A ``Subject`` that is to be measured on other tokens than its own remembers nothing of what it was measured on.
+    A ``Subject`` that is to be measured on other tokens than its own remembers nothing of what it was measured on; its
+    weights stay the other's.
     """
     from torch import nn
 
     if isinstance(thing, Subject) and tokenizer is None and token_ids is None:
         return thing
     if isinstance(thing, Subject):
-        memo: dict[Any, Any] | None = None if thing.memo is None else {}
-        return replace(thing, tokenizer=tokenizer or thing.tokenizer, token_ids=token_ids, memo=memo)
+        memo = None if thing.memo is None else {key: thing.memo[key] for key in WEIGHTS_ALONE if key in thing.memo}
+        found = replace(thing, tokenizer=tokenizer or thing.tokenizer, token_ids=token_ids, memo=memo)
+        return found if thing.again is None else replace(found, module=None, again=None, owner=thing)
     if isinstance(thing, Loaded):
         return Subject(
             thing.name,

@@ -571,18 +571,6 @@ def waits(linear):
     return linear
 
 
-def test_a_reference_that_was_loaded_again_is_put_down_after_a_red_verdict(tiny, ids):
-    """Its weights are not kept beside the candidate's for the checks to come."""
-    reference = subject_of(tiny, token_ids=ids)
-    candidate = subject_of(damage.damaged(tiny, damage.zero), token_ids=ids)
-    reference.release(lambda: tiny.model)
-    with pytest.raises(RobustnessError):
-        assert_super_weights_preserved(candidate, reference)
-
-    assert reference.module is None
-    assert reference.at_hand
-
-
 def test_one_pass_over_a_prompt_serves_all_who_ask(tiny, ids):
     """Finite, sinks, contributions, loudest neurons, places and their readings: the layers run once."""
     subject, passes = subject_of(tiny, token_ids=ids), []
