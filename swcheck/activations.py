@@ -37,11 +37,8 @@ ALIKE: Final = 1e-3
 LOST: Final = 0.25
 """Below this share an activation is lost, and how far below is noise."""
 
-LOADED_AGAIN: Final = 1_000_000_000
-"""A reference of at most so many parameters is loaded again to shrink a prompt, its candidate freed: larger ones take too long."""
-
 IN_TURN: Final = 3
-"""So many times they take turns for that."""
+"""So many times a reference and its candidate are loaded in turn to shrink a prompt."""
 
 
 @dataclass(frozen=True)
@@ -156,14 +153,9 @@ class Activations:
         if sink:
             return {"worst_prompt": shown(self.tokenizer, Prompt(""))}
         small = cut(self.tokenizer, whole, worst.theirs.position)
-        if not limit.holds(worst.ratio) and worst.theirs.position and self._both_at_hand():
+        if not limit.holds(worst.ratio) and worst.theirs.position and self.reference.at_a_fair_price:
             small = self._shrunk(small, worst, limit)
         return {"worst_prompt": shown(self.tokenizer, small), "shrunk_from": shown(self.tokenizer, whole)}
-
-    def _both_at_hand(self) -> bool:
-        """Whether prompts that nobody has asked yet can be put to the reference at a fair price."""
-        reference = self.reference
-        return reference.module is not None or (reference.at_hand and reference.parameters <= LOADED_AGAIN)
 
     def _shrunk(self, prompt: Prompt, worst: Row, limit: Limit) -> Prompt:
         """The prompt without all that can be taken away while the reference carries its activation and ours fails."""

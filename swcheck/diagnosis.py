@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import torch
 
-from swcheck.activations import LOADED_AGAIN
 from swcheck.case import Case, Detail, Finding, embedded, excluded, matrix
 from swcheck.elsewhere import not_the_super_weights, of_layer
 from swcheck.fate import fate_of
@@ -212,7 +211,7 @@ def wanted_at(case: Case, place: SuperActivation, layer: int) -> torch.Tensor | 
         wanted[0, 0] = reference.profile(place, reference.prompt_ids())[layer]
         return wanted
     wanted = torch.full(tuple(case.ids.shape), math.nan)
-    if reference.module is None and not (reference.at_hand and reference.parameters <= LOADED_AGAIN):
+    if not reference.at_a_fair_price:
         return None
     lengths = (case.ids.shape[1],) * len(case.ids)
     for number, reading in enumerate(readings(case.reference, replace(place, layer=layer), case.ids, lengths)):

@@ -25,14 +25,17 @@ def lent(candidate: Subject, reference: Subject, name: str) -> Weight | str:
     inner = name.removeprefix(f"{candidate.body.path}.")
     if reference.module is not None:
         return counterpart(reference, inner)
-    if unknown_maps(reference):
-        return _of_size(reference, name, sizes_of(candidate.live.get_submodule(name)))
-    weight, bias = (reference.stored(f"{name}.{part}") for part in ("weight", "bias"))
+    weight = reference.stored(f"{name}.weight")
     if isinstance(weight, str):
         return weight
-    if not answers_as(weight, None if isinstance(bias, str) else bias, inner, reference.echoes()):
-        return "the reference's files hold another matrix than was measured, or keep it packed"
-    return partial(_read, reference, name)
+    if unknown_maps(reference):  # what it answered is not known: its files have to hold a plain one of this size
+        sizes = sizes_of(candidate.live.get_submodule(name))
+        fits, other = weight.is_floating_point() and tuple(weight.shape) == sizes, "keep it packed"
+    else:
+        bias = reference.stored(f"{name}.bias")
+        fits = answers_as(weight, None if isinstance(bias, str) else bias, inner, reference.echoes())
+        other = "hold another matrix than was measured, or keep it packed"
+    return partial(_read, reference, name) if fits else f"the reference's files {other}"
 
 
 def counterpart(reference: Subject, inner: str) -> torch.Tensor | str:
@@ -50,16 +53,6 @@ def sizes_of(module: Any) -> tuple[int, ...]:
     return tuple(
         int(getattr(module, f"{side}_features", getattr(module, f"{side}features", 0))) for side in ("out", "in")
     )
-
-
-def _of_size(reference: Subject, name: str, sizes: tuple[int, ...]) -> Weight | str:
-    """A matrix whose answers nobody knows: if its files hold a plain one of this size."""
-    weight = reference.stored(f"{name}.weight")
-    if isinstance(weight, str):
-        return weight
-    if weight.is_floating_point() and tuple(weight.shape) == sizes:
-        return partial(_read, reference, name)
-    return "the reference's files keep it packed"
 
 
 def _read(reference: Subject, name: str) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
 Where an engine of this machine makes such a candidate, the reference is quantized again that way; else the candidate
 is measured with the reference's own matrices given back through a hook. The words say which it was, and a fix that
-does not help is said not to. One model is in memory at a time, unless a caller keeps both, and with a baseline none that is larger
-than the candidate.
+does not help is said not to. One model is in memory at a time, unless a caller keeps both; where a baseline stands for
+the reference, none is loaded that would not fit in the candidate's place.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from swcheck import engines
-from swcheck.activations import LOADED_AGAIN
 from swcheck.anatomy import device_of
 from swcheck.case import ROUNDED
 from swcheck.errors import first_words
@@ -155,7 +154,7 @@ def _is_kept(reference: Subject) -> bool:
 def _third(trial: Trial, spec: str) -> Loaded:
     """What ``spec`` makes of the directory of a reference that a caller keeps in memory, as it is there."""
     reference = trial.reference
-    if reference.parameters > LOADED_AGAIN:
+    if not reference.is_small:
         raise _CannotError("a third model beside the two in memory need not fit")
     path = trial.candidate.body.path
     for name in trial.matrices:

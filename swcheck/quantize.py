@@ -27,7 +27,6 @@ Block: TypeAlias = int | tuple[int, int] | None
 MOST_BITS: Final = 16
 """More bits than this are no quantization, and codes would outgrow what is worth storing."""
 
-
 AT_ONCE: Final = 2**20
 """So many elements are in float64 at a time, where blocks are smaller: a matrix of a large model would be gigabytes."""
 

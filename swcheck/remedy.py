@@ -143,9 +143,7 @@ def remedy(
     words, known = snippet(candidate, names), again is not None or tool_of(candidate) in SNIPPETS
     key = ("remedy", names, tuple(pair[0]))
     trial = Trial(candidate, reference, tuple(matrices), again, pair)
-    proof, facts = candidate.beside(
-        reference, key, lambda: prove(trial)
-    )  # the candidate's weights may be gone after that
+    proof, facts = candidate.beside(reference, key, lambda: prove(trial))  # after that its weights may be gone
     facts = {"matrices": list(names), "bytes": price, **facts}
     return Remedy(words, price, proof, facts, known, kind)
 

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 TURNS: Final = 12
 """So many times models are loaded again in a run, more than a red gate asks for, before two small ones stay in memory."""
 
-SMALL: Final = 1_000_000_000
-"""Two models of so many parameters at most fit nearly everywhere."""
-
 
 class Session:
     """The models and verdicts of one run."""
@@ -108,11 +105,10 @@ class Session:
         """
         from swcheck.case import prepare
 
-        if self._reference is not None and self._reference[1].module is not None:
-            subject = self._reference[1]
-            if subject.again is not None:
-                self._complete(subject)
-                prepare(subject)
+        subject = self._reference[1] if self._reference is not None else None
+        if subject is not None and subject.module is not None and subject.again is not None:
+            self._complete(subject)
+            prepare(subject)
             subject.rest()
         if self._candidate is not None:
             self._candidate[1].rest()
@@ -205,7 +201,7 @@ class Session:
     def _load_again(self, spec: str, reference: str | None) -> Loaded:
         """A model that was freed for the other one; where a suite of somebody's own asks both in turn, small ones stay."""
         self._turns += 1
-        if self._turns > TURNS and self._reference is not None and self._reference[1].parameters <= SMALL:
+        if self._turns > TURNS and self._reference is not None and self._reference[1].is_small:
             return self._make(spec, reference)
         return self._load_alone(spec, reference)
 

@@ -37,6 +37,8 @@ from swcheck.text import evaluation_text
 from swcheck.tiers import STANDARD, Tier
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
 Number = TypeVar("Number")
@@ -49,6 +51,9 @@ INPUTS_KEPT: Final = 256
 
 WEIGHTS_ALONE: Final = ("portrait", "sketch", "echoes", "parameters", "vocabulary")
 """What is measured of a model whatever the tokens, and may be remembered where these are exchanged."""
+
+SMALL: Final = 1_000_000_000
+"""A model of so many parameters at most is loaded again for a number more, and two of them fit nearly everywhere."""
 
 _marks: Final = count()
 
@@ -155,6 +160,16 @@ class Subject:
     def at_hand(self) -> bool:
         """Whether new numbers can be measured: its weights are here, or can be loaded again."""
         return self.module is not None or self.again is not None or self.owner is not None
+
+    @property
+    def at_a_fair_price(self) -> bool:
+        """Whether a new number takes no long loading: its weights are here, or it is small."""
+        return self.module is not None or (self.at_hand and self.is_small)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it has at most ``SMALL`` parameters."""
+        return self.parameters <= SMALL
 
     def rest(self) -> None:
         """Free the weights until a new number is asked for, where they can be loaded again."""
@@ -339,14 +354,17 @@ class Subject:
 
     def stored(self, name: str) -> torch.Tensor | str:
         """A tensor as the files of its directory have it, for a model that is not loaded; words where they do not."""
-        folder = hub.local(self.source) if self.source else None
+        folder = self._directory()
         return "the reference is not on this machine" if folder is None else tensor(folder, name)
 
     @property
     def stored_bytes(self) -> int:
         """The size of the tensors of its directory, 0 where it has none."""
-        folder = hub.local(self.source) if self.source else None
+        folder = self._directory()
         return 0 if folder is None else size(folder)
+
+    def _directory(self) -> Path | None:
+        return hub.local(self.source) if self.source else None
 
     def contributions(
         self, super_weights: Sequence[SuperWeight], ids: torch.Tensor, positions: Sequence[int]

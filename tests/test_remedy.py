@@ -14,7 +14,6 @@ from swcheck import RobustnessError, assert_perplexity_within, assert_super_weig
 from swcheck.conformance import fingerprint
 from swcheck.coverage import quantization_of
 from swcheck.errors import EngineError
-from swcheck.files import write_atomically
 from swcheck.measure import windows
 from swcheck.records import Loaded, Scheme
 from swcheck.remedy import SNIPPETS, remedy, respelled, snippet, spared
@@ -24,6 +23,7 @@ from swcheck.settings import Settings
 from swcheck.subject import subject_of
 from tests import checkpoints, damage, planted, relatives
 from tests.test_schemes import INTX
+from tests.test_session import write_baseline
 
 DOWN, QUERY = "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": False, "sym": True, "format": "gptq"}
@@ -298,7 +298,7 @@ def test_a_fix_is_proven_for_two_models_in_memory(tiny, ids, monkeypatch, larges
 
     Of neither proof a trace is left in the caller's models.
     """
-    monkeypatch.setattr("swcheck.proof.LOADED_AGAIN", largest)
+    monkeypatch.setattr("swcheck.subject.SMALL", largest)
     candidate = load(CLIPPED, reference="tiny", device="cpu")
     before, made, load_one = state(candidate.model, tiny.model), [], engines.load
     monkeypatch.setattr(
@@ -403,12 +403,8 @@ def test_what_cannot_be_given_back_is_said(tiny, ids):
 
 def test_a_baseline_keeps_a_large_reference_away(tmp_path, monkeypatch):
     """Where the reference's files are larger than the candidate's, it is not loaded to prove a fix: its matrices are read."""
-    settings = {"baseline": tmp_path / "kept"}
-    written, reference, _ = gate(CLIPPED, **settings, update=True)
-    written.free()
-    for path, text in written.baselines.items():
-        write_atomically(path, text)
-    session, reference, candidate = gate(CLIPPED, **settings)
+    write_baseline(Settings(models=("tiny",), device="cpu", baseline=tmp_path / "kept"))
+    session, reference, candidate = gate(CLIPPED, baseline=tmp_path / "kept")
     monkeypatch.setattr("swcheck.proof.ROOM", 0)
     candidate.source = ""
 

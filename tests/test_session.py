@@ -13,11 +13,9 @@ import torch
 from swcheck import (
     RobustnessError,
     SuperWeight,
-    assert_collapses_when_zeroed,
     assert_perplexity_within,
     assert_predictions_preserved,
     assert_super_activations_preserved,
-    assert_super_weights_preserved,
     engines,
 )
 from swcheck.errors import CheckpointError, OptionError
@@ -28,6 +26,7 @@ from swcheck.session import TURNS, Session
 from swcheck.settings import Settings
 from swcheck.subject import subject_of
 from tests import checkpoints, damage, planted
+from tests.test_baseline import COMPARISONS
 from tests.test_engines import words_of
 from tests.test_sinks import TEXT, late
 
@@ -94,13 +93,6 @@ def test_a_model_that_a_test_has_taken_stays(micro):
 
 # --- one model at a time -----------------------------------------------------------------------------------------------
 
-CHECKS = (
-    assert_super_weights_preserved,
-    lambda candidate, reference: assert_super_activations_preserved(candidate, reference, prompts=PROMPTS),
-    assert_perplexity_within,
-    assert_predictions_preserved,
-    assert_collapses_when_zeroed,
-)
 PROMPTS = [f"the rivers and the markets of {word} were open. And so on" for word in ("winter", "summer")]
 
 
@@ -120,10 +112,19 @@ def held(monkeypatch):
     return watched
 
 
+def write_baseline(settings):
+    """The baseline that such a run reads, as one with ``--swcheck-update`` writes it."""
+    session = Session(replace(settings, update=True))
+    session.reference(settings.models[0])
+    session.free()
+    for path, text in session.baselines.items():
+        write_atomically(path, text)
+
+
 def reds(session):
     """How many of the comparisons are red."""
     count = 0
-    for check in CHECKS:
+    for check in COMPARISONS:
         try:
             check(session.candidate(), session.reference("tiny"))
         except RobustnessError:
@@ -140,11 +141,7 @@ def test_a_red_gate_has_one_model_in_memory(held, tmp_path, candidate, recorded)
     settings = Settings(models=("tiny",), candidates=(candidate,), device="cpu")
     if recorded:
         settings = replace(settings, baseline=tmp_path / "kept")
-        written = Session(replace(settings, update=True))
-        written.reference("tiny")
-        written.free()
-        for path, text in written.baselines.items():
-            write_atomically(path, text)
+        write_baseline(settings)
     session = Session(settings)
 
     assert reds(session) > 1
@@ -164,7 +161,7 @@ def test_a_prompt_is_shrunk_with_one_model_in_memory(held, monkeypatch):
     session = Session(Settings(models=("tiny",), candidates=("late",), device="cpu"))
 
     with pytest.raises(RobustnessError) as caught:
-        CHECKS[1](session.candidate(), session.reference("tiny"))
+        assert_super_activations_preserved(session.candidate(), session.reference("tiny"), prompts=PROMPTS)
 
     assert len(tokenizer(eval(caught.value.verdict.facts["worst_prompt"]))["input_ids"]) < 8
     assert held.found == []

@@ -100,7 +100,7 @@ AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """Models of 770 MiB that predict a short text: the reference, a copy of it, and one with five matrices spoilt."""
+    """Models of some 0.7 GiB that predict a short text: the reference, a copy of it, and one with five matrices spoilt."""
     folder, tokenizer = tmp_path_factory.mktemp("wide"), load("tiny", device="cpu").tokenizer
     text = checkpoints.tiny.HELDOUT.read_text(encoding="utf-8")[:2000]
     (folder / "text.txt").write_text(text, encoding="utf-8")
