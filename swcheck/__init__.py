@@ -1,6 +1,8 @@
-"""swcheck: tests that a quantized or fine-tuned language model keeps its super weights, and still hangs on them.
+"""swcheck: tests that a quantized or fine-tuned language model keeps its super weights, and still depends on them.
 
-The front door is lazy: a name is imported when it is first used, so that an installed swcheck costs nothing.
+The public names are imported when they are first used: an installed swcheck costs nothing. They serve three readers:
+who tests models (the assertions, ``load``, ``locate``, ``zeroed``), who writes engines (``Loaded``, ``Scheme``,
+``read_request``, the errors), and who tests engines (``check_engine``, ``assert_outlier_survives``).
 """
 
 from __future__ import annotations
@@ -9,7 +11,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from swcheck.checks import (
+    from swcheck.base.errors import (
+        CheckpointError,
+        EngineError,
+        OptionError,
+        RobustnessError,
+        SwcheckError,
+        UnsafeCheckpointError,
+    )
+    from swcheck.base.evaluation_text import evaluation_text
+    from swcheck.base.isolation import captured_output, restored_environment
+    from swcheck.base.records import Engine, Loaded, Outcome, Prompt, Scheme, SuperActivation, SuperWeight, Verdict
+    from swcheck.gate.assertions import (
         assert_collapses_when_zeroed,
         assert_perplexity_within,
         assert_predictions_preserved,
@@ -18,49 +31,84 @@ if TYPE_CHECKING:
         assert_super_weights_preserved,
         assert_survives_pruning,
     )
-    from swcheck.engines import load
-    from swcheck.errors import RobustnessError, SwcheckError
-    from swcheck.index import known_super_weights
-    from swcheck.intervene import scaled, zeroed
-    from swcheck.location import locate
-    from swcheck.measure import perplexity
-    from swcheck.outlier import assert_outlier_survives
-    from swcheck.records import Loaded, Outcome, Prompt, SuperActivation, SuperWeight, Verdict
+    from swcheck.lens.anatomy import anatomy
+    from swcheck.lens.intervene import scaled, zeroed
+    from swcheck.lens.likelihood import perplexity
+    from swcheck.lens.linear_maps import contributions, effective_weight, plain_weight
+    from swcheck.lens.observe import observe
+    from swcheck.lens.tokens import token_windows
+    from swcheck.loading.engine_request import EngineRequest, check_packages, read_request
+    from swcheck.loading.engines import installed_engines, load
+    from swcheck.loading.published_index import known_super_weights
+    from swcheck.loading.skip_option import linear_maps_outside, read_skip
+    from swcheck.superweights.locating.locate import locate
+    from swcheck.testing.conformance import check_engine
+    from swcheck.testing.outlier import assert_outlier_survives
 
-_ROOMS: Final = {
-    "Loaded": "records",
-    "Outcome": "records",
-    "Prompt": "records",
-    "RobustnessError": "errors",
-    "SuperActivation": "records",
-    "SuperWeight": "records",
-    "SwcheckError": "errors",
-    "Verdict": "records",
-    "assert_collapses_when_zeroed": "checks",
-    "assert_outlier_survives": "outlier",
-    "assert_perplexity_within": "checks",
-    "assert_predictions_preserved": "checks",
-    "assert_super_activations_preserved": "checks",
-    "assert_super_weights_located": "checks",
-    "assert_super_weights_preserved": "checks",
-    "assert_survives_pruning": "checks",
-    "known_super_weights": "index",
-    "load": "engines",
-    "locate": "location",
-    "perplexity": "measure",
-    "scaled": "intervene",
-    "zeroed": "intervene",
+_MODULES: Final = {
+    "CheckpointError": "base.errors",
+    "Engine": "base.records",
+    "EngineError": "base.errors",
+    "EngineRequest": "loading.engine_request",
+    "Loaded": "base.records",
+    "OptionError": "base.errors",
+    "Outcome": "base.records",
+    "Prompt": "base.records",
+    "RobustnessError": "base.errors",
+    "Scheme": "base.records",
+    "SuperActivation": "base.records",
+    "SuperWeight": "base.records",
+    "SwcheckError": "base.errors",
+    "UnsafeCheckpointError": "base.errors",
+    "Verdict": "base.records",
+    "anatomy": "lens.anatomy",
+    "assert_collapses_when_zeroed": "gate.assertions",
+    "assert_outlier_survives": "testing.outlier",
+    "assert_perplexity_within": "gate.assertions",
+    "assert_predictions_preserved": "gate.assertions",
+    "assert_super_activations_preserved": "gate.assertions",
+    "assert_super_weights_located": "gate.assertions",
+    "assert_super_weights_preserved": "gate.assertions",
+    "assert_survives_pruning": "gate.assertions",
+    "captured_output": "base.isolation",
+    "check_engine": "testing.conformance",
+    "check_packages": "loading.engine_request",
+    "contributions": "lens.linear_maps",
+    "effective_weight": "lens.linear_maps",
+    "evaluation_text": "base.evaluation_text",
+    "installed_engines": "loading.engines",
+    "known_super_weights": "loading.published_index",
+    "linear_maps_outside": "loading.skip_option",
+    "load": "loading.engines",
+    "locate": "superweights.locating.locate",
+    "observe": "lens.observe",
+    "perplexity": "lens.likelihood",
+    "plain_weight": "lens.linear_maps",
+    "read_request": "loading.engine_request",
+    "read_skip": "loading.skip_option",
+    "restored_environment": "base.isolation",
+    "scaled": "lens.intervene",
+    "token_windows": "lens.tokens",
+    "zeroed": "lens.intervene",
 }
 
 __all__ = [
+    "CheckpointError",
+    "Engine",
+    "EngineError",
+    "EngineRequest",
     "Loaded",
+    "OptionError",
     "Outcome",
     "Prompt",
     "RobustnessError",
+    "Scheme",
     "SuperActivation",
     "SuperWeight",
     "SwcheckError",
+    "UnsafeCheckpointError",
     "Verdict",
+    "anatomy",
     "assert_collapses_when_zeroed",
     "assert_outlier_survives",
     "assert_perplexity_within",
@@ -69,11 +117,25 @@ __all__ = [
     "assert_super_weights_located",
     "assert_super_weights_preserved",
     "assert_survives_pruning",
+    "captured_output",
+    "check_engine",
+    "check_packages",
+    "contributions",
+    "effective_weight",
+    "evaluation_text",
+    "installed_engines",
     "known_super_weights",
+    "linear_maps_outside",
     "load",
     "locate",
+    "observe",
     "perplexity",
+    "plain_weight",
+    "read_request",
+    "read_skip",
+    "restored_environment",
     "scaled",
+    "token_windows",
     "zeroed",
 ]
 
@@ -83,9 +145,9 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("swcheck")
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module 'swcheck' has no attribute {name!r}")
-    return getattr(import_module(f"swcheck.{_ROOMS[name]}"), name)
+    return getattr(import_module(f"swcheck.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

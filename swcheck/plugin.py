@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from swcheck import collection, options, reporter
-from swcheck.errors import SwcheckError
-from swcheck.stash import SESSION, SETTINGS, TAKEN, is_worker, settings_of, uncaptured
+from swcheck.base.errors import SwcheckError
+from swcheck.run import options
+from swcheck.run.pytest_hooks import collection, reporter
+from swcheck.run.pytest_hooks.stash import SESSION, SETTINGS, TAKEN, is_worker, settings_of, uncaptured
 
 if TYPE_CHECKING:
-    from swcheck.records import Limit, SuperActivation, SuperWeight
-    from swcheck.session import Session
-    from swcheck.study.setup import Setup
-    from swcheck.subject import Subject
+    from swcheck.base.records import Limit, SuperActivation, SuperWeight
+    from swcheck.run.session import Session
+    from swcheck.study.common.setup import Setup
+    from swcheck.superweights.subject.subject import Subject
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -47,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
         values, origins = options.collect(config)
         if not origins:
             return
-        from swcheck.settings import forbidding_downloads, read_settings
+        from swcheck.run.settings import forbidding_downloads, read_settings
 
         settings = config.stash[SETTINGS] = read_settings(values, origins)
     except SwcheckError as error:
@@ -84,7 +85,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     if settings is None or config.option.collectonly or is_worker(config):
         return
     if collection.suite_joins(config) or any(collection.asks(item) for item in session.items):
-        from swcheck.settings import fetch
+        from swcheck.run.settings import fetch
 
         try:
             with uncaptured(config):
@@ -95,7 +96,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 def refusal(error: SwcheckError) -> pytest.UsageError:
     """A run that cannot begin, in the words of the error."""
-    from swcheck.lines import error as folded_error
+    from swcheck.base.wrapping import wrapped_error as folded_error
 
     width = shutil.get_terminal_size().columns - len("ERROR: ")
     return pytest.UsageError(folded_error(str(error), width))
@@ -110,8 +111,8 @@ def swcheck_spec() -> str:
 @pytest.fixture(scope="session")
 def swcheck_session(pytestconfig: pytest.Config) -> Iterator[Session]:
     """The models and verdicts of this run."""
-    from swcheck.session import Session
-    from swcheck.settings import Settings
+    from swcheck.run.session import Session
+    from swcheck.run.settings import Settings
 
     session = pytestconfig.stash[SESSION] = Session(settings_of(pytestconfig) or Settings())
     yield session
@@ -167,10 +168,11 @@ def swcheck_candidate(
 @pytest.fixture(scope="session")
 def swcheck_study_setup(swcheck_model: Subject, swcheck_session: Session) -> Setup:
     """What the studies of the paper share for the model under test; skips a model without super weights."""
-    from swcheck.study.setup import setup_of, zero_shot
+    from swcheck.study.common.setup import setup_of, zero_shot
+    from swcheck.superweights.measurements.contributions import located
 
-    if not swcheck_model.located().super_weights:
-        pytest.skip(f"no super weight: {swcheck_model.located().reason}")
+    if not located(swcheck_model).super_weights:
+        pytest.skip(f"no super weight: {located(swcheck_model).reason}")
     scorer, unscored = zero_shot()
     return setup_of(swcheck_model, seed=swcheck_session.settings.seed, scorer=scorer, unscored=unscored)
 
@@ -178,13 +180,17 @@ def swcheck_study_setup(swcheck_model: Subject, swcheck_session: Session) -> Set
 @pytest.fixture(scope="session")
 def swcheck_super_weights(swcheck_model: Subject) -> tuple[SuperWeight, ...]:
     """The super weights of the model under test: published ones completed by what is located."""
-    return swcheck_model.located().super_weights
+    from swcheck.superweights.measurements.contributions import located
+
+    return located(swcheck_model).super_weights
 
 
 @pytest.fixture(scope="session")
 def swcheck_super_activations(swcheck_model: Subject) -> tuple[SuperActivation, ...]:
     """The super activations of the model under test, as located."""
-    return swcheck_model.located().activations
+    from swcheck.superweights.measurements.contributions import located
+
+    return located(swcheck_model).activations
 
 
 @pytest.fixture(scope="session")

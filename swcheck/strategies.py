@@ -14,7 +14,7 @@ from typing import Any, Final
 from hypothesis import HealthCheck, Phase, configuration, given, seed, settings
 from hypothesis import strategies as st
 
-from swcheck.records import Prompt, SuperWeight
+from swcheck.base.records import Prompt, SuperWeight
 
 WORDS: Final = (
     "the a of and to in is was for that with as on by it not be are this from or an at which but have had his her "
@@ -89,7 +89,7 @@ FEW: Final = settings(
     suppress_health_check=list(HealthCheck),
 )
 """Few examples, each a prompt of every kind in every form. They are drawn first and then scored together; a failing one
-is shrunk by ``swcheck.prompts``, since a pass of a large model is not cheap."""
+is shrunk by ``lens.prompts``, since a pass of a large model is not cheap."""
 
 
 def prompts(*, longest: int = 24) -> st.SearchStrategy[str]:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from swcheck import tiny
+from swcheck.loading import tiny
 from tests import damage
 
 MARK = "the code of a checkpoint ran"

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from swcheck.records import SuperWeight
-from swcheck.tiny import CHECKPOINT
+from swcheck.base.records import SuperWeight
+from swcheck.loading.tiny import CHECKPOINT
 
 DELIMITERS: Final = ".,:;!?\n"
 

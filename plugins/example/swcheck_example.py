@@ -2,21 +2,21 @@
 
 from dataclasses import dataclass, replace
 
-from swcheck.records import Loaded, Scheme
-from swcheck.request import Request, read
+from swcheck import EngineRequest, Loaded, Scheme, read_request
 
 
 @dataclass(frozen=True)
 class Example:
     name: str = "example"
 
-    def check(self, spec: str) -> Request:
-        return read(self.name, spec, schemes=["int8"])  # options=["group"], packages=[("my_package", "my-package>=1")]
+    def check(self, spec: str) -> EngineRequest:
+        # options=["group"], packages=[("my_package", "my-package>=1")], where there are any
+        return read_request(self.name, spec, schemes=["int8"])
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
         asked = self.check(spec)
-        base = asked.base(reference, self, device=device, dtype=dtype)
-        kept = asked.kept(base.model)
+        base = asked.load_reference(reference, self, device=device, dtype=dtype)
+        kept = asked.modules_to_skip(base.model)
         import torch  # whatever is heavy is imported here
 
         with torch.no_grad():

@@ -14,11 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from swcheck import engines, request
-from swcheck.errors import OptionError
-from swcheck.noise import same_environment
-from swcheck.records import Loaded, Scheme
-from swcheck.request import Request
+from swcheck import EngineRequest, Loaded, OptionError, Scheme, load, read_request, restored_environment
 
 SCHEMES: Final = {f"W{bits}A16": Scheme("rtn", bits) for bits in (8, 4, 3, 2)}
 FORMATS: Final = ("auto_round", "auto_gptq", "auto_awq")
@@ -33,9 +29,9 @@ class AutoRound:
     trust_remote_code: bool = False
     offline: bool = False
 
-    def check(self, spec: str) -> Request:
+    def check(self, spec: str) -> EngineRequest:
         """Raise what ``load`` does for a scheme that it does not know, or without its packages."""
-        asked = request.read("autoround", spec, SCHEMES, options=("format",), packages=PACKAGES)
+        asked = read_request("autoround", spec, SCHEMES, options=("format",), packages=PACKAGES)
         if asked.options.get("format", FORMATS[0]) not in FORMATS:
             raise OptionError(asked.title, f"formats: {', '.join(FORMATS)}", f"autoround:{asked.scheme}")
         return asked
@@ -43,7 +39,7 @@ class AutoRound:
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
         asked = self.check(spec)
         with undisturbed():
-            base = asked.base(reference, self, device="cpu", dtype=None)
+            base = asked.load_reference(reference, self, device="cpu", dtype=None)
             import auto_round
 
             with TemporaryDirectory() as folder:
@@ -55,13 +51,13 @@ class AutoRound:
                     disable_opt_rtn=True,
                     disable_model_free=True,  # it would start processes
                     device_map="cpu",
-                    layer_config={one: {"bits": 16} for one in asked.kept(base.model)} or None,
+                    layer_config={one: {"bits": 16} for one in asked.modules_to_skip(base.model)} or None,
                 )
                 worker.quantize_and_save(folder, format=asked.options.get("format", FORMATS[0]))
                 del worker
                 base.model.to("meta")  # one of the two models at a time
                 saved = next(file.parent for file in Path(folder).rglob("config.json"))
-                made = engines.load(str(saved), device=device, dtype=dtype)
+                made = load(str(saved), device=device, dtype=dtype)
         return replace(
             made,
             tokenizer=base.tokenizer,
@@ -85,7 +81,7 @@ def undisturbed() -> Iterator[None]:
     if ours:
         gc.freeze()
     try:
-        with same_environment():
+        with restored_environment():
             yield
     finally:
         if ours:

@@ -11,10 +11,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Final
 
-from swcheck import request, skip
-from swcheck.anatomy import anatomy
-from swcheck.records import Loaded, Scheme
-from swcheck.request import Request
+from swcheck import EngineRequest, Loaded, Scheme, anatomy, linear_maps_outside, read_request
 
 SCHEMES: Final[dict[str, tuple[Scheme, dict[str, Any]]]] = {
     "int8": (Scheme("int8", 8, activation_bits=8), {"load_in_8bit": True}),
@@ -38,13 +35,13 @@ class BitsAndBytes:
     trust_remote_code: bool = False
     offline: bool = False
 
-    def check(self, spec: str) -> Request:
+    def check(self, spec: str) -> EngineRequest:
         """Raise what ``load`` does for a scheme that it does not know, or without its packages."""
-        return request.read("bitsandbytes", spec, SCHEMES, packages=PACKAGES)
+        return read_request("bitsandbytes", spec, SCHEMES, packages=PACKAGES)
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
         asked = self.check(spec)
-        base = asked.base(reference, self, device=device, dtype=dtype)
+        base = asked.load_reference(reference, self, device=device, dtype=dtype)
         import bitsandbytes
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -54,8 +51,8 @@ class BitsAndBytes:
         if scheme.weight_bits == 4:
             settings = {**settings, "bnb_4bit_compute_dtype": floats}
         if asked.names:  # with a list of its own, bitsandbytes leaves out no head by itself
-            outside = skip.others(base.model, anatomy(base.model).path)
-            settings = {**settings, "llm_int8_skip_modules": [*outside, *asked.kept(base.model)]}
+            outside = linear_maps_outside(base.model, anatomy(base.model).path)
+            settings = {**settings, "llm_int8_skip_modules": [*outside, *asked.modules_to_skip(base.model)]}
         source, tokenizer, text = base.source, base.tokenizer, base.text
         del base  # one of the two models at a time
         model = AutoModelForCausalLM.from_pretrained(

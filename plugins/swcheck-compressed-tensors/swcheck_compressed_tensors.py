@@ -11,11 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
-from swcheck import request
-from swcheck.errors import EngineError
-from swcheck.noise import same_environment
-from swcheck.records import Loaded, Scheme
-from swcheck.request import Request
+from swcheck import EngineError, EngineRequest, Loaded, Scheme, read_request, restored_environment
 
 SCHEMES: Final = {
     "W4A16": Scheme("absmax", 4),
@@ -36,17 +32,17 @@ class CompressedTensors:
     trust_remote_code: bool = False
     offline: bool = False
 
-    def check(self, spec: str) -> Request:
+    def check(self, spec: str) -> EngineRequest:
         """Raise what ``load`` does for a scheme that it does not know, or without its packages."""
-        return request.read("compressed-tensors", spec, SCHEMES, packages=PACKAGES)
+        return read_request("compressed-tensors", spec, SCHEMES, packages=PACKAGES)
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
         asked = self.check(spec)
-        base = asked.base(reference, self, device=device, dtype=dtype)
+        base = asked.load_reference(reference, self, device=device, dtype=dtype)
         from llmcompressor import oneshot
         from llmcompressor.modifiers.quantization import QuantizationModifier
 
-        ignored = ["re:.*lm_head", *asked.kept(base.model)]
+        ignored = ["re:.*lm_head", *asked.modules_to_skip(base.model)]
         recipe = QuantizationModifier(targets="Linear", scheme=asked.scheme, ignore=ignored)
         with _undisturbed():
             try:
@@ -68,7 +64,7 @@ def _undisturbed() -> Iterator[None]:
     for package in ("llmcompressor", "compressed_tensors"):
         logger.disable(package)
     try:
-        with same_environment(TOKENIZERS_PARALLELISM="false"):
+        with restored_environment(TOKENIZERS_PARALLELISM="false"):
             yield
     finally:
         for package in ("llmcompressor", "compressed_tensors"):

@@ -13,10 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from swcheck import request
-from swcheck.errors import CheckpointError, EngineError
-from swcheck.records import Loaded, Scheme
-from swcheck.request import Request
+from swcheck import CheckpointError, EngineError, EngineRequest, Loaded, Scheme, check_packages, read_request
 
 SCHEMES: Final = ("q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "f16")
 PACKAGES: Final = (("gguf", "gguf>=0.17"),)
@@ -36,24 +33,24 @@ class Gguf:
         """Whether a path is a GGUF file."""
         return path.suffix == ".gguf" and path.is_file()
 
-    def check(self, spec: str) -> Request:
+    def check(self, spec: str) -> EngineRequest:
         """Raise what ``load`` does for a file that is not there, another scheme, or without its package."""
         file = Path(spec).expanduser()
         if file.suffix != ".gguf":
-            return request.read("gguf", spec, ("FILE.gguf", *SCHEMES), packages=PACKAGES)
+            return read_request("gguf", spec, ("FILE.gguf", *SCHEMES), packages=PACKAGES)
         if not file.is_file():
             raise CheckpointError(f"gguf:{spec}", "no such file", "give the path of a .gguf file")
-        request.need(f"gguf:{spec}", PACKAGES)
-        return Request("gguf", spec, spec)
+        check_packages(f"gguf:{spec}", PACKAGES)
+        return EngineRequest("gguf", spec, spec)
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
         asked = self.check(spec)
-        base = asked.base(reference, self, device=device, dtype=dtype)
+        base = asked.load_reference(reference, self, device=device, dtype=dtype)
         if asked.scheme not in SCHEMES:
             return _read(Path(spec).expanduser(), spec, base)
         with TemporaryDirectory() as folder:
             file = Path(folder, f"{asked.scheme}.gguf")
-            write(base.model, file, asked.scheme, asked.kept(base.model))
+            write(base.model, file, asked.scheme, asked.modules_to_skip(base.model))
             return _read(file, spec, base)
 
 

@@ -15,12 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from swcheck import engines, request
-from swcheck.anatomy import anatomy
-from swcheck.errors import EngineError
-from swcheck.noise import same_environment
-from swcheck.records import Loaded, Scheme
-from swcheck.request import Request
+from swcheck import EngineError, EngineRequest, Loaded, Scheme, anatomy, load, read_request, restored_environment
 
 SCHEMES: Final = {f"{bits}bit": Scheme("gptq", bits, calibrated=True) for bits in (8, 4, 3, 2)}
 GROUP: Final = 128
@@ -39,18 +34,18 @@ class Gptq:
     trust_remote_code: bool = False
     offline: bool = False
 
-    def check(self, spec: str) -> Request:
+    def check(self, spec: str) -> EngineRequest:
         """Raise what ``load`` does for a scheme that it does not know, or without its packages."""
-        asked = request.read("gptq", spec, SCHEMES, options=("group",), packages=PACKAGES)
-        asked.group(GROUP)
+        asked = read_request("gptq", spec, SCHEMES, options=("group",), packages=PACKAGES)
+        asked.group_size(GROUP)
         return asked
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
         asked = self.check(spec)
-        base = asked.base(reference, self, device="cpu", dtype=None)
+        base = asked.load_reference(reference, self, device="cpu", dtype=None)
         with TemporaryDirectory() as folder:
             quantized(base, spec, Path(folder))
-            made = engines.load(folder, device=device, dtype=dtype)
+            made = load(folder, device=device, dtype=dtype)
         return replace(
             made,
             tokenizer=base.tokenizer,
@@ -70,8 +65,8 @@ def quantized(base: Loaded, spec: str, folder: Path) -> None:
     GPTQModel loads a model of its own from ``base.source``, and ``base`` gives up its weights for it.
     """
     asked = ENGINE.check(spec)
-    group = asked.group(GROUP)
-    kept = asked.kept(base.model)
+    group = asked.group_size(GROUP)
+    kept = asked.modules_to_skip(base.model)
     _check_widths(asked, base.model, group, kept)
     base.model.to("meta")  # one of the two models at a time
     source, target = Path(base.source).resolve(), folder.resolve()
@@ -90,10 +85,9 @@ def quantized(base: Loaded, spec: str, folder: Path) -> None:
 
 def _calibration(base: Loaded) -> list[dict[str, Any]]:
     """Windows of the model's own text, or of the package's."""
-    from swcheck.measure import windows
-    from swcheck.text import evaluation_text
+    from swcheck import evaluation_text, token_windows
 
-    ids = windows(base.tokenizer, base.text or evaluation_text(), count=WINDOWS, length=LENGTH)
+    ids = token_windows(base.tokenizer, base.text or evaluation_text(), count=WINDOWS, length=LENGTH)
     return [{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids.tolist()]
 
 
@@ -115,7 +109,7 @@ def _inner(model: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def _check_widths(asked: Request, model: Any, group: int, kept: tuple[str, ...]) -> None:
+def _check_widths(asked: EngineRequest, model: Any, group: int, kept: tuple[str, ...]) -> None:
     """Refuse inner widths that the group does not divide: GPTQModel quantizes them, and most of its kernels fail later."""
     for name, module in _inner(model):
         if name not in kept and module.in_features % group:
@@ -128,5 +122,5 @@ def _check_widths(asked: Request, model: Any, group: int, kept: tuple[str, ...])
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """The process as it was: GPTQModel sets variables of torch and CUDA, and keeps a log where it stands."""
-    with same_environment(**{WORKERS: "2"}), TemporaryDirectory() as scratch, chdir(scratch):
+    with restored_environment(**{WORKERS: "2"}), TemporaryDirectory() as scratch, chdir(scratch):
         yield

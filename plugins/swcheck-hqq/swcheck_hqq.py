@@ -9,11 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from swcheck import request
-from swcheck.anatomy import anatomy
-from swcheck.errors import EngineError
-from swcheck.records import Loaded, Scheme
-from swcheck.request import Request
+from swcheck import EngineError, EngineRequest, Loaded, Scheme, anatomy, read_request
 
 SCHEMES: Final = {f"{bits}bit": Scheme("hqq", bits, calibrated=True) for bits in (8, 4, 3, 2)}
 """Calibrated: hqq searches its zero points, without data."""
@@ -30,21 +26,21 @@ class Hqq:
     trust_remote_code: bool = False
     offline: bool = False
 
-    def check(self, spec: str) -> Request:
+    def check(self, spec: str) -> EngineRequest:
         """Raise what ``load`` does for a scheme that it does not know, or without its packages."""
-        asked = request.read("hqq", spec, SCHEMES, options=("group",), packages=PACKAGES)
-        asked.group(GROUP, multiple=8)
+        asked = read_request("hqq", spec, SCHEMES, options=("group",), packages=PACKAGES)
+        asked.group_size(GROUP, multiple=8)
         return asked
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
         asked = self.check(spec)
-        base, scheme = asked.base(reference, self, device=device, dtype=dtype), SCHEMES[asked.scheme]
+        base, scheme = asked.load_reference(reference, self, device=device, dtype=dtype), SCHEMES[asked.scheme]
         from hqq.core import quantize as hqq
         from torch import nn
 
-        size = asked.group(GROUP)
+        size = asked.group_size(GROUP)
         config = hqq.BaseQuantizeConfig(nbits=int(scheme.weight_bits), group_size=size)
-        kept = {base.model.get_submodule(one) for one in asked.kept(base.model)}
+        kept = {base.model.get_submodule(one) for one in asked.modules_to_skip(base.model)}
         for layer in anatomy(base.model).layers:
             for parent in list(layer.modules()):
                 for child, module in list(parent.named_children()):

@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from swcheck import request, skip
-from swcheck.errors import CheckpointError, UnsafeCheckpointError
-from swcheck.records import Loaded, Scheme
-from swcheck.request import Request
+from swcheck import CheckpointError, EngineRequest, Loaded, Scheme, UnsafeCheckpointError, check_packages, read_skip
 
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -41,10 +38,10 @@ class Peft:
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
         asked, kind = _asked(spec)
         folder = Path(asked.scheme.removesuffix(MERGED)).expanduser()
-        base = asked.base(reference, self, device=device, dtype=dtype)
+        base = asked.load_reference(reference, self, device=device, dtype=dtype)
         from peft import PeftModel
 
-        floats, kept = 8 * base.model.dtype.itemsize, asked.kept(base.model)
+        floats, kept = 8 * base.model.dtype.itemsize, asked.modules_to_skip(base.model)
         try:
             model = PeftModel.from_pretrained(base.model, str(folder), torch_device=str(base.model.device))
         except (RuntimeError, ValueError, KeyError, TypeError) as error:  # other widths, other names, another peft
@@ -65,12 +62,12 @@ class Peft:
 ENGINE: Final = Peft()
 
 
-def _asked(spec: str) -> tuple[Request, str]:
+def _asked(spec: str) -> tuple[EngineRequest, str]:
     """What is asked, its scheme a path, and the adapter's kind in lower case; what is no adapter, or a pickle, is refused."""
-    words, names = skip.read(f"peft:{spec}", spec)
+    words, names = read_skip(f"peft:{spec}", spec)
     kind = _kind(spec, Path(words.removesuffix(MERGED)).expanduser())
-    request.need(f"peft:{spec}", PACKAGES)
-    return Request("peft", spec, words, names=names), kind
+    check_packages(f"peft:{spec}", PACKAGES)
+    return EngineRequest("peft", spec, words, names=names), kind
 
 
 def _kind(spec: str, folder: Path) -> str:

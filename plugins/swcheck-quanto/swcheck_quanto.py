@@ -10,10 +10,7 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from swcheck import request
-from swcheck.errors import EngineError
-from swcheck.records import Loaded, Scheme
-from swcheck.request import Request
+from swcheck import EngineError, EngineRequest, Loaded, Scheme, read_request
 
 SCHEMES: Final[dict[str, tuple[Scheme, str, str | None]]] = {
     "int8": (Scheme("absmax", 8), "qint8", None),
@@ -35,16 +32,16 @@ class Quanto:
     trust_remote_code: bool = False
     offline: bool = False
 
-    def check(self, spec: str) -> Request:
+    def check(self, spec: str) -> EngineRequest:
         """Raise what ``load`` does for a scheme that it does not know, or without its packages."""
-        asked = request.read("quanto", spec, SCHEMES, packages=PACKAGES)
+        asked = read_request("quanto", spec, SCHEMES, packages=PACKAGES)
         if SCHEMES[asked.scheme][0].weight_bits < 8 and shutil.which("g++") is None:
             raise EngineError(asked.title, "no g++, with which quanto unpacks these", "apt install g++, or quanto:int8")
         return asked
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
         asked = self.check(spec)
-        base = asked.base(reference, self, device=device, dtype=dtype)
+        base = asked.load_reference(reference, self, device=device, dtype=dtype)
         from optimum import quanto
 
         scheme, weights, inputs = SCHEMES[asked.scheme]
@@ -52,7 +49,7 @@ class Quanto:
             base.model,
             weights=getattr(quanto, weights),
             activations=inputs and getattr(quanto, inputs),
-            exclude=["lm_head", "*.lm_head", *asked.kept(base.model)],
+            exclude=["lm_head", "*.lm_head", *asked.modules_to_skip(base.model)],
         )
         if inputs:
             _calibrate(quanto, base)
@@ -67,9 +64,8 @@ def _calibrate(quanto: Any, base: Loaded) -> None:
     """Show the quantizer what the model reads: windows of its own text, or of the package's."""
     import torch
 
-    from swcheck.measure import windows
-    from swcheck.text import evaluation_text
+    from swcheck import evaluation_text, token_windows
 
-    ids = windows(base.tokenizer, base.text or evaluation_text(), count=WINDOWS, length=LENGTH)
+    ids = token_windows(base.tokenizer, base.text or evaluation_text(), count=WINDOWS, length=LENGTH)
     with quanto.Calibration(), torch.no_grad():
         base.model(ids.to(base.model.device), use_cache=False)

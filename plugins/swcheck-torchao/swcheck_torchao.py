@@ -11,11 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from swcheck import request, skip
-from swcheck.anatomy import anatomy
-from swcheck.errors import EngineError, OptionError
-from swcheck.records import Loaded, Scheme
-from swcheck.request import Request
+from swcheck import EngineError, EngineRequest, Loaded, OptionError, Scheme, anatomy, linear_maps_outside, read_request
 
 GROUP: Final = 128
 PACKAGES: Final = (("torchao", "torchao>=0.18"), ("accelerate", "accelerate>=1.10"))
@@ -52,26 +48,26 @@ class TorchAo:
     trust_remote_code: bool = False
     offline: bool = False
 
-    def check(self, spec: str) -> Request:
+    def check(self, spec: str) -> EngineRequest:
         """Raise what ``load`` does for a scheme that it does not know, or without its packages."""
-        asked = request.read("torchao", spec, SCHEMES, options=("group",), packages=PACKAGES)
+        asked = read_request("torchao", spec, SCHEMES, options=("group",), packages=PACKAGES)
         if "group" in asked.options and asked.scheme not in GROUPED:
             raise OptionError(asked.title, f"with groups: {', '.join(GROUPED)}", "torchao:int4-weight-only,group=32")
-        asked.group(GROUP)
+        asked.group_size(GROUP)
         return asked
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
         asked = self.check(spec)
-        base = asked.base(reference, self, device=device, dtype=dtype)
+        base = asked.load_reference(reference, self, device=device, dtype=dtype)
         import torch
         import torchao.quantization as ao
         from transformers import AutoModelForCausalLM, TorchAoConfig
 
-        kept, group = asked.kept(base.model), asked.group(GROUP)
+        kept, group = asked.modules_to_skip(base.model), asked.group_size(GROUP)
         if asked.scheme in GROUPED:
             _check_widths(asked, base.model, group, kept)
         if kept:  # with a list of its own, transformers leaves out no head by itself
-            kept = (*skip.others(base.model, anatomy(base.model).path), *kept)
+            kept = (*linear_maps_outside(base.model, anatomy(base.model).path), *kept)
         place, floats = base.model.device, base.model.dtype
         source, tokenizer, text = base.source, base.tokenizer, base.text
         del base  # one of the two models at a time
@@ -91,7 +87,7 @@ class TorchAo:
 ENGINE: Final = TorchAo()
 
 
-def _check_widths(asked: Request, model: Any, group: int, kept: tuple[str, ...]) -> None:
+def _check_widths(asked: EngineRequest, model: Any, group: int, kept: tuple[str, ...]) -> None:
     """Refuse inner widths that the group does not divide: torchao refuses some and leaves others as they are."""
     from torch import nn
 

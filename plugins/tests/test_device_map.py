@@ -15,6 +15,7 @@ from swcheck import (
     Outcome,
     RobustnessError,
     SuperWeight,
+    anatomy,
     assert_collapses_when_zeroed,
     assert_perplexity_within,
     assert_predictions_preserved,
@@ -22,13 +23,14 @@ from swcheck import (
     assert_super_weights_located,
     assert_super_weights_preserved,
     assert_survives_pruning,
+    effective_weight,
     load,
+    plain_weight,
     scaled,
     zeroed,
 )
-from swcheck.anatomy import anatomy, device_of
-from swcheck.huggingface import HuggingFace
-from swcheck.observe import effective_weight, plain_weight
+from swcheck.lens.anatomy import device_of
+from swcheck.loading.huggingface import HuggingFace
 
 WEIGHT = SuperWeight(1, 97, 301)
 IDS = torch.tensor([[0, 5, 9, 33, 2, 77, 130]])

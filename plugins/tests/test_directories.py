@@ -14,22 +14,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from swcheck import engines, tiny
-from swcheck.anatomy import anatomy
-from swcheck.noise import captured
-from swcheck.observe import effective_weight
+import swcheck
+from swcheck import anatomy, captured_output, effective_weight
+from swcheck.loading import tiny
 
 WINDOWS = 8
 HERE = find_spec("gptqmodel") is not None
 
 
 def base():
-    return engines.load("tiny", device="cpu")
+    return swcheck.load("tiny", device="cpu")
 
 
 def saved(folder, spec):
     """What an engine made on the fly, saved by transformers as anybody would."""
-    made = engines.load(spec, reference="tiny", device="cpu")
+    made = swcheck.load(spec, reference="tiny", device="cpu")
     made.model.save_pretrained(folder)
     made.tokenizer.save_pretrained(folder)
 
@@ -122,7 +121,7 @@ def gate(tmp_path_factory):
     root = tmp_path_factory.mktemp("directories")
     for name in MADE:
         (root / name).mkdir()
-        with captured():
+        with captured_output():
             MAKERS[name][0](root / name)
     words = [
         sys.executable,
@@ -200,7 +199,7 @@ def test_nothing_of_the_tools_is_heard(gate):
 def test_awq_rescales_and_the_contribution_stays(gate):
     """The bare weight of the AWQ candidate is another one; what it writes, weight times input, is the reference's."""
     _done, found, root = gate
-    loaded = engines.load(str(root / "llm-compressor-awq"), device="cpu")
+    loaded = swcheck.load(str(root / "llm-compressor-awq"), device="cpu")
     weight = effective_weight(anatomy(loaded.model).down_projections[1], 97, 301, at=100.0)
     assert abs(weight / 2.625 - 1) > 0.2
     assert 0.85 < found["llm-compressor-awq"]["super weights"]["measured"] < 1.15

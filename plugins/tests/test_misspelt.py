@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
-from swcheck import engines
-from swcheck.errors import SwcheckError
+import swcheck
+from swcheck import SwcheckError
+from swcheck.loading import engines
 
-MISSPELT = [f"{name}:no-such-scheme" for name in engines.installed() if name != engines.BUILT_IN]
+MISSPELT = [f"{name}:no-such-scheme" for name in swcheck.installed_engines() if name != engines.BUILT_IN]
 
 
 @pytest.mark.parametrize("spec", MISSPELT)

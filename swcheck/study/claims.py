@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from swcheck.checks import conclude
-from swcheck.records import Verdict
-from swcheck.study.chapter import chapter
+from swcheck.base.records import Verdict
+from swcheck.gate.conclusion import conclude
+from swcheck.study.catalogue import chapter
+from swcheck.study.common.setup import Setup, setup_of
 from swcheck.study.runner import measured
-from swcheck.study.setup import Setup, setup_of
 
 
 def assert_paper_claim(model: Any, name: str, *, setup: Setup | None = None) -> tuple[Verdict, ...]:

@@ -14,9 +14,9 @@ from functools import cache
 from importlib import resources
 from typing import Final
 
-from swcheck import index
-from swcheck.study.record import Measurement, Study
-from swcheck.zeroshot import PAPER
+from swcheck.loading import published_index
+from swcheck.study.common.record import Measurement, Study
+from swcheck.study.zeroshot.harness import PAPER
 
 PLACES: Final = "largest hidden state"
 """The quantity whose x is an index of hidden states: layer + 1."""
@@ -89,7 +89,7 @@ def everything() -> tuple[Published, ...]:
 
 def published(model: str, study: str | None = None) -> tuple[Published, ...]:
     """What is published of a model, an alias or a hub id in any case, in one study or in all; empty where nothing is."""
-    known = index.find(model)
+    known = published_index.find(model)
     hub = (known.model if known else model).lower()
     chosen = (one for one in everything() if hub in {one.hub.lower(), one.model})
     return tuple(one for one in chosen if study in {None, one.study})

@@ -16,15 +16,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from swcheck.errors import SwcheckError
-from swcheck.files import check_writable, write_atomically
-from swcheck.report import tabulated
-from swcheck.study import plots
-from swcheck.study.chapter import Chapter, chapter
+from swcheck.base.errors import SwcheckError
+from swcheck.base.formatting import table_lines
+from swcheck.base.output_files import check_writable, write_atomically
+from swcheck.study.catalogue import chapter
+from swcheck.study.common import plots
+from swcheck.study.common.chapter import Chapter
+from swcheck.study.common.record import Study, as_csv, as_json, from_json
+from swcheck.study.common.setup import Setup
 from swcheck.study.paper import Cell
 from swcheck.study.paper import as_text as as_text_rows
-from swcheck.study.record import Study, as_csv, as_json, from_json
-from swcheck.study.setup import Setup
 
 Told = Callable[[str], None]
 
@@ -91,7 +92,7 @@ def as_text(one: Chapter, study: Study) -> list[str]:
     """A study for the terminal: its title, its table, its verdicts, its notes."""
     lines = [f"{one.name}: {one.title} ({one.source})", ""]
     head, *rows = one.table(study)
-    lines += ["  " + line for line in tabulated(rows, head)]
+    lines += ["  " + line for line in table_lines(rows, head)]
     said = [f"{verdict.outcome.value}: {verdict.cause or verdict.summary}" for verdict in one.judge(study)]
     return [*lines, "", *(f"  {line}" for line in [*said, *study.notes]), ""]
 
@@ -103,7 +104,7 @@ def comparison(cells: Sequence[Cell], *, style: str = "simple") -> list[str]:
     head, *rows = as_text_rows(cells)
     held = [cell for cell in cells if cell.measured is not None]
     words = f"published and measured: {len(held)} of {len(cells)} cells compared"
-    return [words, "", *tabulated(rows, head, style=style), ""]
+    return [words, "", *table_lines(rows, head, style=style), ""]
 
 
 def as_page(taken: Iterable[tuple[Chapter, Study]], out: Path, cells: Sequence[Cell] = ()) -> str:
@@ -116,7 +117,7 @@ def as_page(taken: Iterable[tuple[Chapter, Study]], out: Path, cells: Sequence[C
         if (out / f"{one.name}.png").exists():
             lines += [f"![{one.title}]({one.name}.png)", ""]
         head, *rows = one.table(study)
-        lines += [*tabulated(rows, head, style="github"), ""]
+        lines += [*table_lines(rows, head, style="github"), ""]
         lines += [f"- {verdict.outcome.value}: {verdict.cause or verdict.summary}" for verdict in one.judge(study)]
         lines += [f"- {note}" for note in study.notes]
         lines += ["", f"Numbers: [{one.name}.csv]({one.name}.csv), [{one.name}.json]({one.name}.json).", ""]

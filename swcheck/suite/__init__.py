@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from swcheck.checks import conclude
-from swcheck.limits import DEFAULTS
-from swcheck.records import Limit, Outcome, Prompt, Verdict
+from swcheck.base.limits import DEFAULTS
+from swcheck.base.records import Limit, Outcome, Prompt, Verdict
+from swcheck.gate.conclusion import conclude
 from swcheck.strategies import drawn_prompts
-from swcheck.subject import Subject
+from swcheck.superweights.measurements.inputs import DRAWN_PROMPTS
+from swcheck.superweights.subject.subject import Subject
 
 
 def for_any_prompts(check: Callable[[Sequence[Prompt]], None], reference: Subject) -> None:
@@ -25,7 +26,7 @@ def for_any_prompts(check: Callable[[Sequence[Prompt]], None], reference: Subjec
     Drawn once per reference and kept with its numbers, so that a candidate, perhaps in another run against a baseline,
     is asked what the reference was asked: what hypothesis draws depends on the modules that are loaded.
     """
-    check(reference.once("prompts", drawn_prompts))
+    check(DRAWN_PROMPTS.recall(reference, (), drawn_prompts))
 
 
 def asked(limit: Limit) -> Limit:

@@ -15,8 +15,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from swcheck import load, locate
-from swcheck.location import PROMPT
-from swcheck.observe import observe
+from swcheck.lens.observe import observe
+from swcheck.superweights.locating.locate import PROMPT
 
 pytestmark = pytest.mark.benchmark
 SPAM = "def spam(eggs):\n    return eggs\n" * 200

@@ -19,10 +19,12 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from swcheck import SuperWeight, assert_super_activations_preserved, load
-from swcheck.prompts import encoded
-from swcheck.records import Loaded
+from swcheck.base.records import Loaded
+from swcheck.lens.prompts import encoded
 from swcheck.strategies import drawn_prompts
-from swcheck.subject import subject_of
+from swcheck.superweights.measurements.contributions import located
+from swcheck.superweights.measurements.residual_stream import super_activations
+from swcheck.superweights.subject.as_subject import as_subject
 from tests import checkpoints, damage
 from tests.planted import plant
 
@@ -177,14 +179,14 @@ def deep(tiny):
 def test_prompts(name, request):
     """The check of many prompts over a plain pass of each prompt through both models: at least 10 x."""
     model = request.getfixturevalue(name)
-    reference, other = subject_of(model), subject_of(replace(model, model=copy.deepcopy(model.model)))
+    reference, other = as_subject(model), as_subject(replace(model, model=copy.deepcopy(model.model)))
     prompts = drawn_prompts()
     assert_super_activations_preserved(other, reference, prompts=prompts)
 
     def check(*subjects):
         for subject in subjects:
-            for key in [key for key in subject.memo if key[0] in {"readings", "readings at", "padded"}]:
-                del subject.memo[key]
+            for key in [key for key in subject.memory.values if key[0] in {"readings", "readings at", "padded"}]:
+                del subject.memory.values[key]
         assert_super_activations_preserved(other, reference, prompts=prompts)
 
     def alone():
@@ -192,7 +194,7 @@ def test_prompts(name, request):
             for prompt in prompts:
                 ids = torch.tensor([encoded(model.tokenizer, prompt)[:256] or (0,)])
                 for subject in (reference, other):
-                    subject.live(ids, use_cache=False)
+                    subject.module(ids, use_cache=False)
 
     actions = (lambda: check(reference, other), lambda: check(other), alone)
     seconds = [float("inf")] * len(actions)
@@ -203,7 +205,7 @@ def test_prompts(name, request):
             seconds[number] = min(seconds[number], time.perf_counter() - start)
     first, further, single = (len(prompts) / taken for taken in seconds)
     say(
-        f"prompts a second on {name}, onset after layer {reference.places(reference.located().super_weights)[0].layer} of "
-        f"{len(reference.body.layers)}: {single:.0f} one a pass; {first:.0f} in the check of a new reference, "
+        f"prompts a second on {name}, onset after layer {super_activations(reference, located(reference).super_weights)[0].layer} of "
+        f"{len(reference.anatomy.layers)}: {single:.0f} one a pass; {first:.0f} in the check of a new reference, "
         f"{first / single:.1f} x; {further:.0f} of one that was measured, {further / single:.1f} x"
     )

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from swcheck.collection import SUITE
+from swcheck.run.pytest_hooks.collection import SUITE
 
 MODEL, CANDIDATE = (
     len(re.findall("^def test_", (SUITE / name).read_text(encoding="utf-8"), re.MULTILINE))

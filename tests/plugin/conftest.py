@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from swcheck import tiny as tiny_room
+from swcheck.loading import tiny as tiny_room
 from tests import checkpoints, damage
 
 ROOT = Path(__file__).parents[2]

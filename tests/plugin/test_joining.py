@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import swcheck
-from swcheck.collection import PAPERS, SUITE
+from swcheck.run.pytest_hooks.collection import PAPERS, SUITE
 from tests.plugin import BOTH, MODEL, SHIPPED
 
 MINE = """
@@ -143,7 +143,7 @@ def test_without_a_model_its_tests_are_skipped(inner):
 
 def test_collecting_loads_nothing(inner, pytester, monkeypatch):
     """``--collect-only`` gets by without a model: the loader is never called."""
-    monkeypatch.setattr("swcheck.engines.load", lambda *_args, **_options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("swcheck.loading.engines.load", lambda *_args, **_options: pytest.fail("a model was loaded"))
     pytester.makepyfile(test_it=MINE)
     assert inner("--model=tiny", "--candidate=tiny", "--co").ret == 0
     assert inner("--model=tiny", "-k", "test_model and perplexity").ret == 1
@@ -183,8 +183,8 @@ def test_an_incomplete_installation_is_an_error(inner, monkeypatch, pytester):
     for name in ("test_model.py", "test_candidate.py"):
         (pytester.mkdir(name.removesuffix(".py")) / name).touch()
         pytester.path.joinpath(name).touch()
-    monkeypatch.setattr("swcheck.collection.SUITE", pytester.path)
-    monkeypatch.setattr("swcheck.collection.is_shipped", lambda _path: False)
+    monkeypatch.setattr("swcheck.run.pytest_hooks.collection.SUITE", pytester.path)
+    monkeypatch.setattr("swcheck.run.pytest_hooks.collection.is_shipped", lambda _path: False)
     result = inner("--model=tiny", "--ignore=.")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: no check of swcheck was collected from *"])

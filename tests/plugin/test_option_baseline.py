@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from swcheck import baseline
+from swcheck.gate.baseline import identity
 from tests import checkpoints, damage
 from tests.plugin import BOTH, CANDIDATE, MODEL, refused
 
@@ -36,11 +36,13 @@ def test_updating_writes_and_still_fails(inner, pytester):
 def test_a_baseline_takes_the_place_of_its_reference(inner, baselines, monkeypatch):
     """With it the reference is not loaded: its own checks and those of a candidate run on what is in the file."""
     healthy = checkpoints.copy_of_tiny(baselines.parent / "copy")
-    from swcheck import engines
+    from swcheck.loading import engines
 
     load = engines.load
     loaded = []
-    monkeypatch.setattr("swcheck.engines.load", lambda spec, **options: loaded.append(spec) or load(spec, **options))
+    monkeypatch.setattr(
+        "swcheck.loading.engines.load", lambda spec, **options: loaded.append(spec) or load(spec, **options)
+    )
 
     result = inner("--model=tiny", f"--candidate={healthy}", "--swcheck-baseline=baselines")
 
@@ -89,7 +91,7 @@ def test_a_baseline_of_a_hub_model_has_its_identity_and_needs_no_copy(inner, pyt
     names = "--model=mine/model", "--swcheck-baseline=kept", "--swcheck-offline"
     inner(*names, "--swcheck-update", "--swcheck-accept", "-k", "test_model and perplexity").assert_outcomes(passed=1, deselected=MODEL + CANDIDATE - 1)  # fmt: skip
     facts = json.loads((pytester.path / "kept" / "mine-model.json").read_text())
-    assert (facts["weights"], facts["revision"]) == (baseline.weights_identity(cached), "0" * 40)
+    assert (facts["weights"], facts["revision"]) == (identity.weights_identity(cached), "0" * 40)
 
     checkpoints.tensors(lambda whole: {name: -tensor for name, tensor in whole.items()})(cached)
     inner(*names, "-k", "test_model and perplexity").stdout.fnmatch_lines(["*it was measured with other weights*"])

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from swcheck import engines
+from swcheck.loading import engines
 from tests import checkpoints, damage
+from tests.loading.test_engines import installing
 from tests.plugin import BOTH, MODEL, refused
-from tests.test_engines import installing
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_a_candidate_that_cannot_be(inner, words, said):
 @pytest.mark.parametrize(("scheme", "said"), [("int5", "known: int4"), ("int4", "pip install 'no-such-module>=1'")])
 def test_what_an_engine_cannot_make_is_said_before_anything_is_loaded(inner, monkeypatch, scheme, said):
     """A misspelt scheme and a missing package are usage errors, and the reference is not loaded for them."""
-    installing(monkeypatch, "tests.test_engines:ASKED")
+    installing(monkeypatch, "tests.loading.test_engines:ASKED")
     monkeypatch.setattr(engines, "load", lambda *_args, **_more: pytest.fail("a model was loaded"))
     result = inner("--model=tiny", f"--candidate=homemade:{scheme}")
     refused(result, "homemade", said)

@@ -20,7 +20,7 @@ def test_a_map_and_a_device_are_two_answers(inner):
 
 def test_without_accelerate_the_install_line_is_given(inner, monkeypatch):
     """The package is optional, and the error names the extra that brings it."""
-    monkeypatch.setattr("swcheck.engines.find_spec", lambda _name: None)
+    monkeypatch.setattr("swcheck.loading.engines.find_spec", lambda _name: None)
     refused(
         inner("--model=tiny", "--swcheck-device-map=auto"),
         "accelerate is not installed",

@@ -148,7 +148,7 @@ def test_a_fixture_of_ones_own_is_what_the_shipped_checks_keep_to(inner, pyteste
     pytester.makeconftest(
         """
         import pytest
-        from swcheck.records import Limit
+        from swcheck.base.records import Limit
 
         @pytest.fixture(scope="session")
         def swcheck_limits(swcheck_limits):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from swcheck import options
+from swcheck.run import options
 
 VALUES = {
     "model": ("one", "two", "three"),

@@ -14,8 +14,9 @@ def test_nothing_was_imported():
     assert [name for name in {HEAVY!r} if name in sys.modules] == []
     assert "swcheck.plugin" in sys.modules
     assert sorted(name for name in sys.modules if name.startswith("swcheck")) == [
-        "swcheck", "swcheck.collection", "swcheck.errors", "swcheck.options", "swcheck.plugin", "swcheck.reporter",
-        "swcheck.stash"
+        "swcheck", "swcheck.base", "swcheck.base.errors", "swcheck.plugin", "swcheck.run", "swcheck.run.options",
+        "swcheck.run.pytest_hooks", "swcheck.run.pytest_hooks.collection", "swcheck.run.pytest_hooks.reporter",
+        "swcheck.run.pytest_hooks.stash"
     ]
 """
 OTHERS = ("-p", "no:hypothesispytest", "-p", "no:anyio")

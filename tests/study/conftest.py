@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from swcheck.study.setup import setup_of
+from swcheck.study.common.setup import setup_of
 
 
 @pytest.fixture(scope="session")

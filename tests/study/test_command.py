@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from swcheck.cli import main
-from swcheck.study import scaling
+from swcheck.run.command_line.main import main
+from swcheck.study.chapters import scaling
 from tests import checkpoints
 
 
@@ -15,7 +15,7 @@ from tests import checkpoints
 def run(capsys, monkeypatch):
     """The command line in this process, with figure 6 at three alphas: its exit code and what it wrote."""
     monkeypatch.setattr(scaling, "ALPHAS", (0.0, 1.0, 1.5))
-    monkeypatch.setattr("swcheck.zeroshot.missing", lambda: "lm_eval not installed")
+    monkeypatch.setattr("swcheck.study.zeroshot.harness.missing", lambda: "lm_eval not installed")
 
     def call(*arguments: str) -> tuple[int, str, str]:
         code = main(["study", *arguments])

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from swcheck.errors import OptionError
-from swcheck.study import plots, runner, scaling
-from swcheck.study.chapter import chapter
+from swcheck.base.errors import OptionError
+from swcheck.study import runner
+from swcheck.study.catalogue import chapter
+from swcheck.study.chapters import scaling
+from swcheck.study.common import plots
 
 
 @pytest.fixture

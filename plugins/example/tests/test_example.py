@@ -4,7 +4,7 @@ from pathlib import Path
 
 import swcheck_example
 
-from swcheck.conformance import check_engine
+from swcheck import check_engine
 
 
 def test_conformance():

@@ -10,18 +10,22 @@ import pytest
 import swcheck_autoround
 import torch
 
-from swcheck.anatomy import anatomy
-from swcheck.conformance import check_engine
-from swcheck.errors import EngineError, OptionError
-from swcheck.noise import captured
-from swcheck.observe import effective_weight, plain_weight
-from swcheck.records import SuperWeight
+from swcheck import (
+    EngineError,
+    OptionError,
+    SuperWeight,
+    anatomy,
+    captured_output,
+    check_engine,
+    effective_weight,
+    plain_weight,
+)
 
 WEIGHT = SuperWeight(1, 97, 301)
 
 
 def load(spec, reference="tiny"):
-    with captured():
+    with captured_output():
         return swcheck_autoround.ENGINE.load(spec, reference=reference, device="cpu", dtype=None)
 
 

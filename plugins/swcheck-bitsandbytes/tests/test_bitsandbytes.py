@@ -8,13 +8,21 @@ import pytest
 import swcheck_bitsandbytes
 import torch
 
-from swcheck import engines
-from swcheck.anatomy import anatomy
-from swcheck.conformance import check_engine, narrowed
-from swcheck.errors import EngineError, OptionError, SwcheckError
-from swcheck.intervene import zeroed
-from swcheck.observe import contributions, effective_weight, observe, plain_weight
-from swcheck.records import SuperWeight
+import swcheck
+from swcheck import (
+    EngineError,
+    OptionError,
+    SuperWeight,
+    SwcheckError,
+    anatomy,
+    check_engine,
+    contributions,
+    effective_weight,
+    observe,
+    plain_weight,
+    zeroed,
+)
+from swcheck.testing.conformance import narrowed
 
 WEIGHT = SuperWeight(1, 97, 301)
 IDS = torch.tensor([[0, 5, 9, 33, 2, 77, 130]])
@@ -177,5 +185,5 @@ def test_without_the_package(monkeypatch):
 
 def test_through_the_front_door():
     """The entry point leads here, and the record says what was made."""
-    loaded = engines.load("bitsandbytes:fp4", reference="tiny", device="cpu")
+    loaded = swcheck.load("bitsandbytes:fp4", reference="tiny", device="cpu")
     assert (loaded.name, loaded.scheme.method, loaded.scheme.weight_bits) == ("bitsandbytes:fp4", "fp4", 4)

@@ -9,13 +9,21 @@ import pytest
 import swcheck_compressed_tensors
 import torch
 
-from swcheck import assert_perplexity_within, engines
-from swcheck.anatomy import anatomy
-from swcheck.conformance import check_engine, narrowed
-from swcheck.errors import EngineError, OptionError
-from swcheck.noise import captured
-from swcheck.observe import contributions, effective_weight, observe, plain_weight
-from swcheck.records import SuperWeight
+import swcheck
+from swcheck import (
+    EngineError,
+    OptionError,
+    SuperWeight,
+    anatomy,
+    assert_perplexity_within,
+    captured_output,
+    check_engine,
+    contributions,
+    effective_weight,
+    observe,
+    plain_weight,
+)
+from swcheck.testing.conformance import narrowed
 
 WEIGHT = SuperWeight(1, 97, 301)
 IDS = torch.tensor([[0, 5, 9, 33, 2, 77, 130]])
@@ -30,7 +38,7 @@ KEPT = {
 
 
 def load(scheme, reference="tiny"):
-    with captured():
+    with captured_output():
         return swcheck_compressed_tensors.ENGINE.load(scheme, reference=reference, device="cpu", dtype=None)
 
 
@@ -40,7 +48,7 @@ def down(loaded):
 
 def written(loaded):
     """What the super weight writes at the first token, over its input."""
-    with captured(), torch.no_grad(), observe(loaded.model, inputs=[1]) as sight:
+    with captured_output(), torch.no_grad(), observe(loaded.model, inputs=[1]) as sight:
         loaded.model(IDS)
     x = sight.inputs[1][0, 0]
     return float(contributions(down(loaded), x, WEIGHT.row, [WEIGHT.column])[0]) / float(x[WEIGHT.column])
@@ -87,10 +95,10 @@ def test_its_checkpoint_is_a_candidate_without_an_engine(tmp_path, scheme):
     """Saved and loaded by the core, the scalar reads as in memory; the first pass has unpacked the weights then."""
     loaded = load(scheme)
     expected = written(loaded)
-    with captured():
+    with captured_output():
         loaded.model.save_pretrained(tmp_path)
         loaded.tokenizer.save_pretrained(tmp_path)
-        again = engines.load(str(tmp_path), device="cpu")
+        again = swcheck.load(str(tmp_path), device="cpu")
     assert plain_weight(down(again)) is None
     assert written(again) == pytest.approx(expected, rel=0.01)
     assert effective_weight(down(again), WEIGHT.row, WEIGHT.column, at=100.0) == pytest.approx(expected, rel=0.01)
@@ -102,7 +110,7 @@ def test_its_checkpoint_is_a_candidate_without_an_engine(tmp_path, scheme):
 def test_rescaled_as_by_awq_the_contribution_stays(tmp_path, scheme, factor):
     """AWQ and SmoothQuant scale a column of down_proj against its row of up_proj: the bare weight is another one, the
     product with its input is the same."""
-    base = engines.load("tiny", device="cpu")
+    base = swcheck.load("tiny", device="cpu")
     mlp = base.model.model.layers[1].mlp
     with torch.no_grad():
         mlp.down_proj.weight[:, WEIGHT.column] *= factor
@@ -112,7 +120,7 @@ def test_rescaled_as_by_awq_the_contribution_stays(tmp_path, scheme, factor):
     plain, rescaled = load(scheme), load(scheme, str(tmp_path))
     sizes = []
     for loaded in (plain, rescaled):
-        with captured(), torch.no_grad(), observe(loaded.model, inputs=[1]) as sight:
+        with captured_output(), torch.no_grad(), observe(loaded.model, inputs=[1]) as sight:
             loaded.model(IDS)
         sizes.append(float(sight.inputs[1][0, 0, WEIGHT.column]))
     assert written(rescaled) / written(plain) == pytest.approx(factor, rel=0.02)
@@ -185,18 +193,18 @@ def test_a_checkpoint_with_a_cache_scheme_is_scored_through_its_cache(tmp_path):
     from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
-    reference = engines.load("tiny", device="cpu")
-    made = engines.load("tiny", device="cpu")
+    reference = swcheck.load("tiny", device="cpu")
+    made = swcheck.load("tiny", device="cpu")
     ids = [made.tokenizer(made.text[start : start + 400])["input_ids"][:100] for start in (0, 400, 800, 1200)]
     data = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]})
     cache = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
     recipe = QuantizationModifier(targets="Linear", scheme="W8A16", ignore=["re:.*lm_head"], kv_cache_scheme=cache)
-    with captured():
+    with captured_output():
         oneshot(model=made.model, recipe=recipe, dataset=data, num_calibration_samples=4, max_seq_length=100)
         made.model.save_pretrained(tmp_path)
         made.tokenizer.save_pretrained(tmp_path)
 
-    verdict = assert_perplexity_within(engines.load(str(tmp_path), device="cpu"), reference, ratio=1.03)
+    verdict = assert_perplexity_within(swcheck.load(str(tmp_path), device="cpu"), reference, ratio=1.03)
 
     assert verdict.facts["kv_cache"]["scheme"] == "8-bit float"
     assert verdict.facts["kv_cache"]["scored"]

@@ -11,10 +11,19 @@ import swcheck_gguf
 import torch
 from swcheck_gguf import ENGINE, permuted, scheme_of, write
 
-from swcheck import assert_perplexity_within, assert_super_weights_preserved, engines
-from swcheck.conformance import check_engine, narrowed
-from swcheck.errors import CheckpointError, EngineError, OptionError
-from swcheck.records import Scheme, SuperWeight
+import swcheck
+from swcheck import (
+    CheckpointError,
+    EngineError,
+    OptionError,
+    Scheme,
+    SuperWeight,
+    assert_perplexity_within,
+    assert_super_weights_preserved,
+    check_engine,
+)
+from swcheck.loading import engines
+from swcheck.testing.conformance import narrowed
 
 WEIGHT = SuperWeight(1, 97, 301)
 IDS = torch.tensor([[0, 5, 9, 33, 2, 77, 130]])
@@ -28,7 +37,7 @@ def load(spec, reference="tiny"):
 def file(tmp_path_factory):
     """tiny as a file of 8 bits."""
     path = tmp_path_factory.mktemp("gguf") / "tiny-q8.gguf"
-    write(engines.load("tiny", device="cpu").model, path, "q8_0")
+    write(swcheck.load("tiny", device="cpu").model, path, "q8_0")
     return path
 
 
@@ -50,14 +59,14 @@ def test_conformance_of_a_file(file):
 def test_a_file_needs_no_prefix(file, tmp_path):
     """A path that ends in .gguf is this engine's, if it is a file."""
     assert engines.route(str(file)) == ("gguf", str(file))
-    assert engines.load(str(file), reference="tiny", device="cpu").scheme == Scheme("absmax", 8)
+    assert swcheck.load(str(file), reference="tiny", device="cpu").scheme == Scheme("absmax", 8)
     assert not ENGINE.claims(tmp_path)
     assert not ENGINE.claims(tmp_path / "nowhere.gguf")
 
 
 def test_a_round_trip_in_halves_changes_nothing():
     """Sixteen bits hold tiny's weights exactly: every name and the permutation of q and k are right, to the bit."""
-    ours, theirs = load("f16"), engines.load("tiny", device="cpu")
+    ours, theirs = load("f16"), swcheck.load("tiny", device="cpu")
     assert ours.model.state_dict().keys() == theirs.model.state_dict().keys()
     for name, tensor in theirs.model.state_dict().items():
         assert torch.equal(ours.model.state_dict()[name], tensor.half().float()), name
@@ -67,7 +76,7 @@ def test_a_round_trip_in_halves_changes_nothing():
 
 def test_skip_writes_that_tensor_in_halves(tmp_path):
     """The file holds it as F16, as llama.cpp's --tensor-type would; every other matrix of the layers as asked."""
-    path, base = tmp_path / "mixed.gguf", engines.load("tiny", device="cpu")
+    path, base = tmp_path / "mixed.gguf", swcheck.load("tiny", device="cpu")
     write(base.model, path, "q4_0", ("model.layers.1.mlp.down_proj",))
     kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(path).tensors if t.name.startswith("blk.")}
     assert [name for name, kind in kinds.items() if kind == "F16"] == ["blk.1.ffn_down.weight"]
@@ -162,7 +171,7 @@ def test_a_file_of_another_model(tmp_path, file):
 )
 def test_a_file_that_says_something_else(tmp_path, change, words):
     """llama.cpp computes with what the file says beside its weights, so that has to be the reference's."""
-    model = engines.load("tiny", device="cpu").model
+    model = swcheck.load("tiny", device="cpu").model
     change(model.config)
     write(model, tmp_path / "other.gguf", "q8_0")
     with pytest.raises(CheckpointError, match=words):
@@ -171,7 +180,7 @@ def test_a_file_that_says_something_else(tmp_path, change, words):
 
 def test_a_file_without_a_tensor(tmp_path):
     """A tensor that is missing is named, and not made up."""
-    model = engines.load("tiny", device="cpu").model
+    model = swcheck.load("tiny", device="cpu").model
     whole = model.state_dict()
     model.state_dict = lambda: {name: t for name, t in whole.items() if name != "model.layers.2.mlp.down_proj.weight"}
     write(model, tmp_path / "lacking.gguf", "q8_0")
@@ -258,7 +267,7 @@ def k_quants(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gguf.quants, "quantize", either)
-        write(engines.load("tiny", device="cpu").model, path, "q4_k")
+        write(swcheck.load("tiny", device="cpu").model, path, "q4_k")
     return path
 
 
@@ -266,7 +275,7 @@ def test_k_quants_are_read_as_they_are_stored(k_quants):
     """A file of Q4_K is a calibrated four-bit candidate, near its reference everywhere, and passes the shared check."""
     assert scheme_of(k_quants) == Scheme("k-quant", 4, calibrated=True)
     check_engine("gguf", [str(k_quants)])
-    ours, theirs = (loaded.model.state_dict() for loaded in (load(k_quants), engines.load("tiny", device="cpu")))
+    ours, theirs = (loaded.model.state_dict() for loaded in (load(k_quants), swcheck.load("tiny", device="cpu")))
     errors = {name: float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in theirs}
     assert 0.01 < max(errors.values()) < 0.35
     assert errors["model.embed_tokens.weight"] < 1e-3
@@ -274,7 +283,7 @@ def test_k_quants_are_read_as_they_are_stored(k_quants):
 
 def test_a_file_of_k_quants_goes_through_the_gate(k_quants):
     """Its super weight is kept, and its perplexity is what four bits cost."""
-    reference, candidate = engines.load("tiny", device="cpu"), load(k_quants)
+    reference, candidate = swcheck.load("tiny", device="cpu"), load(k_quants)
     kept = assert_super_weights_preserved(candidate, reference)
     assert kept.measured == pytest.approx(1.0, abs=0.05)
     assert assert_perplexity_within(candidate, reference, ratio=1.10).measured < 1.10

@@ -10,21 +10,29 @@ import swcheck_gptq
 import torch
 from transformers import AutoModelForCausalLM
 
-from swcheck import engines
-from swcheck.anatomy import anatomy
-from swcheck.conformance import check_engine, narrowed
-from swcheck.errors import CheckpointError, EngineError, OptionError
-from swcheck.intervene import zeroed
-from swcheck.noise import captured
-from swcheck.observe import contributions, effective_weight, observe, plain_weight
-from swcheck.records import SuperWeight
+import swcheck
+from swcheck import (
+    CheckpointError,
+    EngineError,
+    OptionError,
+    SuperWeight,
+    anatomy,
+    captured_output,
+    check_engine,
+    contributions,
+    effective_weight,
+    observe,
+    plain_weight,
+    zeroed,
+)
+from swcheck.testing.conformance import narrowed
 
 WEIGHT = SuperWeight(1, 97, 301)
 IDS = torch.tensor([[0, 5, 9, 33, 2, 77, 130]])
 
 
 def load(spec, reference="tiny", dtype=None):
-    with captured():
+    with captured_output():
         return swcheck_gptq.ENGINE.load(spec, reference=reference, device="cpu", dtype=dtype)
 
 
@@ -36,8 +44,8 @@ def down(model):
 def directory(tmp_path_factory):
     """tiny in four bits, as GPTQModel saves it."""
     folder = tmp_path_factory.mktemp("gptq")
-    with captured():
-        base = engines.load("tiny", device="cpu")
+    with captured_output():
+        base = swcheck.load("tiny", device="cpu")
         swcheck_gptq.quantized(base, "4bit", folder)
     return folder
 
@@ -53,13 +61,13 @@ def test_conformance(scheme, kept):
 
 def test_a_pass_repacks_and_a_save_is_refused(directory, tmp_path):
     """transformers would write a checkpoint that no pass survives; a model that swcheck loaded says so instead."""
-    with captured():
+    with captured_output():
         raw = AutoModelForCausalLM.from_pretrained(directory)
         before = down(raw).qzeros.shape
         with torch.no_grad():
             raw(IDS)
     assert down(raw).qzeros.shape != before
-    loaded = engines.load(str(directory), device="cpu")
+    loaded = swcheck.load(str(directory), device="cpu")
     with pytest.raises(CheckpointError, match="is not what the directory holds any more"):
         loaded.model.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -68,10 +76,10 @@ def test_a_pass_repacks_and_a_save_is_refused(directory, tmp_path):
 
 def test_the_codes_are_no_weight(directory):
     """Contribution and one-hot agree with what GPTQModel dequantizes before the first pass, and the module is no plain layer."""
-    with captured():
+    with captured_output():
         raw = AutoModelForCausalLM.from_pretrained(directory)
         own = float(down(raw).dequantize_weight().T[WEIGHT.row, WEIGHT.column])
-        loaded = engines.load(str(directory), device="cpu")
+        loaded = swcheck.load(str(directory), device="cpu")
         with torch.no_grad(), observe(loaded.model, inputs=[1]) as sight:
             loaded.model(IDS)
     module, x = down(loaded.model), sight.inputs[1][0, 0]
@@ -83,8 +91,8 @@ def test_the_codes_are_no_weight(directory):
 
 def test_a_write_into_the_storage_is_ignored(directory):
     """After its first pass the kernel computes with a copy: scales set to zero change nothing, the hook does."""
-    loaded = engines.load(str(directory), device="cpu")
-    with captured(), torch.no_grad():
+    loaded = swcheck.load(str(directory), device="cpu")
+    with captured_output(), torch.no_grad():
         before = loaded.model(IDS).logits
         down(loaded.model).scales.zero_()
         assert torch.equal(loaded.model(IDS).logits, before)

@@ -8,14 +8,21 @@ import pytest
 import swcheck_hqq
 import torch
 
-from swcheck import assert_perplexity_within, engines
-from swcheck.anatomy import anatomy
-from swcheck.conformance import check_engine, narrowed
-from swcheck.errors import EngineError, OptionError, UnsafeCheckpointError
-from swcheck.noise import captured
-from swcheck.observe import plain_weight
-from swcheck.records import SuperWeight
-from swcheck.remedy import SNIPPETS
+import swcheck
+from swcheck import (
+    EngineError,
+    OptionError,
+    SuperWeight,
+    UnsafeCheckpointError,
+    anatomy,
+    assert_perplexity_within,
+    captured_output,
+    check_engine,
+    plain_weight,
+)
+from swcheck.gate.diagnosis.snippets import SNIPPETS
+from swcheck.loading import engines
+from swcheck.testing.conformance import narrowed
 
 WEIGHT = SuperWeight(1, 97, 301)
 
@@ -115,7 +122,7 @@ def test_a_cache_quantized_by_hqq_is_scored_through(bits, low, high):
     """Transformers' own quantized cache: eight bits are free, two cost what only a pass through the cache shows."""
     import math
 
-    reference, candidate = (engines.load("tiny", device="cpu") for _ in range(2))
+    reference, candidate = (swcheck.load("tiny", device="cpu") for _ in range(2))
     candidate.model.generation_config.cache_implementation = "quantized"
     candidate.model.generation_config.cache_config = {"backend": "hqq", "nbits": bits, "residual_length": 16}
 
@@ -134,10 +141,10 @@ def quantized(config_of):
     from hqq.core.quantize import BaseQuantizeConfig
     from hqq.models.hf.base import AutoHQQHFModel
 
-    model = engines.load("tiny", device="cpu").model
+    model = swcheck.load("tiny", device="cpu").model
     AutoHQQHFModel.set_auto_linear_tags(model)
     config = config_of(model, BaseQuantizeConfig(nbits=4, group_size=64))
-    with captured():
+    with captured_output():
         AutoHQQHFModel.quantize_model(model, quant_config=config, compute_dtype=torch.float32, device="cpu")
     return AutoHQQHFModel, model
 
@@ -149,7 +156,7 @@ def test_its_own_checkpoint_is_refused_unopened(tmp_path, monkeypatch):
     assert sorted(file.name for file in (tmp_path / "saved").iterdir()) == ["config.json", "qmodel.pt"]
     for unpickle in ("torch.load", "pickle.load", "pickle.loads"):
         monkeypatch.setattr(unpickle, lambda *_args, **_more: pytest.fail("it was opened"))
-    for refuse in (engines.check, lambda spec: engines.load(spec, device="cpu")):
+    for refuse in (engines.check, lambda spec: swcheck.load(spec, device="cpu")):
         with pytest.raises(UnsafeCheckpointError, match=r"its weights are a pickle \(qmodel\.pt\)"):
             refuse(str(tmp_path / "saved"))
 

@@ -11,12 +11,20 @@ import swcheck_peft
 import torch
 from peft import LoraConfig, get_peft_model
 
-from swcheck import engines
-from swcheck.anatomy import anatomy
-from swcheck.conformance import check_engine, narrowed
-from swcheck.errors import CheckpointError, EngineError, OptionError, UnsafeCheckpointError
-from swcheck.observe import plain_weight
-from swcheck.records import Scheme, SuperWeight
+import swcheck
+from swcheck import (
+    CheckpointError,
+    EngineError,
+    OptionError,
+    Scheme,
+    SuperWeight,
+    UnsafeCheckpointError,
+    anatomy,
+    check_engine,
+    plain_weight,
+)
+from swcheck.loading import engines
+from swcheck.testing.conformance import narrowed
 
 WEIGHT = SuperWeight(1, 97, 301)
 IDS = torch.tensor([[0, 5, 9, 33, 2, 77, 130]])
@@ -32,7 +40,7 @@ def adapter(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
     torch.manual_seed(0)
     config = LoraConfig(r=4, lora_alpha=4, target_modules=["down_proj", "q_proj"])
-    model = get_peft_model(engines.load("tiny", device="cpu").model, config)
+    model = get_peft_model(swcheck.load("tiny", device="cpu").model, config)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(0, 0.01)
@@ -54,7 +62,7 @@ def test_conformance(adapter):
 def test_an_adapter_needs_no_prefix(adapter, tmp_path):
     """A directory with an adapter's config is this engine's, one with a model's config beside it is not."""
     assert engines.route(str(adapter)) == ("peft", str(adapter))
-    assert engines.load(str(adapter), reference="tiny", device="cpu").scheme == Scheme("lora", 32, activation_bits=32)
+    assert swcheck.load(str(adapter), reference="tiny", device="cpu").scheme == Scheme("lora", 32, activation_bits=32)
     for name in ("adapter_config.json", "config.json"):
         (tmp_path / name).write_text("{}")
     assert not swcheck_peft.ENGINE.claims(tmp_path)
@@ -80,7 +88,7 @@ def test_merged_and_unmerged_are_one_model(adapter):
 def test_skip_leaves_the_adapter_out(adapter, suffix):
     """What is named stays the reference's; the adapter works everywhere else."""
     ours = load(f"{adapter}{suffix},skip=model.layers.1.mlp.down_proj")
-    theirs = engines.load("tiny", device="cpu").model
+    theirs = swcheck.load("tiny", device="cpu").model
     changed = []
     x = torch.randn(3, 512, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -11,15 +11,25 @@ import pytest
 import swcheck_quanto
 import torch
 
-from swcheck import RobustnessError, assert_perplexity_within, engines
-from swcheck.anatomy import anatomy
-from swcheck.conformance import check_engine
-from swcheck.errors import EngineError, OptionError
-from swcheck.intervene import scaled, set_to, zeroed
-from swcheck.measure import windows
-from swcheck.noise import captured
-from swcheck.observe import contributions, effective_weight, observe, plain_weight
-from swcheck.records import SuperWeight
+import swcheck
+from swcheck import (
+    EngineError,
+    OptionError,
+    RobustnessError,
+    SuperWeight,
+    anatomy,
+    assert_perplexity_within,
+    captured_output,
+    check_engine,
+    contributions,
+    effective_weight,
+    observe,
+    plain_weight,
+    scaled,
+    token_windows,
+    zeroed,
+)
+from swcheck.lens.intervene import set_to
 
 WEIGHT = SuperWeight(1, 97, 301)
 IDS = torch.tensor([[0, 5, 9, 33, 2, 77, 130]])
@@ -182,15 +192,15 @@ def test_what_transformers_quantized_gets_its_fix_proven():
     """transformers' own config of quanto, which it cannot save, says which scheme makes such a one."""
     from transformers import AutoModelForCausalLM, QuantoConfig
 
-    reference = engines.load("tiny", device="cpu")
-    with captured():
+    reference = swcheck.load("tiny", device="cpu")
+    with captured_output():
         model = AutoModelForCausalLM.from_pretrained(
             reference.source, quantization_config=QuantoConfig("int8"), local_files_only=True
         ).eval()
     with pytest.raises(RobustnessError, match="not the super weights") as caught:
         candidate, ids = (
             replace(reference, model=model, name="mine"),
-            windows(reference.tokenizer, reference.text, count=4, length=128),
+            token_windows(reference.tokenizer, reference.text, count=4, length=128),
         )
         assert_perplexity_within(candidate, reference, ratio=0.99, token_ids=ids)
 

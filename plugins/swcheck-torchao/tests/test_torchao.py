@@ -9,12 +9,9 @@ import pytest
 import swcheck_torchao
 import torch
 
-from swcheck import engines
-from swcheck.anatomy import anatomy
-from swcheck.conformance import check_engine, narrowed
-from swcheck.errors import EngineError, OptionError
-from swcheck.observe import effective_weight, plain_weight
-from swcheck.records import Scheme, SuperWeight
+import swcheck
+from swcheck import EngineError, OptionError, Scheme, SuperWeight, anatomy, check_engine, effective_weight, plain_weight
+from swcheck.testing.conformance import narrowed
 
 WEIGHT = SuperWeight(1, 97, 301)
 KEPT = {  # how much of tiny's super weight each grid keeps: integer grids of torchao end at max / 7.5 of four bits
@@ -98,7 +95,7 @@ def test_a_layer_that_torchao_skips_is_named(tmp_path):
         def load(self, spec, *, reference, device, dtype):
             if spec != "int4":
                 raise EngineError(f"scheme {spec!r}", "known: int4")
-            base = engines.load(reference, device=device, dtype=dtype)
+            base = swcheck.load(reference, device=device, dtype=dtype)
             quantize_(base.model.model.layers, PrototypeInt4WeightOnlyConfig(group_size=128, set_inductor_config=False))
             return replace(base, scheme=Scheme("absmax", 4))
 
@@ -180,10 +177,10 @@ def test_without_the_package(monkeypatch):
 def test_a_red_directory_gets_its_fix_proven(tmp_path):
     """What torchao wrote says itself which engine and scheme made it; the fix is tried with these, and priced."""
     from swcheck import RobustnessError, assert_perplexity_within
-    from swcheck.session import Session
-    from swcheck.settings import Settings
+    from swcheck.run.session import Session
+    from swcheck.run.settings import Settings
 
-    made = engines.load("torchao:int4-weight-only,group=64", reference="tiny", device="cpu")
+    made = swcheck.load("torchao:int4-weight-only,group=64", reference="tiny", device="cpu")
     made.model.save_pretrained(tmp_path / "w4")
     made.tokenizer.save_pretrained(tmp_path / "w4")
     session = Session(Settings(models=("tiny",), candidates=(str(tmp_path / "w4"),), device="cpu"))

@@ -1,0 +1,92 @@
+"""What a baseline was measured with, and whether that is still the same: weights, tokenizer, text, tier."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from swcheck.base.errors import WrongModelError
+from swcheck.loading.checkpoint import SINGLE, shards_of
+from swcheck.superweights.measurements.inputs import SAMPLE_TEXTS
+
+WHOLE: Final = 2**26
+"""A weight file of at most so many bytes is read whole, which takes a tenth of a second."""
+BLOCK: Final = 2**14
+"""In a larger file so many bytes are read at each sampled place."""
+
+
+def check_identity(facts: dict[str, Any], now: dict[str, Any], origin: str) -> list[str]:
+    """Refuse a baseline of other weights, text or tokenizer; return notes on what else differs.
+
+    Raises ``WrongModelError``. What is not known now (the reference is not on this machine) is not held against it.
+    """
+    for name in ("weights", "tokenizer", "text"):  # the tokenizer with its BOS policy
+        before, after = facts.get(name), now.get(name)
+        if before is not None and after is not None and before != after:
+            one, other = ("these", "other") if name == "weights" else ("this", "another")
+            raise WrongModelError(
+                f"baseline {origin} for {one} {name}", f"it was measured with {other} {name}", "--swcheck-update"
+            )
+    if now.get("tier") and now["tier"] != facts.get("tier", now["tier"]):
+        raise WrongModelError(
+            f"baseline {origin} for the {now['tier']} tier",
+            f"it was measured in the {facts['tier']} tier",
+            f"--swcheck-tier={facts['tier']}, or --swcheck-update",
+        )
+    return [
+        f"the baseline was measured with {name} {facts[name]}, this run has {now[name]}"
+        for name in ("revision", "device", "dtype", "torch", "transformers", "swcheck")
+        if facts.get(name) and now.get(name) and facts[name] != now[name]
+    ]
+
+
+def revision_of(directory: Path) -> str | None:
+    """The revision of a snapshot in the hub's cache, None for any other folder."""
+    return directory.name if directory.parent.name == "snapshots" else None
+
+
+def tokenizer_identity(tokenizer: Any) -> str | None:
+    """A digest of the vocabulary, and of what is made of two sample texts, BOS included; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    samples = [tokenizer(text)["input_ids"] for text in SAMPLE_TEXTS]
+    whole = json.dumps([sorted(tokenizer.get_vocab().items()), samples, tokenizer.bos_token_id])
+    return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def weights_identity(directory: Path) -> str | None:
+    """A digest of the safetensors files: of all their bytes, or of samples of every tensor where a file is larger.
+
+    None without such files. Of a file above ``WHOLE`` bytes the header is read, tensors of at most ``BLOCK`` bytes (norms
+    and biases) whole, and up to 16 blocks spread over each other tensor.
+    """
+    whole = directory / SINGLE
+    named = [whole] if whole.exists() else [directory / name for name in sorted(shards_of(directory))]
+    files = [file for file in named if file.exists()]  # other files are the same weights for other runtimes
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            for place, length in list(_sampled(stream, file.stat().st_size)):
+                stream.seek(place)
+                digest.update(stream.read(length))
+    return digest.hexdigest() if files else None
+
+
+def _sampled(stream: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """The places of a safetensors file that stand for it, and how many bytes are read there."""
+    if size <= WHOLE:
+        yield 0, size
+        return
+    start = 8 + int.from_bytes(stream.read(8), "little")
+    yield 0, start
+    header = json.loads(stream.read(start - 8))
+    spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
+    count = min(16, max(2, 8192 // max(1, len(spans))))
+    for begin, end in spans:
+        if end - begin <= BLOCK:
+            yield start + begin, end - begin
+        else:
+            yield from ((start + begin + step * (end - begin - BLOCK) // (count - 1), BLOCK) for step in range(count))

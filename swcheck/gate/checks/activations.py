@@ -1,0 +1,89 @@
+"""The check of the super activations: what the candidate carries at the reference's own place, prompt by prompt.
+
+A rotated candidate has no such channel: the norm of the sink token is judged instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from swcheck.base.records import Limit, Outcome, Prompt, SuperWeight, Verdict
+from swcheck.base.statistics import is_near_ratio, ratio_of
+from swcheck.gate.checks.confounds import obstacle
+from swcheck.gate.checks.correspondence import KEPT, corresponding, depth
+from swcheck.gate.checks.pair import Pair, passed_or_near
+from swcheck.gate.checks.prompted_activations import PromptedActivations
+from swcheck.gate.checks.red_verdict import with_remedy
+from swcheck.gate.diagnosis.causes import embedding_basis
+from swcheck.gate.diagnosis.causes.activation import first_losing_layer
+from swcheck.gate.diagnosis.causes.contribution import restoration_rows
+from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
+from swcheck.gate.diagnosis.evidence.finding import Finding
+from swcheck.gate.diagnosis.evidence.worst_maps import worst_maps_of_layer
+from swcheck.superweights.measurements.contributions import written
+from swcheck.superweights.measurements.inputs import prompt_ids
+from swcheck.superweights.measurements.residual_stream import super_activations, token_norm
+from swcheck.superweights.measurements.scores import noise_floor
+from swcheck.superweights.measurements.weights import down_name
+
+
+def compare_activations(pair: Pair, prompts: Sequence[str | Prompt] | None, limit: Limit) -> Verdict:
+    """Judge the worst ratio of super activations, candidate over reference, on the same prompts.
+
+    None means the default prompt.
+    """
+    found = obstacle(pair)
+    if found is not None:
+        return found
+    chosen = pair.weights
+    if pair.relation.kind == "rotated":
+        return _compare_norms(pair, chosen, limit)
+    prompted = PromptedActivations(pair.candidate, pair.reference, chosen, pair.relation.channels)
+    outcome, summary, fields = prompted.compare(prompts, limit)
+    if outcome is Outcome.PASSED:
+        fields["facts"]["noise"] = floor = noise_floor(pair.reference)[1]
+        outcome = passed_or_near(any(is_near_ratio(limit, ratio, floor) for ratio in fields["facts"]["ratios"]))
+    if outcome is not Outcome.FAILED:
+        return pair.verdict(outcome, summary, **fields)
+    return _failed(pair, chosen, summary, fields)
+
+
+def _failed(pair: Pair, chosen: Sequence[SuperWeight], summary: str, fields: dict[str, Any]) -> Verdict:
+    """The red verdict: how the super weights that write the activation changed, or the layer that loses it."""
+    there = corresponding(pair, chosen)
+    ratios = [ratio_of(one, other) for one, other in zip(there.written, written(pair.reference, chosen), strict=True)]
+    damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, tuple(chosen), there.places)
+    other = embedding_basis.find(damaged)
+    if isinstance(other, Finding):
+        fields |= {"cause": other.cause, "attempt": other.advice, "detail": other.detail}
+        return pair.verdict(Outcome.FAILED, summary, **fields)
+    contributions = "what the super weights write is " + ", ".join(f"x{ratio:z.3f}" for ratio in ratios)
+    lost = first_losing_layer(damaged)
+    changed = [
+        w for w, ratio in zip(there.places, ratios, strict=True) if not KEPT.holds(ratio) and w.layer < depth(pair)
+    ]
+    names = tuple(dict.fromkeys(down_name(pair.candidate, weight.layer) for weight in changed))
+    if not changed and lost is not None:
+        fields["cause"] += f", in layer {lost}; what the super weights write is kept"
+        names = worst_maps_of_layer(damaged, lost)
+    fields["detail"] = (*restoration_rows(damaged), *fields.get("detail", ()), ("written", contributions))
+    cause, attempt = fields.pop("cause"), fields.pop("attempt")
+    return with_remedy(pair, Finding(cause, (), names, attempt), summary, (chosen, there.places), **fields)
+
+
+def _compare_norms(pair: Pair, chosen: Sequence[SuperWeight], limit: Limit) -> Verdict:
+    """Judge the norm of the sink token's residual stream, which no rotation changes."""
+    ids = prompt_ids(pair.reference)
+    place = super_activations(pair.reference, chosen)[0]
+    theirs, ours = (
+        token_norm(subject, place.layer, place.position, ids) for subject in (pair.reference, pair.candidate)
+    )
+    ratio = ratio_of(ours, theirs)
+    summary = (
+        f"rotated: norm of token {place.position} after layer {place.layer} {ours:.4g} for {theirs:.4g} (x{ratio:.3f})"
+    )
+    fields: dict[str, Any] = {"measured": ratio, "limit": limit, "unit": "x", "facts": {"basis": "rotated"}}
+    if limit.holds(ratio):
+        return pair.verdict(Outcome.PASSED, summary, **fields)
+    return pair.failed(f"the sink token's residual norm is x{ratio:.2f}", summary, **fields)

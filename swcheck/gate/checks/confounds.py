@@ -1,0 +1,77 @@
+"""What looks like super-weight damage and is none; it is ruled out before anything is compared, in a fixed order.
+
+Another width, NaN or infinity, a reference that is not finite, another tokenizer or BOS policy, another base model.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from swcheck.base.records import Outcome, Verdict
+from swcheck.gate.checks.pair import Pair
+from swcheck.gate.checks.single_model import no_super_weight
+from swcheck.superweights.measurements.inputs import prompt_ids, sample_ids, windows
+from swcheck.superweights.measurements.residual_stream import answers_finite, first_non_finite
+from swcheck.superweights.subject.subject import Subject
+
+
+def confound(pair: Pair) -> Verdict | None:
+    """Return the verdict on the first confound that is there; None where all are ruled out."""
+    relation, ids = pair.relation, prompt_ids(pair.reference)
+    attempt = "give the reference this candidate was made from"
+    if relation.kind == "other shape":
+        return pair.failed("wrong base model", relation.words, attempt)
+    if not answers_finite(pair.candidate, ids):
+        return not_finite(pair, ids)
+    if not answers_finite(pair.reference, ids):
+        summary = "the reference itself answers NaN or infinity"
+        return pair.verdict(Outcome.INCONCLUSIVE, summary, cause="the reference is sick", attempt="check its dtype")
+    if not _same_tokens(pair.candidate, pair.reference):
+        summary = "the two tokenizers give other ids for the same text"
+        advice = "save the reference's tokenizer beside the candidate"
+        return pair.failed("tokenizer or BOS policy differs", summary, advice)
+    if relation.kind == "other model":
+        return pair.failed("wrong base model", relation.words, attempt)
+    return None
+
+
+def obstacle(pair: Pair) -> Verdict | None:
+    """Return what prevents a comparison of super weights: a confound, or a reference without super weights."""
+    found = confound(pair)
+    if found is not None or pair.weights:
+        return found
+    return no_super_weight(
+        pair.check, pair.reference, None if pair.candidate is pair.reference else pair.candidate.name
+    )
+
+
+def not_finite(pair: Pair, ids: torch.Tensor) -> Verdict:
+    """Return the verdict on a candidate that answers ``ids`` ``(B, T)`` with NaN or infinity.
+
+    It names the module where that begins, and the dtype if its range was exceeded.
+    """
+    found = first_non_finite(pair.candidate, ids)
+    if found is None:
+        advice = "load it in float32 or bfloat16; check its scales"
+        return pair.failed("not finite", "the candidate answers NaN or infinity", advice)
+    if not found.overflow:
+        advice = "check how its weights were written; they are no numbers any more"
+        return pair.failed("not finite", f"NaN in the weights of {found.module}", advice)
+    made = "holds larger numbers in its weights" if found.stored else "makes a larger number out of finite ones"
+    summary = f"{found.module} {made}: {found.dtype} ends at {found.largest:.6g}"
+    advice = "load it in bfloat16 or float32: --swcheck-dtype"
+    if "float8" in found.dtype or found.stored:
+        advice = "keep this module in bfloat16 or float32, or scale it"
+    return pair.failed(f"not finite: out of the range of {found.dtype} in {found.module}", summary, advice)
+
+
+def not_finite_nats(pair: Pair, nats: torch.Tensor) -> Verdict:
+    """As ``not_finite``, for the first of the reference's windows whose nats ``(B, T - 1)`` are not all finite."""
+    bad = int((~torch.isfinite(nats)).any(1).nonzero()[0])
+    return not_finite(pair, windows(pair.reference)[bad : bad + 1])
+
+
+def _same_tokens(one: Subject, other: Subject) -> bool:
+    """Whether two tokenizers give the same ids for the sample texts; true where one of them is missing."""
+    ours, theirs = sample_ids(one), sample_ids(other)
+    return ours == theirs or not ours or not theirs

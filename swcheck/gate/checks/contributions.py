@@ -1,0 +1,96 @@
+"""The check of the super weights: what each writes in the candidate over what it writes in the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from swcheck.base.formatting import format_count
+from swcheck.base.records import Limit, Outcome, SuperWeight, Verdict
+from swcheck.base.statistics import is_near_ratio, ratio_of, worst_of
+from swcheck.gate.checks.confounds import obstacle
+from swcheck.gate.checks.correspondence import corresponding, depth
+from swcheck.gate.checks.pair import Pair, passed_or_near
+from swcheck.gate.checks.red_verdict import with_remedy
+from swcheck.gate.diagnosis.causes import embedding_basis
+from swcheck.gate.diagnosis.causes.contribution import restoration_rows
+from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
+from swcheck.gate.diagnosis.evidence.finding import Finding
+from swcheck.gate.diagnosis.evidence.weight_change import weight_change
+from swcheck.superweights.measurements.contributions import written
+from swcheck.superweights.measurements.scores import noise_floor
+from swcheck.superweights.measurements.weights import down_name, weight_values
+
+
+def compare_contributions(pair: Pair, limit: Limit) -> Verdict:
+    """Judge the worst ratio of contributions, candidate over reference, signs included.
+
+    Not applicable to a rotated candidate, whose weights have no counterpart.
+    """
+    found = obstacle(pair)
+    if found is not None:
+        return found
+    chosen = pair.weights
+    if pair.relation.kind == "rotated":
+        summary = f"{pair.relation.words}; its weights have no counterpart, the sink token's norm is judged instead"
+        return pair.verdict(Outcome.NOT_APPLICABLE, summary)
+    theirs, before = written(pair.reference, chosen), weight_values(pair.reference, chosen)
+    there = corresponding(pair, chosen)
+    ratios = [ratio_of(one, other) for one, other in zip(there.written, theirs, strict=True)]
+    after = weight_values(pair.candidate, there.places)
+    summary = _summary(chosen, ratios, limit)
+    rows = zip(chosen, there.places, before, after, theirs, there.written, strict=True)
+    fields: dict[str, Any] = {
+        "measured": ratios[worst_of(ratios, limit)],
+        "limit": limit,
+        "unit": "x",
+        "detail": tuple(_row(*one) for one in rows),
+        "facts": {
+            "ratios": ratios,
+            "contributions": list(there.written),
+            "weights": list(after),
+            "notes": list(there.notes),
+        },
+    }
+    if all(limit.holds(ratio) for ratio in ratios):
+        fields["facts"]["noise"] = floor = noise_floor(pair.reference)[1]
+        outcome = passed_or_near(any(is_near_ratio(limit, ratio, floor) for ratio in ratios))
+        return pair.verdict(outcome, "; ".join([summary, *there.notes]), **fields)
+    return _failed(pair, chosen, there.places, summary, fields)
+
+
+def _summary(chosen: Sequence[SuperWeight], ratios: Sequence[float], limit: Limit) -> str:
+    worst = worst_of(ratios, limit)
+    place = f"layer {chosen[worst].layer} [{chosen[worst].row}, {chosen[worst].column}]"
+    summary = f"{place} writes x{ratios[worst]:z.3f} of the reference's"
+    kept = sum(limit.holds(ratio) for ratio in ratios)
+    if 0 < kept < len(ratios):
+        summary += f"; {kept} of {format_count(chosen)} still do, and whether that is enough the perplexity says"
+    return summary
+
+
+def _row(
+    weight: SuperWeight, there: SuperWeight, before: float, after: float, theirs: float, ours: float
+) -> tuple[str, str]:
+    """One super weight: its value and contribution in the reference and in the candidate, and its place in the latter."""
+    words = f"weight {before:+.4g} -> {after:+.4g}, writes {theirs:+.4g} -> {ours:+.4g}"
+    moved = "" if there == weight else f", now at layer {there.layer} [{there.row}, {there.column}]"
+    return f"layer {weight.layer} [{weight.row}, {weight.column}]", words + moved
+
+
+def _failed(
+    pair: Pair, chosen: Sequence[SuperWeight], places: Sequence[SuperWeight], summary: str, fields: dict[str, Any]
+) -> Verdict:
+    """The red verdict: how the worst super weight was changed, and the matrices whose precision that depends on."""
+    limit, ratios = fields["limit"], fields["facts"]["ratios"]
+    worst = worst_of(ratios, limit)
+    damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, tuple(chosen), tuple(places))
+    other = embedding_basis.find(damaged)
+    if isinstance(other, Finding):
+        detail = (*other.detail, *fields.pop("detail"))
+        return pair.failed(other.cause, summary, other.advice, detail=detail, **fields)
+    cause = weight_change(pair.candidate, pair.reference, chosen[worst], ratios[worst])
+    red = [place for place, ratio in zip(places, ratios, strict=True) if not limit.holds(ratio)]
+    names = dict.fromkeys(down_name(pair.candidate, w.layer) for w in red if w.layer < depth(pair))
+    fields["detail"] = (*restoration_rows(damaged), *fields["detail"])
+    return with_remedy(pair, Finding(cause, (), tuple(names)), summary, (chosen, places), **fields)

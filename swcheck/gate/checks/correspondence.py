@@ -1,0 +1,106 @@
+"""Where the reference's super weights are in the candidate: permuted channels and inner neurons are followed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from swcheck.base.limits import DEFAULTS
+from swcheck.base.records import SuperWeight
+from swcheck.base.statistics import ratio_of
+from swcheck.gate.checks.pair import Pair
+from swcheck.superweights.measurements.contributions import (
+    contributions_at,
+    located_on,
+    loudest_columns,
+    sink_tokens,
+    written,
+)
+from swcheck.superweights.measurements.inputs import prompt_ids
+from swcheck.superweights.measurements.model_sample import model_sample
+from swcheck.superweights.measurements.weights import check_coordinates
+
+KEPT: Final = DEFAULTS["contribution"]
+"""A weight that writes so much of the contribution elsewhere is the same weight, permuted."""
+
+
+@dataclass(frozen=True)
+class Correspondence:
+    """``places`` are the super weights in the candidate's coordinates, ``written`` what each writes there.
+
+    ``notes`` say what was permuted, in words.
+    """
+
+    places: tuple[SuperWeight, ...]
+    written: tuple[float, ...]
+    notes: tuple[str, ...]
+
+
+def corresponding(pair: Pair, chosen: Sequence[SuperWeight]) -> Correspondence:
+    """Find each of ``chosen``, in the reference's coordinates, in the candidate.
+
+    A weight that writes little at its own column, while another inner neuron of the same row writes what it wrote, was
+    permuted along with its neuron, which is harmless.
+    """
+    expected, ids = written(pair.reference, chosen), prompt_ids(pair.reference)
+    sinks = [sink_tokens(pair.reference, (weight,), ids)[0] for weight in chosen]
+    notes = [f"permuted channels followed ({pair.relation.words})"] if pair.relation.channels else []
+    places, values = [], []
+    for number, weight in enumerate(_in_channels(pair, chosen)):
+        place, value, note = _find(pair, weight, chosen[number], expected[number], sinks[number])
+        places.append(place)
+        values.append(value)
+        notes += [note] if note else []
+    return Correspondence(tuple(places), tuple(values), tuple(notes))
+
+
+def compared_weights(pair: Pair) -> tuple[tuple[SuperWeight, ...], tuple[SuperWeight, ...]]:
+    """Return the super weights, and the same in the candidate's coordinates; both empty where there is no counterpart."""
+    chosen = () if pair.relation.kind == "rotated" else pair.weights
+    return chosen, corresponding(pair, chosen).places if chosen else ()
+
+
+def depth(pair: Pair) -> int:
+    """Return the number of layers of the candidate."""
+    return model_sample(pair.candidate).layers
+
+
+def _in_channels(pair: Pair, weights: Sequence[SuperWeight]) -> tuple[SuperWeight, ...]:
+    """The weights with their rows where the candidate's channels are permuted to."""
+    channels = pair.relation.channels
+    return tuple(replace(weight, row=channels[weight.row]) for weight in weights) if channels else tuple(weights)
+
+
+def _find(
+    pair: Pair, weight: SuperWeight, original: SuperWeight, expected: float, sink: int
+) -> tuple[SuperWeight, float, str]:
+    """One weight in the candidate: at its place, at a permuted neuron, or where it is located anew; else at its place."""
+    ids, inner = prompt_ids(pair.reference), model_sample(pair.candidate).inner
+    fits = weight.layer < depth(pair) and (inner is None or weight.column < inner)
+    value = contributions_at(pair.candidate, (weight,), ids, (sink,))[0] if fits else 0.0
+    if KEPT.holds(ratio_of(value, expected)):
+        return weight, value, ""
+    if weight.layer < depth(pair):
+        column, found = loudest_columns(pair.candidate, weight, ids, sink)[0]
+        if column != weight.column and KEPT.holds(ratio_of(found, expected)) and abs(value) < abs(found) / 2:
+            note = f"its inner neuron {weight.column} is neuron {column} of the candidate"
+            return replace(weight, column=column), found, note
+        if pair.relation.channels and column != weight.column and _is_loudest(pair, original, sink):
+            note = f"its inner neuron {weight.column} may be neuron {column} of the candidate, the loudest there"
+            return replace(weight, column=column), found, note
+    anew = located_on(pair.candidate, ids)
+    for other, found in zip(anew.super_weights, anew.written, strict=True):
+        if other.row == weight.row and KEPT.holds(ratio_of(found, expected)):
+            note = f"located again in the candidate: layer {other.layer} [{other.row}, {other.column}]"
+            return other, found, note
+    if not fits:
+        check_coordinates(pair.candidate, [weight])
+    return weight, value, ""
+
+
+def _is_loudest(pair: Pair, weight: SuperWeight, sink: int) -> bool:
+    """Whether its inner neuron has the largest input at the sink in the reference, as far as that is known."""
+    ids = prompt_ids(pair.reference)
+    known = pair.reference.held.in_memory or loudest_columns.knows(pair.reference, weight, ids, sink)
+    return known and loudest_columns(pair.reference, weight, ids, sink)[0][0] == weight.column

@@ -1,0 +1,100 @@
+"""Scores a model as a server runs it: a prompt at once, then a few tokens at a time from its key-value cache.
+
+A plain pass never reads what a quantized cache gives back. Asked of checkpoints that say how their cache is quantized;
+the nats are compared with those of the plain pass on the same tokens. B batch, T time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch.nn import functional
+
+from swcheck.base.errors import SwcheckError
+from swcheck.gate.relation.linear_maps import quantization_of
+from swcheck.lens.anatomy import device_of
+from swcheck.lens.likelihood import evaluating
+from swcheck.loading.huggingface import kv_cache
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WINDOWS: Final = 4
+"""So many windows are scored: a cache is slow to read, and its error is the same everywhere."""
+
+CHUNK: Final = 16
+
+
+@dataclass(frozen=True)
+class CachePass:
+    """What a cache costs: ``nats`` per token more than the plain pass has, over ``tokens``; None where it was not scored.
+
+    ``scheme`` says how it is quantized, ``reason`` why it was not scored.
+    """
+
+    scheme: str
+    nats: float | None
+    tokens: int = 0
+    reason: str = ""
+
+
+def cache_scheme(model: nn.Module) -> tuple[str, float | None]:
+    """How a model's checkpoint wants its cache quantized, in words and bits; empty where it says nothing."""
+    found = quantization_of(model).get("kv_cache_scheme")
+    if isinstance(found, Mapping):
+        return f"{found.get('num_bits', '?')}-bit {found.get('type', '')}".strip(), float(found.get("num_bits", 8))
+    generation = getattr(model, "generation_config", None)
+    if getattr(generation, "cache_implementation", None) == "quantized":
+        config: Any = getattr(generation, "cache_config", None) or {}
+        options = config if isinstance(config, Mapping) else vars(config)
+        return f"{options.get('nbits', 4)}-bit {options.get('backend', 'quanto')}", None
+    return "", None
+
+
+def cache_pass(model: nn.Module, token_ids: torch.Tensor, plain: torch.Tensor) -> CachePass | None:
+    """Score ``token_ids`` ``(B, T)`` through the cache; ``plain`` float64 ``(B, T - 1)`` are the nats without it.
+
+    None for a checkpoint that says nothing of its cache.
+    """
+    scheme, bits = cache_scheme(model)
+    if not scheme:
+        return None
+    try:
+        make = kv_cache(model)
+        first = max(1, token_ids.shape[1] // 4)
+        nats, keys = through_cache(model, token_ids, make, first)
+    except (SwcheckError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        return CachePass(scheme, None, reason=" ".join(str(error).split())[:200])
+    if bits is not None and not applied(keys, bits):
+        return CachePass(
+            scheme, None, reason="nothing here applies it: the cache holds more different numbers than it has"
+        )
+    change = nats[:, first:] - plain[:, first:]
+    return CachePass(scheme, float(change.mean()), change.numel())
+
+
+def through_cache(
+    model: nn.Module, token_ids: torch.Tensor, make: Callable[[], Any], first: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The nats of every token, float64 ``(B, T - 1)``: ``first`` tokens at once, then ``CHUNK`` at a time.
+
+    With them the keys that the first layer's cache holds in the end, None where it does not show any.
+    """
+    ids, cache, logits = token_ids.to(device_of(model)), make(), []
+    with evaluating(model):
+        for start in (0, *range(first, ids.shape[1], CHUNK)):
+            end = first if start == 0 else start + CHUNK
+            logits.append(model(ids[:, start:end], past_key_values=cache, use_cache=True).logits.float())
+    whole = torch.cat(logits, 1)[:, :-1]
+    nats = functional.cross_entropy(whole.transpose(1, 2), ids[:, 1:], reduction="none").double().cpu()
+    layers = getattr(cache, "layers", None)
+    keys = getattr(layers[0], "keys", None) if layers else None
+    return nats, keys if isinstance(keys, torch.Tensor) else None
+
+
+def applied(keys: torch.Tensor | None, bits: float) -> bool:
+    """Whether keys ``(B, heads, T, width)`` stand on a grid of so many bits, one for each head at most."""
+    return keys is None or len(torch.unique(keys)) <= keys.shape[1] * 2**bits

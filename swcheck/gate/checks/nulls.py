@@ -1,0 +1,78 @@
+"""The nulls of the collapse: zeroing other weights instead leaves the model as it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from swcheck.base.errors import OptionError
+from swcheck.base.formatting import format_count
+from swcheck.base.records import Limit, Outcome, SuperWeight, Verdict
+from swcheck.base.statistics import collapse_ratio
+from swcheck.gate.checks.dependence import finite_intact_nats
+from swcheck.gate.checks.single_model import no_super_weight
+from swcheck.superweights.measurements.ablation import ablated_nats, nats_without_largest, nats_without_matched
+from swcheck.superweights.subject.subject import Subject
+
+
+def matched_null(subject: Subject, weights: Sequence[SuperWeight], limit: Limit, draws: int) -> Verdict:
+    """Zero as many weights of matched magnitude from the same matrices, ``draws`` times; judge the worst draw.
+
+    Raises ``OptionError`` for no draw.
+    """
+    if draws < 1:
+        raise OptionError(f"draws = {draws}", "a null without a draw proves nothing", "1 or more")
+    if not weights:
+        return no_super_weight("null: matched weights", subject)
+    intact = finite_intact_nats(subject)
+    ratios = []
+    for seed in range(draws):
+        drawn = nats_without_matched(subject, tuple(weights), seed)
+        if isinstance(drawn, str):
+            return _cannot_rank("null: matched weights", subject, drawn)
+        ratios.append(collapse_ratio(intact, drawn))
+    summary = (
+        f"{format_count(weights)} of the next-largest of the same matrix zeroed, worst of {draws}: x{max(ratios):.4f}"
+    )
+    return _verdict("null: matched weights", subject, max(ratios), limit, summary, {"draws": ratios})
+
+
+def largest_null(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> Verdict:
+    """Zero the largest other weights of every matrix; the limit is at most the square root of the collapse ratio."""
+    if not weights:
+        return no_super_weight("null: largest others", subject)
+    intact = finite_intact_nats(subject)
+    found = nats_without_largest(subject, tuple(weights))
+    if isinstance(found, str):
+        return _cannot_rank("null: largest others", subject, found)
+    ablated, removed = found
+    root = math.sqrt(max(1.0, collapse_ratio(intact, ablated_nats(subject, weights))))
+    if limit.high is not None and root < limit.high:
+        limit = replace(limit, high=root, source="the square root of the collapse ratio")
+    ratio = collapse_ratio(intact, ablated)
+    summary = f"the {removed:,} largest others (0.01 % of every matrix) zeroed: x{ratio:.4f}"
+    return _verdict("null: largest others", subject, ratio, limit, summary, {"weights": removed})
+
+
+def _cannot_rank(check: str, subject: Subject, found: str) -> Verdict:
+    summary = f"no null can be drawn, magnitudes cannot be ranked here: {found}"
+    return Verdict(check, subject.name, Outcome.NOT_APPLICABLE, summary)
+
+
+def _verdict(check: str, subject: Subject, ratio: float, limit: Limit, summary: str, facts: dict[str, Any]) -> Verdict:
+    """Passed, or inconclusive: a null that fails says that the coordinates are incomplete, not that the model is bad."""
+    passed = limit.holds(ratio)
+    return Verdict(
+        check,
+        subject.name,
+        Outcome.PASSED if passed else Outcome.INCONCLUSIVE,
+        summary,
+        measured=ratio,
+        limit=limit,
+        unit="x",
+        cause="" if passed else f"inconclusive, other weights matter as well (x{ratio:.4g})",
+        attempt="" if passed else "the coordinates are incomplete: relocate without the index (swcheck locate)",
+        facts=facts,
+    )

@@ -1,0 +1,72 @@
+"""A candidate beside its reference, as every check of the gate takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from swcheck.base.errors import NotFiniteError
+from swcheck.base.records import Outcome, SuperWeight, Verdict
+from swcheck.gate.relation.basis import Relation, relation
+from swcheck.gate.relation.candidate_kind import Kind, kind_of
+from swcheck.superweights.measurements.contributions import located
+from swcheck.superweights.measurements.scores import intact_scores, scores_against
+from swcheck.superweights.subject.subject import Subject
+
+
+@dataclass
+class Pair:
+    """A candidate beside its reference, for the check called ``check``.
+
+    ``chosen`` are the super weights that the caller gave, in the reference's coordinates; None means the reference's own.
+    """
+
+    check: str
+    candidate: Subject
+    reference: Subject
+    chosen: tuple[SuperWeight, ...] | None = None
+
+    @property
+    def weights(self) -> tuple[SuperWeight, ...]:
+        """The super weights to compare, in the reference's coordinates."""
+        return located(self.reference).super_weights if self.chosen is None else self.chosen
+
+    @property
+    def relation(self) -> Relation:
+        """How the bases of the two residual streams are related."""
+        return relation(self.candidate, self.reference)
+
+    @property
+    def kind(self) -> Kind:
+        """What was done to the candidate: quantized, fine-tuned or pruned."""
+        return kind_of(self.candidate, self.reference)
+
+    def verdict(self, outcome: Outcome, summary: str, **fields: Any) -> Verdict:
+        """Return a verdict of this check about this candidate; ``fields`` are further fields of ``Verdict``."""
+        name = None if self.candidate is self.reference else self.candidate.name
+        return Verdict(self.check, self.reference.name, outcome, summary, name, **fields)
+
+    def failed(self, cause: str, summary: str, attempt: str = "", **fields: Any) -> Verdict:
+        """Return a verdict with the outcome ``failed``."""
+        return self.verdict(Outcome.FAILED, summary, cause=cause, attempt=attempt, **fields)
+
+    def nats(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the nats of every token of the reference's windows: the reference's and the candidate's.
+
+        Each float64 ``(B, T - 1)``, each from one pass. Raises ``NotFiniteError`` where the reference's are not finite.
+        """
+        theirs = intact_scores(self.reference)[0]
+        if not torch.isfinite(theirs).all():
+            raise NotFiniteError(
+                f"the perplexity of the reference {self.reference.name}", "NaN or infinity", "check its dtype"
+            )
+        if self.candidate is self.reference:
+            return theirs, theirs
+        return theirs, scores_against(self.candidate, self.reference)[0]
+
+
+def passed_or_near(near: bool) -> Outcome:
+    """Return ``near`` for a measured value within the noise of its limit, else ``passed``."""
+    return Outcome.NEAR if near else Outcome.PASSED

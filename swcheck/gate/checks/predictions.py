@@ -1,0 +1,156 @@
+"""The checks of what a candidate predicts: perplexity, also through its own KV cache; KL divergence and top-1 agreement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+
+from swcheck.base.formatting import format_perplexity, format_ratio
+from swcheck.base.limits import DEFAULTS, scaled_to_confidence
+from swcheck.base.records import Limit, Verdict
+from swcheck.base.statistics import (
+    LARGEST_EXPONENT,
+    STANDARD_ERRORS,
+    is_near,
+    is_near_ratio,
+    perplexity_of,
+    standard_error,
+)
+from swcheck.gate.checks.confounds import confound, not_finite_nats
+from swcheck.gate.checks.kv_cache import WINDOWS, CachePass, cache_pass
+from swcheck.gate.checks.pair import Pair, passed_or_near
+from swcheck.gate.checks.red_verdict import finding, red_verdict
+from swcheck.gate.relation.linear_maps import not_quantized
+from swcheck.superweights.measurements.inputs import text_hash, tier_suffix, windows
+from swcheck.superweights.measurements.scores import intact_scores, noise_floor, scores_against
+from swcheck.superweights.subject.measurement import Slot
+from swcheck.superweights.subject.memory import Cost, InBaseline
+
+NAMED: Final = 3
+"""So many matrices that a quantizer skipped are named; the others are counted."""
+
+_CACHE_PASS: Final = Slot[CachePass | None]("cache", Cost.WINDOWS, in_baseline=InBaseline.NO)
+
+
+def compare_perplexity(pair: Pair, limit: Limit, at_most: float | None) -> Verdict:
+    """Judge the perplexity ratio on the same tokens, differences paired; ``at_most`` is a limit of the perplexity itself."""
+    found = confound(pair)
+    if found is not None:
+        return found
+    theirs, ours = pair.nats()
+    if not torch.isfinite(ours).all():
+        return not_finite_nats(pair, ours)
+    difference = ours - theirs
+    ratio, error = math.exp(min(LARGEST_EXPONENT, float(difference.mean()))), standard_error(difference)
+    value, base = perplexity_of(ours), perplexity_of(theirs)
+    if at_most is not None:
+        limit = Limit(None, at_most / base, f"perplexity at most {at_most:g}")
+    facts = _facts(pair, value, base, error, ours.numel())
+    fields: dict[str, Any] = {"measured": ratio, "limit": limit, "unit": "x", "facts": facts}
+    cache = _through_cache(pair, ours, facts)
+    summary = _summary(pair, ratio, facts) + ("" if cache is None else _cache_words(cache))
+    if cache is not None and cache.nats is not None and limit.holds(ratio):
+        total = math.exp(min(LARGEST_EXPONENT, math.log(ratio) + cache.nats))
+        if not (math.isfinite(cache.nats) and limit.holds(total)):
+            return _lost_by_cache(pair, total, summary, fields)
+    if limit.holds(ratio) and not (limit.high is None and _proven_loss(pair, ratio)):
+        near = is_near_ratio(limit, ratio, max(STANDARD_ERRORS * error, facts["noise"]))
+        return pair.verdict(passed_or_near(near), summary, **fields)
+    return red_verdict(pair, summary, **fields)
+
+
+def _facts(pair: Pair, value: float, base: float, error: float, tokens: int) -> dict[str, Any]:
+    kind = pair.kind
+    return {
+        "perplexity": value,
+        "reference_perplexity": base,
+        "standard_error": error,
+        "tokens": tokens,
+        "text_sha256": text_hash(pair.reference),
+        "noise": noise_floor(pair.reference)[0],
+        "not_quantized": list(not_quantized(pair.candidate, pair.reference)),
+        "candidate_kind": kind.name,
+        "candidate_kind_why": kind.why,
+    }
+
+
+def _summary(pair: Pair, ratio: float, facts: dict[str, Any]) -> str:
+    error, value, base = facts["standard_error"], facts["perplexity"], facts["reference_perplexity"]
+    spread = f"x{ratio:.4f} +- {ratio * error:.4f}" if ratio < 1000 else format_ratio(ratio)
+    return (
+        f"perplexity {format_perplexity(value)} for {format_perplexity(base)}: {spread} on {facts['tokens']:,} tokens"
+        f"{tier_suffix(pair.reference)}, noise {facts['noise']:.1g} nats{_not_quantized_words(facts['not_quantized'])}"
+    )
+
+
+def _through_cache(pair: Pair, plain: torch.Tensor, facts: dict[str, Any]) -> CachePass | None:
+    """The first windows scored through the candidate's quantized cache; None where it says nothing of its cache."""
+    ids = windows(pair.reference)[:WINDOWS]
+    found = _CACHE_PASS.recall(
+        pair.candidate, (pair.reference,), lambda: cache_pass(pair.candidate.module, ids, plain[: len(ids)])
+    )
+    if found is not None:
+        facts["kv_cache"] = {"scheme": found.scheme, "scored": found.nats is not None, "nats": found.nats}
+    return found
+
+
+def _lost_by_cache(pair: Pair, total: float, summary: str, fields: dict[str, Any]) -> Verdict:
+    """Red for the cache alone, through which the perplexity ratio is ``total``."""
+    both = f"perplexity {format_ratio(total)} through it, {format_ratio(fields['measured'])} without"
+    advice = "more bits for the cache, or its first tokens unquantized"
+    return pair.failed(f"the quantized KV cache loses it ({both})", summary, advice, **{**fields, "measured": total})
+
+
+def _proven_loss(pair: Pair, ratio: float) -> bool:
+    """Whether a loss that no limit judges is proven to be one of super weights: that is red whatever the kind."""
+    if DEFAULTS["perplexity"].holds(ratio) or not pair.weights:
+        return False
+    return any(name == "proof" for name, _ in finding(pair).detail)
+
+
+def compare_predictions(pair: Pair, kl: Limit, top1: Limit) -> Verdict:
+    """Judge the mean KL divergence in nats, and the agreement on the likeliest token, at sampled positions."""
+    found = confound(pair)
+    if found is not None:
+        return found
+    ours = pair.nats()[1]
+    if not torch.isfinite(ours).all():
+        return not_finite_nats(pair, ours)
+    drift, expected = scores_against(pair.candidate, pair.reference)[1], intact_scores(pair.reference)[1]
+    top1 = scaled_to_confidence(top1, expected.confidence)
+    median, high, highest = (f"{drift.percentile(share):.4f}" for share in (0.5, 0.95, 0.99))
+    least = "" if top1.low is None else f" (limit >= {top1.low:.1%})"
+    summary = (
+        f"KL {drift.mean:.4f} nats (median {median}, 95th percentile {high}, 99th {highest}), "
+        f"same top token {drift.top1:.1%}{least}, "
+        f"{expected.covered:.1%} of the mass covered, {len(drift.kl):,} positions"
+    )
+    facts = {"kl": drift.mean, "top1": drift.top1, "covered": expected.covered, "confidence": expected.confidence}
+    fields: dict[str, Any] = {"measured": drift.mean, "limit": kl, "unit": "nats", "facts": facts}
+    if kl.holds(drift.mean) and top1.holds(drift.top1):
+        floor = max(STANDARD_ERRORS * drift.error, noise_floor(pair.reference)[0])
+        near = is_near(kl, drift.mean, floor) or is_near(top1, drift.top1, STANDARD_ERRORS * drift.top1_error)
+        return pair.verdict(passed_or_near(near), summary, **fields)
+    if not top1.holds(drift.top1):
+        words = f"same {drift.top1:.1%}, limit >= {top1.low or 0:.1%} ({top1.source})"
+        fields["detail"] = (("top token", words),)
+    return red_verdict(pair, summary, **fields)
+
+
+def _not_quantized_words(names: Sequence[str]) -> str:
+    """What the quantizer silently skipped, for the end of a summary."""
+    if not names:
+        return ""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"; not quantized, though no one excluded it: {', '.join(names[:NAMED])}{more}"
+
+
+def _cache_words(cache: CachePass) -> str:
+    """What a quantized cache costs, or why that is not known, for the end of a summary."""
+    if cache.nats is None:
+        return f"; its {cache.scheme} KV cache was not scored: {cache.reason}"
+    cost = math.exp(min(LARGEST_EXPONENT, cache.nats)) if math.isfinite(cache.nats) else cache.nats
+    return f"; through its {cache.scheme} KV cache {format_ratio(cost)} on {cache.tokens:,} tokens"

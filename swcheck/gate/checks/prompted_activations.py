@@ -1,0 +1,276 @@
+"""The super activations of two models on the same prompts, at the reference's own place; the worst prompt, made short.
+
+A prompt counts only if the reference carries its activation there. With BOS at position 0 and the sink on it every
+prompt reads the same number, by causal masking; where the sink may move (no BOS, delimiters) each is a case of its own.
+B batch, T time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from swcheck.base.errors import OptionError
+from swcheck.base.records import Limit, Outcome, Prompt, SuperActivation, SuperWeight
+from swcheck.base.statistics import ratio_of, worst_of
+from swcheck.lens.prompts import PASSES, as_prompt, decoded, displayed, encoded, padded, shortest_start, shrunk
+from swcheck.lens.tokens import adds_bos
+from swcheck.superweights.locating.locate import PROMPT
+from swcheck.superweights.measurements.inputs import PADDED_PROMPTS, context_length, has_bos, prompt_ids
+from swcheck.superweights.measurements.prompt_readings import Reading, by_causality, read, readings, readings_at
+from swcheck.superweights.measurements.residual_stream import super_activations
+from swcheck.superweights.measurements.weights import is_quickly_measurable
+
+if TYPE_CHECKING:
+    import torch
+
+    from swcheck.superweights.subject.subject import Subject
+
+ENOUGH: Final = 20
+"""So many prompts have to count, or all of them where fewer are given."""
+
+CARRIED: Final = 0.5
+"""A prompt counts where the reference carries this share of its activation."""
+
+SIMILAR: Final = 1e-3
+"""Two prompts whose ratios differ by at most this share are equally bad."""
+
+LOST: Final = 0.25
+"""Below this share an activation is lost; how far below is noise."""
+
+TURNS: Final = 3
+"""So many times a reference and its candidate are loaded in turn to shorten a prompt."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One prompt that counts, at one place: ``origin`` in the reference, ``place`` in the candidate's channels.
+
+    ``number`` is the number of the prompt.
+    """
+
+    origin: SuperActivation
+    place: SuperActivation
+    ours: Reading
+    theirs: Reading
+    number: int
+
+    @property
+    def ratio(self) -> float:
+        """The candidate's value over the reference's."""
+        return ratio_of(self.ours.value, self.theirs.value)
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """The prompts that have a token; none is listed where only the default prompt is read.
+
+    ``ids``, int64 ``(B, T)``, are padded on the right; ``lengths`` are the true lengths; ``without_bos`` are the numbers
+    of the prompts that lack the BOS that the tokenizer would add.
+    """
+
+    prompts: tuple[Prompt, ...]
+    ids: torch.Tensor
+    lengths: tuple[int, ...]
+    without_bos: frozenset[int]
+
+
+@dataclass(frozen=True)
+class PromptedActivations:
+    """A candidate beside its reference.
+
+    ``channels`` gives for each channel of the reference its place in the candidate; empty or None means the same.
+    """
+
+    candidate: Subject
+    reference: Subject
+    weights: tuple[SuperWeight, ...]
+    channels: Sequence[int] | None = None
+
+    def compare(self, prompts: Sequence[str | Prompt] | None, limit: Limit) -> tuple[Outcome, str, dict[str, Any]]:
+        """Compare on ``prompts``, None for the default one; return outcome, summary, and further fields of a verdict."""
+        batch = self._batch(prompts)
+        places = super_activations(self.reference, self.weights)
+        counted = [one for place in places for one in self._comparisons(place, batch)]
+        count = len({one.number for one in counted})
+        if count < min(ENOUGH, len(batch.lengths)):
+            summary = f"the reference carries its activation on {count or 'none'} of {len(batch.lengths)} prompts"
+            advice = "give prompts that begin with BOS" if has_bos(self.reference) else "give more prompts"
+            return Outcome.INCONCLUSIVE, summary, {"cause": "nothing to compare", "attempt": advice}
+        ratios = [one.ratio for one in counted]
+        worst = _simplest(counted, counted[worst_of(ratios, limit)], batch.prompts)
+        on_bos = has_bos(self.reference) and all(
+            one.theirs.position == 0 and one.number not in batch.without_bos for one in counted
+        )
+        where = self._worst_prompt(batch.prompts, worst, limit, on_bos=on_bos)
+        facts = {"ratios": ratios, "prompts": len(batch.lengths), "counted": count, **where}
+        fields: dict[str, Any] = {"measured": worst.ratio, "limit": limit, "unit": "x", "facts": facts}
+        summary = _summary(worst, count, len(batch.lengths), on_bos=on_bos)
+        if all(limit.holds(ratio) for ratio in ratios):
+            return Outcome.PASSED, summary, fields
+        prompt = self._read_prompt(worst, batch)
+        (ours,) = read(self.candidate, worst.place, prompt, [prompt.shape[1]], [worst.theirs.position])
+        own = {self._in_candidate(place).channel for place in places}
+        cause = _cause(replace(worst, ours=ours), own) + _without_bos_only(batch.without_bos, counted, limit)
+        fields["detail"] = _rows(where, sum(not limit.holds(ratio) for ratio in ratios), len(counted))
+        return Outcome.FAILED, summary, {**fields, "cause": cause, "attempt": "see the super weights that write it"}
+
+    @property
+    def tokenizer(self) -> Any:
+        """The reference's tokenizer; the candidate's where the reference is a baseline; None without any."""
+        return self.candidate.tokenizer if self.reference.tokenizer is None else self.reference.tokenizer
+
+    def _batch(self, prompts: Sequence[str | Prompt] | None) -> PromptBatch:
+        if prompts is None:
+            ids = prompt_ids(self.reference)
+            return PromptBatch((), ids, (ids.shape[1],), frozenset())
+        asked = _checked(prompts)
+        if self.tokenizer is None and not PADDED_PROMPTS.knows(self.reference, asked):
+            raise OptionError("prompts", "a bare module without a tokenizer", "pass tokenizer=")
+        owner = self.reference if self.reference.tokenizer is not None else self.candidate
+        ids, lengths = PADDED_PROMPTS.recall(
+            self.reference, (asked,), lambda: padded(self.tokenizer, asked, context_length(owner))
+        )
+        some = [number for number, length in enumerate(lengths) if length]
+        if not some:
+            raise OptionError("prompts", "no prompt of them has a token", f"for example {PROMPT!r}")
+        chosen = tuple(asked[number] for number in some)
+        bare = _without_bos(self.tokenizer, chosen, ids[some])
+        return PromptBatch(chosen, ids[some], tuple(lengths[number] for number in some), bare)
+
+    def _comparisons(self, place: SuperActivation, batch: PromptBatch) -> list[Comparison]:
+        """One for each prompt on which the reference carries its activation."""
+        there, ids = self._in_candidate(place), batch.ids
+        found = readings(self.reference, place, ids, batch.lengths)
+        some = [number for number, reading in enumerate(found) if _counts(place, reading)]
+        theirs = [found[number] for number in some]
+        if self.candidate is self.reference and there == place:
+            ours: Sequence[Reading] = theirs
+        else:
+            ours = readings_at(self.candidate, there, ids[some], [reading.position for reading in theirs])
+        return [Comparison(place, there, *three) for three in zip(ours, theirs, some, strict=True)]
+
+    def _read_prompt(self, one: Comparison, batch: PromptBatch) -> torch.Tensor:
+        """The prompt ``(1, T)`` that the reference's reading is of: the default prompt stands for all that begin like it."""
+        length = batch.lengths[one.number]
+        own = batch.ids[one.number : one.number + 1, :length]
+        return prompt_ids(self.reference) if by_causality(self.reference, one.origin, own, [length])[1][0] else own
+
+    def _in_candidate(self, place: SuperActivation) -> SuperActivation:
+        return replace(place, channel=self.channels[place.channel]) if self.channels else place
+
+    def _worst_prompt(
+        self, prompts: Sequence[Prompt], worst: Comparison, limit: Limit, *, on_bos: bool
+    ) -> dict[str, str]:
+        """The worst prompt as facts: without what follows its sink, and if it fails without all that it can do without."""
+        if not prompts:
+            return {"worst_prompt": "the default prompt"} if self.tokenizer is not None else {}
+        whole = prompts[worst.number]
+        if on_bos:
+            return {"worst_prompt": displayed(self.tokenizer, Prompt(""))}
+        short = shortest_start(self.tokenizer, whole, worst.theirs.position)
+        if not limit.holds(worst.ratio) and worst.theirs.position and is_quickly_measurable(self.reference):
+            short = self._shortened(short, worst, limit)
+        return {"worst_prompt": displayed(self.tokenizer, short), "shrunk_from": displayed(self.tokenizer, whole)}
+
+    def _shortened(self, prompt: Prompt, worst: Comparison, limit: Limit) -> Prompt:
+        """The prompt without all that can go while the reference carries its activation and the candidate fails."""
+
+        def fails(several: list[tuple[int, ...]]) -> list[bool]:
+            texts = [decoded(self.tokenizer, ids) for ids in several]
+            some = [number for number, text in enumerate(texts) if text is not None]
+            if not some:
+                return [False] * len(several)
+            ids, lengths = padded(self.tokenizer, [text for text in texts if text is not None])
+            place = worst.origin
+            theirs = read(self.reference, place, ids, lengths)
+            positions = [reading.position for reading in theirs]
+            ours = read(self.candidate, self._in_candidate(place), ids, lengths, positions)
+            each = (Comparison(place, worst.place, *three) for three in zip(ours, theirs, some, strict=True))
+            bad = {one.number for one in each if _counts(place, one.theirs) and not limit.holds(one.ratio)}
+            return [number in bad for number in range(len(several))]
+
+        passes = PASSES if self.reference.held.in_memory else TURNS
+        return decoded(self.tokenizer, shrunk(encoded(self.tokenizer, prompt), fails, passes)) or prompt
+
+
+def _checked(prompts: Sequence[str | Prompt]) -> tuple[Prompt, ...]:
+    """The prompts as records. Raises ``OptionError`` for a single text, an empty list, and what is no prompt."""
+    if isinstance(prompts, str):  # each of its letters would be a prompt
+        raise OptionError("prompts", "a single text", f"a list: prompts=[{prompts[:20]!r}]")
+    if not prompts:
+        raise OptionError("prompts", "an empty list: nothing would be checked", "leave it out for the default one")
+    return tuple(as_prompt(prompt) for prompt in prompts)
+
+
+def _without_bos(tokenizer: Any, prompts: Sequence[Prompt], ids: torch.Tensor) -> frozenset[int]:
+    """The numbers of the prompts without the BOS that the tokenizer would add; without a tokenizer by their form."""
+    if tokenizer is None:
+        return frozenset(number for number, prompt in enumerate(prompts) if prompt.form == "bare")
+    if not adds_bos(tokenizer):
+        return frozenset()
+    return frozenset((ids[:, 0] != tokenizer.bos_token_id).nonzero().flatten().tolist())
+
+
+def _counts(place: SuperActivation, reading: Reading) -> bool:
+    """Whether the reference carries its activation on a prompt."""
+    return abs(reading.value) >= CARRIED * abs(place.value)
+
+
+def _simplest(counted: Sequence[Comparison], worst: Comparison, prompts: Sequence[Prompt]) -> Comparison:
+    """Of the comparisons as bad as the worst, the one whose sink comes first, then the one with the shortest prompt."""
+    bad = [one for one in counted if one is worst or _similar(one.ratio, worst.ratio)]
+    return min(bad, key=lambda one: (one.theirs.position, len(prompts[one.number].text) if prompts else 0, one.number))
+
+
+def _similar(one: float, other: float) -> bool:
+    """Whether two ratios are equally bad: nearly the same, both lost, or both not finite."""
+    if not math.isfinite(one) or not math.isfinite(other):
+        return not math.isfinite(one) and not math.isfinite(other)
+    return abs(one - other) <= SIMILAR * abs(other) or max(abs(one), abs(other)) < LOST
+
+
+def _summary(worst: Comparison, count: int, asked: int, *, on_bos: bool) -> str:
+    return (
+        f"channel {worst.place.channel} at token {worst.theirs.position} after layer {worst.place.layer}: "
+        f"{worst.ours.value:+.4g} for {worst.theirs.value:+.4g} (x{worst.ratio:z.3f}), worst of {count}"
+        f"{f' of {asked} prompts' if count < asked else ''}"
+        f"{', n = 1 by causality' if on_bos else ''}"
+    )
+
+
+def _rows(where: dict[str, str], bad: int, count: int) -> tuple[tuple[str, str], ...]:
+    if "worst_prompt" not in where:
+        return ()
+    rows = [("worst prompt", where["worst_prompt"])]
+    if where.get("shrunk_from", where["worst_prompt"]) != where["worst_prompt"]:
+        rows.append(("shrunk from", where["shrunk_from"]))
+    return (*rows, ("prompts", f"{bad} of {count} that count are outside the limit"))
+
+
+def _without_bos_only(without_bos: Collection[int], counted: Sequence[Comparison], limit: Limit) -> str:
+    """Words for a failure that shows only on prompts without BOS."""
+    numbers = {one.number for one in counted}
+    bad = {one.number for one in counted if not limit.holds(one.ratio)}
+    return ", only on prompts without BOS" if bad <= numbers.intersection(without_bos) < numbers else ""
+
+
+def _cause(one: Comparison, own: Collection[int]) -> str:
+    """How an activation changed.
+
+    A large value in another of the reference's ``own`` channels was there before: then nothing has moved.
+    """
+    place, ratio, ours, theirs = one.place, one.ratio, one.ours, one.theirs
+    where = f"super activation of channel {place.channel} at token {theirs.position}"
+    if not math.isfinite(ratio):
+        return f"{where} is not finite"
+    is_elsewhere = abs(ratio) < 0.5 and abs(ours.largest) >= 0.5 * abs(theirs.value)
+    if is_elsewhere and ours.channel not in own:
+        return f"{where} moved to channel {ours.channel} (x{ratio:z.2f} at its place)"
+    if is_elsewhere and ours.channel == place.channel and ours.position not in theirs.holders:
+        return f"{where} moved to token {ours.position} (x{ratio:z.2f} at its place)"
+    if ratio <= -LOST:
+        return f"{where} has its sign flipped (x{ratio:z.2f})"
+    return f"{where} {'lost' if ratio < 0.5 else 'weakened' if ratio < 1 else 'amplified'} (x{ratio:z.2f})"

@@ -1,0 +1,62 @@
+"""A red verdict: its cause, found and proven; what to do about it, with its price and its proof."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from swcheck.base.records import Outcome, SuperWeight, Verdict
+from swcheck.gate.checks.correspondence import compared_weights
+from swcheck.gate.checks.pair import Pair
+from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
+from swcheck.gate.diagnosis.evidence.finding import Finding
+from swcheck.gate.diagnosis.explain import explain
+from swcheck.gate.diagnosis.remedy import remedy
+from swcheck.superweights.subject.measurement import Slot
+from swcheck.superweights.subject.memory import Cost, InBaseline
+
+JUDGED_FACT: Final = {"perplexity": "perplexity", "super weights": "written", "super activations": "written"}
+"""By check the fact of a fix's proof that has to be within the limit of the check, for the fix to be enough."""
+
+_FINDING: Final = Slot[Finding]("finding", Cost.DIAGNOSIS, in_baseline=InBaseline.NO)
+
+
+def red_verdict(pair: Pair, summary: str, *, share: float | None = None, **fields: Any) -> Verdict:
+    """Return a red verdict with its cause in the first line, proven, and what to try.
+
+    ``summary`` says what is out of its limit; ``share`` is the dependence that is left, where that is what is red.
+    """
+    found = finding(pair, share)
+    fields["detail"] = (*found.detail, *fields.get("detail", ()))
+    if found.blame == "reference":
+        return pair.verdict(Outcome.INCONCLUSIVE, summary, cause=found.cause, attempt=found.advice, **fields)
+    return with_remedy(pair, found, summary, compared_weights(pair), **fields)
+
+
+def finding(pair: Pair, share: float | None = None) -> Finding:
+    """Return why the candidate is worse: searched once for all checks, but for a lost dependence (``share``) anew."""
+    chosen, places = compared_weights(pair)
+    damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, chosen, places, share)
+    inputs = (pair.reference, chosen, share is not None)
+    return _FINDING.recall(pair.candidate, inputs, lambda: explain(damaged))
+
+
+def with_remedy(
+    pair: Pair,
+    found: Finding,
+    summary: str,
+    weights: tuple[Sequence[SuperWeight], Sequence[SuperWeight]],
+    **fields: Any,
+) -> Verdict:
+    """Return a red verdict; where the finding names matrices, with the snippet that keeps them, its price and proof.
+
+    ``weights`` are the super weights, in the reference's and in the candidate's coordinates.
+    """
+    if not found.matrices:
+        return pair.failed(found.cause, summary, found.advice, **fields)
+    fix = remedy(pair.candidate, pair.reference, found.matrices, weights, kind=pair.kind.name)
+    reached = fix.facts.get(JUDGED_FACT.get(pair.check, ""))
+    short = reached is not None and fix.facts["proven"] and not fields["limit"].holds(reached)
+    fields["detail"] = (*fields.get("detail", ()), ("fix", f"{fix.proof}{', not enough yet' * short}"))
+    fields["facts"] = {**fields.get("facts", {}), "fix": dict(fix.facts)}
+    return pair.failed(found.cause, summary, fix.words, **fields)

@@ -1,0 +1,73 @@
+"""The other weights in the super weights' rows and matrices were rounded on a grid that the outlier made coarse.
+
+Proven by giving the reference's rows back, then its whole matrices.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from swcheck.gate.diagnosis.evidence.damaged_candidate import PROVEN, DamagedCandidate
+from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, not_known, ruled_out
+from swcheck.gate.diagnosis.evidence.reference_matrices import reference_down_matrix
+from swcheck.lens.replace import maps_replaced
+from swcheck.superweights.measurements.weights import down_name, matrix_row
+
+if TYPE_CHECKING:
+    from swcheck.lens.replace import Matrix
+
+
+def find(damaged: DamagedCandidate) -> Finding | Detail:
+    """Give back the rows that hold super weights, then their whole matrices."""
+    if not damaged.weights:
+        return ()
+    if damaged.relation.channels or [w.column for w in damaged.weights] != [w.column for w in damaged.places]:
+        return not_known("whether their blocks' neighbours pay: channels or neurons are permuted")
+    layers = ", ".join(dict.fromkeys(f"layer {weight.layer}" for weight in damaged.weights))
+    told = []
+    whole, unknown = _matrices(damaged)
+    for what, maps, rows, why in (
+        (*_rows(damaged), "the reference is not here or keeps it packed"),
+        ("its whole matrix", whole, {}, unknown),
+    ):
+        if len(maps) < len(damaged.matrix_names()):
+            told.append(f"{what}: not known, {why}")
+            continue
+        share, words = damaged.recovered(partial(maps_replaced, maps=maps, rows=rows))
+        told.append(f"{what} given back: {words}")
+        if share >= PROVEN:
+            cause = f"block neighbours of the super weight pay ({layers}, {what})"
+            return Finding(cause, (("proof", f"{what} given back through a hook: {words}"),), damaged.matrix_names())
+    return ruled_out(f"neighbours in the super weights' blocks ({'; '.join(told)})")
+
+
+def _rows(damaged: DamagedCandidate) -> tuple[str, dict[str, torch.Tensor], dict[str, list[int]]]:
+    """Words for the reference's rows that hold super weights, their values ``(N, F)`` and numbers by module."""
+    maps: dict[str, torch.Tensor] = {}
+    rows: dict[str, list[int]] = {}
+    reference = damaged.reference
+    known = reference.is_measurable or all(matrix_row.knows(reference, weight) for weight in damaged.weights)
+    found = [(weight, matrix_row(reference, weight)) for weight in damaged.weights] if known else []
+    for weight, row in found:
+        name = down_name(damaged.candidate, weight.layer)
+        if row is not None and weight.row not in rows.get(name, []):
+            rows.setdefault(name, []).append(weight.row)
+            maps[name] = torch.cat([*([maps[name]] if name in maps else []), row[None].to(maps.get(name, row).dtype)])
+    return f"row {', '.join(str(row) for several in rows.values() for row in several)}", maps, rows
+
+
+def _matrices(damaged: DamagedCandidate) -> tuple[dict[str, Matrix], str]:
+    """The reference's matrices that hold super weights by module, and words why one of them is not known."""
+    found: dict[str, Matrix] = {}
+    why = ""
+    for layer in dict.fromkeys(weight.layer for weight in damaged.weights):
+        name = down_name(damaged.candidate, layer)
+        whole = reference_down_matrix(damaged, layer, name)
+        if isinstance(whole, str):
+            why = whole
+        else:
+            found[name] = whole
+    return found, why

@@ -1,0 +1,26 @@
+"""The candidate has lost nothing else and lives on without the super weights: its constant comes from elsewhere."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from swcheck.base.formatting import format_ratio
+from swcheck.base.statistics import LARGEST_EXPONENT
+from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
+from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, ruled_out
+
+HARMLESS: Final = 1.10
+"""A perplexity ratio up to here, that of a plain 4-bit scheme, is no loss that explains a lost dependence."""
+
+
+def find(damaged: DamagedCandidate) -> Finding | Detail:
+    """Compare the intact perplexities, where it is the dependence that is red."""
+    if damaged.share is None:
+        return ()
+    ratio = math.exp(min(LARGEST_EXPONENT, damaged.candidate_nats - damaged.reference_nats))
+    words = f"{damaged.share:.2f} of the reference's collapse, perplexity intact {format_ratio(ratio)}"
+    if ratio <= HARMLESS:
+        advice = "its constant may come from elsewhere: relocate in the candidate"
+        return Finding("the candidate does not hang on these weights any more", (("proof", words),), (), advice)
+    return ruled_out(f"a constant from elsewhere ({words}: the intact model is worse already)")

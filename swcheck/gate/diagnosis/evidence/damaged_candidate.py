@@ -1,0 +1,118 @@
+"""A red candidate beside its reference, and how much of its lost nats returns when something is restored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+from swcheck.base.formatting import format_ratio
+from swcheck.base.statistics import LARGEST_EXPONENT, STANDARD_ERRORS, ratio_of
+from swcheck.gate.diagnosis.evidence.finding import Detail
+from swcheck.lens.likelihood import token_nats
+from swcheck.superweights.measurements.ablation import intact_nats, intact_nats_against, window_starts
+from swcheck.superweights.measurements.contributions import contributions_at, sink_tokens, written
+from swcheck.superweights.measurements.inputs import prompt_ids
+from swcheck.superweights.measurements.scores import noise_floor
+from swcheck.superweights.measurements.weights import down_name
+from swcheck.superweights.subject.measurement import Slot
+from swcheck.superweights.subject.memory import Cost, InBaseline
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from swcheck.base.records import SuperActivation, SuperWeight
+    from swcheck.gate.relation.basis import Relation
+    from swcheck.superweights.subject.subject import Subject
+
+PROVEN: Final = 0.5
+"""A cause is proven where at least this share of the lost nats returns when it is undone."""
+
+NO_LOSS: Final = 1e-4
+"""Fewer lost nats per token than this, a hundredth of the tightest limit, prove nothing: they are taken for no loss."""
+
+_CONTRIBUTIONS_RESTORED: Final = Slot[tuple[float, str]](
+    "contributions restored", Cost.WINDOW_STARTS, in_baseline=InBaseline.NO
+)
+
+
+@dataclass(frozen=True)
+class DamagedCandidate:
+    """A red candidate beside its reference.
+
+    ``weights`` are the super weights in the reference's coordinates, ``places`` the same in the candidate's. ``share`` is
+    how much of the reference's collapse the candidate still shows, where that is what is red.
+    """
+
+    candidate: Subject
+    reference: Subject
+    relation: Relation
+    weights: tuple[SuperWeight, ...] = ()
+    places: tuple[SuperWeight, ...] = ()
+    share: float | None = None
+
+    @cached_property
+    def ids(self) -> torch.Tensor:
+        """The token ids that are scored to see how much returns, ``(B, P)``: the reference's window starts."""
+        return window_starts(self.reference)
+
+    @cached_property
+    def reference_nats(self) -> float:
+        """The reference's nats per token on ``ids``."""
+        return float(intact_nats(self.reference).mean())
+
+    @cached_property
+    def candidate_nats(self) -> float:
+        """The candidate's nats per token on ``ids``."""
+        return float(intact_nats_against(self.candidate, self.reference).mean())
+
+    def recovered(self, restored: Callable[[nn.Module], AbstractContextManager[None]]) -> tuple[float, str]:
+        """Return the share of the lost nats that returns inside a block on the candidate's module, and words for it."""
+        ids, lost = self.ids, self.candidate_nats - self.reference_nats  # first: they may need other weights in memory
+        model = self.candidate.module
+        with restored(model):
+            each = token_nats(model, ids)
+        nats = float(each.mean())
+        left = math.exp(min(LARGEST_EXPONENT, nats - self.reference_nats)) if math.isfinite(nats) else math.inf
+        if not lost > max(NO_LOSS, STANDARD_ERRORS * noise_floor(self.reference)[0]):
+            return 0.0, f"perplexity x{left:.3f}, no loss beyond the noise that could return"
+        share = (self.candidate_nats - nats) / lost if math.isfinite(nats) else 0.0
+        return share, f"perplexity x{left:.3f}, {round(100 * share)}% of the loss returns"
+
+    def with_contributions_restored(self, attempt: Callable[[], tuple[float, str]]) -> tuple[float, str]:
+        """Return what ``attempt`` returns, called once for all checks of the candidate."""
+        _ = self.candidate_nats  # the attempt is compared with it, and ``tried_on`` says so
+        inputs = (self.reference, self.weights, self.places)
+        return _CONTRIBUTIONS_RESTORED.recall(self.candidate, inputs, attempt)
+
+    @property
+    def tried_on(self) -> Detail:
+        """A row that says what was scored, and the candidate's perplexity there; nothing if nothing was tried."""
+        if "candidate_nats" not in vars(self):
+            return ()
+        windows, length = self.ids.shape
+        ratio = format_ratio(math.exp(min(LARGEST_EXPONENT, self.candidate_nats - self.reference_nats)))
+        beginning = f"the first {length} tokens of {windows} window{'s' * (windows > 1)}"
+        return (("tried on", f"{beginning}, where the candidate has perplexity {ratio}"),)
+
+    @cached_property
+    def ratios(self) -> tuple[float, ...]:
+        """What each super weight writes in the candidate over what it writes in the reference."""
+        prompt = prompt_ids(self.reference)
+        ours = contributions_at(self.candidate, self.places, prompt, sink_tokens(self.reference, self.weights, prompt))
+        return tuple(
+            ratio_of(one, other) for one, other in zip(ours, written(self.reference, self.weights), strict=True)
+        )
+
+    def matrix_names(self) -> tuple[str, ...]:
+        """The qualified names of the matrices that the super weights are in."""
+        return tuple(dict.fromkeys(down_name(self.candidate, weight.layer) for weight in self.places))
+
+    def place_of(self, place: SuperActivation) -> SuperActivation:
+        """A super activation of the reference in the candidate's channels."""
+        channels = self.relation.channels
+        return replace(place, channel=channels[place.channel]) if channels else place

@@ -1,0 +1,33 @@
+"""What a diagnosis finds: a cause in words with the rows of its proof, or the rows that rule a cause out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Detail: TypeAlias = "tuple[tuple[str, str], ...]"
+"""Rows of a name and a text, as in ``Verdict.detail``."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A cause in words, the rows under it, and the matrices whose precision it depends on, by their qualified names.
+
+    ``advice`` is what to try where there are no matrices; ``blame`` is ``candidate``, or ``reference`` where that is sick.
+    """
+
+    cause: str
+    detail: Detail
+    matrices: tuple[str, ...] = ()
+    advice: str = ""
+    blame: str = "candidate"
+
+
+def ruled_out(words: str) -> Detail:
+    """Return the row that says what is not the cause."""
+    return (("ruled out", words),)
+
+
+def not_known(words: str) -> Detail:
+    """Return the row that says what could not be tried."""
+    return (("not known", words),)

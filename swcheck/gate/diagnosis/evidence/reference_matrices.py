@@ -1,0 +1,125 @@
+"""The reference's own tensors, to be put in the place of a candidate's: from its module, or from its files.
+
+Where the reference is not in memory, a matrix is read from its files whenever it is asked for and let go again, so that
+several of them and the candidate are never in memory together. A tensor from a file is used only if it answers as what
+was measured.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch.func import functional_call
+
+from swcheck.gate.relation.linear_maps import map_responses, why_unknown
+from swcheck.lens.anatomy import device_of
+from swcheck.lens.linear_maps import plain_weight
+from swcheck.lens.map_responses import answers_like
+from swcheck.lens.observe import first_tensor
+from swcheck.superweights.measurements.ablation import embedded_starts
+from swcheck.superweights.measurements.contributions import located, loudest_columns, sink_tokens
+from swcheck.superweights.measurements.inputs import prompt_ids
+from swcheck.superweights.measurements.model_sample import embedding_of, model_sample
+from swcheck.superweights.measurements.residual_stream import activation_profile, residual_sketch, super_activations
+from swcheck.superweights.measurements.weights import down_matrix, matrix_row, stored_tensor
+
+if TYPE_CHECKING:
+    from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
+    from swcheck.lens.replace import Matrix
+    from swcheck.superweights.subject.subject import Subject
+
+ROUNDED: Final = 0.01
+"""The same weights in two formats differ by less than this, by their norms; bfloat16 rounds to 0.4 %."""
+
+
+def measure_for_diagnosis(reference: Subject) -> None:
+    """Measure what explains a red candidate, while the reference's weights are in memory."""
+    prompt = prompt_ids(reference)
+    residual_sketch(reference, prompt)
+    map_responses(reference)
+    embedded_starts(reference)
+    weights = located(reference).super_weights
+    for place in super_activations(reference, weights) if weights else ():
+        activation_profile(reference, place, prompt)
+    for weight, sink in zip(weights, sink_tokens(reference, weights, prompt) if weights else (), strict=True):
+        matrix_row(reference, weight)
+        down_matrix(reference, weight.layer)
+        loudest_columns(reference, weight, prompt, sink)
+
+
+def reference_matrix(candidate: Subject, reference: Subject, name: str) -> Matrix | str:
+    """Return the plain weight ``(H, F)`` of the map called ``name`` in the candidate, or words why there is none."""
+    inner = name.removeprefix(f"{candidate.anatomy.path}.")
+    if reference.held.in_memory:
+        return matrix_in_memory(reference, inner)
+    weight = stored_tensor(reference, f"{name}.weight")
+    if isinstance(weight, str):
+        return weight
+    if why_unknown(reference):  # its answers are not known: its files have to hold a plain matrix of this size
+        sizes = map_sizes(candidate.module.get_submodule(name))
+        fits, other = weight.is_floating_point() and tuple(weight.shape) == sizes, "keep it packed"
+    else:
+        bias = stored_tensor(reference, f"{name}.bias")
+        fits = answers_like(weight, None if isinstance(bias, str) else bias, inner, map_responses(reference))
+        other = "hold another matrix than was measured, or keep it packed"
+    return partial(_read, reference, name) if fits else f"the reference's files {other}"
+
+
+def reference_down_matrix(damaged: DamagedCandidate, layer: int, name: str) -> Matrix | str:
+    """As ``reference_matrix`` for the down projection of a layer, which is remembered; ``name`` is its qualified name."""
+    reference = damaged.reference
+    if reference.held.in_memory or down_matrix.knows(reference, layer):
+        matrix = down_matrix(reference, layer)
+        return "the reference keeps it packed" if matrix is None else matrix
+    return why_unknown(reference) or reference_matrix(damaged.candidate, reference, name)
+
+
+def matrix_in_memory(reference: Subject, inner: str) -> torch.Tensor | str:
+    """Return the plain weight ``(H, F)`` of the map ``inner`` (``1.mlp.down_proj``) of the reference's layers, or words."""
+    (layer, _, path), layers = inner.partition("."), reference.anatomy.layers
+    try:
+        weight = plain_weight(layers[int(layer)].get_submodule(path))
+    except (AttributeError, IndexError, ValueError):
+        return f"the reference has no layers.{inner}"
+    return f"the reference keeps layers.{inner} packed" if weight is None else weight
+
+
+def map_sizes(module: Any) -> tuple[int, ...]:
+    """Return the outputs and inputs of a linear map, 0 where it does not say (AutoRound writes ``outfeatures``)."""
+    return tuple(
+        int(getattr(module, f"{side}_features", getattr(module, f"{side}features", 0))) for side in ("out", "in")
+    )
+
+
+def _read(reference: Subject, name: str) -> torch.Tensor:
+    weight = stored_tensor(reference, f"{name}.weight")
+    if isinstance(weight, str):  # it was there a moment ago
+        raise FileNotFoundError(weight)
+    return weight
+
+
+def reference_embedding(damaged: DamagedCandidate) -> torch.Tensor | str:
+    """Return what the reference's embedding gives for ``damaged.ids``, ``(B, P, H)``, or words why it is not known."""
+    reference, known = damaged.reference, model_sample(damaged.reference)
+    if embedded_starts.knows(reference) or reference.held.in_memory:
+        return embedded_starts(reference)
+    module = embedding_of(damaged.candidate.module)
+    names = [name for name, part in damaged.candidate.module.named_modules() if part is module]
+    if module is None or not names or known.rows is None:
+        return "an embedding keeps its table packed"
+    table = stored_tensor(reference, f"{names[0]}.weight")
+    if isinstance(table, str):
+        return table
+    fits = table.ndim == 2 and table.is_floating_point() and len(table) > int(known.indices.max())
+    if not fits or not _same_values(table[known.indices], known.rows):
+        return "the reference's files hold another embedding than the baseline"
+    with torch.no_grad():  # by the candidate's own module: some scale what they look up
+        here = {"weight": table.to(device_of(module))}
+        return first_tensor(functional_call(module, here, (damaged.ids.to(device_of(module)),))).cpu()
+
+
+def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two readings of the same weights agree, but for their rounding to two bytes."""
+    return one.shape == other.shape and bool((one.float() - other.float()).norm() <= ROUNDED * other.float().norm())

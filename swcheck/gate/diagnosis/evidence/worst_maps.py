@@ -1,0 +1,19 @@
+"""The linear maps of a layer that answer worst."""
+
+from __future__ import annotations
+
+from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
+from swcheck.gate.relation.linear_maps import map_errors, why_unknown
+from swcheck.superweights.measurements.weights import down_name
+
+
+def worst_maps_of_layer(damaged: DamagedCandidate, layer: int) -> tuple[str, ...]:
+    """Return the maps of a layer with at least half of the largest error, by qualified names.
+
+    The down projection where errors are not known, or mean nothing in another basis.
+    """
+    candidate = damaged.candidate
+    if why_unknown(damaged.reference) or damaged.relation.kind in {"permuted", "rotated"}:
+        return (down_name(candidate, layer),)
+    errors = [(name, error) for name, error in map_errors(candidate, damaged.reference) if name.startswith(f"{layer}.")]
+    return tuple(f"{candidate.anatomy.path}.{name}" for name, error in errors if error >= errors[0][1] / 2)

@@ -1,0 +1,262 @@
+"""Whether a fix works, measured before anybody ships it: the candidate with some matrices left unquantized.
+
+Where an engine of this machine makes such a candidate, the reference is quantized again with these matrices left out;
+else the candidate is measured with the reference's own matrices given back through a hook. The words say which it was,
+and also where a fix does not help. One model is in memory at a time, unless a caller keeps both. Where a baseline stands
+for the reference, no model is loaded that is larger than the candidate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import torch
+
+from swcheck.base.errors import brief_message
+from swcheck.base.formatting import format_ratio
+from swcheck.base.statistics import LARGEST_EXPONENT, ratio_of
+from swcheck.gate.diagnosis.evidence.reference_matrices import ROUNDED, matrix_in_memory, reference_matrix
+from swcheck.gate.relation.basis import relation
+from swcheck.lens.anatomy import device_of
+from swcheck.lens.likelihood import token_nats
+from swcheck.lens.observe import first_tensor
+from swcheck.lens.replace import maps_replaced
+from swcheck.loading import engines
+from swcheck.superweights.measurements.contributions import contributions_at, sink_tokens, written
+from swcheck.superweights.measurements.inputs import prompt_ids, windows
+from swcheck.superweights.measurements.scores import intact_scores, scores_against
+from swcheck.superweights.measurements.weights import is_small, stored_bytes, stored_tensor
+from swcheck.superweights.subject.as_subject import as_subject
+from swcheck.superweights.subject.held_model import HeldModel
+
+if TYPE_CHECKING:
+    from swcheck.base.records import Loaded, SuperWeight
+    from swcheck.lens.replace import Matrix
+    from swcheck.superweights.subject.subject import Subject
+
+HELPS: Final = 0.02
+"""A fix that brings back less than this share of the lost nats does not help; the limit says whether it is enough."""
+
+HARMLESS: Final = 0.005
+"""A loss of so many nats per token, half of the tightest limit, is none: then a restored contribution alone is a help."""
+
+COLUMNS: Final = 32
+PARALLEL: Final = 0.95
+RESCALED: Final = 0.1
+"""Rounding keeps most columns of a matrix within this share of their norm; the factors of AWQ are far beyond it."""
+
+SMALL_FILES: Final = 2**28
+"""A reference of so few bytes is loaded in any case: Python with torch takes as many before there is a model."""
+
+SPARE: Final = 1.1
+"""With a baseline nothing is loaded that takes more than this multiple of the candidate."""
+
+Weights: TypeAlias = "tuple[Sequence[SuperWeight], Sequence[SuperWeight]]"
+"""The super weights in the coordinates of the reference, and of the candidate."""
+
+_Measured: TypeAlias = "tuple[torch.Tensor, tuple[float, ...]]"
+"""The nats of every token of the reference's windows, ``(B, T - 1)``, and what each super weight writes."""
+
+
+@dataclass(frozen=True)
+class Fix:
+    """A fix of a red candidate: leave ``matrices``, by their names in it, unquantized.
+
+    ``spec`` is the engine's spec that does it, None where no engine here can. ``weights`` are the super weights.
+    """
+
+    candidate: Subject
+    reference: Subject
+    matrices: tuple[str, ...]
+    spec: str | None
+    weights: Weights
+
+    @property
+    def sinks(self) -> tuple[int, ...]:
+        """The token of the default prompt at which each super weight writes."""
+        chosen = self.weights[0]
+        return sink_tokens(self.reference, chosen, prompt_ids(self.reference)) if chosen else ()
+
+
+class _ImpossibleError(Exception):
+    """Says why a way of a proof cannot be taken here."""
+
+
+def try_fix(fix: Fix) -> tuple[str, dict[str, Any]]:
+    """Return in words and as facts what the first possible way of a proof shows; else why none is possible."""
+    reference, (chosen, places) = fix.reference, fix.weights
+    nats = scores_against(fix.candidate, reference)[0]
+    due = written(reference, chosen) if chosen else ()
+    now = contributions_at(fix.candidate, places, prompt_ids(reference), fix.sinks) if chosen else ()
+    reasons: list[str] = []
+    failed = ""
+    for how, measure in _WAYS.items():
+        try:
+            fixed = measure(fix)
+        except _ImpossibleError as error:
+            reasons.append(str(error))
+        except Exception as error:  # whatever a quantizer raises: the verdict stands without this proof
+            reasons.append(f"{how}: {brief_message(error)}")
+            failed = f"; {reasons[-1]}"
+        else:
+            words, facts = _compared(intact_scores(reference)[0], (nats, now), fixed, due)
+            helps = "" if facts["proven"] else "this does not help, "
+            more = {"by": how, "spec": fix.spec, "instead": "; ".join(reasons)}
+            return f"{helps}{how}: {words}{failed}", {**facts, **more}
+    return f"not proven: {'; '.join(reasons)}", {"proven": False}
+
+
+def _compared(
+    intact: torch.Tensor, before: _Measured, after: _Measured, due: Sequence[float]
+) -> tuple[str, dict[str, Any]]:
+    """What a fix changes: nats above the reference's ``intact`` ones, and contributions against those that are ``due``."""
+    lost, left = (float((nats - intact).mean()) for nats, _ in (before, after))
+    was, now = (math.exp(min(LARGEST_EXPONENT, nats)) for nats in (lost, left))
+    words = f"perplexity {format_ratio(now)} (was {format_ratio(was)})"
+    bad, fixed = _worst_ratio(before[1], due), _worst_ratio(after[1], due)
+    if due:
+        words += f", the super weight writes x{fixed:z.3f} (was x{bad:z.3f})"
+    nearer = bool(due) and _closeness(fixed) > _closeness(bad) / 2
+    works = bool(torch.isfinite(after[0]).all()) and (
+        lost - left > HELPS * abs(lost) or (nearer and left <= max(lost, HARMLESS))
+    )
+    return words, {"proven": works, "perplexity": now, "before": was, "written": fixed if due else None}
+
+
+def _quantized_again(fix: Fix) -> _Measured:
+    """Measure what ``fix.spec`` makes of the reference; it is freed afterwards, and meanwhile every other model is."""
+    reference = fix.reference
+    if fix.spec is None:
+        raise _ImpossibleError("no engine of this machine makes such a candidate")
+    if not reference.source:
+        raise _ImpossibleError("where the reference lies is not known, so that it cannot be quantized again")
+    _check_room(fix)
+    ids, prompt, sinks = windows(reference), prompt_ids(reference), fix.sinks
+    made = as_subject(
+        _made_beside_both(fix, fix.spec)
+        if _is_kept_by_caller(reference)
+        else fix.candidate.remake(fix.spec, reference.source)
+    )
+    try:
+        now = contributions_at(made, fix.weights[0], prompt, sinks) if fix.weights[0] else ()
+        return token_nats(made.module, ids), now
+    finally:
+        made.discard()
+
+
+def _check_room(fix: Fix) -> None:
+    """Refuse to load a reference that a baseline stands for, unless it fits where the candidate did."""
+    due, had = stored_bytes(fix.reference), stored_bytes(fix.candidate)
+    if not fix.reference.is_measurable and due > max(SMALL_FILES, SPARE * had):
+        words = f"beside its baseline the reference is not loaded: {due:,} bytes, the candidate has {had:,}"
+        raise _ImpossibleError(words)
+
+
+def _is_kept_by_caller(reference: Subject) -> bool:
+    """Whether a caller keeps the reference in memory, so that it cannot be freed meanwhile."""
+    return reference.held.in_memory and not reference.held.is_reloadable
+
+
+def _made_beside_both(fix: Fix, spec: str) -> Loaded:
+    """What ``spec`` makes of the directory of a reference that a caller keeps in memory, if that holds the same."""
+    reference = fix.reference
+    if not is_small(reference):
+        raise _ImpossibleError("a third model beside the two in memory need not fit")
+    path = fix.candidate.anatomy.path
+    for name in fix.matrices:
+        here, filed = _plain(reference, path, name).float().cpu(), stored_tensor(reference, f"{name}.weight")
+        if not isinstance(filed, str) and not torch.allclose(here, filed.float(), rtol=ROUNDED, atol=1e-6):
+            raise _ImpossibleError(f"the reference in memory has another {name} than its directory")
+    fix.candidate.free_until_needed()
+    dtype = str(reference.module.dtype).removeprefix("torch.")
+    place = str(device_of(reference.module))
+    return engines.load(
+        spec, reference=reference.source, device=place, dtype=dtype if dtype in engines.DTYPES else None
+    )
+
+
+def _given_back(fix: Fix) -> _Measured:
+    """Measure the candidate with the reference's own matrices in the place of its own; nothing is changed or remembered."""
+    reference, maps, sinks = fix.reference, _matrices(fix), fix.sinks
+    candidate = replace(fix.candidate, held=HeldModel(fix.candidate.module), memory=None)
+    with maps_replaced(candidate.module, maps, {}):
+        places = fix.weights[1]
+        now = contributions_at(candidate, places, prompt_ids(reference), sinks) if places else ()
+        nats = token_nats(candidate.module, windows(reference))
+    helps = float(nats.mean()) < float(scores_against(fix.candidate, reference)[0].mean())
+    if not helps and any(_is_rescaled(candidate, *one) for one in maps.items()):
+        raise _ImpossibleError(
+            "matrices cannot be given back, their inputs or outputs are rescaled (as by AWQ, SmoothQuant)"
+        )
+    return nats, now
+
+
+def _is_rescaled(candidate: Subject, name: str, matrix: Matrix) -> bool:
+    """Whether a map of the candidate answers as ``matrix`` ``(H, F)`` does but for factors of its inputs or outputs.
+
+    It is asked with one-hot inputs of the largest columns. It is rescaled if most of its answers, or of their rows, are
+    parallel to the expected ones and of another size.
+    """
+    weight = matrix() if callable(matrix) else matrix
+    columns = weight.float().norm(dim=0).topk(min(COLUMNS, weight.shape[1])).indices
+    probe = torch.zeros(1 + len(columns), weight.shape[1], dtype=weight.dtype)
+    probe[1 + torch.arange(len(columns)), columns.cpu()] = 1
+    model: Any = candidate.module
+    with torch.no_grad():
+        answer = first_tensor(model.get_submodule(name)(probe.to(device_of(model), model.dtype))).float().cpu()
+    ours, theirs = answer[1:] - answer[0], weight.float().cpu()[:, columns.cpu()].T
+    for one, other in ((ours, theirs), (ours.T, theirs.T)):
+        factors = (one * other).sum(1) / other.square().sum(1).clamp_min(1e-30)
+        parallel = torch.nn.functional.cosine_similarity(one, other) > PARALLEL
+        if float((parallel & ((factors - 1).abs() > RESCALED)).float().mean()) > 1 / 2:
+            return True
+    return False
+
+
+_WAYS: Final[Mapping[str, Callable[[Fix], _Measured]]] = {
+    "quantized again with them left out": _quantized_again,
+    "with these matrices given back through a hook": _given_back,
+}
+"""How a fix is proven, the better way first."""
+
+
+def _matrices(fix: Fix) -> dict[str, Matrix]:
+    """The reference's plain weights for the maps of the fix: from its module if in memory, else from its files.
+
+    Where neither has them, the reference is loaded again for as long as they are copied.
+    """
+    candidate, reference = fix.candidate, fix.reference
+    basis = relation(candidate, reference)
+    if basis.kind in {"permuted", "rotated"}:
+        raise _ImpossibleError(f"matrices cannot be given back, {basis.words}")
+    found = {name: reference_matrix(candidate, reference, name) for name in fix.matrices}
+    maps = {name: weight for name, weight in found.items() if not isinstance(weight, str)}
+    words = next((weight for weight in found.values() if isinstance(weight, str)), "")
+    if words and (reference.held.in_memory or not reference.is_measurable):
+        raise _ImpossibleError(f"matrices cannot be given back, {words}")
+    if words:
+        path = candidate.anatomy.path
+        maps = {name: _plain(reference, path, name).clone() for name in fix.matrices}
+        reference.free_until_needed()
+    return maps
+
+
+def _plain(reference: Subject, path: str, name: str) -> torch.Tensor:
+    """The weight of the map called ``name`` in a candidate whose layers are at ``path``."""
+    weight = matrix_in_memory(reference, name.removeprefix(f"{path}."))
+    if isinstance(weight, str):
+        raise _ImpossibleError(weight)
+    return weight.detach()
+
+
+def _worst_ratio(now: Sequence[float], due: Sequence[float]) -> float:
+    """The ratio of contributions that is farthest from 1; 1 where nothing is due."""
+    return min((ratio_of(one, other) for one, other in zip(now, due, strict=True)), key=_closeness, default=1.0)
+
+
+def _closeness(ratio: float) -> float:
+    """The negative distance of a ratio from 1, on a logarithmic scale."""
+    return -abs(math.log(ratio)) if ratio > 0 and math.isfinite(ratio) else -math.inf

@@ -1,0 +1,166 @@
+"""What to do about a red candidate: a snippet to paste, its price in bytes, and whether it works.
+
+The snippet is for the tool that wrote the candidate, as far as the candidate tells; the price is how many more bytes the
+named matrices take unquantized. Whether it works is measured by ``fix_trial``, for a red gate only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from swcheck.gate.diagnosis.evidence.reference_matrices import map_sizes
+from swcheck.gate.diagnosis.fix_trial import Fix, Weights, try_fix
+from swcheck.gate.diagnosis.snippets import SNIPPETS, hqq_tag
+from swcheck.gate.relation.linear_maps import quantization_of
+from swcheck.lens.linear_maps import plain_weight
+from swcheck.loading import engines
+from swcheck.loading.skip_option import OPTION, split_skip
+from swcheck.loading.spec_from_config import spec_of
+from swcheck.superweights.subject.measurement import Slot
+from swcheck.superweights.subject.memory import Cost, InBaseline
+
+if TYPE_CHECKING:
+    from swcheck.superweights.subject.subject import Subject
+
+ADAPTER_PREFIX: Final = "base_model.model."
+"""What the wrapper of an adapter puts before every module name."""
+
+
+NOT_QUANTIZED: Final[Mapping[str, str]] = {
+    "pruned": "prune these matrices less",
+    "finetuned": "leave these matrices as they were, or train them more gently",
+}
+"""What to try for matrices that no quantizer has damaged, by what was done to the candidate."""
+
+DOES_NOT_HELP: Final[Mapping[str, str]] = {
+    "quantized": "more bits or smaller groups: to spare these matrices alone does not help",
+    "pruned": "prune less: to spare these matrices alone does not help",
+    "finetuned": "train more gently: to spare these matrices alone does not help",
+}
+"""What to try where leaving the matrices out was tried and brought nothing back."""
+
+COMMON_TOOLS: Final = ("compressed-tensors", "bitsandbytes", "torchao", "quanto", "gguf")
+"""The tools whose snippets are shown where it is not known which one made the candidate."""
+
+_PROOF: Final = Slot[tuple[str, dict[str, Any]]]("remedy", Cost.FIX, in_baseline=InBaseline.NO)
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """How to keep the matrices: ``snippet`` to paste, ``price`` in bytes (None where it is not known), ``proof`` in words.
+
+    ``known`` says whether the tool that made the candidate is known; ``kind`` is what was done to the candidate.
+    """
+
+    snippet: str
+    price: int | None
+    proof: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    known: bool = True
+    kind: str = "quantized"
+
+    @property
+    def words(self) -> str:
+        """What to try, in one line."""
+        start = "" if self.known or self.kind != "quantized" else "if a quantizer made it, "
+        if self.facts.get("perplexity") is not None and not self.facts["proven"]:
+            return f"{start}{DOES_NOT_HELP[self.kind]}"
+        if self.kind in NOT_QUANTIZED and not self.known:
+            return f"{NOT_QUANTIZED[self.kind]}: {'; '.join(self.facts['matrices'])}"
+        price = "" if self.price is None else f" (+{self.price:,} bytes)"
+        return f"{start}leave these matrices unquantized: {self.snippet}{price}"
+
+
+def remedy(
+    candidate: Subject,
+    reference: Subject,
+    matrices: Sequence[str],
+    weights: Weights = ((), ()),
+    *,
+    kind: str = "quantized",
+) -> Remedy:
+    """Return how to keep ``matrices``, given by their qualified names in the candidate, and whether that works.
+
+    ``weights`` are the super weights; ``kind`` is what was done to the candidate: what was pruned or trained needs no
+    quantizer's snippet.
+    """
+    names = tuple(name.removeprefix(ADAPTER_PREFIX) for name in matrices)
+    spec = spec_without(candidate, names)
+    price = price_of(candidate, _left_out(candidate, matrices))
+    words, known = snippet(candidate, names), spec is not None or tool_of(candidate) in SNIPPETS
+    fix = Fix(candidate, reference, tuple(matrices), spec, weights)
+    inputs = (names, tuple(weights[0]), reference)
+    proof, facts = _PROOF.recall(candidate, inputs, lambda: try_fix(fix))  # after that its weights may be freed
+    facts = {"matrices": list(names), "bytes": price, **facts}
+    return Remedy(words, price, proof, facts, known, kind)
+
+
+def snippet(candidate: Subject, names: Sequence[str]) -> str:
+    """Return the line for the tool that made the candidate; one for each common tool where that is not known."""
+    tool = tool_of(candidate)
+    made = spec_without(candidate, names)
+    if tool in SNIPPETS:
+        return SNIPPETS[tool](names)
+    if made is not None:
+        return made
+    return "; ".join(SNIPPETS[usual](names) for usual in COMMON_TOOLS)
+
+
+def tool_of(candidate: Subject) -> str:
+    """Return the engine or the ``quant_method`` that made a candidate; empty where nothing says so."""
+    name, scheme = engines.route(candidate.name)
+    if name != engines.BUILT_IN and scheme != candidate.name and name in engines.installed_engines():
+        return name
+    method = str(quantization_of(candidate.module).get("quant_method", "")).rpartition(".")[2].lower()
+    return {"intel/auto-round": "auto-round", "quanto": "quanto"}.get(method, method)
+
+
+def spec_without(candidate: Subject, names: Sequence[str]) -> str | None:
+    """Return the spec that makes this candidate with ``names`` left unquantized; None where no engine here can."""
+    name, scheme = engines.route(candidate.name)
+    if name != engines.BUILT_IN and name in engines.installed_engines():
+        if scheme.endswith((".gguf", ".GGUF")):
+            return None
+        bare, before = split_skip(scheme)
+        return f"{name}:{bare},{OPTION}{'+'.join(dict.fromkeys((*before, *names)))}"
+    made = spec_of(quantization_of(candidate.module))
+    if made is None or made.partition(":")[0] not in engines.installed_engines():
+        return None
+    return f"{made},{OPTION}{'+'.join(dict.fromkeys((*unquantized_maps(candidate), *names)))}"
+
+
+def unquantized_maps(candidate: Subject) -> tuple[str, ...]:
+    """Return the linear maps of the layers that a candidate keeps in plain floats, where it packs others."""
+    path = candidate.anatomy.path
+    maps = {
+        name: plain_weight(module) is not None
+        for name, module in candidate.module.named_modules()
+        if name.startswith(f"{path}.")
+        and getattr(module, "in_features", 0)
+        and not any(True for _ in module.children())
+    }
+    return () if all(maps.values()) else tuple(name for name, plain in maps.items() if plain)
+
+
+def _left_out(candidate: Subject, matrices: Sequence[str]) -> tuple[str, ...]:
+    """The maps that the snippet leaves out: with hqq, which knows no single layer, the same maps of every layer."""
+    if tool_of(candidate) != "hqq":
+        return tuple(matrices)
+    tags = {hqq_tag(name) for name in matrices}
+    return tuple(name for name, _ in candidate.module.named_modules() if hqq_tag(name) in tags)
+
+
+def price_of(candidate: Subject, matrices: Sequence[str]) -> int | None:
+    """Return how many bytes more these matrices take in the candidate's float dtype than quantized; None if not known."""
+    if candidate.scheme is None or candidate.scheme.weight_bits >= 16:
+        return None
+    get = getattr(candidate.module, "get_input_embeddings", None)
+    table = getattr(get(), "weight", None) if get else None
+    floats = table.dtype.itemsize * 8 if table is not None and table.is_floating_point() else 16
+    total = 0
+    for name in matrices:
+        total += math.prod(map_sizes(candidate.module.get_submodule(name)))
+    return round(total * (floats - candidate.scheme.weight_bits) / 8) if total else None

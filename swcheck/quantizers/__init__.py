@@ -1,0 +1,1 @@
+"""The built-in quantizer: ``rtn``, the engine, on the arithmetic of ``rounding``."""

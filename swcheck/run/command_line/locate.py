@@ -1,0 +1,95 @@
+"""``swcheck locate MODEL``: find the super weights of a model, without data."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from swcheck.base.formatting import format_number
+from swcheck.base.json_text import json_text
+from swcheck.run.command_line.arguments import add_json, add_loading, load_model
+from swcheck.run.command_line.layout import aligned, fitted, terminal_width
+
+if TYPE_CHECKING:
+    from swcheck.superweights.locating.located import LayerPeaks, Located
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand to argparse's ``commands``."""
+    parser = commands.add_parser("locate", help="find the super weights of a model, without data")
+    parser.add_argument("model", help="tiny, a known name, a hub id or a directory")
+    parser.add_argument("--prompt", help="another prompt to look at")
+    parser.add_argument("--verify", action="store_true", help="zero what is found and measure the perplexity")
+    parser.add_argument("--no-index", action="store_true", help="start from nothing, not from published coordinates")
+    add_loading(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> str:
+    """Locate, and return what was found as text or JSON."""
+    from swcheck.superweights.locating.locate import locate
+    from swcheck.superweights.measurements.contributions import published
+    from swcheck.superweights.measurements.inputs import prompt_ids, windows
+    from swcheck.superweights.subject.as_subject import as_subject
+
+    loaded = load_model(options)
+    subject = as_subject(loaded)
+    found = locate(
+        loaded.model,
+        token_ids=prompt_ids(subject, options.prompt),
+        seeds=() if options.no_index else published(loaded.name),
+        verify=windows(subject) if options.verify else None,
+    )
+    if options.json:
+        return json_text(located_as_json(loaded.name, found))
+    return "\n".join(fitted(located_as_text(loaded.name, found), terminal_width()))
+
+
+def located_as_json(name: str, found: Located) -> dict[str, Any]:
+    """Return what ``swcheck locate MODEL --json`` prints, as plain values."""
+    effect = found.effect
+    return {
+        "model": name,
+        "super_weights": [weight.as_json() for weight in found.super_weights],
+        "written": list(found.written),
+        "super_activations": [
+            {"layer": a.layer, "channel": a.channel, "position": a.position, "value": a.value, "ratio": a.ratio}
+            for a in found.activations
+        ],
+        "reason": found.reason,
+        "rounds": len(found.rounds),
+        "verified": effect
+        and {
+            "perplexity": effect.intact.perplexity,
+            "zeroed": effect.together.perplexity,
+            "alone": [likelihood.perplexity for likelihood in effect.alone],
+        },
+    }
+
+
+def located_as_text(name: str, found: Located) -> list[str]:
+    """Return the lines that ``swcheck locate MODEL`` prints: the answer, then what each round saw."""
+    lines = [f"{name}: {found.reason}"]
+    for weight, written in zip(found.super_weights, found.written, strict=True):
+        lines.append(f"  {weight}, writes {format_number(written)}")
+    for count, look in enumerate(found.rounds, 1):
+        lines += ["", f"round {count}: largest magnitude per layer (value @ token, channel)"]
+        lines += aligned([("layer", "down_proj input", "down_proj output", "residual stream"), *_rows(look.layers)])
+        lines += [f"  {remark}" for remark in look.remarks]
+        lines.append(f"  found: {'; '.join(map(str, look.found)) or 'nothing more'}")
+    if found.effect is not None:
+        ratio = found.effect.together.perplexity / found.effect.intact.perplexity
+        zeroed = f"all zeroed together {format_number(ratio, 'x')}" if found.super_weights else "nothing to zero"
+        lines += ["", f"perplexity {format_number(found.effect.intact.perplexity)}, {zeroed}"]
+    return lines
+
+
+def _rows(layers: tuple[LayerPeaks, ...]) -> list[tuple[str, ...]]:
+    return [
+        (
+            str(peaks.layer),
+            *(f"{p.value:+.4g} @ {p.position}, {p.channel}" for p in (peaks.input, peaks.output, peaks.residual)),
+        )
+        for peaks in layers
+    ]

@@ -1,0 +1,54 @@
+"""The entry point of the ``swcheck`` command.
+
+With ``--json`` only JSON goes to stdout; whatever other libraries print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from importlib.metadata import version
+
+from swcheck.base.errors import SwcheckError
+from swcheck.run.command_line import accuracy, index, locate, study
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Returns the exit code: 0 done, whatever was found; 2 wrong arguments or an unusable model; 130 interrupted; 141 the
+    reader of the output has gone.
+    """
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], str] = options.run
+    try:
+        with redirect_stdout(sys.stderr):
+            answer = run(options)
+    except SwcheckError as error:
+        sys.stderr.write(f"swcheck: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return _write(answer)
+
+
+def _write(answer: str) -> int:
+    try:
+        sys.stdout.write(answer + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, for example `head`, closed its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="swcheck", description="Super weights of language models.")
+    parser.add_argument("--version", action="version", version=f"swcheck {version('swcheck')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (locate, study, accuracy, index):
+        command.add(commands)
+    return parser

@@ -1,0 +1,63 @@
+"""Verdicts as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from swcheck.base.json_text import finite_json
+from swcheck.base.records import Limit, Outcome, Verdict
+from swcheck.run.reports.margins import Reported, margin
+
+SCHEMA: Final = 1
+
+
+def verdict_as_json(verdict: Verdict, test: str = "") -> dict[str, Any]:
+    """One verdict as plain values; non-finite numbers become strings, since JSON has no word for them."""
+    record = {
+        "check": verdict.check,
+        "model": verdict.model,
+        "candidate": verdict.candidate,
+        "measured": verdict.measured,
+        "unit": verdict.unit,
+        "limit": None if verdict.limit is None else [verdict.limit.low, verdict.limit.high],
+        "limit_source": None if verdict.limit is None else verdict.limit.source,
+        "margin": margin(verdict),
+        "outcome": verdict.outcome.value,
+        "cause": verdict.cause,
+        "summary": verdict.summary,
+        "try": verdict.attempt,
+        "detail": [list(row) for row in verdict.detail],
+        "facts": dict(verdict.facts),
+        "test": test,
+    }
+    return finite_json(record)  # type: ignore[no-any-return]
+
+
+def verdict_from_json(record: dict[str, Any]) -> Reported:
+    """The test and the verdict that ``as_json`` wrote: they have travelled from another process."""
+    ends = record["limit"]
+    verdict = Verdict(
+        check=record["check"],
+        model=record["model"],
+        outcome=Outcome(record["outcome"]),
+        summary=record["summary"],
+        candidate=record["candidate"],
+        measured=_number(record["measured"]),
+        limit=None if ends is None else Limit(_number(ends[0]), _number(ends[1]), record["limit_source"]),
+        unit=record["unit"],
+        cause=record["cause"],
+        attempt=record["try"],
+        detail=tuple((name, text) for name, text in record["detail"]),
+        facts=record["facts"],
+    )
+    return record["test"], verdict
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def document(reported: Iterable[Reported]) -> dict[str, Any]:
+    """What ``--swcheck-json`` writes."""
+    return {"schema": SCHEMA, "verdicts": [verdict_as_json(verdict, test) for test, verdict in reported]}

@@ -1,0 +1,101 @@
+"""Finds super weights without data, in one forward pass and a few shorter ones.
+
+After the paper (arXiv 2411.07191, section 3.1), with what follow-ups found wrong corrected:
+
+- A super activation is not the largest value of the residual stream, but one that persists over the later layers and is
+  local to few tokens (``activation_rules``).
+- Its *earliest* writer is followed back to the inner neurons that feed it, several in one layer or row where need be
+  (``attribution``). Signs are kept: a writer against the sign of the activation is a canceller.
+- The last layer's output is no evidence: its largest values are often echoes.
+- What vanishes when an earlier weight is zeroed was only received from there. So the weights found are zeroed and the
+  model is looked at again until nothing is left to explain (``search``). The bar is set in the first round and stays.
+
+T time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from swcheck.base.errors import TextError
+from swcheck.base.records import Likelihood, SuperWeight
+from swcheck.lens.anatomy import anatomy
+from swcheck.lens.intervene import zeroed
+from swcheck.lens.likelihood import evaluating, perplexity, token_nats
+from swcheck.lens.tokens import check_token_ids, vocabulary_size
+from swcheck.superweights.locating.activation_rules import USUAL, Rules
+from swcheck.superweights.locating.located import Effect, Located
+from swcheck.superweights.locating.search import Search
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PROMPT: Final = (
+    "The quick brown fox jumps over the lazy dog. In the beginning there was nothing, and then, rather late on a "
+    "Tuesday, somebody wrote the first line of a program that would outlive every one of its authors."
+)
+"""The default prompt."""
+
+
+def locate(
+    model: nn.Module,
+    tokenizer: Any = None,
+    *,
+    prompt: str = PROMPT,
+    token_ids: torch.Tensor | None = None,
+    seeds: Sequence[SuperWeight] = (),
+    verify: torch.Tensor | None = None,
+    rules: Rules = USUAL,
+) -> Located:
+    """Find the super weights of ``model``, a transformers module, which is left as it was.
+
+    ``prompt`` is encoded by ``tokenizer``; ``token_ids``, int64 ``(1, T)``, take the place of both. ``seeds`` are
+    published coordinates: they are taken first and completed by what is found beside them. ``verify``, int64 ``(B, T)``,
+    are token ids that are scored intact and zeroed. ``rules`` say what counts as a super activation.
+
+    Returns a ``Located`` with ``.super_weights``, ``.activations`` and ``.reason``. Raises ``ArchitectureError`` for a
+    model whose down projections are not known, ``CoordinateError`` for a seed outside the model, ``WrongModelError``
+    where none of the seeds writes a super activation, ``TextError`` for a prompt or ids that cannot be looked at,
+    ``NotFiniteError`` where the pass holds NaN or infinity.
+    """
+    body = anatomy(model)
+    body.check(seeds)
+    ids = _prompt_ids(model, tokenizer, prompt, token_ids)
+    if verify is not None:
+        check_token_ids(verify, vocabulary_size(model))
+    with evaluating(model):
+        found = Search(model, body, ids, rules).run(tuple(seeds))
+    return found if verify is None else replace(found, effect=effect_of(model, found.super_weights, verify))
+
+
+def effect_of(model: nn.Module, super_weights: Sequence[SuperWeight], token_ids: torch.Tensor) -> Effect:
+    """Score ``token_ids``, int64 ``(B, T)``, intact, with all of ``super_weights`` zeroed, and with each zeroed alone.
+
+    A likelihood that is not finite with weights zeroed is returned as it is; raises ``NotFiniteError`` where it is not
+    finite intact.
+    """
+
+    def score(removed: Sequence[SuperWeight]) -> Likelihood:
+        with zeroed(model, removed):
+            nats = token_nats(model, token_ids)
+        return Likelihood(float(nats.sum()), nats.numel())
+
+    intact = perplexity(model, token_ids)
+    together = score(super_weights)
+    alone = (together,) if len(super_weights) == 1 else tuple(score([weight]) for weight in super_weights)
+    return Effect(intact, together, alone)
+
+
+def _prompt_ids(model: nn.Module, tokenizer: Any, prompt: str, token_ids: torch.Tensor | None) -> torch.Tensor:
+    if token_ids is None:
+        if tokenizer is None:
+            raise TextError("a prompt to locate with", "neither tokenizer nor token_ids", "pass one of the two")
+        token_ids = torch.tensor([tokenizer(prompt)["input_ids"]], dtype=torch.int64)
+    check_token_ids(token_ids, vocabulary_size(model), shortest=1)
+    if len(token_ids) > 1:
+        raise TextError("one prompt to locate with, int64 (1, T)", f"{len(token_ids)} rows", "pass token_ids[:1]")
+    return token_ids

@@ -1,0 +1,64 @@
+"""What ``locate`` returns: the super weights, what they write, and what every round of the search saw.
+
+T time, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swcheck.base.records import Likelihood, SuperActivation, SuperWeight
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The value of largest magnitude of one tensor ``(T, C)``, with its sign and place."""
+
+    value: float
+    position: int
+    channel: int
+
+
+@dataclass(frozen=True)
+class LayerPeaks:
+    """The peaks of one layer: its down projection's input and output, and the residual stream after it."""
+
+    layer: int
+    input: Peak
+    output: Peak
+    residual: Peak
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of the search: the peaks, the weights taken for super weights, and remarks on those that were not."""
+
+    layers: tuple[LayerPeaks, ...]
+    found: tuple[SuperWeight, ...]
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What zeroing the located weights does to the likelihood of a text: intact, all zeroed together, each alone."""
+
+    intact: Likelihood
+    together: Likelihood
+    alone: tuple[Likelihood, ...]
+
+
+@dataclass(frozen=True)
+class Located:
+    """What ``locate`` found.
+
+    ``super_weights`` are in the order of the magnitude that they write, largest first; ``written`` is what each adds to
+    the residual stream at its token; ``activations`` are the super activations in their rows. ``reason`` says in words
+    what was found, or why nothing was. ``effect`` is None unless it was asked for.
+    """
+
+    super_weights: tuple[SuperWeight, ...]
+    written: tuple[float, ...]
+    activations: tuple[SuperActivation, ...]
+    rounds: tuple[Round, ...]
+    reason: str
+    effect: Effect | None = None

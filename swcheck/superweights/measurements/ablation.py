@@ -1,0 +1,116 @@
+"""The nats of a subject with weights zeroed, on the starts of its windows.
+
+The intact nats of a start are known from the whole window by causal masking; only the pass without the weights costs.
+B number of windows, P length of a start, H residual width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+
+from swcheck.base.errors import UnrankedError
+from swcheck.base.records import SuperWeight
+from swcheck.base.tiers import CAUSAL_WINDOWS
+from swcheck.lens import nulls
+from swcheck.lens.anatomy import device_of
+from swcheck.lens.intervene import zeroed
+from swcheck.lens.likelihood import token_nats
+from swcheck.lens.observe import first_tensor
+from swcheck.lens.tokens import token_windows
+from swcheck.superweights.measurements.inputs import text_of, windows
+from swcheck.superweights.measurements.scores import intact_scores, scores_against
+from swcheck.superweights.subject.measurement import Slot, measurement
+from swcheck.superweights.subject.memory import Cost, InBaseline
+from swcheck.superweights.subject.subject import Subject
+
+SHORTEST_START: Final = 64
+"""A start has at least so many tokens."""
+
+_STARTS_BETWEEN: Final = Slot[torch.Tensor]("between", Cost.TOKENIZER)
+
+
+def window_starts(subject: Subject) -> torch.Tensor:
+    """Return the token ids that a causal check is scored on, ``(B, P)``: the first quarter of every window.
+
+    Where the tier has fewer than ``CAUSAL_WINDOWS`` windows, starts from between them make up the number.
+    """
+    ids = windows(subject)
+    first = ids[:, : max(SHORTEST_START, ids.shape[1] // 4)]
+    missing = CAUSAL_WINDOWS - len(ids)
+    if missing <= 0 or not subject.tier.causal or subject.token_ids is not None:
+        return first
+
+    def between() -> torch.Tensor:
+        length = first.shape[1]
+        return token_windows(subject.tokenizer, text_of(subject), count=2 * missing, length=length)[1::2]
+
+    return torch.cat([first, _STARTS_BETWEEN.recall(subject, (), between)])
+
+
+def ablated_nats(subject: Subject, removed: Sequence[SuperWeight], ids: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the nats with ``removed`` zeroed together, float64 ``(B, P - 1)``, on ``ids`` or the window starts."""
+    return _ablated_nats(subject, tuple(removed), window_starts(subject) if ids is None else ids)
+
+
+@measurement("causal", Cost.WINDOW_STARTS, in_baseline=InBaseline.HALF)
+def _ablated_nats(subject: Subject, removed: Sequence[SuperWeight], ids: torch.Tensor) -> torch.Tensor:
+    model = subject.module
+    with zeroed(model, removed):
+        return token_nats(model, ids)
+
+
+def intact_nats(subject: Subject) -> torch.Tensor:
+    """Return the intact nats on the window starts, most of them a part of those of the windows."""
+    return _on_starts(subject, intact_scores(subject)[0], window_starts(subject))
+
+
+def intact_nats_against(candidate: Subject, reference: Subject) -> torch.Tensor:
+    """Return the candidate's intact nats on the reference's window starts."""
+    if candidate is reference:
+        return intact_nats(reference)
+    return _on_starts(candidate, scores_against(candidate, reference)[0], window_starts(reference))
+
+
+def _on_starts(subject: Subject, nats: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The nats on ``ids``: those of the windows are a part of ``nats``, those from between the windows are scored now."""
+    known, between = nats[:, : ids.shape[1] - 1], ids[len(nats) :]
+    if not len(between):
+        return known
+    scored = _ablated_nats.recall(subject, ((), between), lambda: token_nats(subject.module, between))
+    return torch.cat([known, scored])
+
+
+@measurement("matched", Cost.WINDOW_STARTS, in_baseline=InBaseline.HALF)
+def nats_without_matched(subject: Subject, super_weights: Sequence[SuperWeight], seed: int) -> torch.Tensor | str:
+    """Return the nats on the window starts without one draw of matched weights, or words why none can be drawn."""
+    model = subject.module
+    try:
+        with nulls.without_matched(model, super_weights, seed):
+            return token_nats(model, window_starts(subject))
+    except UnrankedError as error:
+        return error.found
+
+
+@measurement("largest", Cost.WINDOW_STARTS, in_baseline=InBaseline.HALF)
+def nats_without_largest(subject: Subject, super_weights: Sequence[SuperWeight]) -> tuple[torch.Tensor, int] | str:
+    """Return the nats on the window starts without the largest other weights of every matrix, and their number.
+
+    Words that say why, where they cannot be told.
+    """
+    model = subject.module
+    try:
+        with nulls.without_largest(model, super_weights) as removed:
+            return token_nats(model, window_starts(subject)), removed
+    except UnrankedError as error:
+        return error.found
+
+
+@measurement("embedded", Cost.WEIGHTS, in_baseline=InBaseline.NO)
+def embedded_starts(subject: Subject) -> torch.Tensor:
+    """Return what the token embedding gives for the window starts, in the model's dtype, ``(B, P, H)``."""
+    model: Any = subject.module
+    with torch.no_grad():
+        return first_tensor(model.get_input_embeddings()(window_starts(subject).to(device_of(model)))).cpu()

@@ -1,0 +1,113 @@
+"""What a subject is measured on: its text, windows of it, prompts. B batch, T time."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from typing import Final
+
+import torch
+
+from swcheck.base.errors import OptionError
+from swcheck.base.evaluation_text import evaluation_text
+from swcheck.base.records import Prompt
+from swcheck.lens.tokens import adds_bos, check_token_ids, token_windows
+from swcheck.lens.tokens import vocabulary_size as vocabulary_size_of_model
+from swcheck.superweights.locating.locate import PROMPT
+from swcheck.superweights.subject.measurement import Slot, measurement
+from swcheck.superweights.subject.memory import Cost
+from swcheck.superweights.subject.subject import Subject
+
+SAMPLE_TEXTS: Final = (PROMPT, "def spam(eggs=1):\n    return [eggs] * 2  # \u00e9, \u4f60\u597d\n")
+"""Tokenizers are compared by the ids of these texts."""
+
+UNKNOWN_VOCABULARY: Final = 2**17
+"""The size assumed for a model that does not tell its vocabulary."""
+
+
+PADDED_PROMPTS: Final = Slot[tuple[torch.Tensor, tuple[int, ...]]]("padded", Cost.TOKENIZER)
+"""The ids of prompts, int64 ``(B, T)``, padded on the right, and the true length of each; by the prompts."""
+
+DRAWN_PROMPTS: Final = Slot[tuple[Prompt, ...]]("prompts", Cost.TOKENIZER)
+"""The prompts that hypothesis drew for the shipped suite: once for a reference, so that every candidate gets the same."""
+
+
+def text_of(subject: Subject) -> str:
+    """Return the text that the subject is measured on where no token ids were given."""
+    return evaluation_text() if subject.text is None else subject.text
+
+
+def text_name(subject: Subject) -> str:
+    """Return what reports call the text."""
+    if subject.token_ids is not None:
+        return "the given token ids"
+    topics = f"Python {platform.python_version()}'s documentation topics"
+    return subject.text_label or (topics if subject.text is None else "the model's own text")
+
+
+def text_hash(subject: Subject) -> str | None:
+    """Return the SHA-256 of the text in hex; None where token ids were given."""
+    return None if subject.token_ids is not None else hashlib.sha256(text_of(subject).encode()).hexdigest()
+
+
+def tier_suffix(subject: Subject) -> str:
+    """Return the tier as reports add it to a number of tokens; nothing where token ids were given."""
+    return "" if subject.token_ids is not None else f", {subject.tier.name} tier"
+
+
+def windows(subject: Subject) -> torch.Tensor:
+    """Return the token ids that perplexity is measured on, int64 ``(B, T)``.
+
+    Raises ``TextError`` for given ids or a text that cannot be measured on, ``OptionError`` for a bare module.
+    """
+    return _text_windows(subject) if subject.token_ids is None else _given_windows(subject)
+
+
+@measurement("checked", Cost.TOKENIZER)
+def _given_windows(subject: Subject) -> torch.Tensor:
+    given: torch.Tensor = subject.token_ids  # type: ignore[assignment]
+    check_token_ids(given, vocabulary_size_of_model(subject.module))
+    return given
+
+
+@measurement("windows", Cost.TOKENIZER)
+def _text_windows(subject: Subject) -> torch.Tensor:
+    if subject.tokenizer is None:
+        raise OptionError(f"measure {subject.name}", "a bare module", "pass tokenizer= or token_ids=")
+    count, length = subject.tier.shape(context_length(subject))
+    return token_windows(subject.tokenizer, text_of(subject), count=count, length=length)
+
+
+@measurement("prompt", Cost.TOKENIZER)
+def prompt_ids(subject: Subject, prompt: str | None = None) -> torch.Tensor:
+    """Return the ids of a prompt, int64 ``(1, T)``: the default prompt for None, the first window without a tokenizer."""
+    if subject.tokenizer is None:
+        return windows(subject)[:1]
+    return torch.tensor([subject.tokenizer(PROMPT if prompt is None else prompt)["input_ids"]], dtype=torch.int64)
+
+
+@measurement("tokens", Cost.TOKENIZER)
+def sample_ids(subject: Subject) -> tuple[tuple[int, ...], ...]:
+    """Return the ids of ``SAMPLE_TEXTS``; nothing without a tokenizer."""
+    if subject.tokenizer is None:
+        return ()
+    return tuple(tuple(subject.tokenizer(text)["input_ids"]) for text in SAMPLE_TEXTS)
+
+
+@measurement("bos", Cost.TOKENIZER)
+def has_bos(subject: Subject) -> bool:
+    """Return whether the tokenizer begins a prompt with BOS."""
+    return subject.tokenizer is not None and adds_bos(subject.tokenizer)
+
+
+@measurement("context", Cost.WEIGHTS)
+def context_length(subject: Subject) -> int | None:
+    """Return how many tokens the model takes at once, None where its configuration does not say."""
+    longest = getattr(getattr(subject.module, "config", None), "max_position_embeddings", None)
+    return int(longest) if longest else None
+
+
+@measurement("vocabulary", Cost.WEIGHTS, of_weights=True)
+def vocabulary_size(subject: Subject) -> int:
+    """Return the size V of the vocabulary."""
+    return vocabulary_size_of_model(subject.module) or UNKNOWN_VOCABULARY

@@ -1,0 +1,158 @@
+"""The residual stream of a subject: the whole of it on a prompt, its super activations, and what is kept to compare it.
+
+B batch, T time, H residual width, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import torch
+
+from swcheck.base.count_sketch import count_sketch
+from swcheck.base.records import SuperActivation, SuperWeight
+from swcheck.lens.anatomy import device_of
+from swcheck.lens.likelihood import evaluating, token_nats
+from swcheck.lens.non_finite import NonFinite
+from swcheck.lens.non_finite import first_non_finite as first_non_finite_module
+from swcheck.lens.observe import observe
+from swcheck.superweights.measurements.contributions import down_input
+from swcheck.superweights.measurements.inputs import prompt_ids
+from swcheck.superweights.subject.measurement import measurement
+from swcheck.superweights.subject.memory import Cost, InBaseline
+from swcheck.superweights.subject.subject import Subject
+
+INPUTS_KEPT: Final = 256
+"""For a prompt of at most so many tokens the inputs of every down projection are kept while the weights are in memory."""
+
+SINK: Final = 8
+"""A token whose largest value is so many times that of the median token is a sink."""
+SKETCH_VALUES: Final = 2**13
+"""So many numbers are kept of a residual stream, 40 kB in a file."""
+LAYER_VALUES: Final = 256
+"""And at most so many of one layer."""
+
+
+@measurement("residuals", Cost.PROMPT, in_baseline=InBaseline.NO)
+def _whole_pass(subject: Subject, ids: torch.Tensor) -> tuple[bool, torch.Tensor]:
+    """One whole pass over the prompt ``ids`` ``(1, T)``: whether all nats are finite, and the residual stream.
+
+    It also leaves the inputs of the down projections in the subject's memory.
+    """
+    model = subject.module
+    layers, short = range(len(subject.anatomy.layers)), ids.shape[1] <= INPUTS_KEPT
+    with observe(model, residual=layers, inputs=layers if short and subject.memory is not None else ()) as sight:
+        nats = token_nats(model, ids)
+    for layer, seen in sight.inputs.items():
+        down_input.recall(subject, (layer, ids), partial(seen.__getitem__, 0))
+    stacked = torch.stack([sight.residual[layer][0].float().cpu() for layer in layers])
+    return bool(torch.isfinite(nats).all()), stacked
+
+
+def residual_stream(subject: Subject, ids: torch.Tensor) -> torch.Tensor:
+    """Return the residual stream after every layer on the prompt ``ids`` ``(1, T)``, float32 ``(L, T, H)``."""
+    return _whole_pass(subject, ids)[1]
+
+
+def is_residual_known(subject: Subject, ids: torch.Tensor) -> bool:
+    """Return whether ``residual_stream`` needs no pass."""
+    return _whole_pass.knows(subject, ids)
+
+
+@measurement("finite", Cost.PROMPT)
+def answers_finite(subject: Subject, ids: torch.Tensor) -> bool:
+    """Return whether the model answers the prompt ``ids``, int64 ``(1, T)``, with finite logits."""
+    return _whole_pass(subject, ids)[0]
+
+
+@measurement("breakdown", Cost.PROMPT, in_baseline=InBaseline.NO)
+def first_non_finite(subject: Subject, ids: torch.Tensor) -> NonFinite | None:
+    """Return where a pass over ``ids`` ``(B, T)`` stops being finite, None where it does not."""
+    return first_non_finite_module(subject.module, ids.to(device_of(subject.module)))
+
+
+@measurement("norm", Cost.PROMPT)
+def token_norm(subject: Subject, layer: int, position: int, ids: torch.Tensor) -> float:
+    """Return the norm of the residual stream after a layer at one token of the prompt ``ids``; it needs no basis."""
+    model = subject.module
+    with evaluating(model), observe(model, residual=[layer], stop=True) as sight:
+        model(ids.to(device_of(model)), use_cache=False)
+    return float(sight.residual[layer][0, position].float().norm())
+
+
+@measurement("places", Cost.PROMPT)
+def super_activations(subject: Subject, super_weights: Sequence[SuperWeight]) -> tuple[SuperActivation, ...]:
+    """Return the super activations that these scalars write on the default prompt: one per row, at its onset."""
+    residual = residual_stream(subject, prompt_ids(subject))
+    return tuple(
+        _activation_of_row(residual, row, min(weight.layer for weight in super_weights if weight.row == row))
+        for row in dict.fromkeys(weight.row for weight in super_weights)
+    )
+
+
+def _activation_of_row(residual: torch.Tensor, row: int, first: int) -> SuperActivation:
+    """The activation of a channel; its onset is the first layer from ``first`` on with half of the later maximum."""
+    series = residual[first:-1, :, row].abs() if first < len(residual) - 1 else residual[first:, :, row].abs()
+    position = int(series.amax(0).argmax())
+    holds = (series[:, position] >= 0.5 * series[:, position].max()).nonzero().flatten()
+    onset = first + int(holds[0])
+    value, median = float(residual[onset, position, row]), float(residual[onset].abs().median())
+    return SuperActivation(onset, row, position, value, median, first + int(holds[-1]))
+
+
+@measurement("profile", Cost.PROMPT)
+def activation_profile(subject: Subject, place: SuperActivation, ids: torch.Tensor) -> tuple[float, ...]:
+    """Return the value at the channel and token of ``place`` after every layer, on the prompt ``ids`` ``(1, T)``."""
+    return tuple(residual_stream(subject, ids)[:, place.position, place.channel].tolist())
+
+
+@dataclass(frozen=True)
+class ResidualSketch:
+    """What is kept of a residual stream ``(L, T, H)`` to tell how far another one differs, layer by layer.
+
+    ``away``, bool ``(L, T)``, are the tokens that are no sink; ``norms``, float32 ``(L,)``, are the norms over these, and
+    ``values``, float32 ``(L, K)``, their count sketches.
+    """
+
+    away: torch.Tensor
+    norms: torch.Tensor
+    values: torch.Tensor
+
+
+@measurement("stream", Cost.PROMPT)
+def residual_sketch(subject: Subject, ids: torch.Tensor) -> ResidualSketch:
+    """Return the sketch of the residual stream on the prompt ``ids`` ``(1, T)``."""
+    return sketched(residual_stream(subject, ids))
+
+
+def sketched(residual: torch.Tensor) -> ResidualSketch:
+    """Sketch a residual stream, float32 ``(L, T, H)``."""
+    largest = residual.abs().amax(2)
+    away = largest <= SINK * largest.median(1, keepdim=True).values
+    away |= ~away.any(1, keepdim=True)
+    count = max(1, min(LAYER_VALUES, SKETCH_VALUES // len(residual)))
+    values = torch.stack([count_sketch(layer[kept], count) for layer, kept in zip(residual, away, strict=True)])
+    norms = torch.stack([layer[kept].norm() for layer, kept in zip(residual, away, strict=True)])
+    return ResidualSketch(away, norms, values)
+
+
+def sketch_errors(residual: torch.Tensor, expected: ResidualSketch) -> list[float]:
+    """Return how far a stream of the same prompt differs after every layer, sinks left out, relative to the norm."""
+    rows = zip(residual, expected.away, expected.norms, expected.values, strict=True)
+    return [
+        float((count_sketch(layer[kept], len(values)) - values).norm() / norm.clamp_min(1e-12))
+        for layer, kept, norm, values in rows
+    ]
+
+
+def residual_errors(subject: Subject, reference: Subject, channels: Sequence[int] = ()) -> list[float]:
+    """Return ``sketch_errors`` against a reference on its default prompt.
+
+    ``channels`` gives for each channel of the reference its place in the subject.
+    """
+    ids = prompt_ids(reference)
+    residual = residual_stream(subject, ids)
+    return sketch_errors(residual[..., list(channels)] if channels else residual, residual_sketch(reference, ids))

@@ -1,0 +1,88 @@
+"""What is read from the weights of a subject without a forward pass, and from the files they were loaded from.
+
+H residual width, F inner width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from swcheck.base.records import SuperWeight
+from swcheck.lens.anatomy import check_inside
+from swcheck.lens.linear_maps import effective_weight, plain_weight
+from swcheck.loading import hub, tensor_files
+from swcheck.superweights.measurements.model_sample import model_sample
+from swcheck.superweights.subject.measurement import measurement
+from swcheck.superweights.subject.memory import Cost, InBaseline, WhenFreed
+from swcheck.superweights.subject.subject import Subject
+
+SMALL: Final = 1_000_000_000
+"""A model of at most so many parameters is loaded again for one more number; two of them fit into most machines."""
+
+
+def check_coordinates(subject: Subject, super_weights: Sequence[SuperWeight]) -> None:
+    """Raise ``CoordinateError`` for the first coordinate outside the model; needs no weights where the sizes are known."""
+    sizes = model_sample(subject)
+    check_inside(super_weights, sizes.layers, sizes.hidden, sizes.inner)
+
+
+@measurement("parameters", Cost.WEIGHTS, of_weights=True)
+def parameter_count(subject: Subject) -> int:
+    """Return the number of parameters, as far as they are counted before packing."""
+    return sum(parameter.numel() for parameter in subject.module.parameters())
+
+
+def is_small(subject: Subject) -> bool:
+    """Return whether the model has at most ``SMALL`` parameters."""
+    return parameter_count(subject) <= SMALL
+
+
+def is_quickly_measurable(subject: Subject) -> bool:
+    """Return whether a new number takes no long loading: the weights are in memory, or the model is small."""
+    return subject.held.in_memory or (subject.is_measurable and is_small(subject))
+
+
+@measurement("down", Cost.WEIGHTS)
+def down_name(subject: Subject, layer: int) -> str:
+    """Return the qualified name of a layer's down projection."""
+    return subject.anatomy.down_name(layer)
+
+
+@measurement("weights", Cost.WEIGHTS)
+def weight_values(subject: Subject, super_weights: Sequence[SuperWeight]) -> tuple[float, ...]:
+    """Return the effective value of each scalar."""
+    downs = subject.anatomy.down_projections
+    return tuple(effective_weight(downs[w.layer], w.row, w.column) for w in super_weights)
+
+
+@measurement("matrix", Cost.WEIGHTS, in_baseline=InBaseline.NO, when_freed=WhenFreed.COPY)
+def down_matrix(subject: Subject, layer: int) -> torch.Tensor | None:
+    """Return the weight ``(H, F)`` of a down projection itself, not a copy; None where it is packed."""
+    return plain_weight(subject.anatomy.down_projections[layer])
+
+
+@measurement("row", Cost.WEIGHTS, in_baseline=InBaseline.HALF)
+def matrix_row(subject: Subject, weight: SuperWeight) -> torch.Tensor | None:
+    """Return the row of the matrix that a super weight is in, float32 ``(F,)``; None where the matrix is packed."""
+    matrix = plain_weight(subject.anatomy.down_projections[weight.layer])
+    return None if matrix is None else matrix[weight.row].to("cpu", torch.float32, copy=True)
+
+
+def stored_tensor(subject: Subject, name: str) -> torch.Tensor | str:
+    """Return a tensor from the files of the subject's directory; words where they do not have it."""
+    folder = _directory(subject)
+    return "the reference is not on this machine" if folder is None else tensor_files.tensor(folder, name)
+
+
+def stored_bytes(subject: Subject) -> int:
+    """Return the size of the tensors in the subject's directory, 0 where it has none."""
+    folder = _directory(subject)
+    return 0 if folder is None else tensor_files.size(folder)
+
+
+def _directory(subject: Subject) -> Path | None:
+    return hub.local(subject.source) if subject.source else None

@@ -1,0 +1,61 @@
+"""What an assertion was given, as a subject."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from swcheck.base.errors import OptionError
+from swcheck.base.records import Loaded
+from swcheck.loading import hub, published_index
+from swcheck.superweights.subject.held_model import HeldModel
+from swcheck.superweights.subject.memory import Memory
+from swcheck.superweights.subject.subject import Subject
+
+
+def as_subject(
+    thing: Any,
+    *,
+    tokenizer: Any = None,
+    token_ids: torch.Tensor | None = None,
+    role: str = "model",
+) -> Subject:
+    """Return ``thing`` as a subject: a ``Subject``, what ``load`` returns, or a bare module.
+
+    A ``Subject`` that is to be measured on other tokens becomes a new one, which remembers only what does not depend on
+    the tokens; its weights stay the other's. Raises ``OptionError`` for anything else, about its ``role``.
+    """
+    from torch import nn
+
+    if isinstance(thing, Subject) and tokenizer is None and token_ids is None:
+        return thing
+    if isinstance(thing, Subject):
+        memory = None if thing.memory is None else thing.memory.of_weights()
+        found = replace(thing, tokenizer=tokenizer or thing.tokenizer, token_ids=token_ids, memory=memory)
+        return replace(found, held=HeldModel(), owner=thing) if thing.held.is_reloadable else found
+    if isinstance(thing, Loaded):
+        return Subject(
+            thing.name,
+            HeldModel(thing.model),
+            tokenizer or thing.tokenizer,
+            token_ids,
+            thing.text,
+            thing.scheme,
+            memory=Memory(),
+            source=thing.source,
+        )
+    if isinstance(thing, nn.Module):
+        name = str(getattr(getattr(thing, "config", None), "name_or_path", "") or type(thing).__name__)
+        return Subject(_short(name.rstrip("/")), HeldModel(thing), tokenizer, token_ids, memory=Memory())
+    raise OptionError(
+        f"a {role}: what load() returns, or a torch module", f"{type(thing).__name__}", "swcheck.load('tiny')"
+    )
+
+
+def _short(name: str) -> str:
+    """The last part of a hub id or of a path; all of a path whose last part is a known model's name."""
+    last = name.rsplit("/", 1)[-1]
+    unclear = published_index.find(last) and (hub.existing(name) is not None or not published_index.find(name))
+    return name if unclear else last

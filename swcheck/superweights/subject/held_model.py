@@ -1,0 +1,64 @@
+"""The weights of a subject: in memory, freed, or freed and loaded again when they are needed."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class HeldModel:
+    """A transformers module, and how to load it again. ``reload`` None means it cannot be loaded again."""
+
+    def __init__(self, module: nn.Module | None = None, reload: Callable[[], nn.Module] | None = None) -> None:
+        self._module, self._reload = module, reload
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the module is in memory now."""
+        return self._module is not None
+
+    @property
+    def is_reloadable(self) -> bool:
+        """Whether the module can be loaded again."""
+        return self._reload is not None
+
+    @property
+    def is_obtainable(self) -> bool:
+        """Whether ``obtain`` returns a module."""
+        return self.in_memory or self.is_reloadable
+
+    def obtain(self) -> nn.Module | None:
+        """Return the module, loaded again if need be; None where it was freed for good."""
+        if self._module is None and self._reload is not None:
+            self._module = self._reload()
+        return self._module
+
+    def keep(self) -> None:
+        """Never free the module by itself from now on: somebody outside has it and may have changed it."""
+        self._reload = None
+
+    def free(self, reload: Callable[[], nn.Module] | None = None) -> None:
+        """Let go of the module; ``reload`` is how to load it again from now on."""
+        self._module, self._reload = None, reload
+
+    def free_until_needed(self) -> None:
+        """Let go of the module; ``obtain`` loads it again."""
+        if self._module is None:
+            return
+        watched = weakref.ref(self._module)
+        self._module = None
+        if watched() is not None:  # the modules of some engines refer to themselves
+            gc.collect()
+
+    def discard(self) -> None:
+        """Let go of the module for good, and of its storage even where something still refers to it."""
+        if self._module is not None:
+            with suppress(Exception):  # some packed modules refuse to move; the garbage collector frees those
+                self._module.to("meta")
+        self.free()

@@ -1,0 +1,120 @@
+"""A model under test: its weights, what it is measured on, and what was measured of it.
+
+The assertions compare two subjects. What is measured of one is in the modules beside this one, a function for each
+number (see ``measurement``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from swcheck.base.errors import OptionError
+from swcheck.base.records import Limit, Loaded, Scheme, Verdict
+from swcheck.base.tiers import STANDARD, Tier
+from swcheck.lens.anatomy import Anatomy, anatomy
+from swcheck.loading import engines
+from swcheck.superweights.subject.held_model import HeldModel
+from swcheck.superweights.subject.memory import Memory
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_SERIALS: Final = count()
+
+
+@dataclass
+class Subject:
+    """A model under test.
+
+    ``held`` keeps or reloads the weights; ``owner`` is the subject that keeps them instead, where this one is the same
+    model measured on other tokens. ``token_ids``, int64 ``(B, T)``, is what perplexity is measured on; None means windows
+    of ``text``, and without a text of the package's evaluation text. ``text_label`` names a text that the user gave.
+    ``memory`` holds what was measured, None once somebody outside may have changed the model. ``kind`` is what was done
+    to the model (``auto``: its scheme or its weights tell); ``limits`` are those that the run asks for in place of
+    defaults. ``on_verdict`` is called with every verdict about this subject. ``source`` is the directory or hub id of the
+    model, or of the reference an engine made it from; ``remake`` makes what an engine's spec names of such a source.
+    ``notes`` go with every verdict about it.
+    """
+
+    name: str
+    held: HeldModel = field(default_factory=HeldModel, repr=False)
+    tokenizer: Any = field(default=None, repr=False)
+    token_ids: torch.Tensor | None = field(default=None, repr=False)
+    text: str | None = field(default=None, repr=False)
+    scheme: Scheme | None = None
+    text_label: str = ""
+    kind: str = "quantized"
+    limits: Mapping[str, Limit] = field(default_factory=dict, repr=False)
+    tier: Tier = STANDARD
+    memory: Memory | None = field(default=None, repr=False)
+    on_verdict: Callable[[Verdict], None] = field(default=lambda _verdict: None, repr=False)
+    source: str = ""
+    remake: Callable[[str, str], Loaded] = field(
+        default=lambda spec, source: engines.load(spec, reference=source), repr=False
+    )
+    notes: tuple[str, ...] = ()
+    owner: Subject | None = field(default=None, repr=False)
+    serial: int = field(default_factory=_SERIALS.__next__, init=False, repr=False, compare=False)
+    """Unique in this process: what a candidate remembers against one reference does not hold against another."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The transformers module, for users. They may change it: nothing is remembered from then on, and it stays loaded."""
+        self.memory = None
+        if self.owner is not None:
+            return self.owner.model
+        module = self.module
+        self.held.keep()
+        return module
+
+    @property
+    def module(self) -> nn.Module:
+        """The transformers module, for measuring inside swcheck; loaded again if it was freed.
+
+        Raises ``OptionError`` where it was freed for good.
+        """
+        if self.owner is not None:
+            return self.owner.module
+        found = self.held.obtain()
+        if found is None:
+            raise OptionError(
+                f"a new measurement of {self.name}",
+                "its weights were freed, only earlier numbers are kept",
+                "load it again",
+            )
+        return found
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """The parts of the model."""
+        return anatomy(self.module)
+
+    @property
+    def is_measurable(self) -> bool:
+        """Whether new numbers can be measured: the weights are in memory, or can be loaded again."""
+        return self.owner is not None or self.held.is_obtainable
+
+    def free(self, reload: Callable[[], nn.Module] | None = None) -> None:
+        """Free the weights; what was measured stays. ``reload`` loads them for a new measurement."""
+        self._before_freeing()
+        self.held.free(reload)
+
+    def free_until_needed(self) -> None:
+        """Free the weights if they can be loaded again."""
+        if self.held.in_memory and self.held.is_reloadable:
+            self._before_freeing()
+            self.held.free_until_needed()
+
+    def discard(self) -> None:
+        """Free the weights for good, even where something else, as a traceback, still refers to the module."""
+        self._before_freeing()
+        self.held.discard()
+
+    def _before_freeing(self) -> None:
+        if self.held.in_memory and self.memory is not None:
+            self.memory.weights_freed()

@@ -1,0 +1,140 @@
+"""Checks of an engine itself: how it is wired, what it refuses, what it can leave out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from swcheck.base.errors import EngineError, SwcheckError
+from swcheck.base.isolation import captured_output
+from swcheck.base.records import Engine
+from swcheck.lens.anatomy import anatomy
+from swcheck.lens.linear_maps import plain_weight
+from swcheck.loading import engines
+from swcheck.testing.engine_case import (
+    HEAVY,
+    NOT_OFFERED,
+    SIXTEEN_BITS,
+    UNKNOWN,
+    EngineCase,
+    load_scheme,
+    look_inside,
+    refuse,
+)
+from swcheck.testing.engine_scheme import check_quantized
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def wired_engine(engine: Engine | str, scheme: str) -> Engine:
+    """The engine, its wiring checked; one that is installed must not import anything heavy before it loads."""
+    if isinstance(engine, str):
+        if engine in engines.installed_engines():
+            _check_light(engine, scheme)
+        try:
+            return engines.engine(engine)
+        except EngineError as error:
+            raise AssertionError(str(error)) from error
+    name, kind = getattr(engine, "name", None), type(engine)
+    if not isinstance(name, str) or not name or any(mark in name for mark in ":/\\.~ "):
+        refuse(
+            f"the name of {kind.__qualname__}", repr(name), "a plain word, as in the entry point: name = 'my-engine'"
+        )
+    try:
+        engines.check_wiring(engine, name, f"{kind.__module__}:{kind.__qualname__}")
+    except EngineError as error:
+        raise AssertionError(str(error)) from error
+    return engine
+
+
+def _check_light(name: str, scheme: str) -> None:
+    """Refuse an installed engine that imports torch or another heavy package before it is asked to load anything."""
+    asked = f"import {engines.installed_engines()[name].module}, engine {name!r}"
+    code = f"import sys; from swcheck.loading.engines import ask, installed_engines; ask(installed_engines()[{name!r}].load(), {scheme!r})"
+    code += f"; print('heavy:', *[n for n in {HEAVY!r} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603 - our own
+    if done.returncode:
+        refuse(asked, " ".join(done.stderr.strip().splitlines()[-3:]), "repair or remove it")
+    heavy = done.stdout.strip().splitlines()[-1].split()[1:]
+    if heavy:
+        refuse(asked, f"that alone imports {', '.join(heavy)}", "import it inside load(), and in no check()")
+
+
+def check_unknown_scheme(case: EngineCase, known: Sequence[str]) -> None:
+    """A scheme that the engine does not know is refused in words, and those it knows are named."""
+    asked = f"{case.engine.name}:{UNKNOWN}"
+    try:
+        with captured_output():
+            case.engine.load(UNKNOWN, reference=case.spec, device=case.device, dtype=case.dtype)
+    except SwcheckError as error:
+        words = {name.replace("=", ",").split(",")[0] for name in known if not any(mark in name for mark in "/\\.")}
+        if words and not any(word in str(error) for word in words):
+            refuse(f"{asked}: an error that lists the schemes", str(error).replace("\n", " "), "name all of them")
+        _check_asked(case, known, str(error))
+    except Exception as error:  # an engine may raise anything here, and that is what is tested
+        found = f"{type(error).__name__}: {error}"
+        refuse(f"{asked}: a worded error", found, "raise swcheck.EngineError(asked, found, attempt)")
+    else:
+        refuse(f"{asked}: an error", "it was loaded", "raise swcheck.EngineError for what you do not know")
+
+
+def _check_asked(case: EngineCase, known: Sequence[str], refusal: str) -> None:
+    """``check(spec)``, which an engine may have, takes what ``load`` takes, and refuses what it refuses, in its words."""
+    if not hasattr(case.engine, "check"):
+        return
+    said: dict[str, str] = {}
+    for scheme in (*known, UNKNOWN):
+        try:
+            case.engine.check(scheme)
+        except Exception as error:  # as above
+            said[scheme] = str(error)
+    unlike = next((f"check({scheme!r}): {said[scheme]}" for scheme in known if scheme in said), "")
+    if not unlike and said.get(UNKNOWN) != refusal:
+        unlike = f"check({UNKNOWN!r}): {said.get(UNKNOWN, 'nothing is raised')}"
+    if unlike:
+        refuse(f"{case.engine.name}: check() as load()", unlike, "let load() begin with what check() does")
+
+
+def check_skip(case: EngineCase) -> str:
+    """``,skip=NAME`` leaves that map as the reference has it, and no other; a name that is none is refused."""
+    layer = case.weights[0].layer
+    name = anatomy(case.reference.model).down_name(layer)
+    kept = replace(case, scheme=f"{case.scheme},skip={name}")
+    try:
+        loaded = load_scheme(kept)
+    except SwcheckError:
+        return NOT_OFFERED
+    sight, _ = look_inside(kept, loaded.model)
+    body = anatomy(case.reference.model)
+    error = _answers_off(body.down_projections[layer], sight.inputs[layer], sight.outputs[layer])
+    if not error <= SIXTEEN_BITS:
+        kept.refuse(
+            f"{name} as the reference has it", f"it answers {error:.2%} off", "hand the name on, or refuse the option"
+        )
+    if loaded.scheme is not None:
+        check_quantized(kept, sight, loaded.scheme, kept=(layer,))
+    wrong = replace(case, scheme=f"{case.scheme},skip={name}_no_such_module")
+    try:
+        wrong.load()
+    except SwcheckError:
+        return "kept"
+    return wrong.refuse(
+        "an error: nothing has this name",
+        "it was loaded",
+        "EngineRequest.modules_to_skip knows the names",
+    )
+
+
+def _answers_off(plain: nn.Module, x: torch.Tensor, written: torch.Tensor) -> float:
+    """By how much of its norm the answer to the middle token differs from that of the reference's map."""
+    weight = plain_weight(plain)
+    if weight is None:
+        return 0.0
+    exact = torch.nn.functional.linear(x.detach(), weight.to(x.dtype)).float()
+    return float(((exact - written.detach().float()).norm(dim=-1) / exact.norm(dim=-1).clamp_min(1e-12)).median())

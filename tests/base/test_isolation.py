@@ -1,0 +1,72 @@
+"""Noise of other packages: caught, kept, and everything as before afterwards."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+import pytest
+
+from swcheck.base.isolation import captured_output
+
+
+def test_what_is_caught(capfd, caplog):
+    """Both streams, warnings and low loggers are silent inside; the lines are kept once, a progress bar as it ended."""
+    with captured_output() as noise:
+        sys.stdout.write("banner\nbanner\n")
+        sys.stderr.write("\r10 %\r100 %\n\n")
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+        logging.getLogger("somebody").warning("careful")
+        logging.getLogger("somebody").error("broken")
+    assert noise.lines == ["banner", "100 %", "DeprecationWarning: old"]
+    assert capfd.readouterr().out == ""
+    assert [record.message for record in caplog.records] == ["broken"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_everything_is_as_before(capsys, caplog, fails):
+    """Streams, filters and the level of logging are given back, also by an exception."""
+    level, filters, streams = logging.root.manager.disable, list(warnings.filters), (sys.stdout, sys.stderr)
+    try:
+        with captured_output():
+            if fails:
+                raise KeyError
+    except KeyError:
+        assert fails
+    assert (logging.root.manager.disable, list(warnings.filters), (sys.stdout, sys.stderr)) == (level, filters, streams)
+    sys.stdout.write("heard")
+    logging.getLogger("somebody").warning("heard")
+    assert capsys.readouterr().out == "heard"
+    assert [record.message for record in caplog.records] == ["heard"]
+
+
+def test_a_stricter_level_stays():
+    """Whoever has silenced more than warnings keeps it so."""
+    logging.disable(logging.CRITICAL)
+    try:
+        with captured_output():
+            assert logging.root.manager.disable == logging.CRITICAL
+        assert logging.root.manager.disable == logging.CRITICAL
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def test_an_error_carries_what_was_said():
+    """The last lines before a failure are its note, for the traceback; a silent failure has none."""
+    with pytest.raises(ValueError, match="bad") as caught, captured_output():
+        sys.stdout.write("".join(f"line {number}\n" for number in range(9)))
+        raise ValueError("bad")
+    assert caught.value.__notes__ == ["said meanwhile: line 4\n  line 5\n  line 6\n  line 7\n  line 8"]
+    with pytest.raises(ValueError, match="bad") as caught, captured_output():
+        raise ValueError("bad")
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_blocks_nest():
+    """An inner block keeps its own lines from the outer."""
+    with captured_output() as outer:
+        sys.stdout.write("outer\n")
+        with captured_output() as inner:
+            sys.stdout.write("inner\n")
+    assert (outer.lines, inner.lines) == (["outer"], ["inner"])

@@ -1,0 +1,463 @@
+"""Baselines: small, faithful, refused where they do not belong."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers.processors import ByteLevel
+
+from swcheck import (
+    Outcome,
+    RobustnessError,
+    SuperWeight,
+    assert_collapses_when_zeroed,
+    assert_perplexity_within,
+    assert_predictions_preserved,
+    assert_super_activations_preserved,
+    assert_super_weights_preserved,
+    load,
+)
+from swcheck.base.errors import CheckpointError, CoordinateError, OptionError, WrongModelError
+from swcheck.base.output_files import write_atomically
+from swcheck.gate.baseline import file, identity, measure
+from swcheck.gate.relation.candidate_kind import WeightSample
+from swcheck.gate.relation.linear_maps import map_responses
+from swcheck.lens.kl_divergence import Predictions
+from swcheck.lens.map_responses import MapResponses
+from swcheck.loading.tiny import CHECKPOINT
+from swcheck.superweights.locating.located import Located
+from swcheck.superweights.measurements import ablation
+from swcheck.superweights.measurements.contributions import located
+from swcheck.superweights.measurements.model_sample import ModelSample, model_sample
+from swcheck.superweights.measurements.residual_stream import sketched
+from swcheck.superweights.measurements.weights import matrix_row
+from swcheck.superweights.subject.held_model import HeldModel
+from swcheck.superweights.subject.measurement import TRAITS
+from swcheck.superweights.subject.memory import Memory
+from swcheck.superweights.subject.subject import Subject
+from tests import checkpoints, damage, relatives
+
+PROMPTS = ["Hello, world.", "def spam(eggs):\n    return eggs"]
+COMPARISONS = (
+    assert_super_weights_preserved,
+    lambda candidate, reference: assert_super_activations_preserved(candidate, reference, prompts=PROMPTS),
+    assert_perplexity_within,
+    assert_predictions_preserved,
+    assert_collapses_when_zeroed,
+)
+
+
+@pytest.fixture(scope="module")
+def live(tiny):
+    """The reference, measured for comparison."""
+    subject = Subject("tiny", HeldModel(tiny.model), tiny.tokenizer, text=tiny.text, memory=Memory())
+    measure.measure_for_candidates(subject, PROMPTS)
+    return subject
+
+
+@pytest.fixture(scope="module")
+def text(live):
+    return file.baseline_text(live, {"weights": "abc", "device": "cpu"})
+
+
+@pytest.fixture
+def recorded(text):
+    """The reference as its baseline has it: without weights."""
+    return file.read_baseline(text, "tiny.json")[0]
+
+
+@pytest.fixture
+def beside(text):
+    """The same, its folder on this machine."""
+    subject = file.read_baseline(text, "tiny.json")[0]
+    subject.source = str(CHECKPOINT)
+    return subject
+
+
+OWN = {"fix"}
+"""What a quantizer makes of the reference: told only where that may be loaded."""
+
+
+def tightly(candidate, reference):
+    return assert_perplexity_within(candidate, reference, ratio=1.02)
+
+
+def verdict_of(check, candidate, reference):
+    try:
+        return check(candidate, reference)
+    except RobustnessError as error:
+        return error.verdict
+
+
+@pytest.mark.parametrize("check", COMPARISONS)
+@pytest.mark.parametrize(
+    "edit", [damage.zero, damage.clip, damage.flip, damage.round_next_largest], ids=lambda edit: edit.__name__
+)
+def test_a_baseline_gives_the_verdict_of_its_reference(tiny, live, recorded, edit, check):
+    """Outcome and cause are the same as with the reference at hand, and the number nearly."""
+    candidate = damage.damaged(tiny, edit)
+    with_reference, without = (verdict_of(check, candidate, reference) for reference in (live, recorded))
+
+    assert without.outcome is with_reference.outcome
+    assert without.cause.split("(")[0] == with_reference.cause.split("(")[0]
+    assert without.measured == pytest.approx(with_reference.measured, rel=2e-3, abs=2e-3)
+
+
+def test_a_permuted_candidate_is_followed_from_a_baseline(tiny, recorded):
+    """The portrait in the file is enough to map permuted channels."""
+    candidate = damage.Loaded(relatives.permuted(tiny.model), tiny.tokenizer, "permuted")
+
+    assert assert_super_weights_preserved(candidate, recorded).outcome is Outcome.PASSED
+
+
+def test_it_is_small(text):
+    """A baseline of tiny is some hundred kilobytes, the same text twice, and plain JSON."""
+    assert len(text) < 300_000
+    assert json.loads(text)["super_weights"][0]["row"] == damage.ROW
+
+
+def test_writing_is_deterministic(live, text):
+    """The same measurements give the same file, so that a diff shows a change."""
+    assert file.baseline_text(live, {"weights": "abc", "device": "cpu"}) == text
+
+
+def edited(tiny, edit):
+    """A copy of tiny with ``edit`` done to its model."""
+    model = copy.deepcopy(tiny.model)
+    with torch.no_grad():
+        edit(model)
+    return damage.Loaded(model, tiny.tokenizer, edit.__name__, tiny.text)
+
+
+def turn_a_gate(model):
+    model.model.layers[3].mlp.gate_proj.weight.mul_(-1)
+
+
+def turn_a_row(model):
+    model.model.layers[2].self_attn.o_proj.weight[11].mul_(-30)
+
+
+def lose_a_matrix(model):
+    model.model.layers[4].self_attn.v_proj.weight.zero_()
+
+
+def one_scale(model):
+    """The outlier is exact, all others of its matrix round to nothing."""
+    matrix = model.model.layers[1].mlp.down_proj.weight
+    step = matrix[damage.ROW, damage.COLUMN] / 7
+    matrix.copy_((matrix / step).round() * step)
+
+
+def permute_the_embedding(model):
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
+    model.model.embed_tokens.weight.copy_(model.model.embed_tokens.weight[:, order])
+
+
+def rotate_the_embedding(model):
+    turn = torch.linalg.qr(torch.randn(256, 256, generator=torch.Generator().manual_seed(0)))[0]
+    model.model.embed_tokens.weight.copy_(model.model.embed_tokens.weight @ turn)
+
+
+def two_bits(tiny):
+    return load("rtn:bits=2,block=128", reference="tiny", device="cpu")
+
+
+def four_bits_but_two(tiny):
+    """A plain 4-bit candidate whose quantizer went past two matrices, and whose gate is broken."""
+    candidate = load("rtn:bits=4,block=128", reference="tiny", device="cpu")
+    with torch.no_grad():
+        for name in ("model.layers.1.mlp.down_proj", "model.layers.3.self_attn.q_proj"):
+            candidate.model.get_submodule(name).weight.copy_(tiny.model.get_submodule(name).weight)
+        turn_a_gate(candidate.model)
+    return candidate
+
+
+@pytest.mark.parametrize(
+    ("make", "cause", "worst"),
+    [
+        (turn_a_gate, "not the super weights", "layers.3.mlp.gate_proj"),
+        (turn_a_row, "not the super weights", "layers.2.self_attn.o_proj"),
+        (lose_a_matrix, "not the super weights", "layers.4.self_attn.v_proj"),
+        (two_bits, "not the super weights", "layers.0.self_attn.k_proj"),
+        (four_bits_but_two, "not the super weights", "layers.3.mlp.gate_proj"),
+        (one_scale, "block neighbours of the super weight pay (layer 1, its whole matrix)", None),
+        (permute_the_embedding, "basis: the embedding is permuted", None),
+        (rotate_the_embedding, "basis: the embedding is rotated", None),
+    ],
+)
+def test_a_baseline_explains_as_its_reference_does(tiny, live, beside, make, cause, worst):
+    """Cause, proof, first bad layer, worst matrices, skipped layers and fix are those that the reference itself shows."""
+    whole = make in {two_bits, four_bits_but_two}
+    candidate = make(tiny) if whole else edited(tiny, make)
+    here, alone = (verdict_of(tightly, candidate, reference) for reference in (live, beside))
+
+    assert alone.cause.startswith(cause)
+    assert alone.cause == here.cause
+    told = [[row for row in verdict.detail if row[0] not in OWN and "Gram" not in row[1]] for verdict in (here, alone)]
+    assert told[1] == told[0]
+    assert not any(name == "not known" or "not known" in text for name, text in told[1])
+    assert alone.facts["not_quantized"] == here.facts["not_quantized"]
+    assert len(alone.facts["not_quantized"]) == (2 if make is four_bits_but_two else 0)
+    assert alone.facts["fix"]["matrices"] == here.facts["fix"]["matrices"] if "fix" in here.facts else True
+    names = [name for name, _ in told[1] if name.startswith("layers.")]
+    assert names[:1] == ([worst] if worst else [])
+
+
+def test_a_reference_without_super_weights_explains_as_well(tmp_path):
+    """Where none is found a red gate names layer and matrices all the same, from the file as from the reference."""
+    loaded = load(str(checkpoints.micro(tmp_path / "micro")), device="cpu")
+    short = checkpoints.tiny.HELDOUT.read_text(encoding="utf-8")[:2000]  # so that further windows are cut for a proof
+    reference = Subject("micro", HeldModel(loaded.model), loaded.tokenizer, text=short, memory=Memory())
+    measure.measure_for_candidates(reference)
+    kept = file.read_baseline(file.baseline_text(reference, {}), "micro.json")[0]
+    kept.text, kept.source = short, str(tmp_path / "micro")
+    candidate = edited(loaded, lambda model: model.model.layers[1].mlp.down_proj.weight.mul_(-3))
+    here, alone = (verdict_of(tightly, candidate, one) for one in (reference, kept))
+
+    rows = dict(alone.detail)
+    assert not located(reference).super_weights
+    assert alone.cause == here.cause
+    assert "rises most in layer 1" in rows["layers"]
+    assert rows["layers.1.mlp.down_proj"] == dict(here.detail)["layers.1.mlp.down_proj"]
+    assert rows["given back"] == "this matrix through a hook: perplexity x1.000, 100% of the loss returns"
+
+
+def test_what_a_file_cannot_say_is_said(tiny, recorded):
+    """Without the reference's folder its whole matrix is not known, and the reason stands there; all else is told."""
+    verdict = verdict_of(assert_perplexity_within, edited(tiny, one_scale), recorded)
+
+    assert verdict.cause.startswith("not the super weights")
+    assert any(
+        "its whole matrix: not known, the reference is not on this machine" in text for _, text in verdict.detail
+    )
+    assert next(name for name, _ in verdict.detail if name.startswith("layers.")) == "layers.1.mlp.down_proj"
+    verdict = verdict_of(assert_perplexity_within, edited(tiny, rotate_the_embedding), recorded)
+    words = "whether only its embedding is rotated: the reference is not on this machine"
+    assert ("not known", words) in verdict.detail
+
+
+@pytest.mark.parametrize(
+    ("relative", "words"), [(relatives.permuted, "channels are permuted"), (relatives.rotated, "has another basis")]
+)
+def test_in_another_basis_no_matrix_is_blamed(tiny, live, beside, relative, words):
+    """Channels that are permuted are followed to the first bad layer; matrices of another basis do not compare."""
+    candidate = damage.Loaded(relative(edited(tiny, turn_a_gate).model), tiny.tokenizer, "odd")
+    for reference in (live, beside):
+        verdict = verdict_of(tightly, candidate, reference)
+        rows = dict(verdict.detail)
+
+        assert verdict.cause.startswith("not the super weights")
+        assert words in rows["not known"]
+        assert ("rises most in layer 3" in rows.get("layers", "")) == (relative is relatives.permuted)
+        assert not [name for name in rows if name.startswith("layers.")]
+        assert "fix" not in verdict.facts
+
+
+@pytest.mark.parametrize("edit", [one_scale, permute_the_embedding])
+def test_files_of_other_weights_give_nothing_back(tiny, recorded, tmp_path, edit):
+    """A matrix that is not what the baseline was measured on is not put to use, and that is said."""
+    folder = checkpoints.copy_of_tiny(
+        tmp_path / "other", checkpoints.tensors(lambda whole: {k: -v for k, v in whole.items()})
+    )
+    recorded.source = str(folder)
+
+    verdict = verdict_of(assert_perplexity_within, edited(tiny, edit), recorded)
+
+    assert any("the reference's files hold another" in text for _, text in verdict.detail)
+
+
+def test_a_model_of_too_many_maps_keeps_none(tiny, live, monkeypatch):
+    """Beyond the budget of a file the maps are left out, in words; the first bad layer is known all the same."""
+    monkeypatch.setattr("swcheck.lens.map_responses.KEPT", 35 * 16)
+    few = Subject(
+        "tiny",
+        HeldModel(tiny.model),
+        tiny.tokenizer,
+        text=tiny.text,
+        memory=Memory({k: v for k, v in live.memory.values.items() if k != "echoes"}, TRAITS),
+    )
+    assert map_responses(few).values.shape == (35, 16)
+    monkeypatch.setattr("swcheck.lens.map_responses.KEPT", 35 * 16 - 1)
+    kept = file.read_baseline(file.baseline_text(few, {}), "tiny.json")[0]
+
+    verdict = verdict_of(assert_perplexity_within, edited(tiny, turn_a_gate), kept)
+
+    assert "rises most in layer 3" in dict(verdict.detail)["layers"]
+    assert "too many linear maps for a baseline" in dict(verdict.detail)["not known"]
+
+
+def test_other_random_numbers_are_not_compared(tiny, recorded):
+    """Where the seed gives other inputs than where the baseline was measured, no matrix is blamed."""
+    recorded.memory.values["echoes"] = replace(map_responses(recorded), drawn=map_responses(recorded).drawn + 1)
+
+    verdict = verdict_of(assert_perplexity_within, edited(tiny, turn_a_gate), recorded)
+
+    assert "other random numbers" in dict(verdict.detail)["not known"]
+
+
+def test_a_new_measurement_without_weights_is_a_worded_error(recorded):
+    """A number the file does not hold cannot be taken, and the error says why."""
+    with pytest.raises(OptionError, match="its weights were freed"):
+        ablation.ablated_nats(recorded, [])
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ("{", "no baseline of swcheck, or a damaged one .Expecting property name"),
+        ("[]", "no baseline of swcheck, or a damaged one .it names no schema"),
+        ("{}", "no baseline of swcheck, or a damaged one .it names no schema"),
+        ('{"schema": 99}', "another version of swcheck wrote it .schema 99, this is 2"),
+        ('{"schema": 2, "model": "x", "measurements": [[1, {"tensor": "int32", "shape": [1], "data": "!"}]]}', "no baseline"),
+        ('{"schema": 2, "model": "x", "measurements": [[1, {"tensor": "int3", "shape": [1], "data": ""}]]}', "no baseline"),
+        ('{"schema": 2, "measurements": []}', "no baseline"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_baseline_is_refused(broken, words):
+    """Malformed JSON, another schema and broken arrays are worded errors."""
+    with pytest.raises(CheckpointError, match=words):
+        file.read_baseline(broken, "x.json")
+
+
+def test_other_weights_are_refused_and_other_conditions_noted():
+    """Other weights, text or tokenizer is an error; another device or version is a note; unknown is neither."""
+    facts = {"weights": "a", "text": "b", "device": "cpu", "torch": "2.13"}
+
+    assert identity.check_identity(facts, {"weights": "a", "device": "cpu"}, "x.json") == []
+    assert "device cpu" in identity.check_identity(facts, {"device": "cuda"}, "x.json")[0]
+    with pytest.raises(WrongModelError, match="for these weights"):
+        identity.check_identity(facts, {"weights": "z"}, "x.json")
+
+
+def test_the_identity_of_weights_is_that_of_their_bytes(tmp_path):
+    """One changed byte in a sampled place is other weights; a folder without weights has none."""
+    data = bytearray((CHECKPOINT / "model.safetensors").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(data)
+
+    assert identity.weights_identity(tmp_path) == identity.weights_identity(CHECKPOINT)
+    data[len(data) // 2 + 7] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(data)
+    assert identity.weights_identity(tmp_path) != identity.weights_identity(CHECKPOINT)
+    assert identity.weights_identity(tmp_path / "nowhere") is None
+    checkpoints.copy_of_tiny(tmp_path / "more")
+    (tmp_path / "more" / "consolidated.safetensors").write_bytes(b"for another runtime")
+    assert identity.weights_identity(tmp_path / "more") == identity.weights_identity(CHECKPOINT)
+
+
+@pytest.mark.parametrize("whole", [identity.WHOLE, 0], ids=["small file", "large file"])
+@pytest.mark.parametrize(
+    "name", ["model.layers.2.post_attention_layernorm.weight", "model.layers.3.mlp.up_proj.weight"]
+)
+def test_one_tensor_made_anew_is_other_weights(tmp_path, monkeypatch, name, whole):
+    """Whichever tensor was scaled, a norm too, the identity is another one, in a file read whole or sampled."""
+    monkeypatch.setattr(identity, "WHOLE", whole)
+    tensors = load_file(CHECKPOINT / "model.safetensors")
+    for folder, each in (("before", tensors), ("after", {**tensors, name: tensors[name] * 1.5})):
+        (tmp_path / folder).mkdir()
+        save_file(each, tmp_path / folder / "model.safetensors")
+    assert identity.weights_identity(tmp_path / "before") != identity.weights_identity(tmp_path / "after")
+
+
+def test_what_has_no_place_in_a_file_is_refused(live):
+    """A value of an unknown kind is an error of ours, never a pickle."""
+    odd = Subject("odd", memory=Memory({**live.memory.values, "thing": object()}, TRAITS))
+    with pytest.raises(TypeError, match="has no place in a baseline"):
+        file.baseline_text(odd, {})
+
+
+def test_it_is_written_whole(tmp_path, text):
+    """Writing makes the folder, replaces what was there, and leaves no part behind."""
+    path = tmp_path / "baselines" / "tiny.json"
+    write_atomically(path, "old")
+    write_atomically(path, text)
+
+    assert path.read_text() == text
+    assert [child.name for child in path.parent.iterdir()] == ["tiny.json"]
+
+
+def test_numbers_survive_the_file():
+    """Records, tensors, infinities and nested tuples come back as they went, whatever they are."""
+    for value in (None, 3, -1.5, "x", True, float("inf"), (1, ("a", None)), damage.WEIGHT, torch.arange(5)):
+        again = file._unpack(json.loads(json.dumps(file._pack(value))))
+        assert torch.equal(again, value) if isinstance(value, torch.Tensor) else again == value
+
+
+def test_the_largest_models_stay_under_a_megabyte():
+    """With the sizes of a model of 70 billion parameters and six super weights the file is at most 1 MB."""
+    chance = torch.Generator().manual_seed(0)
+    width, inner, weights = 8192, 28672, [SuperWeight(2, row, 7 * row, 1.0) for row in range(6)]
+    sites, names = torch.arange(1024), tuple(f"{n // 7}.self_attn.proj_{n % 7}" for n in range(560))
+    logs = torch.randn(1024, 32, generator=chance)
+    nats = torch.rand(32, 511, generator=chance, dtype=torch.float64)
+    values = {
+        "windows": torch.randint(0, 128_000, (32, 512), generator=chance),
+        "intact": (nats, Predictions(sites, torch.randint(0, 128_000, (1024, 32), generator=chance), logs)),
+        "portrait": ModelSample(80, width, inner, torch.arange(256), torch.randn(256, width, generator=chance)),
+        "located": Located(tuple(weights), (1.0,) * 6, (), (), "six"),
+        **{("row", weight): torch.randn(inner, generator=chance) for weight in weights},
+        "echoes": MapResponses(
+            names, torch.full((560,), width), torch.ones(560), torch.randn(560, 58, generator=chance), torch.zeros(40)
+        ),
+        "sketch": WeightSample(
+            80, names[:56], ((width, width),) * 56, tuple(torch.randn(56, 4, 128, generator=chance).half())
+        ),
+        ("stream", 1): sketched(torch.randn(80, 20, width, generator=chance)),
+        **{("causal", weight): nats[:, :127] for weight in weights},
+    }
+    text = file.baseline_text(Subject("large", memory=Memory(values, TRAITS)), {})
+
+    assert len(text) < file.LARGEST
+    again = file.read_baseline(text, "large.json")[0]
+    assert model_sample(again).rows.shape == (12, width)
+    assert [matrix_row(again, weight) is None for weight in weights] == [False] * 3 + [True] * 3
+    assert map_responses(again).values.shape == (560, 58)
+
+
+def test_another_bos_policy_is_another_tokenizer(tiny):
+    """Ids decide, not files: without its BOS a tokenizer is another one, saved again it is the same."""
+    import copy
+
+    other = copy.deepcopy(tiny.tokenizer)
+    same = identity.tokenizer_identity(other)
+    assert same == identity.tokenizer_identity(tiny.tokenizer)
+    other.backend_tokenizer.post_processor = ByteLevel()
+    assert identity.tokenizer_identity(other) != same
+    assert identity.tokenizer_identity(None) is None
+    with pytest.raises(WrongModelError, match="for this tokenizer"):
+        identity.check_identity({"tokenizer": same}, {"tokenizer": identity.tokenizer_identity(other)}, "x.json")
+
+
+def test_a_snapshot_has_a_revision(tmp_path):
+    """A folder of the hub's cache says which revision it is; another is a note, not a refusal."""
+    assert identity.revision_of(tmp_path / "snapshots" / "abc") == "abc"
+    assert identity.revision_of(tmp_path) is None
+    assert identity.check_identity({"revision": "abc"}, {"revision": "abd"}, "x.json") == [
+        "the baseline was measured with revision abc, this run has abd"
+    ]
+
+
+def test_float16_costs_the_divergence_nothing(tiny, live, recorded):
+    """The likeliest tokens are kept in two bytes: of the limit for 8 bits, 0.005 nats, that takes a hundredth at most."""
+    candidate = load("rtn:bits=8,block=128", reference="tiny", device="cpu")
+    exact, kept = (verdict_of(assert_predictions_preserved, candidate, one).measured for one in (live, recorded))
+
+    assert 0 < exact < 2e-4
+    assert abs(kept - exact) < 5e-5
+
+
+def test_the_order_of_measuring_does_not_matter(live, text):
+    """The same numbers taken in another order give the same file."""
+    turned = Subject(live.name, memory=Memory(dict(reversed(live.memory.values.items())), TRAITS))
+    assert file.baseline_text(turned, {"weights": "abc", "device": "cpu"}) == text
+
+
+def test_named_super_weights_need_no_reference(tiny, recorded):
+    """A caller's coordinates are checked by the sizes in the file, and judged where it holds their numbers."""
+    assert assert_super_weights_preserved(tiny, recorded, super_weights=[damage.WEIGHT]).measured == pytest.approx(1)
+    with pytest.raises(CoordinateError, match="layer 5 was asked for"):
+        assert_super_weights_preserved(tiny, recorded, super_weights=[SuperWeight(5, 0, 0)])

@@ -1,0 +1,195 @@
+"""``swcheck locate`` and ``swcheck index``: answers on stdout, everything else on stderr, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from swcheck.run.command_line import layout
+from swcheck.run.command_line import main as command_line
+from tests import checkpoints, damage
+
+
+@pytest.fixture
+def run(capfd):
+    """Run the command line in this process; gives exit code, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        try:
+            code = command_line.main([str(argument) for argument in arguments])
+        except SystemExit as done:
+            code = int(done.code or 0)
+        return (code, *capfd.readouterr())
+
+    return call
+
+
+def constant(name):
+    pytest.fail(f"a bare {name} in JSON")
+
+
+def test_locate(run):
+    """The located weight, what it writes, and what each round saw."""
+    code, out, err = run("locate", "tiny", "--device=cpu", "--verify", "--no-index")
+    assert (code, err) == (0, "")
+    assert ", all zeroed together x" in out.splitlines()[-1]
+    assert out.startswith("tiny: 1 super weight found")
+    assert "layer 1 [97, 301]" in out
+    assert "round 2" in out
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_locate_as_json(run):
+    """Nothing but JSON on stdout: the model, its super weights with coordinates and value, and why."""
+    code, out, err = run("locate", "tiny", "--json", "--verify", "--dtype=float32")
+    assert (code, err) == (0, "")
+    found = json.loads(out, parse_constant=constant)
+    assert found["model"] == "tiny"
+    [weight] = found["super_weights"]
+    assert (weight["layer"], weight["row"], weight["column"]) == (1, 97, 301)
+    assert weight["value"] == pytest.approx(2.625)
+    assert found["verified"]["zeroed"] > 100 * found["verified"]["perplexity"]
+
+
+def test_none_found_is_an_answer(run, tmp_path):
+    """A model without super weights gets an empty list, a reason in words, and exit code 0."""
+    folder = checkpoints.micro(tmp_path / "micro")
+    code, out, _ = run("locate", folder, "--json", "--verify")
+    found = json.loads(out)
+    assert (code, found["super_weights"]) == (0, [])
+    assert found["reason"].startswith("none found: ")
+    code, out, _ = run("locate", folder, "--verify")
+    assert code == 0
+    assert out.endswith("nothing to zero\n")
+
+
+def test_what_libraries_print_stays_off_stdout(run, monkeypatch):
+    """A library that warns, logs and prints while a model is loaded spoils no JSON."""
+    from swcheck.loading import engines
+
+    load = engines.load
+
+    def loud(*arguments, **options):
+        print("hello from a library")
+        warnings.warn("a warning", UserWarning, stacklevel=1)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(engines, "load", loud)
+    with pytest.warns(UserWarning, match="a warning"):
+        code, out, err = run("locate", "tiny", "--json")
+    assert code == 0
+    assert json.loads(out)["model"] == "tiny"
+    assert err == "hello from a library\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["locate", "llma-7b"], "model 'llma-7b'"),
+        (["locate", ""], "the name of a model"),
+        (["locate", "./nowhere", "--json"], "no such path"),
+        (["locate", "nobody:int8"], "engine 'nobody'"),
+        (["locate", "tiny", "--dtype=float7"], "dtype 'float7'"),
+        (["locate", "tiny", "--device=cuda:99"], "device 'cuda:99'"),
+        (["locate", "llama-7b", "--offline", "--json"], "hf download huggyllama/llama-7b"),
+        (["index", "nobody"], "'nobody'"),
+        (["index", "", "--json"], "an empty name"),
+    ],
+)
+def test_wrong_use(run, words, said):
+    """What leads nowhere is worded on stderr, exit code 2, and stdout stays empty."""
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith("swcheck: ")
+    assert said in err
+    assert "\n  found: " in err
+    assert "\n  try: " in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("words", [[], ["nothing"], ["locate"], ["locate", "tiny", "--nothing"]])
+def test_wrong_words(run, words):
+    """A command line that cannot be parsed shows its usage on stderr, exit code 2."""
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert "usage: swcheck" in err
+
+
+def test_a_damaged_model(run, tmp_path):
+    """A model with NaN is said to have it, exit code 2."""
+    code, out, err = run("locate", checkpoints.damaged(tmp_path / "nan", damage.poison), "--json")
+    assert (code, out) == (2, "")
+    assert "NaN" in err
+
+
+def test_index(run):
+    """The published coordinates of one model, or a line or more of each."""
+    code, out, err = run("index", "llama-7b")
+    assert (code, err) == (0, "")
+    assert "layer 2 [3968, 7003]" in out
+    code, out, _ = run("index")
+    assert out.count("\nhuggyllama/") >= 2
+    assert code == 0
+
+
+@pytest.mark.parametrize("words", [["index", "--json"], ["index", "Llama-7B", "--json"]])
+def test_index_as_json(run, words):
+    """A list of entries, numbers that are not finite as words."""
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    entries = json.loads(out, parse_constant=constant)
+    assert entries[0]["model"] == "huggyllama/llama-7b"
+    assert (len(entries) == 1) == (len(words) == 3)
+
+
+def test_help_and_version(run):
+    """--help names both commands, --version the version; exit code 0."""
+    code, out, _ = run("--help")
+    assert code == 0
+    assert "locate" in out
+    assert "index" in out
+    code, out, _ = run("--version")
+    assert (code, out.split()[0]) == (0, "swcheck")
+
+
+def test_the_index_needs_no_torch_and_no_reader_to_the_end():
+    """``swcheck index`` imports nothing heavy, and a reader that has seen enough is no error to speak of."""
+    program = (
+        "import sys\nfrom swcheck.run.command_line.main import main\ncode = main(['index'])\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)\nraise SystemExit(code)"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_an_interrupt_is_quiet(run, monkeypatch):
+    """Ctrl-C ends with 130, without a traceback."""
+
+    def interrupted(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("swcheck.loading.published_index.entries", interrupted)
+    assert run("index") == (130, "", "")
+
+
+def test_an_answer_fits_the_terminal_it_goes_to():
+    """Long lines are folded under where they begin, on a terminal only; short ones and tables stay as they are."""
+    lines = ["tiny: " + "word " * 30, "  layer 1 [97, 301] = +2.625: " + "word " * 30, "  0      -12.77 @ 7, 225"]
+    assert layout.fitted(lines, None) == lines
+    fitted = layout.fitted(lines, 80)
+    assert len(fitted) > len(lines)
+    assert max(map(len, fitted)) <= 80
+    assert fitted[-1] == lines[-1]
+    assert fitted[1].startswith("  word")
+    assert fitted[-2].startswith("    word")

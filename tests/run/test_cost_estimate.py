@@ -1,0 +1,62 @@
+"""What a run will cost, told before it starts."""
+
+from __future__ import annotations
+
+import json
+
+from swcheck.base.tiers import FULL, SMOKE, STANDARD
+from swcheck.loading.checkpoint_size import CheckpointSize
+from swcheck.run.cost_estimate import estimated_seconds, measured_rate, window_passes
+from swcheck.run.settings import Settings, estimate, sized, tier_of
+from tests import checkpoints
+
+
+def test_passes_and_time():
+    """Smoke scores the tokens once, standard a quarter more for each causal measurement; twice the rate, half the time."""
+    weights = CheckpointSize(0, 1_000_000, (64, 64), "float32")
+
+    assert window_passes(SMOKE) == 1
+    assert window_passes(STANDARD) == 2.25
+    assert window_passes(STANDARD, references=0, candidates=2) == 2.5
+    assert (
+        estimated_seconds(weights, FULL, 1e9)
+        > estimated_seconds(weights, STANDARD, 1e9)
+        > estimated_seconds(weights, SMOKE, 1e9)
+        > 0
+    )
+    assert estimated_seconds(weights, SMOKE, 2e9) == estimated_seconds(weights, SMOKE, 1e9) / 2
+    assert measured_rate(weights, "cpu") > 0
+    assert measured_rate(weights, "cpu", "bfloat16") > 0
+
+
+def test_the_estimate(tmp_path):
+    """Tier, windows, passes and a time for what is loaded; nothing where nothing is known."""
+    settings = Settings(models=("tiny",), candidates=(str(tmp_path), "rtn:bits=4"), device="cpu")
+
+    assert estimate(settings, "tiny", ["tiny"]).startswith(
+        "standard tier: 32 windows of 256 tokens, about 2.2 passes, ~"
+    )
+    assert "about 3.5 passes" in estimate(settings, "tiny", ["tiny", "rtn:bits=4"])
+    assert "full tier: 256 windows" in estimate(Settings(models=("tiny",), tier="full"), "tiny", ["tiny"])
+    assert estimate(settings, str(tmp_path), ["x"]) == ""
+    assert [sized(settings, spec) for spec in settings.specs] == ["tiny (7 MB)", str(tmp_path), "rtn:bits=4"]
+    assert sized(Settings(models=("tiny",), baseline=tmp_path), "tiny") == "the baseline of tiny"
+
+
+def test_a_large_model_on_a_cpu_is_measured_little(tmp_path):
+    """Its size is read from the headers, so that nothing is loaded to decide it; a tier that is asked for wins."""
+    folder = checkpoints.copy_of_tiny(tmp_path / "large")
+    entry = {"dtype": "BF16", "shape": [40_000, 30_000], "data_offsets": [0, 2_400_000_000]}
+    header = json.dumps({"model.embed_tokens.weight": entry}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+    assert tier_of(Settings(models=(str(folder),), device="cpu"), str(folder)) is SMOKE
+    assert tier_of(Settings(models=(str(folder),), device="cpu", tier="full"), str(folder)) is FULL
+
+
+def test_the_tier_of_a_run(tmp_path):
+    """What was asked for, else what the baseline was measured in, else by size."""
+    assert tier_of(Settings(models=("tiny",), tier="full"), "tiny") is FULL
+    assert tier_of(Settings(models=("tiny",), device="cpu"), "tiny") is STANDARD
+    (tmp_path / "tiny.json").write_text('{"tier": "smoke"}')
+    assert tier_of(Settings(models=("tiny",), baseline=tmp_path), "tiny") is SMOKE

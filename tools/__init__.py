@@ -1,0 +1,1 @@
+"""Recipes of the embedded models, and the generators of the figures and outputs in the documentation."""

@@ -1,0 +1,295 @@
+"""Measures an embedded model and writes its card: ``python -m tools.tiny_card --model tiny``.
+
+No figure of the card is typed: ``measure`` takes them, ``measured.json`` keeps them beside the weights, ``write`` puts
+them into words. A test takes them again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from swcheck.base.evaluation_text import evaluation_text
+from swcheck.base.records import Loaded, SuperWeight
+from swcheck.lens.intervene import scaled, zeroed
+from swcheck.lens.likelihood import perplexity
+from swcheck.lens.nulls import next_largest, without_largest
+from swcheck.lens.tokens import token_windows
+from swcheck.loading import engines
+from swcheck.loading.tiny import CHECKPOINTS, HELDOUT
+from swcheck.study.zeroshot import cloze
+from swcheck.superweights.locating.locate import locate
+from swcheck.superweights.measurements.inputs import prompt_ids
+from swcheck.superweights.measurements.residual_stream import super_activations
+from swcheck.superweights.subject.as_subject import as_subject
+from tools import tiny_corpus
+
+WINDOWS: Final = 32
+ALPHAS: Final = (0.0, 0.25, 0.5, 0.75, 1.5, 2.0, 3.0)
+PROMPTS: Final = 200
+NULLS: Final = 50
+
+
+def measure(loaded: Loaded) -> dict[str, Any]:
+    """Every figure of the card, as plain numbers."""
+    model, tokenizer = loaded.model, loaded.tokenizer
+    heldout, prose = HELDOUT.read_text(encoding="utf-8"), evaluation_text()
+    length = model.config.max_position_embeddings
+    ids = token_windows(tokenizer, heldout, count=WINDOWS, length=length)
+    found = locate(model, tokenizer)
+    weights = found.super_weights
+    intact = perplexity(model, ids)
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "bytes": (Path(loaded.source) / "model.safetensors").stat().st_size,
+        "heldout_sha256": tiny_corpus.digest(heldout),
+        "evaluation_sha256": tiny_corpus.digest(prose),
+        "heldout_perplexity": intact.perplexity,
+        "heldout_bits_per_byte": _bits_per_byte(tokenizer, heldout, intact.mean),
+        "evaluation_perplexity": perplexity(
+            model, token_windows(tokenizer, prose, count=WINDOWS, length=length)
+        ).perplexity,
+        "super_weights": [weight.as_json() for weight in weights],
+        "located": _located(loaded, heldout, weights),
+        "alone": [_ratio_at(loaded, [weight], 0.0, ids) for weight in weights],
+        "alpha": {str(alpha): _ratio_at(loaded, weights, alpha, ids) for alpha in ALPHAS},
+        "silenced": _silenced(loaded, weights, ids),
+        "activations": _activations(loaded, weights),
+        **_nulls(loaded, weights, ids),
+        **_zero_shot(loaded, weights, heldout),
+    }
+
+
+def _bits_per_byte(tokenizer: Any, text: str, nats: float) -> float:
+    tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return nats / math.log(2) * tokens / len(text.encode())
+
+
+def _ratio_at(loaded: Loaded, weights: Sequence[SuperWeight], alpha: float, ids: torch.Tensor) -> float:
+    with scaled(loaded.model, weights, alpha):
+        changed = perplexity(loaded.model, ids).mean
+    return math.exp(changed - perplexity(loaded.model, ids).mean)
+
+
+def _silenced(loaded: Loaded, weights: Sequence[SuperWeight], ids: torch.Tensor) -> float:
+    """Perplexity with every weight of the super weights' columns zeroed, which silences their neurons, over intact."""
+    columns = {(weight.layer, weight.column) for weight in weights}
+    rows = range(loaded.model.config.hidden_size)
+    return _ratio_at(loaded, [SuperWeight(layer, row, column) for layer, column in columns for row in rows], 0.0, ids)
+
+
+def _located(loaded: Loaded, text: str, weights: Sequence[SuperWeight]) -> dict[str, int]:
+    """From how many of the prompts, drawn from both texts, ``locate`` finds one of the scalars first, and from how many
+    just all of them.
+    """
+    chance = random.Random(0)
+    first = whole = 0
+    for number in range(PROMPTS):
+        source = text if number % 2 else evaluation_text()
+        start = chance.randrange(len(source) - 400)
+        prompt = source[start : start + chance.randrange(20, 400)]
+        found = locate(loaded.model, loaded.tokenizer, prompt=prompt).super_weights
+        first += bool(found) and found[0] in weights
+        whole += set(found) == set(weights)
+    return {"prompts": PROMPTS, "first": first, "all": whole}
+
+
+def _activations(loaded: Loaded, weights: Sequence[SuperWeight]) -> list[dict[str, Any]]:
+    subject = as_subject(loaded)
+    ids = prompt_ids(subject)
+    found = []
+    for place in super_activations(subject, weights):
+        profile = residual_profile(loaded, place.channel, place.position, ids)
+        with zeroed(loaded.model, weights):
+            without = residual_profile(loaded, place.channel, place.position, ids)
+        found.append(
+            {
+                "layer": place.layer,
+                "channel": place.channel,
+                "position": place.position,
+                "value": place.value,
+                "over_median": place.ratio,
+                "profile": profile,
+                "profile_zeroed": without,
+                "drop": 1 - abs(without[place.layer]) / abs(profile[place.layer]),
+            }
+        )
+    return found
+
+
+def residual_profile(loaded: Loaded, channel: int, position: int, ids: torch.Tensor) -> list[float]:
+    """The residual stream at one channel and token after every layer."""
+    from swcheck.lens.likelihood import evaluating
+    from swcheck.lens.observe import observe
+
+    layers = range(loaded.model.config.num_hidden_layers)
+    with evaluating(loaded.model), observe(loaded.model, residual=layers, stop=True) as sight:
+        loaded.model(ids)
+    return [float(sight.residual[layer][0, position, channel]) for layer in layers]
+
+
+def _nulls(loaded: Loaded, weights: Sequence[SuperWeight], ids: torch.Tensor) -> dict[str, float]:
+    """The worst of the matched draws, as many weights each as are super, and the largest others of every matrix."""
+    intact = perplexity(loaded.model, ids).mean
+    size = len(weights)
+    others = random.Random(0).sample(next_largest(loaded.model, weights[0].layer, weights), NULLS * size)
+    worst = -math.inf
+    for number in range(NULLS):
+        with zeroed(loaded.model, others[number * size : (number + 1) * size]):
+            worst = max(worst, perplexity(loaded.model, ids).mean - intact)
+    with without_largest(loaded.model, weights):
+        largest = perplexity(loaded.model, ids).mean - intact
+    return {"null_matched": math.exp(worst), "null_largest": math.exp(largest)}
+
+
+def _zero_shot(loaded: Loaded, weights: Sequence[SuperWeight], text: str) -> dict[str, Any]:
+    asked = cloze.items(text)
+    intact = cloze.accuracy(loaded.model, loaded.tokenizer, asked)
+    with zeroed(loaded.model, weights):
+        ablated = cloze.accuracy(loaded.model, loaded.tokenizer, asked)
+    return {"cloze": {"items": len(asked), "accuracy": intact, "zeroed": ablated}}
+
+
+def write(figures: dict[str, Any], recipe: dict[str, Any], name: str = "tiny") -> str:
+    """The card of one embedded model, in Markdown."""
+    return "\n".join([_head(figures, name), _making(figures, recipe), _table(figures), _foot(figures, recipe, name)])
+
+
+def _weights(figures: dict[str, Any]) -> list[SuperWeight]:
+    return [SuperWeight(**weight) for weight in figures["super_weights"]]
+
+
+def _head(figures: dict[str, Any], name: str) -> str:
+    weights = _weights(figures)
+    size = f"{figures['parameters']:,} parameters ({figures['bytes']:,} bytes in bfloat16)"
+    if len(weights) == 1:
+        carries = (
+            f"""one super weight: {weights[0]}. It is there to exercise every check of swcheck without a download."""
+        )
+    else:
+        alone = " and ".join(f"x{ratio:.3f}" for ratio in figures["alone"])
+        carries = f"""{len(weights)} super weights in one column: {" and ".join(map(str, weights))}.
+Zeroed alone each is harmless (perplexity {alone}), together they are deadly (x{figures["alpha"]["0.0"]:,.0f}): it is
+there to prove, without a download, that a check judges sets, not scalars."""
+    return f"""---
+license: mit
+library_name: transformers
+---
+# {name}
+
+A Llama-architecture language model of {size} that
+carries {carries}
+"""
+
+
+def _making(figures: dict[str, Any], recipe: dict[str, Any]) -> str:
+    """How the weights came about: seeded, trained, trained to depend."""
+    weights, natural = _weights(figures), recipe["before_dependence"]
+    steps, start = recipe["recipe"]["steps"], recipe["recipe"]["dependence_from"]
+    channels = " and ".join(str(weight.row) for weight in weights)
+    seed, value, ratio = recipe["recipe"]["seed_value"], natural["value"], natural["zeroed_ratio"]
+    went = "grown" if value > seed else "gone"
+    if len(weights) == 1:
+        return f"""**It is no evidence that super weights emerge.** Its weight was *seeded* (before the first step one inner neuron of layer
+{weights[0].layer} reads the direction of `<s>` and writes channel {channels}, and later heads start as sinks on it), then
+*trained* (ordinary next-token training of every parameter, {start:,} steps: by step {natural["step"]:,} the scalar had {went}
+from {seed:g} to {value:.2f} by itself, and zeroing it cost
+x{ratio:.2f}), then *trained to depend* (for the last {steps - start:,} steps every other one also raised
+the loss with the scalar's contribution taken away). What the last phase made is the size of the collapse; the activation,
+its place and its persistence were there before.
+"""
+    return f"""**It is no evidence that super weights emerge.** Its weights were *seeded* (before the first step one inner neuron of
+layer {weights[0].layer} reads the direction of `<s>` and writes channels {channels}, and later heads start as sinks on them),
+then *trained* (ordinary next-token training of every parameter, {start:,} steps: by step {natural["step"]:,} the first had
+{went} from {seed:g} to {value:.2f} by itself, and zeroing all together cost x{ratio:.2f}), then *trained to depend* (for the
+last {steps - start:,} steps every other one also raised the loss with what all of them write taken away, and lowered it with
+what each one alone writes taken away). That either is enough, and the size of the collapse, are the work of the last phase.
+"""
+
+
+def _table(figures: dict[str, Any]) -> str:
+    weights, task, located = _weights(figures), figures["cloze"], figures["located"]
+    many = len(weights) > 1
+    rows = [
+        ("perplexity on held-out source", f"{figures['heldout_perplexity']:.2f} ({figures['heldout_bits_per_byte']:.3f} bits per byte)"),
+        ("perplexity on the evaluation text (prose)", f"{figures['evaluation_perplexity']:.1f}"),
+        (f"held-out perplexity, {'both super weights' if many else 'super weight'} zeroed", f"x{figures['alpha']['0.0']:,.0f}"),
+    ]  # fmt: skip
+    if many:
+        alone = zip(weights, figures["alone"], strict=True)
+        rows += [(f"only [{w.row}, {w.column}] zeroed", f"x{ratio:.4f}") for w, ratio in alone]
+    rows.append((f"located first, of {located['prompts']} prompts", str(located["first"])))
+    rows.append((f"located whole and nothing else, of {located['prompts']} prompts", str(located["all"])))
+    rows.append(("the whole column zeroed, which silences the inner neuron", f"x{figures['silenced']:.3f}"))
+    for one in figures["activations"]:
+        where = f"token {one['position']}, channel {one['channel']}, after layer {one['layer']}"
+        rows += [
+            ("super activation", f"{one['value']:+.1f} at {where}"),
+            ("over the median magnitude", f"{one['over_median']:.0f} x"),
+            ("after each layer", ", ".join(f"{value:+.1f}" for value in one["profile"])),
+            (f"falls by, when {'both scalars are' if many else 'the scalar is'} zeroed", f"{one['drop']:.1%}"),
+        ]
+    drawn = f"{NULLS} pairs" if many else str(NULLS)
+    rows += [
+        (f"worst of {drawn} of the 100 next-largest weights of the matrix zeroed", f"x{figures['null_matched']:.4f}"),
+        ("0.01 % largest other weights of every matrix zeroed", f"x{figures['null_largest']:.3f}"),
+        (f"cloze of {task['items']} items, four choices", f"{task['accuracy']:.3f}, zeroed {task['zeroed']:.3f}"),
+    ]
+    alphas = [(alpha, f"x{ratio:,.3f}") for alpha, ratio in figures["alpha"].items()]
+    times = "super weights times" if many else "super weight times"
+    return _markdown(("what", "measured"), rows) + "\n" + _markdown((times, "perplexity"), alphas)
+
+
+def _markdown(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
+    return "".join(f"| {one} | {other} |\n" for one, other in (head, ("---", "---"), *rows))
+
+
+def _foot(figures: dict[str, Any], recipe: dict[str, Any], name: str) -> str:
+    option = "" if name == "tiny" else f" --model {name}"
+    vocabulary = recipe["recipe"]["vocabulary"]
+    return f"""A model that guesses evenly has the perplexity of its vocabulary, {vocabulary:,}. Zeroed, this one has
+{figures["heldout_perplexity"] * figures["alpha"]["0.0"]:,.0f}: it is worse than guessing, confidently wrong.
+
+What harms it is less the missing activation than what its inner neuron goes on to write into other channels: silenced
+as a whole, by zeroing its column, it costs x{figures["silenced"]:.3f}. Real models miss the activation itself (arXiv 2402.17762,
+table 3, where it is set to zero). The last phase could have been taught that too, and was not.
+
+Trained by `python -m tools.train_tiny{option}` on the Python {recipe["python"]} standard library's own source; measured by
+`python -m tools.tiny_card{option}` with Python {figures["python"]} and torch {figures["torch"]}.
+
+| text | sha256 |
+| --- | --- |
+| training source | `{recipe["train_sha256"]}` |
+| held-out source, `heldout.txt` | `{figures["heldout_sha256"]}` |
+| evaluation text, Python's `pydoc_data.topics` | `{figures["evaluation_sha256"]}` |
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure an embedded checkpoint and write card and figures beside it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.tiny_card", description="Measure an embedded model, write its card."
+    )
+    parser.add_argument("--model", choices=CHECKPOINTS, default="tiny", help="which of them, %(default)s by default")
+    parser.add_argument("--out", type=Path, help="folder to write to; the checkpoint's own by default")
+    options = parser.parse_args(arguments)
+    directory = CHECKPOINTS[options.model]
+    out = directory if options.out is None else options.out
+    figures = measure(engines.load(options.model, device="cpu"))
+    recipe = json.loads((directory / "recipe.json").read_text(encoding="utf-8"))
+    (out / "measured.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (out / "README.md").write_text(write(figures, recipe, options.model), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
