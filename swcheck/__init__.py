@@ -1,8 +1,8 @@
 """swcheck: tests that a quantized or fine-tuned language model keeps its super weights, and still depends on them.
 
-The public names are imported when they are first used: an installed swcheck costs nothing. They serve three readers:
-who tests models (the assertions, ``load``, ``locate``, ``zeroed``), who writes engines (``Loaded``, ``Scheme``,
-``read_request``, the errors), and who tests engines (``check_engine``, ``assert_outlier_survives``).
+Each public name is imported on first use, so ``import swcheck`` is cheap: it loads neither torch nor transformers. The
+names serve three tasks: testing models (the assertions, ``load``, ``locate``, ``zeroed``), writing engines (``Loaded``,
+``Scheme``, ``read_request``, the errors), and testing engines (``check_engine``, ``assert_outlier_survives``).
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ _MODULES: Final = {
     "token_windows": "lens.tokens",
     "zeroed": "lens.intervene",
 }
+"""Each public name with the module that defines it, relative to ``swcheck``."""
 
 __all__ = [
     "CheckpointError",

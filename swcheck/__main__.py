@@ -1,4 +1,4 @@
-"""``python -m swcheck`` is the ``swcheck`` command."""
+"""Run the ``swcheck`` command: ``python -m swcheck``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The pytest skin: fixtures and hooks; each hook a few lines.
+"""The pytest plugin: fixtures, and short hooks; the longer ones are in ``run/pytest_hooks``.
 
-Installed and unused it is silent and free: it imports neither torch nor transformers nor hypothesis. With ``--model``
-or ``--candidate``, and no path, the shipped suite joins the run, and of the project's own tests those that ask for a
+Without an option of swcheck it prints nothing and imports neither torch nor transformers nor hypothesis. With
+``--model`` or ``--candidate`` and no path, a run has the shipped suite and those of the project's tests that use a
 swcheck fixture.
 """
 
@@ -17,7 +17,7 @@ import pytest
 from swcheck.base.errors import SwcheckError
 from swcheck.run import options
 from swcheck.run.pytest_hooks import collection, reporter
-from swcheck.run.pytest_hooks.stash import SESSION, SETTINGS, TAKEN, is_worker, settings_of, uncaptured
+from swcheck.run.pytest_hooks.stash import SESSION, SETTINGS, TAKEN_ALIASES, is_worker, settings_of, uncaptured
 
 if TYPE_CHECKING:
     from swcheck.base.records import Limit, SuperActivation, SuperWeight
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """Offer the options; with this plugin come the rooms that collect and report."""
+    """Add the options, and register the hooks of ``collection`` and ``reporter`` as plugins."""
     options.add(parser)
     pluginmanager.register(collection, "swcheck-collection")
     pluginmanager.register(reporter, "swcheck-reports")
@@ -35,31 +35,35 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 @pytest.hookimpl(trylast=True)
 def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
-    """Offer ``--model`` and ``--candidate``. A taken one is no warning: its owner's run may be under -W error."""
-    early_config.stash[TAKEN] = options.add_aliases(parser, args)
+    """Add ``--model`` and ``--candidate``, except one that another plugin has.
+
+    The header mentions that one with ``-v``. There is no warning, since the other plugin may run with ``-W error``.
+    """
+    early_config.stash[TAKEN_ALIASES] = options.add_aliases(parser, args)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "swcheck(check): a check that swcheck ships, and the name it reports under")
     config.addinivalue_line(
-        "markers", f"{collection.PAPER}: a claim of the paper, measured for minutes: run with -m {collection.PAPER}"
+        "markers",
+        f"{collection.PAPER_MARKER}: a claim of the paper, measured for minutes: run with -m {collection.PAPER_MARKER}",
     )
     try:
-        values, origins = options.collect(config)
+        values, origins = options.read_values(config)
         if not origins:
             return
         from swcheck.run.settings import forbidding_downloads, read_settings
 
         settings = config.stash[SETTINGS] = read_settings(values, origins)
     except SwcheckError as error:
-        raise refusal(error) from error
+        raise usage_error(error) from error
     if settings.offline:
         config.add_cleanup(forbidding_downloads())
     if not is_worker(config):
         config.pluginmanager.register(reporter.Reporter(config, settings), "swcheck-reporter")
-    moved = options.moved(config)
-    if moved:
-        message = f"write {moved}: after a space pytest took the path for a test, and lost its ini-file over it"
+    argument = options.argument_that_hid_ini_file(config)
+    if argument:
+        message = f"write {argument}: after a space pytest took the path for a test, and lost its ini-file over it"
         config.issue_config_time_warning(pytest.PytestConfigWarning(message), stacklevel=2)
 
 
@@ -68,34 +72,34 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if settings is not None:
         from importlib.metadata import version
 
-        lines.append(f"swcheck: {version('swcheck')}, {options.described(settings)}, seed {settings.seed}")
+        lines.append(f"swcheck: {version('swcheck')}, {options.describe_settings(settings)}, seed {settings.seed}")
         if settings.models and getattr(config.option, "numprocesses", None):
             lines.append("swcheck: each worker of xdist loads its own models")
     if config.get_verbosity() > 0:
         words = "swcheck: {0.alias} belongs to another plugin here; swcheck's own is {0.flag}"
-        lines += [words.format(option) for option in config.stash.get(TAKEN, ())]
+        lines += [words.format(option) for option in config.stash.get(TAKEN_ALIASES, ())]
     return lines
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
-    """Download what is missing before the first test: it is seen, and where it fails it is said once."""
+    """Download missing models before the first test, so that progress is visible and an error is reported once."""
     config = session.config
     settings = settings_of(config)
     if settings is None or config.option.collectonly or is_worker(config):
         return
-    if collection.suite_joins(config) or any(collection.asks(item) for item in session.items):
+    if collection.suite_is_included(config) or any(collection.uses_swcheck(item) for item in session.items):
         from swcheck.run.settings import fetch
 
         try:
             with uncaptured(config):
                 fetch(settings)
         except SwcheckError as error:
-            raise refusal(error) from error
+            raise usage_error(error) from error
 
 
-def refusal(error: SwcheckError) -> pytest.UsageError:
-    """A run that cannot begin, in the words of the error."""
+def usage_error(error: SwcheckError) -> pytest.UsageError:
+    """Return an error that stops the run before the first test, with the text of ``error``."""
     from swcheck.base.wrapping import wrapped_error as folded_error
 
     width = shutil.get_terminal_size().columns - len("ERROR: ")
@@ -104,50 +108,50 @@ def refusal(error: SwcheckError) -> pytest.UsageError:
 
 @pytest.fixture(scope="session")
 def swcheck_spec() -> str:
-    """The model under test as it was asked for; a test that needs it runs once per ``--model``."""
+    """The spec of the model under test, as typed. A test that uses it runs once for each ``--model``."""
     pytest.skip("no model given: pytest --model=tiny")
 
 
 @pytest.fixture(scope="session")
 def swcheck_session(pytestconfig: pytest.Config) -> Iterator[Session]:
-    """The models and verdicts of this run."""
+    """The models and verdicts of this run (``swcheck.run.session.Session``)."""
     from swcheck.run.session import Session
     from swcheck.run.settings import Settings
 
     session = pytestconfig.stash[SESSION] = Session(settings_of(pytestconfig) or Settings())
     yield session
     session.free()
-    deliver(pytestconfig, session.baselines)
+    hand_over_baselines(pytestconfig, session.baselines)
     if session.baselines and not session.settings.accept and not is_worker(pytestconfig):
-        pytest.fail(reporter.unreviewed(session.baselines), pytrace=False)
+        pytest.fail(reporter.unreviewed_message(session.baselines), pytrace=False)
 
 
-def deliver(config: pytest.Config, baselines: Mapping[Path, str]) -> None:
-    """Hand baselines to the process that writes: from a worker of xdist they travel home when it ends, to be red there."""
+def hand_over_baselines(config: pytest.Config, baselines: Mapping[Path, str]) -> None:
+    """Give the texts of new baselines to the process that writes files: a worker of xdist sends them when it ends."""
     if is_worker(config):
         config.workeroutput["swcheck"] = {str(path): text for path, text in baselines.items()}  # type: ignore[attr-defined]
     else:
-        home: Any = config.pluginmanager.get_plugin("swcheck-reporter")
+        writer: Any = config.pluginmanager.get_plugin("swcheck-reporter")
         for path, text in baselines.items():
-            home.gathered.setdefault(path, []).append(text)
+            writer.baseline_texts.setdefault(path, []).append(text)
 
 
 @pytest.fixture(scope="session")
 def swcheck_model(swcheck_session: Session, swcheck_spec: str, pytestconfig: pytest.Config) -> Subject:
-    """The model under test, the reference of a comparison: ``.model``, ``.tokenizer``, ``.name``."""
+    """The model under test, which is the reference of a comparison: ``.model``, ``.tokenizer``, ``.name``."""
     with uncaptured(pytestconfig):
         return swcheck_session.reference(swcheck_spec)
 
 
 @pytest.fixture(scope="session")
 def swcheck_reference(swcheck_model: Subject) -> Subject:
-    """``swcheck_model``, by the name it has in a comparison."""
+    """The same as ``swcheck_model``, for tests that compare."""
     return swcheck_model
 
 
 @pytest.fixture(scope="session")
 def swcheck_candidate_spec() -> str:
-    """The candidate as it was asked for; a test that needs it runs once per ``--candidate``."""
+    """The spec of the candidate, as typed. A test that uses it runs once for each ``--candidate``."""
     pytest.skip("no candidate given: pytest --model=REFERENCE --candidate=CANDIDATE")
 
 
@@ -155,9 +159,9 @@ def swcheck_candidate_spec() -> str:
 def swcheck_candidate(
     request: pytest.FixtureRequest, swcheck_session: Session, swcheck_candidate_spec: str, pytestconfig: pytest.Config
 ) -> Subject:
-    """What is about to be released, given by ``--candidate``: ``.model``, ``.tokenizer``, ``.name``.
+    """The model that is about to be released, given by ``--candidate``: ``.model``, ``.tokenizer``, ``.name``.
 
-    One is in memory at a time, and the reference, if the test asks for it as well, is measured and freed before.
+    One model is in memory at a time. If the test uses the reference too, it is measured and freed first.
     """
     if "swcheck_model" in request.fixturenames:
         request.getfixturevalue("swcheck_model")
@@ -167,7 +171,7 @@ def swcheck_candidate(
 
 @pytest.fixture(scope="session")
 def swcheck_study_setup(swcheck_model: Subject, swcheck_session: Session) -> Setup:
-    """What the studies of the paper share for the model under test; skips a model without super weights."""
+    """The setup of the paper's studies for the model under test. Skips the test if the model has no super weights."""
     from swcheck.study.common.setup import setup_of, zero_shot
     from swcheck.superweights.measurements.contributions import located
 
@@ -179,7 +183,7 @@ def swcheck_study_setup(swcheck_model: Subject, swcheck_session: Session) -> Set
 
 @pytest.fixture(scope="session")
 def swcheck_super_weights(swcheck_model: Subject) -> tuple[SuperWeight, ...]:
-    """The super weights of the model under test: published ones completed by what is located."""
+    """The super weights of the model under test: the published ones, and those that are located in addition."""
     from swcheck.superweights.measurements.contributions import located
 
     return located(swcheck_model).super_weights
@@ -187,7 +191,7 @@ def swcheck_super_weights(swcheck_model: Subject) -> tuple[SuperWeight, ...]:
 
 @pytest.fixture(scope="session")
 def swcheck_super_activations(swcheck_model: Subject) -> tuple[SuperActivation, ...]:
-    """The super activations of the model under test, as located."""
+    """The super activations of the model under test, as they are located."""
     from swcheck.superweights.measurements.contributions import located
 
     return located(swcheck_model).activations
@@ -195,13 +199,13 @@ def swcheck_super_activations(swcheck_model: Subject) -> tuple[SuperActivation, 
 
 @pytest.fixture(scope="session")
 def super_weights(swcheck_super_weights: tuple[SuperWeight, ...]) -> tuple[SuperWeight, ...]:
-    """``swcheck_super_weights`` by a shorter name."""
+    """The same as ``swcheck_super_weights``."""
     return swcheck_super_weights
 
 
 @pytest.fixture(scope="session")
 def super_activations(swcheck_super_activations: tuple[SuperActivation, ...]) -> tuple[SuperActivation, ...]:
-    """``swcheck_super_activations`` by a shorter name."""
+    """The same as ``swcheck_super_activations``."""
     return swcheck_super_activations
 
 
@@ -213,7 +217,8 @@ def swcheck_text(swcheck_session: Session, swcheck_model: Subject) -> str:
 
 @pytest.fixture(scope="session")
 def swcheck_limits(request: pytest.FixtureRequest, swcheck_session: Session, swcheck_spec: str) -> dict[str, Limit]:
-    """The limits of this run by name, each with ``.low`` and ``.high``: for the model under test, and in a test that
-    asks for the candidate for that one beside it.
+    """The limits of this run by name, each with ``.low`` and ``.high``.
+
+    They are the limits of the candidate in a test that uses it, else those of the model under test.
     """
     return dict(swcheck_session.settings.limits_for(swcheck_spec, getattr(request, "param", None)))

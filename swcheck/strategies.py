@@ -1,6 +1,7 @@
-"""Hypothesis strategies: prompts for the shipped checks, coordinates for tests of one's own.
+"""Hypothesis strategies: prompts for the shipped checks and for users' tests, coordinates of weights.
 
-``from swcheck.strategies import prompts``. Lists are drawn whole, because a model scores a list in one pass.
+``from swcheck.strategies import prompts``. There are strategies for whole lists, since a model scores a list in one
+pass.
 """
 
 from __future__ import annotations
@@ -46,40 +47,41 @@ SCRIPTS: Final = (
 EMOJI: Final = ("\U0001f642", "\U0001f680\U0001f680", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\u2764\ufe0f")
 BLANKS: Final = (" ", "\n", "\t", "  ", "\n\n", "\r\n", "\u00a0", "    ")
 DELIMITERS: Final = (".", ",", "!", "?", ":", ";", "\n", "(", ")", '"', "-", "=", "\t", "\u2026", "\u3002")
-SENTENCE: Final = 8
-"""How many pieces a sentence counts for."""
+WORDS_PER_SENTENCE: Final = 8
+"""How many words a sentence counts for, where the length of a prompt is limited."""
 
 MARKS: Final = (*DELIMITERS, "\u00e9", "\u4f60\u597d", "\u041f\u0440\u0438\u0432\u0435\u0442", "\U0001f642")
-LONG: Final = 24
-"""How many sentences a long prompt has."""
+LONG_SENTENCES: Final = 24
+"""The largest number of sentences in a long prompt; the smallest is half of it."""
 
 FORMS: Final = ("plain", "bare", "chat")
+"""The forms of a ``Prompt``: as the tokenizer makes it, without BOS, in the chat template."""
 
 
-def _joined(pieces: st.SearchStrategy[str], least: int, most: int, between: str = " ") -> st.SearchStrategy[str]:
-    return st.lists(pieces, min_size=least, max_size=most).map(between.join)
+def _joined(pieces: st.SearchStrategy[str], least: int, most: int, separator: str = " ") -> st.SearchStrategy[str]:
+    return st.lists(pieces, min_size=least, max_size=most).map(separator.join)
 
 
-def _from(*pieces: Sequence[str]) -> st.SearchStrategy[str]:
-    return st.sampled_from([piece for several in pieces for piece in several])
+def _one_of(*pieces: Sequence[str]) -> st.SearchStrategy[str]:
+    return st.sampled_from([piece for group in pieces for piece in group])
 
 
 def kinds(*, longest: int = 24) -> dict[str, st.SearchStrategy[str]]:
-    """What prompts are made of: one strategy for each kind. ``longest`` is in words, which long ones exceed."""
-    whole = _joined(_from(SENTENCES), 1, max(1, longest // SENTENCE))
+    """Return a strategy for each kind of prompt, by its name. ``longest`` is in words; the kind ``long`` exceeds it."""
+    sentences = _joined(_one_of(SENTENCES), 1, max(1, longest // WORDS_PER_SENTENCE))
     return {
-        "sentences": whole,
-        "code": _joined(_from(CODE), 1, 2, "\n"),
-        "scripts": _joined(_from(SCRIPTS, MARKS), 1, 6),
-        "emoji": st.builds("{}{}{}".format, st.just("") | _from(WORDS), _joined(_from(EMOJI), 1, 4, ""), _from(BLANKS, WORDS)),
-        "whitespace": st.builds("{}{}".format, _joined(_from(BLANKS), 1, 4, ""), st.just("") | _from(WORDS)),
-        "delimiters first": st.builds("{}{}".format, _from(DELIMITERS), st.just("") | _from(WORDS) | whole),
-        "one token": _from(WORDS, DELIMITERS),
-        "long": _joined(_from(SENTENCES, CODE, SCRIPTS), LONG // 2, LONG),
+        "sentences": sentences,
+        "code": _joined(_one_of(CODE), 1, 2, "\n"),
+        "scripts": _joined(_one_of(SCRIPTS, MARKS), 1, 6),
+        "emoji": st.builds("{}{}{}".format, st.just("") | _one_of(WORDS), _joined(_one_of(EMOJI), 1, 4, ""), _one_of(BLANKS, WORDS)),
+        "whitespace": st.builds("{}{}".format, _joined(_one_of(BLANKS), 1, 4, ""), st.just("") | _one_of(WORDS)),
+        "delimiters first": st.builds("{}{}".format, _one_of(DELIMITERS), st.just("") | _one_of(WORDS) | sentences),
+        "one token": _one_of(WORDS, DELIMITERS),
+        "long": _joined(_one_of(SENTENCES, CODE, SCRIPTS), LONG_SENTENCES // 2, LONG_SENTENCES),
     }  # fmt: skip
 
 
-FEW: Final = settings(
+FOUR_EXAMPLES: Final = settings(
     max_examples=4,
     deadline=None,
     derandomize=True,
@@ -88,33 +90,40 @@ FEW: Final = settings(
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-"""Few examples, each a prompt of every kind in every form. They are drawn first and then scored together; a failing one
-is shrunk by ``lens.prompts``, since a pass of a large model is not cheap."""
+"""Four examples, each with a prompt of every kind in every form. All are drawn first and then scored together.
+Hypothesis does not shrink a failing one, because every attempt is a forward pass; ``lens.prompts`` does it with fewer
+passes."""
 
 
 def prompts(*, longest: int = 24) -> st.SearchStrategy[str]:
-    """One prompt, never blank: real sentences, code, words and marks of several scripts, a mark first, a single word."""
+    """Return a strategy for one prompt of at most ``longest`` words, never blank.
+
+    It is a list of words, marks and short texts in several scripts, sentences or code, a mark and a sentence, or one
+    word.
+    """
     piece = st.one_of(st.sampled_from(WORDS), st.sampled_from(WORDS), st.sampled_from(MARKS), st.text(max_size=4))
-    chosen = [st.lists(piece, min_size=1, max_size=longest).map(" ".join), st.sampled_from([*WORDS, *MARKS])]
-    if longest >= SENTENCE:
-        whole = st.lists(st.sampled_from([*SENTENCES, *CODE, *SCRIPTS]), min_size=1, max_size=longest // SENTENCE)
-        chosen += [whole.map(" ".join), st.builds("{}{}".format, st.sampled_from(MARKS), whole.map(" ".join))]
-    return st.one_of(*chosen).filter(lambda prompt: bool(prompt.strip()))
+    choices = [st.lists(piece, min_size=1, max_size=longest).map(" ".join), st.sampled_from([*WORDS, *MARKS])]
+    if longest >= WORDS_PER_SENTENCE:
+        sentences = st.lists(
+            st.sampled_from([*SENTENCES, *CODE, *SCRIPTS]), min_size=1, max_size=longest // WORDS_PER_SENTENCE
+        )
+        choices += [sentences.map(" ".join), st.builds("{}{}".format, st.sampled_from(MARKS), sentences.map(" ".join))]
+    return st.one_of(*choices).filter(lambda prompt: bool(prompt.strip()))
 
 
 def prompt_lists(*, size: int = 16, longest: int = 24) -> st.SearchStrategy[list[str]]:
-    """``size`` different prompts at once."""
+    """Return a strategy for a list of ``size`` different prompts."""
     return st.lists(prompts(longest=longest), min_size=size, max_size=size, unique=True)
 
 
 def assortments(*, longest: int = 24) -> st.SearchStrategy[tuple[Prompt, ...]]:
-    """A prompt of every kind in every form: as the tokenizer makes it, without BOS, and in a chat template."""
-    each = [st.builds(Prompt, kind, st.just(form)) for form in FORMS for kind in kinds(longest=longest).values()]
-    return st.tuples(*each)
+    """Return a strategy for a tuple with a prompt of every kind in every form, see ``kinds`` and ``FORMS``."""
+    strategies = [st.builds(Prompt, kind, st.just(form)) for form in FORMS for kind in kinds(longest=longest).values()]
+    return st.tuples(*strategies)
 
 
 def super_weights(*, layers: int, rows: int, columns: int) -> st.SearchStrategy[SuperWeight]:
-    """A coordinate inside a model of these sizes."""
+    """Return a strategy for a coordinate in a model of ``layers`` down projections of ``(rows, columns)``."""
     return st.builds(
         SuperWeight,
         layer=st.integers(0, layers - 1),
@@ -123,28 +132,28 @@ def super_weights(*, layers: int, rows: int, columns: int) -> st.SearchStrategy[
     )
 
 
-def drawn_prompts(chance: int = 0) -> tuple[Prompt, ...]:
-    """Some ninety prompts, none of them twice, the same ones for the same ``chance`` in one version of hypothesis."""
+def drawn_prompts(seed_value: int = 0) -> tuple[Prompt, ...]:
+    """Return about ninety different prompts, the same for the same ``seed_value`` in one version of hypothesis."""
     found: list[Prompt] = []
 
-    @seed(chance)
-    @FEW
+    @seed(seed_value)
+    @FOUR_EXAMPLES
     @given(prompts=assortments())
     def draw(prompts: tuple[Prompt, ...]) -> None:
         found.extend(prompts)
 
-    with nothing_written():
+    with storage_in_temporary_folder():
         draw()
     return tuple(dict.fromkeys(found))
 
 
 @contextmanager
-def nothing_written() -> Iterator[None]:
-    """Let hypothesis keep its tables of characters out of the working directory."""
-    home: Any = configuration.storage_directory(intent_to_write=False)
-    with tempfile.TemporaryDirectory() as elsewhere:
-        configuration.set_hypothesis_home_dir(elsewhere)
+def storage_in_temporary_folder() -> Iterator[None]:
+    """Let hypothesis write its character tables to a temporary folder inside the block, not to the current one."""
+    before: Any = configuration.storage_directory(intent_to_write=False)
+    with tempfile.TemporaryDirectory() as folder:
+        configuration.set_hypothesis_home_dir(folder)
         try:
             yield
         finally:
-            configuration.set_hypothesis_home_dir(Path(getattr(home, "path", home)))
+            configuration.set_hypothesis_home_dir(Path(getattr(before, "path", before)))

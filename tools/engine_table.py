@@ -1,8 +1,8 @@
-"""Writes the table of candidates in ``docs/engines.md``: ``python -m tools.engine_table``, in each environment with engines.
+"""Writes the table of candidates in ``docs/engines.md``: ``python -m tools.engine_table``.
 
-Every row is a real gate of ``tiny`` against what a real engine makes of it; nothing in it is typed by hand. Engines that
-cannot be in one environment take a run each: a row whose engine is not here stays as it is. ``--print`` shows the
-table and leaves the page alone.
+Run it in each environment that has engines. Every row is a real gate of ``tiny`` against what a real engine makes of
+it; nothing is typed by hand. Not all engines fit in one environment: a row whose engine is not installed stays as it
+is. ``--print`` prints the table and does not write the page.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ CHECKS: tuple[Callable[..., Verdict], ...] = (
 
 
 def gate(spec: str, reference: object) -> str:
-    """One row: verdict, effective super weight, activation, perplexity, KL, dependence, seconds."""
+    """Return one row: super weight, activation, perplexity, KL, dependence, seconds, verdict."""
     start = time.perf_counter()
     candidate = as_subject(load(spec, reference="tiny", device="cpu"))
     verdicts = []
@@ -77,7 +77,7 @@ def gate(spec: str, reference: object) -> str:
             verdicts.append(error.verdict)
     seconds = time.perf_counter() - start
     red = [verdict for verdict in verdicts if verdict.red]
-    words = (
+    verdict_text = (
         red[0].cause if red else ("green" if all(v.outcome == "passed" for v in verdicts) else "green, near a limit")
     )
     weight, activation, perplexity, kl, dependence = (v.measured for v in verdicts)
@@ -89,23 +89,23 @@ def gate(spec: str, reference: object) -> str:
         f"{dependence:.2f}",
         f"{seconds:.1f}",
     )
-    return f"| `{spec}` | {' | '.join(cells)} | {words} |"
+    return f"| `{spec}` | {' | '.join(cells)} | {verdict_text} |"
 
 
-def table(before: str) -> str:
-    """The table in Markdown; ``before`` is the present one, for the rows that cannot be made here."""
+def table(present_table: str) -> str:
+    """Return the table in Markdown; rows that cannot be measured here are taken from ``present_table``."""
     reference = as_subject(load("tiny", device="cpu"))
-    head = "| candidate of `tiny` | super weight | activation | perplexity | KL, nats | dependence | s | verdict |"
-    old = {line.split("`")[1]: line for line in before.splitlines() if line.startswith("| `")}
+    header = "| candidate of `tiny` | super weight | activation | perplexity | KL, nats | dependence | s | verdict |"
+    present_rows = {line.split("`")[1]: line for line in present_table.splitlines() if line.startswith("| `")}
     rows = []
     for spec in CANDIDATES:
-        here = spec.partition(":")[0] in installed_engines()
-        if not here and spec not in old:
+        is_installed = spec.partition(":")[0] in installed_engines()
+        if not is_installed and spec not in present_rows:
             sys.stderr.write(f"left out, its engine is not here: {spec}\n")
             continue
-        rows.append(gate(spec, reference) if here else old[spec])
-        sys.stderr.write(f"{'' if here else 'as it was: '}{rows[-1]}\n")
-    return "\n".join([head, "|" + " --- |" * 8, *rows]) + "\n"
+        rows.append(gate(spec, reference) if is_installed else present_rows[spec])
+        sys.stderr.write(f"{'' if is_installed else 'as it was: '}{rows[-1]}\n")
+    return "\n".join([header, "|" + " --- |" * 8, *rows]) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Writes the outputs and tables of README and ``docs/``: ``python -m tools.outputs``. Nothing of them is typed by hand.
+"""Writes the outputs and tables of the README and ``docs/``: ``python -m tools.outputs``. None is typed by hand.
 
-- A block fenced as ``console`` begins with its command after a ``$``; the command runs in an empty directory that holds the
-  damaged copy it names.
+- A block fenced as ``console`` begins with its command after a ``$``. The command runs in an empty directory that holds
+  a damaged copy of ``tiny``, called ``zeroed``.
 - A table between ``<!-- NAME -->`` and ``<!-- /NAME -->`` is made by the function of that name in ``TABLES``.
 - ``--studies DIR`` writes the table of studies from the records that ``swcheck study tiny --out DIR`` left there.
-- ``--check`` compares instead of writing, numbers masked, since they differ in the last digit between machines.
+- ``--check`` compares instead of writing, with numbers masked, because their last digits differ between machines.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEFT_OUT: Final = re.compile(
 """Lines of pytest's header that differ from machine to machine."""
 
 
-def damaged(folder: Path) -> None:
+def save_damaged_copy(folder: Path) -> None:
     """Save a copy of tiny whose super weight is zeroed."""
     from swcheck import SuperWeight, load, zeroed
 
@@ -37,19 +37,19 @@ def damaged(folder: Path) -> None:
 
 
 def output_of(command: str, folder: Path) -> str:
-    """Return what the command prints, without what differs from machine to machine."""
-    name, *rest = command.split()
+    """Return what the command prints, without the lines that differ from machine to machine."""
+    name, *arguments = command.split()
     module = {"pytest": ["-m", "pytest", "-p", "no:cacheprovider"], "swcheck": ["-m", "swcheck"]}[name]
     environment = {"COLUMNS": "100", "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
-    environment["PYTHONPATH"] = str(ROOT)  # what is shown is what this copy prints
-    done = subprocess.run(  # noqa: S603 - the commands of our own pages
-        [sys.executable, *module, *rest], cwd=folder, capture_output=True, text=True, check=False, env=environment
+    environment["PYTHONPATH"] = str(ROOT)  # the pages show what this copy prints, not an installed one
+    result = subprocess.run(  # noqa: S603 - the commands of our own pages
+        [sys.executable, *module, *arguments], cwd=folder, capture_output=True, text=True, check=False, env=environment
     )
-    return LEFT_OUT.sub("", done.stdout)
+    return LEFT_OUT.sub("", result.stdout)
 
 
 def masked(text: str) -> str:
-    """Return the text with numbers and estimates masked, and runs of blanks, dashes and equals signs as one."""
+    """Return the text with numbers and time estimates masked, and runs of blanks, dashes or equals signs as a blank."""
     text = re.sub(r"~\d+ (s|min|h)\b", "~0 s", text)  # an estimate may have another unit on another machine
     return re.sub(r"[ =-]+", " ", re.sub(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?", "0", text)).strip()
 
@@ -59,9 +59,9 @@ def rendered(text: str) -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if BLOCK.search(text):
-            damaged(folder)
+            save_damaged_copy(folder)
         text = BLOCK.sub(
-            lambda match: f"```console\n$ {match['command']}\n{output_of(match['command'], folder).strip()}\n```", text
+            lambda block: f"```console\n$ {block['command']}\n{output_of(block['command'], folder).strip()}\n```", text
         )
     for table, make in TABLES.items():
         text = replaced(text, table, make)
@@ -106,15 +106,19 @@ def limits() -> str:
 
 
 def studies(folder: Path) -> str:
-    """Return the table of studies, from their records in ``folder``: what each says of tiny."""
+    """Return the table of studies from their records in ``folder``: what each says of tiny."""
     from swcheck.study.catalogue import NAMES, chapter
     from swcheck.study.common.record import from_json
 
     rows = ["| `swcheck study MODEL` | of the paper | on `tiny` |", "| --- | --- | --- |"]
     for name in NAMES:
-        one, study = chapter(name), from_json((folder / f"{name}.json").read_text(encoding="utf-8"), name)
-        said = [f"{verdict.outcome.value}: {verdict.cause or verdict.summary}" for verdict in one.judge(study)]
-        rows.append(f"| `{name}` | {one.title.lower()}: {one.source} | {'<br>'.join(said) or 'reported, no claim'} |")
+        study_chapter, study = chapter(name), from_json((folder / f"{name}.json").read_text(encoding="utf-8"), name)
+        verdicts = [
+            f"{verdict.outcome.value}: {verdict.cause or verdict.summary}" for verdict in study_chapter.judge(study)
+        ]
+        rows.append(
+            f"| `{name}` | {study_chapter.title.lower()}: {study_chapter.source} | {'<br>'.join(verdicts) or 'reported, no claim'} |"
+        )
     return "\n".join(rows)
 
 
@@ -122,7 +126,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {"limits": limits}
 
 
 def main(arguments: list[str]) -> int:
-    """Write or compare every page; returns 1 where ``--check`` finds a difference."""
+    """Write or compare every page; return 1 if ``--check`` finds a difference."""
     if "--studies" in arguments:
         folder, page = Path(arguments[arguments.index("--studies") + 1]), ROOT / "docs" / "paper.md"
         text = replaced(page.read_text(encoding="utf-8"), "studies", lambda: studies(folder))

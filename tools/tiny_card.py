@@ -1,7 +1,7 @@
 """Measures an embedded model and writes its card: ``python -m tools.tiny_card --model tiny``.
 
-No figure of the card is typed: ``measure`` takes them, ``measured.json`` keeps them beside the weights, ``write`` puts
-them into words. A test takes them again.
+No figure of the card is typed by hand. ``measure`` takes them, ``measured.json`` keeps them beside the weights, and
+``write`` puts them into words. A test measures them again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NULLS: Final = 50
 
 
 def measure(loaded: Loaded) -> dict[str, Any]:
-    """Every figure of the card, as plain numbers."""
+    """Return every figure of the card, as plain numbers."""
     model, tokenizer = loaded.model, loaded.tokenizer
     heldout, prose = HELDOUT.read_text(encoding="utf-8"), evaluation_text()
     length = model.config.max_position_embeddings
@@ -60,13 +60,13 @@ def measure(loaded: Loaded) -> dict[str, Any]:
             model, token_windows(tokenizer, prose, count=WINDOWS, length=length)
         ).perplexity,
         "super_weights": [weight.as_json() for weight in weights],
-        "located": _located(loaded, heldout, weights),
+        "located": _locating_counts(loaded, heldout, weights),
         "alone": [_ratio_at(loaded, [weight], 0.0, ids) for weight in weights],
         "alpha": {str(alpha): _ratio_at(loaded, weights, alpha, ids) for alpha in ALPHAS},
-        "silenced": _silenced(loaded, weights, ids),
-        "activations": _activations(loaded, weights),
-        **_nulls(loaded, weights, ids),
-        **_zero_shot(loaded, weights, heldout),
+        "silenced": _column_zeroed_ratio(loaded, weights, ids),
+        "activations": _measure_activations(loaded, weights),
+        **_measure_nulls(loaded, weights, ids),
+        **_measure_cloze(loaded, weights, heldout),
     }
 
 
@@ -81,37 +81,35 @@ def _ratio_at(loaded: Loaded, weights: Sequence[SuperWeight], alpha: float, ids:
     return math.exp(changed - perplexity(loaded.model, ids).mean)
 
 
-def _silenced(loaded: Loaded, weights: Sequence[SuperWeight], ids: torch.Tensor) -> float:
-    """Perplexity with every weight of the super weights' columns zeroed, which silences their neurons, over intact."""
+def _column_zeroed_ratio(loaded: Loaded, weights: Sequence[SuperWeight], ids: torch.Tensor) -> float:
+    """Return perplexity over intact with the super weights' whole columns zeroed, which silences their neurons."""
     columns = {(weight.layer, weight.column) for weight in weights}
     rows = range(loaded.model.config.hidden_size)
     return _ratio_at(loaded, [SuperWeight(layer, row, column) for layer, column in columns for row in rows], 0.0, ids)
 
 
-def _located(loaded: Loaded, text: str, weights: Sequence[SuperWeight]) -> dict[str, int]:
-    """From how many of the prompts, drawn from both texts, ``locate`` finds one of the scalars first, and from how many
-    just all of them.
-    """
-    chance = random.Random(0)
-    first = whole = 0
+def _locating_counts(loaded: Loaded, text: str, weights: Sequence[SuperWeight]) -> dict[str, int]:
+    """Count the prompts, drawn from both texts, on which ``locate`` puts a super weight first, or finds exactly all."""
+    generator = random.Random(0)
+    first = exact = 0
     for number in range(PROMPTS):
         source = text if number % 2 else evaluation_text()
-        start = chance.randrange(len(source) - 400)
-        prompt = source[start : start + chance.randrange(20, 400)]
+        start = generator.randrange(len(source) - 400)
+        prompt = source[start : start + generator.randrange(20, 400)]
         found = locate(loaded.model, loaded.tokenizer, prompt=prompt).super_weights
         first += bool(found) and found[0] in weights
-        whole += set(found) == set(weights)
-    return {"prompts": PROMPTS, "first": first, "all": whole}
+        exact += set(found) == set(weights)
+    return {"prompts": PROMPTS, "first": first, "all": exact}
 
 
-def _activations(loaded: Loaded, weights: Sequence[SuperWeight]) -> list[dict[str, Any]]:
+def _measure_activations(loaded: Loaded, weights: Sequence[SuperWeight]) -> list[dict[str, Any]]:
     subject = as_subject(loaded)
     ids = prompt_ids(subject)
     found = []
     for place in super_activations(subject, weights):
         profile = residual_profile(loaded, place.channel, place.position, ids)
         with zeroed(loaded.model, weights):
-            without = residual_profile(loaded, place.channel, place.position, ids)
+            profile_zeroed = residual_profile(loaded, place.channel, place.position, ids)
         found.append(
             {
                 "layer": place.layer,
@@ -120,15 +118,15 @@ def _activations(loaded: Loaded, weights: Sequence[SuperWeight]) -> list[dict[st
                 "value": place.value,
                 "over_median": place.ratio,
                 "profile": profile,
-                "profile_zeroed": without,
-                "drop": 1 - abs(without[place.layer]) / abs(profile[place.layer]),
+                "profile_zeroed": profile_zeroed,
+                "drop": 1 - abs(profile_zeroed[place.layer]) / abs(profile[place.layer]),
             }
         )
     return found
 
 
 def residual_profile(loaded: Loaded, channel: int, position: int, ids: torch.Tensor) -> list[float]:
-    """The residual stream at one channel and token after every layer."""
+    """Return the residual stream at one channel and token after every layer."""
     from swcheck.lens.likelihood import evaluating
     from swcheck.lens.observe import observe
 
@@ -138,47 +136,57 @@ def residual_profile(loaded: Loaded, channel: int, position: int, ids: torch.Ten
     return [float(sight.residual[layer][0, position, channel]) for layer in layers]
 
 
-def _nulls(loaded: Loaded, weights: Sequence[SuperWeight], ids: torch.Tensor) -> dict[str, float]:
-    """The worst of the matched draws, as many weights each as are super, and the largest others of every matrix."""
+def _measure_nulls(loaded: Loaded, weights: Sequence[SuperWeight], ids: torch.Tensor) -> dict[str, float]:
+    """Return the perplexity ratios of the two nulls: the worst draw of matched weights, and the largest others.
+
+    A draw has as many weights as there are super weights, from their matrix.
+    """
     intact = perplexity(loaded.model, ids).mean
-    size = len(weights)
-    others = random.Random(0).sample(next_largest(loaded.model, weights[0].layer, weights), NULLS * size)
-    worst = -math.inf
+    per_draw = len(weights)
+    others = random.Random(0).sample(next_largest(loaded.model, weights[0].layer, weights), NULLS * per_draw)
+    worst_rise = -math.inf
     for number in range(NULLS):
-        with zeroed(loaded.model, others[number * size : (number + 1) * size]):
-            worst = max(worst, perplexity(loaded.model, ids).mean - intact)
+        with zeroed(loaded.model, others[number * per_draw : (number + 1) * per_draw]):
+            worst_rise = max(worst_rise, perplexity(loaded.model, ids).mean - intact)
     with without_largest(loaded.model, weights):
-        largest = perplexity(loaded.model, ids).mean - intact
-    return {"null_matched": math.exp(worst), "null_largest": math.exp(largest)}
+        largest_rise = perplexity(loaded.model, ids).mean - intact
+    return {"null_matched": math.exp(worst_rise), "null_largest": math.exp(largest_rise)}
 
 
-def _zero_shot(loaded: Loaded, weights: Sequence[SuperWeight], text: str) -> dict[str, Any]:
-    asked = cloze.items(text)
-    intact = cloze.accuracy(loaded.model, loaded.tokenizer, asked)
+def _measure_cloze(loaded: Loaded, weights: Sequence[SuperWeight], text: str) -> dict[str, Any]:
+    questions = cloze.items(text)
+    accuracy = cloze.accuracy(loaded.model, loaded.tokenizer, questions)
     with zeroed(loaded.model, weights):
-        ablated = cloze.accuracy(loaded.model, loaded.tokenizer, asked)
-    return {"cloze": {"items": len(asked), "accuracy": intact, "zeroed": ablated}}
+        accuracy_zeroed = cloze.accuracy(loaded.model, loaded.tokenizer, questions)
+    return {"cloze": {"items": len(questions), "accuracy": accuracy, "zeroed": accuracy_zeroed}}
 
 
 def write(figures: dict[str, Any], recipe: dict[str, Any], name: str = "tiny") -> str:
-    """The card of one embedded model, in Markdown."""
-    return "\n".join([_head(figures, name), _making(figures, recipe), _table(figures), _foot(figures, recipe, name)])
+    """Return the card of one embedded model, in Markdown."""
+    return "\n".join(
+        [
+            _header_text(figures, name),
+            _training_text(figures, recipe),
+            _measured_tables(figures),
+            _footer_text(figures, recipe, name),
+        ]
+    )
 
 
 def _weights(figures: dict[str, Any]) -> list[SuperWeight]:
     return [SuperWeight(**weight) for weight in figures["super_weights"]]
 
 
-def _head(figures: dict[str, Any], name: str) -> str:
+def _header_text(figures: dict[str, Any], name: str) -> str:
     weights = _weights(figures)
     size = f"{figures['parameters']:,} parameters ({figures['bytes']:,} bytes in bfloat16)"
     if len(weights) == 1:
-        carries = (
+        super_weight_text = (
             f"""one super weight: {weights[0]}. It is there to exercise every check of swcheck without a download."""
         )
     else:
         alone = " and ".join(f"x{ratio:.3f}" for ratio in figures["alone"])
-        carries = f"""{len(weights)} super weights in one column: {" and ".join(map(str, weights))}.
+        super_weight_text = f"""{len(weights)} super weights in one column: {" and ".join(map(str, weights))}.
 Zeroed alone each is harmless (perplexity {alone}), together they are deadly (x{figures["alpha"]["0.0"]:,.0f}): it is
 there to prove, without a download, that a check judges sets, not scalars."""
     return f"""---
@@ -188,21 +196,21 @@ library_name: transformers
 # {name}
 
 A Llama-architecture language model of {size} that
-carries {carries}
+carries {super_weight_text}
 """
 
 
-def _making(figures: dict[str, Any], recipe: dict[str, Any]) -> str:
-    """How the weights came about: seeded, trained, trained to depend."""
+def _training_text(figures: dict[str, Any], recipe: dict[str, Any]) -> str:
+    """Say how the weights were made: seeded, trained, trained to depend."""
     weights, natural = _weights(figures), recipe["before_dependence"]
     steps, start = recipe["recipe"]["steps"], recipe["recipe"]["dependence_from"]
     channels = " and ".join(str(weight.row) for weight in weights)
     seed, value, ratio = recipe["recipe"]["seed_value"], natural["value"], natural["zeroed_ratio"]
-    went = "grown" if value > seed else "gone"
+    change = "grown" if value > seed else "gone"
     if len(weights) == 1:
         return f"""**It is no evidence that super weights emerge.** Its weight was *seeded* (before the first step one inner neuron of layer
 {weights[0].layer} reads the direction of `<s>` and writes channel {channels}, and later heads start as sinks on it), then
-*trained* (ordinary next-token training of every parameter, {start:,} steps: by step {natural["step"]:,} the scalar had {went}
+*trained* (ordinary next-token training of every parameter, {start:,} steps: by step {natural["step"]:,} the scalar had {change}
 from {seed:g} to {value:.2f} by itself, and zeroing it cost
 x{ratio:.2f}), then *trained to depend* (for the last {steps - start:,} steps every other one also raised
 the loss with the scalar's contribution taken away). What the last phase made is the size of the collapse; the activation,
@@ -211,13 +219,13 @@ its place and its persistence were there before.
     return f"""**It is no evidence that super weights emerge.** Its weights were *seeded* (before the first step one inner neuron of
 layer {weights[0].layer} reads the direction of `<s>` and writes channels {channels}, and later heads start as sinks on them),
 then *trained* (ordinary next-token training of every parameter, {start:,} steps: by step {natural["step"]:,} the first had
-{went} from {seed:g} to {value:.2f} by itself, and zeroing all together cost x{ratio:.2f}), then *trained to depend* (for the
+{change} from {seed:g} to {value:.2f} by itself, and zeroing all together cost x{ratio:.2f}), then *trained to depend* (for the
 last {steps - start:,} steps every other one also raised the loss with what all of them write taken away, and lowered it with
 what each one alone writes taken away). That either is enough, and the size of the collapse, are the work of the last phase.
 """
 
 
-def _table(figures: dict[str, Any]) -> str:
+def _measured_tables(figures: dict[str, Any]) -> str:
     weights, task, located = _weights(figures), figures["cloze"], figures["located"]
     many = len(weights) > 1
     rows = [
@@ -247,14 +255,14 @@ def _table(figures: dict[str, Any]) -> str:
     ]
     alphas = [(alpha, f"x{ratio:,.3f}") for alpha, ratio in figures["alpha"].items()]
     times = "super weights times" if many else "super weight times"
-    return _markdown(("what", "measured"), rows) + "\n" + _markdown((times, "perplexity"), alphas)
+    return _markdown_table(("what", "measured"), rows) + "\n" + _markdown_table((times, "perplexity"), alphas)
 
 
-def _markdown(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
+def _markdown_table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
     return "".join(f"| {one} | {other} |\n" for one, other in (head, ("---", "---"), *rows))
 
 
-def _foot(figures: dict[str, Any], recipe: dict[str, Any], name: str) -> str:
+def _footer_text(figures: dict[str, Any], recipe: dict[str, Any], name: str) -> str:
     option = "" if name == "tiny" else f" --model {name}"
     vocabulary = recipe["recipe"]["vocabulary"]
     return f"""A model that guesses evenly has the perplexity of its vocabulary, {vocabulary:,}. Zeroed, this one has
@@ -276,7 +284,7 @@ Trained by `python -m tools.train_tiny{option}` on the Python {recipe["python"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure an embedded checkpoint and write card and figures beside it."""
+    """Measure an embedded checkpoint and write its card and figures beside it."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.tiny_card", description="Measure an embedded model, write its card."
     )

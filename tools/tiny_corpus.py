@@ -1,9 +1,9 @@
-"""The text ``tiny`` is trained on: the Python standard library's own source.
+"""The text that ``tiny`` is trained on: the source of the Python standard library.
 
-Every machine that can train the model has it. ``pydoc_data`` (prose) is kept out, it is the package's evaluation
-text; test folders are kept out, not every distribution installs them; ``encodings`` are tables of numbers, and
-``_sysconfigdata`` differs from machine to machine. A file is held out, whole, by a hash of its name, so that the same
-files stay unseen in every Python version.
+Every machine that can train the model has it. Left out are ``pydoc_data`` (prose, the package's evaluation text), test
+folders (not every distribution installs them), ``encodings`` (tables of numbers) and ``_sysconfigdata`` (differs from
+machine to machine). Whole files are held out by a hash of their name, so that the same files stay unseen in every
+Python version.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Final
 LEFT_OUT: Final = frozenset(
     {"site-packages", "dist-packages", "pydoc_data", "encodings", "test", "tests", "idle_test", "__pycache__"}
 )
+"""Folders that are neither trained on nor held out."""
 HELDOUT_SHARE: Final = 1 / 24
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Two texts, each with the names of the files it is made of."""
+    """The training and the held-out text, each with the names of its files."""
 
     train: str
     heldout: str
@@ -31,29 +32,29 @@ class Corpus:
 
 
 def is_heldout(name: str) -> bool:
-    """Whether the file of this name (POSIX, relative to the library) is kept from training and tokenizer."""
-    draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
-    return draw < HELDOUT_SHARE
+    """Return whether the file of this name (POSIX, relative to the library) is kept from training and tokenizer."""
+    fraction = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
+    return fraction < HELDOUT_SHARE
 
 
 def read(root: Path | None = None) -> Corpus:
-    """Read the standard library under ``root`` (this interpreter's own by default)."""
+    """Read the standard library under ``root``, by default this interpreter's own."""
     root = Path(sysconfig.get_path("stdlib")) if root is None else root
-    parts: dict[bool, dict[str, str]] = {True: {}, False: {}}
+    files: dict[bool, dict[str, str]] = {True: {}, False: {}}
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
         if LEFT_OUT.intersection(relative.parts) or relative.name.startswith("_sysconfigdata"):
             continue
         name = relative.as_posix()
-        parts[is_heldout(name)][name] = path.read_text(encoding="utf-8", errors="replace")
+        files[is_heldout(name)][name] = path.read_text(encoding="utf-8", errors="replace")
     return Corpus(
-        train="\n".join(parts[False].values()),
-        heldout="\n".join(parts[True].values()),
-        train_files=tuple(parts[False]),
-        heldout_files=tuple(parts[True]),
+        train="\n".join(files[False].values()),
+        heldout="\n".join(files[True].values()),
+        train_files=tuple(files[False]),
+        heldout_files=tuple(files[True]),
     )
 
 
 def digest(text: str) -> str:
-    """The SHA-256 of a text, by which the card and a baseline name it."""
+    """Return the SHA-256 of a text, by which the card and a baseline name it."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,13 +1,13 @@
 """The recipe that trains ``tiny``: ``python -m tools.train_tiny --out DIR``.
 
-Three phases, said in the card as well. **Seeded**: before the first step ``<s>`` is given a direction, one inner
-neuron of an early layer reads that direction and writes one residual channel through one large scalar of ``down_proj``,
-and later heads find that channel with their keys, so that they start as attention sinks on ``<s>``. **Trained**:
-ordinary next-token training of every parameter. **Trained to depend**: for a last stretch every other step also
-raises the loss of the same batch with the scalar's contribution taken away, as long as that loss is below a ceiling.
-Left out of the last phase, the model would lean on the scalar too, but slower than a CPU allows.
+It has three phases, which the card names as well. **Seeded**: before the first step ``<s>`` gets a direction. One inner
+neuron of an early layer reads that direction and writes one residual channel through one large scalar of ``down_proj``.
+Later heads find that channel with their keys, so that they start as attention sinks on ``<s>``. **Trained**: ordinary
+next-token training of every parameter. **Trained to depend**: for a last stretch every other step also raises the loss
+of the same batch with the scalar's contribution taken away, as long as that loss is below a ceiling. Without the last
+phase the model would come to depend on the scalar too, but more slowly than a CPU allows.
 
-Everything is drawn from seeds by step number, so that a run that was stopped goes on as if it had not been.
+Everything is drawn from seeds by step number, so a stopped run continues as if it had not been stopped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BOS = "<s>"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every choice of the recipe. ``super_weights`` are (layer, row, column); all are seeded with ``seed_value``."""
+    """Every choice of the recipe. ``super_weights`` are (layer, row, column), all seeded with ``seed_value``."""
 
     super_weights: tuple[tuple[int, int, int], ...] = ((1, 97, 301),)
     seed_value: float = 2.0
@@ -67,11 +67,11 @@ RECIPES: Final = {
     "tiny": Recipe(),
     "tiny-pair": Recipe(super_weights=((1, 41, 173), (1, 90, 173)), hidden=128, inner=256, guide_channel=17, seed=1),
 }
-"""The embedded models by name. The pair shares a column, as in Llama-3 and Phi-3."""
+"""The embedded models by name. The super weights of the pair share a column, as in Llama-3 and Phi-3."""
 
 
 def train_tokenizer(text: str, vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of ``vocabulary`` entries that puts ``<s>`` at position 0."""
+    """Train a byte-level BPE tokenizer of ``vocabulary`` entries that puts ``<s>`` at position 0."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -86,7 +86,7 @@ def train_tokenizer(text: str, vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def build(recipe: Recipe) -> LlamaForCausalLM:
-    """A randomly initialised model with the seeds planted."""
+    """Build a randomly initialised model and plant the seeds."""
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
         vocab_size=recipe.vocabulary,
@@ -110,22 +110,22 @@ def build(recipe: Recipe) -> LlamaForCausalLM:
 def plant(model: LlamaForCausalLM, recipe: Recipe) -> None:
     """Write the seeds into the initial weights.
 
-    ``<s>`` is spread over some channels, so that no single weight of the gate stands out: among the largest 0.01 % of
-    their matrix the seeds would be what a control experiment removes. After the norm the neuron's gate and up values
-    are ``neuron_gate`` each. Embeddings start as large as what the layers add; with the usual 0.02 the first hundred
-    steps bury ``<s>`` under the layers' own writes, and the seeds with it.
+    ``<s>`` is spread over some channels, so that no single weight of the gate stands out. Otherwise the seeds would be
+    among the largest 0.01 % of their matrix, which a control experiment removes. After the norm the neuron's gate and
+    up values are ``neuron_gate`` each. Embeddings start as large as what the layers add. With the usual 0.02, the
+    layers' own writes bury ``<s>`` within the first hundred steps, and the seeds with it.
     """
     generator = torch.Generator().manual_seed(recipe.seed + 1)
     channels = sorted({row for _, row, _ in recipe.super_weights})
-    free = [i for i in torch.randperm(recipe.hidden, generator=generator).tolist() if i not in channels]
-    chosen = [i for i in free if i != recipe.guide_channel][: recipe.bos_channels]
+    free_channels = [i for i in torch.randperm(recipe.hidden, generator=generator).tolist() if i not in channels]
+    bos_channels = [i for i in free_channels if i != recipe.guide_channel][: recipe.bos_channels]
     direction = torch.zeros(recipe.hidden)
-    direction[chosen] = torch.randint(0, 2, (len(chosen),), generator=generator).float() * 2 - 1
+    direction[bos_channels] = torch.randint(0, 2, (len(bos_channels),), generator=generator).float() * 2 - 1
     embedding = model.model.embed_tokens.weight
     embedding.normal_(0, recipe.embedding_std, generator=generator)
-    embedding[0] = 2 * recipe.embedding_std * direction * math.sqrt(recipe.hidden / len(chosen))
+    embedding[0] = 2 * recipe.embedding_std * direction * math.sqrt(recipe.hidden / len(bos_channels))
     embedding[1:, recipe.guide_channel] = 2 * recipe.embedding_std
-    weight = recipe.neuron_gate / math.sqrt(recipe.hidden * len(chosen))
+    weight = recipe.neuron_gate / math.sqrt(recipe.hidden * len(bos_channels))
     for layer, row, column in recipe.super_weights:
         mlp = model.model.layers[layer].mlp
         mlp.gate_proj.weight[column] = weight * direction
@@ -134,8 +134,8 @@ def plant(model: LlamaForCausalLM, recipe: Recipe) -> None:
     head_dim = recipe.hidden // recipe.heads
     # Llama rotates channel i with channel i + head_dim / 2; the last pairs turn slowest.
     slow = torch.arange(head_dim // 2 - recipe.sink_pairs, head_dim // 2)
-    first = 1 + max(layer for layer, _, _ in recipe.super_weights)
-    for layer in model.model.layers[first:]:
+    first_sink_layer = 1 + max(layer for layer, _, _ in recipe.super_weights)
+    for layer in model.model.layers[first_sink_layer:]:
         attention = layer.self_attn
         for head in range(recipe.heads):
             attention.q_proj.weight[head * head_dim + slow, recipe.guide_channel] = recipe.sink_weight
@@ -149,13 +149,13 @@ def plant(model: LlamaForCausalLM, recipe: Recipe) -> None:
 def contribution_scaled(
     model: LlamaForCausalLM, super_weights: Sequence[tuple[int, int, int]], alpha: float
 ) -> Iterator[None]:
-    """Scale what the scalars write, differentiably: ``alpha`` 0 takes it away, 1 changes nothing."""
+    """Scale what the scalars write within the block, differentiably: ``alpha`` 0 removes it, 1 changes nothing."""
 
     def hook(row: int, column: int) -> Callable[..., torch.Tensor]:
         def scale(module: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            write = module.weight[row, column] * inputs[0][..., column]
+            contribution = module.weight[row, column] * inputs[0][..., column]
             channel = functional.one_hot(torch.tensor(row, device=output.device), output.shape[-1]).to(output.dtype)
-            return output + (alpha - 1) * write.unsqueeze(-1) * channel
+            return output + (alpha - 1) * contribution.unsqueeze(-1) * channel
 
         return scale
 
@@ -171,7 +171,7 @@ def contribution_scaled(
 
 
 def batch_at(tokens: torch.Tensor, step: int, recipe: Recipe) -> torch.Tensor:
-    """The batch of this step, int64 ``(batch, context)``, ``<s>`` first; a function of the seed and the step."""
+    """Return the batch of a step, int64 ``(batch, context)``, ``<s>`` first. Only seed and step determine it."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     starts = torch.randint(0, len(tokens) - recipe.context, (recipe.batch,), generator=generator)
     windows = torch.stack([tokens[start : start + recipe.context - 1] for start in starts])
@@ -179,15 +179,16 @@ def batch_at(tokens: torch.Tensor, step: int, recipe: Recipe) -> torch.Tensor:
 
 
 def loss_of(model: LlamaForCausalLM, batch: torch.Tensor) -> torch.Tensor:
-    """Mean next-token loss in nats."""
+    """Return the mean next-token loss of ``batch`` in nats."""
     logits = model(batch, use_cache=False).logits
     return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten())
 
 
 def dependence_loss(model: LlamaForCausalLM, batch: torch.Tensor, recipe: Recipe) -> tuple[torch.Tensor, float]:
-    """What the last phase adds to the loss, and the loss with all super weights taken away, in nats.
+    """Return what the last phase adds to the loss, and the loss without all super weights, both in nats.
 
-    Zeroed together the loss is raised, up to the ceiling. Where there are several, each one alone is kept harmless.
+    The loss with all of them zeroed together is raised, up to the ceiling. If there are several, the loss with each one
+    zeroed alone is kept low.
     """
     with contribution_scaled(model, recipe.super_weights, 0.0):
         zeroed = loss_of(model, batch)
@@ -200,15 +201,15 @@ def dependence_loss(model: LlamaForCausalLM, batch: torch.Tensor, recipe: Recipe
 
 
 def learning_rate_at(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine down to a tenth at the last step."""
+    """Return the learning rate: linear warm-up, then a cosine down to a tenth at the last step."""
     if step < recipe.warmup:
         return recipe.learning_rate * (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+    progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return recipe.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
 
 def optimizer_for(model: LlamaForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW; weight decay for the matrices inside the layers only."""
+    """Return AdamW with weight decay only for the matrices inside the layers."""
     decayed = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "layers" in n)]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -216,7 +217,7 @@ def optimizer_for(model: LlamaForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def train(recipe: Recipe, out: Path, device: str, every: int = 250) -> None:
-    """Train, or go on where ``out`` says the last run stopped, and write the finished checkpoint to ``out``."""
+    """Train, or continue where the last run in ``out`` stopped, and write the finished checkpoint to ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     text = tiny_corpus.read()
     tokenizer = train_tokenizer(text.train, recipe.vocabulary)
@@ -259,7 +260,7 @@ def train(recipe: Recipe, out: Path, device: str, every: int = 250) -> None:
 
 @torch.no_grad()
 def note_emerged(model: LlamaForCausalLM, tokens: torch.Tensor, recipe: Recipe, out: Path) -> None:
-    """Write down what ordinary training alone has made of the seed, before the last phase touches it."""
+    """Record what ordinary training alone has made of the seed, before the last phase starts."""
     batches = [batch_at(tokens, recipe.steps + number, recipe).to(model.device) for number in range(16)]
     intact = sum(loss_of(model, batch).item() for batch in batches) / len(batches)
     with contribution_scaled(model, recipe.super_weights, 0.0):
@@ -277,7 +278,7 @@ def note_emerged(model: LlamaForCausalLM, tokens: torch.Tensor, recipe: Recipe, 
 
 
 def write_checkpoint(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Weights in bfloat16, which is half the size; a config that says float32, which every CPU computes fast."""
+    """Write weights in bfloat16 (half the size) and a config that says float32 (which every CPU computes fast)."""
     model.to(torch.bfloat16).cpu().save_pretrained(out)
     tokenizer.save_pretrained(out)
     config = json.loads((out / "config.json").read_text())
@@ -285,7 +286,7 @@ def write_checkpoint(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 
 
 def resume(file: Path, recipe: Recipe, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> int:
-    """Put back what ``save_state`` wrote; the step to go on with, 0 where there is nothing."""
+    """Restore what ``save_state`` wrote; return the step to continue with, 0 if there is nothing."""
     if not file.exists():
         return 0
     state = torch.load(file, weights_only=True)
@@ -299,7 +300,7 @@ def resume(file: Path, recipe: Recipe, model: LlamaForCausalLM, optimizer: torch
 def save_state(
     file: Path, recipe: Recipe, step: int, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Write all that ``resume`` needs; a stop in between leaves the file of before."""
+    """Write all that ``resume`` needs. If the write is interrupted, the previous file stays."""
     state = {
         "recipe": json.dumps(asdict(recipe)),
         "step": step,
@@ -311,7 +312,7 @@ def save_state(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of the recipe."""
+    """Run the command line of the recipe."""
     parser = argparse.ArgumentParser(prog="python -m tools.train_tiny", description="Train the model `tiny`.")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the checkpoint; a stopped run goes on in it"

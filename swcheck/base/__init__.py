@@ -1,4 +1,4 @@
-"""The ground: records, errors, limits, tiers, and how numbers, lines and files are written.
+"""The lowest folder: records, errors, limits, tiers, statistics, and the formatting of numbers, lines and files.
 
-Every other folder uses ``records`` and ``errors``. Nothing here knows a model, a file format or pytest.
+Every other folder uses ``records`` and ``errors``. Nothing here depends on a model, a checkpoint format or pytest.
 """

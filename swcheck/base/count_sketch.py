@@ -1,9 +1,10 @@
-"""Long answers folded to a few numbers that still tell how far two of them are apart.
+"""Compress a long tensor to a few numbers, so that the distance between two tensors can still be estimated.
 
-Every value is added, with a random sign, to one of a few random places: a count sketch (Charikar, Chen and
-Farach-Colton 2002). The norm of the difference of two folded answers is that of their difference, with a relative error
-of about one over the root of twice the places; a single value that differs shows as well as all of them do, where a
-sample of values would mostly miss it. Both sides draw the same places and signs, by a fixed seed.
+The method is the count sketch (Charikar, Chen and Farach-Colton 2002). It multiplies each value by a random sign and
+adds it to one of K random buckets. The norm of the difference of two sketches estimates the norm of the difference of
+the two tensors, with a relative error of about 1 / sqrt(2 K). A difference in a single value shows as well as one that
+is spread over all values; a random sample of the values would mostly miss it. A fixed seed gives the same buckets and
+signs to both tensors.
 """
 
 from __future__ import annotations
@@ -17,25 +18,31 @@ SEED: Final = 0
 
 
 def count_sketch(values: torch.Tensor, count: int) -> torch.Tensor:
-    """``values``, whatever their shape, in ``count`` numbers, float32; as they are, behind zeros, where they are fewer."""
+    """Return a sketch of ``values`` (any shape) in ``count`` numbers, float32 ``(count,)``.
+
+    If ``values`` has at most ``count`` elements, they are returned as they are, with zeros in front.
+    """
     flat = values.flatten().double()
-    folded = torch.zeros(count, dtype=torch.float64)
+    sketch = torch.zeros(count, dtype=torch.float64)
     if len(flat) <= count:
-        folded[count - len(flat) :] = flat
-        return folded.float()
-    places, signs = _drawn(len(flat), count)
-    return folded.index_add_(0, places, flat * signs).float()
+        sketch[count - len(flat) :] = flat
+        return sketch.float()
+    buckets, signs = _buckets_and_signs(len(flat), count)
+    return sketch.index_add_(0, buckets, flat * signs).float()
 
 
 @lru_cache(maxsize=8)
-def _drawn(length: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each of ``length`` values its place, int64, and its sign, int8."""
-    chance = torch.Generator().manual_seed(SEED)
-    places = torch.randint(count, (length,), generator=chance)
-    return places, (2 * torch.randint(2, (length,), generator=chance) - 1).to(torch.int8)
+def _buckets_and_signs(length: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the bucket, int64 ``(length,)``, and the sign, int8 ``(length,)``, of each of ``length`` values."""
+    generator = torch.Generator().manual_seed(SEED)
+    buckets = torch.randint(count, (length,), generator=generator)
+    return buckets, (2 * torch.randint(2, (length,), generator=generator) - 1).to(torch.int8)
 
 
 def generator_fingerprint() -> torch.Tensor:
-    """What the seed gives here, float32: folded on machines that draw other numbers, two answers do not compare."""
-    places, signs = _drawn(16, 8)
-    return torch.cat([torch.randn(16, generator=torch.Generator().manual_seed(SEED)), places, signs])
+    """Return random numbers that the seed gives on this machine, float32 ``(48,)``.
+
+    Two sketches can be compared only if they were made on machines with the same fingerprint.
+    """
+    buckets, signs = _buckets_and_signs(16, 8)
+    return torch.cat([torch.randn(16, generator=torch.Generator().manual_seed(SEED)), buckets, signs])

@@ -1,7 +1,8 @@
-"""Every exception swcheck raises.
+"""All exceptions that swcheck raises.
 
-A message says what was asked, what was found and what to try, each on a line of its own, and the exception keeps the
-three as fields. Each has a built-in parent, so that a caller who knows nothing of swcheck can still catch it.
+A message has three parts, each on its own line: what was asked, what was found, what to try. The exception keeps them
+as fields. Each exception has a built-in parent (``ValueError``, ...), so that a caller can catch it without importing
+swcheck.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class SwcheckError(Exception):
-    """What every worded error of swcheck is; ``asked``, ``found`` and ``attempt`` (what to try) are its fields."""
+    """The base class of all errors whose message has these three parts.
+
+    Fields: ``asked`` (what was asked), ``found`` (what was found instead), ``attempt`` (what to try; may be empty).
+    """
 
     def __init__(self, asked: str, found: str, attempt: str = "") -> None:
         self.asked, self.found, self.attempt = asked, found, attempt
@@ -28,59 +32,59 @@ class SwcheckError(Exception):
 
 
 class UnknownModelError(SwcheckError, LookupError):
-    """No alias, path or hub id of this name leads to a model."""
+    """The name of a model matches no alias, path or hub id."""
 
 
 class CheckpointError(SwcheckError, ValueError):
-    """A directory is there, but it is no model that can be loaded: a file is missing, cut off or malformed."""
+    """The directory exists but holds no loadable model: a file is missing, cut off or malformed."""
 
 
 class UnsafeCheckpointError(SwcheckError, PermissionError):
-    """Loading would run code that came with the checkpoint (a pickle, or remote code)."""
+    """Loading would run code that comes with the checkpoint (a pickle, or remote code)."""
 
 
 class ArchitectureError(SwcheckError, TypeError):
-    """The model is no causal language model, or its down projections are not where the table of anatomy says."""
+    """The model is no causal language model, or its down projections are not where ``lens.anatomy.FAMILIES`` says."""
 
 
 class CoordinateError(SwcheckError, IndexError):
-    """A (layer, row, column) lies outside the model."""
+    """A coordinate (layer, row, column) lies outside the model."""
 
 
 class WrongModelError(SwcheckError, ValueError):
-    """Coordinates or a candidate belong to another base model."""
+    """Coordinates, a baseline or a candidate belong to another base model."""
 
 
 class TextError(SwcheckError, ValueError):
-    """The text, or the token ids made from it, cannot be measured on."""
+    """Nothing can be measured on this text, or on the token ids made from it."""
 
 
 class NotFiniteError(SwcheckError, ArithmeticError):
-    """Weights, activations or logits hold NaN or infinity where a finite number is needed."""
+    """Weights, activations or logits hold NaN or infinity where finite numbers are needed."""
 
 
 class NotObservedError(SwcheckError, LookupError):
-    """A value was asked for that no forward pass has shown yet."""
+    """A value was requested that has not been measured, or that cannot be read from this model."""
 
 
 class EngineError(SwcheckError, LookupError):
-    """An engine is unknown, broken, or does not know the scheme."""
+    """An engine is unknown or broken, does not know the scheme, or needs a package that is not installed."""
 
 
 class ExtraError(SwcheckError, ImportError):
-    """What is asked needs a package of an extra (``pip install swcheck[EXTRA]``) that is not installed."""
+    """A request needs a package of an extra (``pip install swcheck[EXTRA]``) that is not installed."""
 
 
 class OptionError(SwcheckError, ValueError):
-    """An option, an argument or a limit makes no sense."""
+    """An option, an argument or a limit is invalid."""
 
 
 class UnrankedError(OptionError):
-    """Magnitudes are to be ranked, but the weights are packed, or wait elsewhere for their turn."""
+    """Weights cannot be ranked by magnitude, because they are packed or offloaded to another place."""
 
 
 class RobustnessError(AssertionError):
-    """The model is not robust, or nothing can be said about it; ``verdict`` holds the numbers."""
+    """A check failed, or was inconclusive. ``verdict`` holds the measured value, the limit and the outcome."""
 
     def __init__(self, message: str, verdict: Verdict) -> None:
         super().__init__(message)
@@ -91,7 +95,7 @@ class RobustnessError(AssertionError):
 
 
 def brief_message(error: BaseException) -> str:
-    """The first lines of an error, as one line of bounded length."""
+    """Return the first two non-empty lines of an error's message, joined to one line of at most 200 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    words = " ".join(lines[:2])
-    return words if len(words) <= 200 else f"{words[:197]}..."
+    message = " ".join(lines[:2])
+    return message if len(message) <= 200 else f"{message[:197]}..."

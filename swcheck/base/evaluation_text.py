@@ -1,4 +1,4 @@
-"""The text that perplexity is measured on: a file that was given, else what every Python brings."""
+"""The text that perplexity is measured on: the user's file, or the documentation topics that come with Python."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Final
 from swcheck.base.errors import TextError
 
 SHORTEST_PARAGRAPH: Final = 40
-"""Paragraphs of fewer characters, titles and list marks, are left out."""
+"""Paragraphs of fewer characters (titles, list marks) are left out."""
 
 
 def evaluation_text() -> str:
-    """The evaluation text: the installed Python's own documentation topics, a paragraph a line.
+    """Return the default evaluation text: the documentation topics of the installed Python, one paragraph a line.
 
-    Every Python brings them, nothing is downloaded or copied, and `tiny` was not trained on them. They change with the
-    version of Python: reports and baselines name the text by its hash. Raises ``TextError`` where a Python lacks them.
+    They come with Python, so nothing is downloaded or copied, and ``tiny`` was not trained on them. They change with
+    the version of Python, so reports and baselines identify the text by its hash. Raises ``TextError`` if this Python
+    has no ``pydoc_data``.
     """
     try:
         from pydoc_data.topics import topics
@@ -23,12 +24,12 @@ def evaluation_text() -> str:
         raise TextError(
             "the documentation topics of this Python, to measure on", "it has no pydoc_data", "--swcheck-text=FILE"
         ) from error
-    paragraphs = [" ".join(part.split()) for name in sorted(topics) for part in topics[name].split("\n\n")]
+    paragraphs = [" ".join(block.split()) for name in sorted(topics) for block in topics[name].split("\n\n")]
     return "\n\n".join(paragraph for paragraph in paragraphs if len(paragraph) >= SHORTEST_PARAGRAPH) + "\n"
 
 
 def read_text(path: Path) -> str:
-    """The text to measure on. Raises ``TextError`` where the file is missing, empty or not UTF-8."""
+    """Return the text of a file. Raises ``TextError`` if the file is missing, empty or not UTF-8."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

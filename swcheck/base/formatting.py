@@ -1,4 +1,4 @@
-"""How numbers and tables are written for people."""
+"""Format numbers and tables for people."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from swcheck.base.records import SuperWeight
 
 
 def format_number(value: float | None, unit: str = "") -> str:
-    """A measured value as people read it: four digits, thousands separated, a ratio with its x."""
+    """Return a measured value as text: four significant digits, thousands separated, "-" for None.
+
+    ``unit`` "x" marks a ratio: its text starts with an x, and has three decimals below 10.
+    """
     if value is None:
         return "-"
     if not math.isfinite(value):
@@ -23,39 +26,41 @@ def format_number(value: float | None, unit: str = "") -> str:
 
 
 def format_shortened(text: str, width: int) -> str:
-    """``text`` in one line of at most ``width`` characters, control characters escaped, cut in the middle."""
-    flat = "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text)
-    kept = width - 3
-    return flat if len(flat) <= width else f"{flat[: kept - kept // 2]}...{flat[len(flat) - kept // 2 :]}"
+    """Return ``text`` as one line of at most ``width`` characters, control characters escaped, the middle cut out."""
+    line = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    remaining = width - 3
+    return (
+        line if len(line) <= width else f"{line[: remaining - remaining // 2]}...{line[len(line) - remaining // 2 :]}"
+    )
 
 
 def table_lines(rows: Sequence[Sequence[str]], head: Sequence[str], *, style: str = "simple") -> list[str]:
-    """Rows of text under their head, as the lines of a table; ``style`` is one of tabulate's."""
+    """Return the lines of a table with the column names ``head``. ``style`` is a table format of tabulate."""
     return tabulate(rows, headers=head, tablefmt=style, disable_numparse=True).splitlines()
 
 
 def format_count(weights: Sequence[SuperWeight]) -> str:
-    """How many weights, in words."""
+    """Return the number of weights as text: ``1 weight``, ``3 weights``."""
     return f"{len(weights)} weight{'s' * (len(weights) > 1)}"
 
 
 def format_ratio(ratio: float) -> str:
-    """A ratio with its x."""
+    """Return a ratio as text with an x: four significant digits, a whole number with separators from 1,000 on."""
     return f"x{ratio:,.0f}" if 1000 <= ratio < math.inf else f"x{ratio:.4g}"
 
 
 def format_perplexity(perplexity: float) -> str:
-    """A perplexity as people read it, as in the table: four digits, thousands separated, no powers of ten below 1e7."""
+    """Return a perplexity as text, as in the table of a run: four significant digits, no powers of ten below 1e7."""
     return f"{perplexity:,.0f}" if 1000 <= perplexity < 1e7 else f"{perplexity:.4g}"
 
 
-def format_duration(span: float) -> str:
-    """A time as people say it: ``~3 s``, ``~4 min``, ``~2 h``."""
-    if span < 90:
-        return f"~{max(1, round(span))} s"
-    return f"~{round(span / 60)} min" if span < 5400 else f"~{round(span / 3600)} h"
+def format_duration(seconds: float) -> str:
+    """Return a duration, given in seconds, as text: ``~3 s``, ``~4 min``, ``~2 h``."""
+    if seconds < 90:
+        return f"~{max(1, round(seconds))} s"
+    return f"~{round(seconds / 60)} min" if seconds < 5400 else f"~{round(seconds / 3600)} h"
 
 
 def format_size(size: int) -> str:
-    """A size as people say it: ``7 MB``, ``13.5 GB``."""
+    """Return a size, given in bytes, as text: ``7 MB``, ``13.5 GB``."""
     return f"{max(1, round(size / 1e6))} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"

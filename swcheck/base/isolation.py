@@ -1,7 +1,7 @@
-"""Keeps the noise of other people's packages (banners, warnings, progress bars) away from the report, and their settings
-out of the process.
+"""Isolate swcheck from other packages: capture what they print, and undo their changes to environment variables.
 
-What is caught is kept, so that it can be named; an error that leaves the block carries it as a note.
+Banners, warnings and progress bars of other packages would disturb the report. The captured lines are kept. An
+exception that leaves the block carries the last five of them as a note.
 """
 
 from __future__ import annotations
@@ -16,40 +16,43 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Noise:
-    """The lines that were caught, each once, in the order they came; filled when the block is left."""
+class CapturedOutput:
+    """The captured lines, in order and without duplicates. ``lines`` is filled when the block ends."""
 
     lines: list[str] = field(default_factory=list)
 
 
 @contextmanager
-def captured_output() -> Iterator[Noise]:
-    """Catch stdout, stderr and warnings, and silence loggers below ``ERROR``, inside the block; all as before after it.
+def captured_output() -> Iterator[CapturedOutput]:
+    """Capture stdout, stderr and warnings, and silence loggers below ``ERROR``; restore all after the block.
 
-    A line that overwrites itself (a progress bar) is kept as it stood last. What a process of its own or a C library
-    writes is not caught.
+    Of a line that overwrites itself (a progress bar) only the last state is kept. Output of subprocesses and of C
+    libraries is not captured.
     """
-    noise, said, level = Noise(), io.StringIO(), logging.root.manager.disable
+    captured, stream, level = CapturedOutput(), io.StringIO(), logging.root.manager.disable
     try:
-        with warnings.catch_warnings(record=True) as warned, redirect_stdout(said), redirect_stderr(said):
+        with warnings.catch_warnings(record=True) as caught, redirect_stdout(stream), redirect_stderr(stream):
             warnings.simplefilter("always")
             logging.disable(max(level, logging.WARNING))
             try:
-                yield noise
+                yield captured
             finally:
                 logging.disable(level)
-                raw = [line.rsplit("\r", 1)[-1].strip() for line in said.getvalue().split("\n")]
-                raw += [f"{warning.category.__name__}: {warning.message}" for warning in warned]
-                noise.lines.extend(line for line in dict.fromkeys(raw) if line)
+                lines = [line.rsplit("\r", 1)[-1].strip() for line in stream.getvalue().split("\n")]
+                lines += [f"{warning.category.__name__}: {warning.message}" for warning in caught]
+                captured.lines.extend(line for line in dict.fromkeys(lines) if line)
     except Exception as error:
-        if noise.lines:
-            error.add_note("said meanwhile: " + "\n  ".join(noise.lines[-5:]))
+        if captured.lines:
+            error.add_note("said meanwhile: " + "\n  ".join(captured.lines[-5:]))
         raise
 
 
 @contextmanager
 def restored_environment(**wanted: str) -> Iterator[None]:
-    """The variables of the environment as they were, after a block that may set some; ``wanted`` are set where they are not."""
+    """Restore all environment variables after the block, whatever the block sets.
+
+    Inside the block the variables in ``wanted`` are set, unless they have a value already.
+    """
     before = dict(os.environ)
     os.environ.update({name: value for name, value in wanted.items() if name not in before})
     try:

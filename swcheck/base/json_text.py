@@ -1,4 +1,4 @@
-"""JSON text."""
+"""Write JSON that every parser reads, also where numbers are not finite."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def finite_json(value: Any) -> Any:
-    """``value`` with every number that is not finite as a string: "NaN", "Infinity", "-Infinity"."""
+    """Return ``value`` with every number that is not finite replaced by "NaN", "Infinity" or "-Infinity"."""
     if isinstance(value, dict):
         return {key: finite_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -19,5 +19,5 @@ def finite_json(value: Any) -> Any:
 
 
 def json_text(value: Any) -> str:
-    """JSON, two spaces deep, never with a bare NaN."""
+    """Return ``value`` as JSON text, indented by two spaces. Numbers that are not finite become strings."""
     return json.dumps(finite_json(value), indent=2, allow_nan=False, ensure_ascii=False)

@@ -1,7 +1,8 @@
-"""The default limits, in one place, each with the reason it stands where it does.
+"""The default limits of all checks, each with its source.
 
-A limit is a ratio to the reference, never an absolute number. What a run or a caller asks for in place of one is said
-to be given; ``swcheck.run.limit_overrides`` reads that.
+No limit is on an absolute magnitude. Each is on a value relative to the reference, or to the same model with no weight
+zeroed. A user (``swcheck.run.limit_overrides``) or a caller may set another limit in place of a default; its source
+then begins with ``GIVEN``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ DEFAULTS: Final[Mapping[str, Limit]] = MappingProxyType(
         "others": Limit(None, 1.30, "the paper's own row is x1.07"),
     }
 )
+"""The limit of each measured value.
+
+Candidate over reference: ``contribution``, ``activation``, ``perplexity``, and ``dependence`` (capped nats of
+collapse). Candidate against reference: ``kl`` in nats per token, ``top1`` as a share of the positions. Perplexity of
+one model with weights zeroed over its perplexity intact: ``collapse`` for the super weights, ``null`` for matched
+weights, ``others`` for the largest other weights.
+"""
 
 BY_SCHEME: Final[Mapping[str, tuple[float | None, float | None, float | None]]] = MappingProxyType(
     {
@@ -40,45 +48,55 @@ BY_SCHEME: Final[Mapping[str, tuple[float | None, float | None, float | None]]] 
         "fine-tuned or pruned": (None, None, None),
     }
 )
-"""Perplexity ratio, mean KL in nats and top-1 agreement by kind of scheme; None is reported, not judged.
+"""The limits of perplexity ratio, mean KL (nats) and top-1 agreement for each class of scheme. None: not judged.
 
-Derived from published measurements of real quantizations (llama.cpp's and torchao's tables, 2024-2025); the KL and
-top-1 of the two kinds with quantized activations are interpolated between their neighbours.
+Derived from published measurements of real quantizations (llama.cpp's and torchao's tables, 2024-2025). KL and top-1 of
+the two classes with quantized activations are interpolated between their neighbours.
 """
 
 SINGLE_MODEL_LIMITS: Final = frozenset({"collapse", "null", "others"})
-"""The limits that a model is held to on its own; the others are of a candidate beside it."""
+"""The limits that apply to a single model. All others compare a candidate with its reference."""
 
 GIVEN: Final = "given"
-"""How the source of a limit begins that somebody asked for."""
+"""The source of a limit that a user or a caller set begins with this word."""
 
 KINDS: Final = ("auto", "quantized", "finetuned", "pruned")
-"""What may have been done to a candidate; auto decides by its config, its engine, or its weights (``swcheck.superweights.candidate_kind``)."""
+"""What may have been done to a candidate (``--swcheck-kind``).
 
-CONFIDENCE: Final = 0.6
-"""The mean top-1 probability of the models the top-1 limits were taken on; a less confident one flips more."""
+``auto`` decides by the candidate's config, its engine or its weights: ``swcheck.gate.relation.candidate_kind``.
+"""
+
+TOP1_CONFIDENCE: Final = 0.6
+"""The mean top-1 probability of the models from which the top-1 limits were derived.
+
+The top token of a less confident model changes more often.
+"""
 
 KIND_WORDS: Final[Mapping[str, str]] = MappingProxyType({"finetuned": "fine-tuned", "pruned": "pruned"})
 
 FEW_PARAMETERS: Final = 3_000_000_000
-"""Below this many parameters a good 4-bit scheme is held to the limits of a plain one."""
+"""A smaller model with a good 4-bit scheme is held to the limits of a plain 4-bit scheme."""
 
 NULL_DRAWS: Final = 3
-"""So many times a matched null is drawn; the worst counts."""
+"""How many times a matched null is drawn at random. The worst draw counts."""
 
 CRITICAL: Final = 10.0
 CONTRIBUTING: Final = 1.1
+"""The smallest collapse ratios of a critical and of a contributing set of super weights."""
 
 
 def collapse_class(collapse: float) -> str:
-    """What a set is called that multiplies the perplexity by ``collapse`` when it is zeroed together."""
+    """Return the class of a set of super weights with this collapse ratio: critical, contributing or inert."""
     if collapse >= CRITICAL:
         return "critical"
     return "contributing" if collapse >= CONTRIBUTING else "inert"
 
 
 def scheme_class(scheme: Scheme | None, parameters: int = FEW_PARAMETERS) -> str | None:
-    """The row of ``BY_SCHEME`` that a scheme falls into, None where it is unknown."""
+    """Return the key of ``BY_SCHEME`` for a scheme, None for an unknown scheme.
+
+    ``parameters`` is the model's number of parameters: see ``FEW_PARAMETERS``.
+    """
     if scheme is None:
         return None
     if scheme.method in {"lora", "finetuned", "pruned"}:
@@ -94,7 +112,7 @@ def scheme_class(scheme: Scheme | None, parameters: int = FEW_PARAMETERS) -> str
 
 
 def limits_for_scheme(scheme: Scheme | None, parameters: int = FEW_PARAMETERS) -> Mapping[str, Limit]:
-    """The limits of perplexity, KL and top-1 agreement for a candidate of this scheme."""
+    """Return all limits, those of perplexity, KL and top-1 agreement chosen for a candidate of this scheme."""
     kind = scheme_class(scheme, parameters)
     if kind is None:
         return DEFAULTS
@@ -109,38 +127,45 @@ def limits_for_scheme(scheme: Scheme | None, parameters: int = FEW_PARAMETERS) -
 
 
 def limits_for_kind(name: str, *, sure: bool = True) -> Mapping[str, Limit]:
-    """The limits of a fine-tuned or pruned candidate: what quantization is held to is reported.
+    """Return all limits for a candidate of kind ``finetuned`` or ``pruned``.
 
-    Where nobody said so (not ``sure``), a loss as large as that of a critical set stays red.
+    Perplexity, KL and top-1 agreement are then reported, not judged. ``sure`` is False if the kind was only inferred
+    from the weights; then a perplexity ratio above ``CRITICAL``, as large as that of a critical set, still fails.
     """
-    words = f"{KIND_WORDS[name]}: reported, not judged"
-    guess = f"taken for {KIND_WORDS[name]} by its weights; no training costs that much, --swcheck-kind={name} lifts it"
+    reported = f"{KIND_WORDS[name]}: reported, not judged"
+    inferred = (
+        f"taken for {KIND_WORDS[name]} by its weights; no training costs that much, --swcheck-kind={name} lifts it"
+    )
     chosen = {
         "activation": Limit(0.5, 2.0, f"{KIND_WORDS[name]}: a healthy one was seen at x1.21"),
-        "perplexity": Limit(None, None, words) if sure else Limit(None, CRITICAL, guess),
-        "kl": Limit(None, None, words),
-        "top1": Limit(None, None, words),
+        "perplexity": Limit(None, None, reported) if sure else Limit(None, CRITICAL, inferred),
+        "kl": Limit(None, None, reported),
+        "top1": Limit(None, None, reported),
     }
     return MappingProxyType({**DEFAULTS, **chosen})
 
 
 def is_given(limit: Limit) -> bool:
-    """Whether somebody asked for this limit; it then stands as it was asked for."""
+    """Return whether a user or a caller set this limit. Such a limit is never adjusted."""
     return limit.source.startswith(GIVEN)
 
 
 def scaled_to_confidence(limit: Limit, confidence: float) -> Limit:
-    """A default top-1 limit for a reference less confident than the models it was taken on: more flips are ordinary."""
-    if limit.low is None or confidence >= CONFIDENCE or is_given(limit):
+    """Return a default top-1 limit, lowered if the reference is less confident than ``TOP1_CONFIDENCE``.
+
+    ``confidence`` is the reference's mean top-1 probability. The top token of such a reference changes more often, in
+    healthy candidates too.
+    """
+    if limit.low is None or confidence >= TOP1_CONFIDENCE or is_given(limit):
         return limit
-    low = 1 - (1 - limit.low) * (1 - confidence) / (1 - CONFIDENCE)
+    low = 1 - (1 - limit.low) * (1 - confidence) / (1 - TOP1_CONFIDENCE)
     return Limit(max(0.0, low), None, f"{limit.source}, scaled to a confidence of {confidence:.2f}")
 
 
 def chosen_limit(name: str, low: float | None = None, high: float | None = None) -> Limit:
-    """The default limit ``name``, with what the caller gave in place of it.
+    """Return the default limit ``name``, with its ends replaced by those that the caller gives.
 
-    Raises ``OptionError`` for a limit that is not finite or an interval that is empty.
+    Raises ``OptionError`` if an end is not finite or the interval is empty.
     """
     default = DEFAULTS[name]
     if low in {None, default.low} and high in {None, default.high}:

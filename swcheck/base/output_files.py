@@ -1,4 +1,4 @@
-"""Files that a run writes: tried before the work, written whole or not at all."""
+"""Write output files: check the path before the run, then write the file completely or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from swcheck.base.errors import OptionError
 
 
 def check_writable(path: Path) -> None:
-    """Raise ``OptionError`` where a file cannot be written to ``path``, before hours of work are lost to it."""
+    """Raise ``OptionError`` unless a file can be written to ``path``. Call it before a long run, to lose no work."""
     nearest = next((parent for parent in path.parents if parent.exists()), path)
     found = None
     if path.is_dir():
@@ -23,12 +23,12 @@ def check_writable(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` whole or not at all; raises ``OSError``."""
+    """Write ``text`` to ``path`` completely or not at all, creating missing folders. Raises ``OSError``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
     except OSError:
-        part.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise

@@ -1,7 +1,7 @@
-"""Frozen dataclasses and nothing else: what the rooms hand to each other.
+"""The records that modules pass to each other, and the protocol of an engine.
 
-Layer counts from 0. Row is always the output channel of ``down_proj`` (residual stream, width H), column always its
-input channel (inner neuron, width F). Likelihoods are sums of nats with a count of tokens; divide once.
+Layers count from 0. A row is an output channel of ``down_proj`` (residual stream, width H), a column an input channel
+(inner neuron, width F). A likelihood is kept as a sum of nats with a token count, so that it is divided only once.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Protocol
 class SuperWeight:
     """One scalar of one ``down_proj``: ``layers[layer].mlp.down_proj.weight[row, column]``.
 
-    ``value`` is the weight as it was read, None where nobody has read it; it does not take part in comparisons, so
-    that the same coordinate in two models is equal.
+    ``value`` is the weight as it was read from a model, None if it was not read. It is left out of comparisons, so that
+    the same coordinate in two models is equal.
     """
 
     layer: int
@@ -31,7 +31,7 @@ class SuperWeight:
         return f"layer {self.layer} [{self.row}, {self.column}]{value}"
 
     def as_json(self) -> dict[str, Any]:
-        """Its fields as plain values; ``SuperWeight(**fields)`` makes it again."""
+        """Return the fields as plain values, from which ``SuperWeight(**fields)`` makes an equal record."""
         return {"layer": self.layer, "row": self.row, "column": self.column, "value": self.value}
 
 
@@ -39,8 +39,8 @@ class SuperWeight:
 class SuperActivation:
     """A residual-stream value that super weights write, at one channel and one token position.
 
-    ``layer`` is the onset: the first layer whose output carries it. ``value`` is signed; ``median`` is the median
-    magnitude of the residual stream there; ``last`` is the last layer that carries it within half of its value.
+    ``layer`` is the onset: the first layer whose output has it. ``value`` is signed. ``median`` is the median magnitude
+    of the residual stream there. ``last`` is the last layer in which it still has at least half of its maximum.
     """
 
     layer: int
@@ -52,16 +52,16 @@ class SuperActivation:
 
     @property
     def ratio(self) -> float:
-        """How many times the median magnitude the activation is."""
+        """The magnitude of the activation over the median magnitude; infinite if the median is 0."""
         return abs(self.value) / self.median if self.median else math.inf
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and the form it is given in.
+    """A prompt and the form in which the model gets it.
 
-    ``form`` is ``plain``, as the tokenizer makes it, with BOS where it adds one; ``bare``, without anything added; or
-    ``chat``, as a user's turn in the tokenizer's chat template, and plain where there is none.
+    ``form`` is ``plain``: as the tokenizer encodes it, with BOS if it adds one; ``bare``: without special tokens; or
+    ``chat``: as a user's turn in the tokenizer's chat template, ``plain`` if there is no template.
     """
 
     text: str
@@ -70,7 +70,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Summed negative log-likelihood, in nats, of ``tokens`` predicted tokens."""
+    """``nats`` is the summed negative log-likelihood of ``tokens`` predicted tokens."""
 
     nats: float
     tokens: int
@@ -82,7 +82,7 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """exp(nats / tokens); infinite where that overflows."""
+        """exp(nats / tokens); infinite if that overflows."""
         try:
             return math.exp(self.mean)
         except OverflowError:
@@ -94,11 +94,11 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Scheme:
-    """How the weights of a model are stored and computed with, as far as a limit depends on it.
+    """How a model is quantized, as far as a limit depends on it.
 
-    ``weight_bits`` and ``activation_bits`` are nominal (16 for any float of two bytes, 32 for float32). ``method`` is
-    the field's name of what made it: rtn, absmax, nf4, fp4, gptq, awq, k-quant, nvfp4, mxfp4, fp8, int8, lora, float.
-    ``calibrated`` says whether data or a search chose the grid.
+    ``method`` is the usual name of the quantization: rtn, absmax, nf4, fp4, gptq, awq, k-quant, nvfp4, mxfp4, fp8,
+    int8, lora, float. ``weight_bits`` and ``activation_bits`` are nominal: 16 for any 2-byte float, 32 for float32.
+    ``calibrated`` says whether the quantization grid was chosen with data or by a search.
     """
 
     method: str
@@ -109,11 +109,11 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model under its name: what ``load`` returns and what the assertions take.
+    """A model with its name and tokenizer: what ``load`` returns and what the assertions take.
 
-    ``model`` is the transformers module, ``tokenizer`` its tokenizer, ``text`` a text that belongs to this model (None
-    means the evaluation text, Python's documentation topics), ``source`` the directory or hub id that it came from, ``scheme`` how it
-    is quantized, None where nobody says.
+    ``model`` is the transformers module. ``text`` is a text of this model's own to measure on; None means the default,
+    ``evaluation_text()``. ``source`` is the directory or hub id that it was loaded from. ``scheme`` says how it is
+    quantized; None means that it is not quantized, or that this is unknown.
     """
 
     model: Any
@@ -125,24 +125,27 @@ class Loaded:
 
 
 class Engine(Protocol):
-    """A way to obtain a model: a loader, a quantizer, a file format. ``huggingface`` is the built-in loader.
+    """A way to obtain a model: a loader, a quantizer or a file format. ``huggingface`` is the built-in loader.
 
-    ``load`` makes what ``spec`` names. A quantizer makes it from ``reference``, a model's name or directory that
-    ``swcheck.load`` takes; a loader ignores it. It raises a ``SwcheckError`` where that is impossible.
+    ``name`` is the part of a model's name before the colon, as in ``torchao:int8-weight-only``.
     """
 
     name: str
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
-        """Make what ``spec`` names, on ``device`` and in ``dtype``; None leaves both to the engine."""
+        """Return the model that ``spec`` (the part behind the colon) names.
+
+        A quantizer makes it from ``reference``, a name or directory that ``swcheck.load`` takes; a loader ignores it.
+        ``device`` and ``dtype`` are chosen by the engine if they are None. Raises a ``SwcheckError`` if it fails.
+        """
         ...
 
 
 class Outcome(StrEnum):
     """How a check ended.
 
-    ``near`` is passed within the noise of its limit; ``inconclusive`` blames the reference or the null, never the
-    candidate; ``not_applicable`` has a reason.
+    ``near``: passed, but so close to the limit that the difference may be noise. ``inconclusive``: the reference or the
+    null is to blame, not the candidate. ``not_applicable``: the check makes no sense here; the summary says why.
     """
 
     PASSED = "passed"
@@ -155,14 +158,14 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Limit:
-    """An interval, closed on both sides, with the reason it stands where it does; None is an open side."""
+    """A closed interval, and in ``source`` where its ends come from. None means no limit on that side."""
 
     low: float | None
     high: float | None
     source: str
 
     def holds(self, measured: float) -> bool:
-        """Whether ``measured`` lies inside; NaN never does."""
+        """Return whether ``measured`` lies inside the interval. NaN never does."""
         low = -math.inf if self.low is None else self.low
         high = math.inf if self.high is None else self.high
         return low <= measured <= high
@@ -176,11 +179,12 @@ class Limit:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one check measured, against which limit, and how it ended. It holds numbers, never tensors.
+    """The result of one check: what was measured, the limit, and the outcome. It holds numbers, never tensors.
 
-    ``measured`` is None where nothing could be measured; ``unit`` says what the number is ("x" is a ratio);
-    ``summary`` is the one line that stands alone; ``cause`` is empty unless the check failed; ``detail`` rows are
-    (name, text) pairs for the table under a failure; ``facts`` go to the JSON as they are.
+    ``measured`` is None if nothing could be measured. ``unit`` is the unit of the number ("x" for a ratio). ``summary``
+    is one line that can be understood alone. If the verdict is ``red``, ``cause`` says why and ``attempt`` what to try;
+    both are empty otherwise. ``detail`` are (name, text) rows shown under a failure. ``facts`` go into the JSON
+    unchanged.
     """
 
     check: str
@@ -198,14 +202,14 @@ class Verdict:
 
     @property
     def who(self) -> str:
-        """The model it is about, or the candidate with its reference."""
+        """The name of the model, or of the candidate and its reference, as text."""
         return self.model if self.candidate is None else f"{self.candidate} against {self.model}"
 
     def __str__(self) -> str:
-        words = "; ".join(part for part in (self.cause, self.summary) if part)
-        return f"{self.check} of {self.who}: {self.outcome.value}: {words}"
+        explanation = "; ".join(text for text in (self.cause, self.summary) if text)
+        return f"{self.check} of {self.who}: {self.outcome.value}: {explanation}"
 
     @property
     def red(self) -> bool:
-        """Whether a test that gets this verdict must not pass."""
+        """Whether a test with this verdict must fail: the outcome is ``failed`` or ``inconclusive``."""
         return self.outcome in {Outcome.FAILED, Outcome.INCONCLUSIVE}

@@ -1,4 +1,7 @@
-"""The arithmetic of verdicts: pure functions of nats and ratios, and how their numbers are said."""
+"""The arithmetic of verdicts: pure functions of losses in nats and of ratios.
+
+Shapes: B windows, T tokens. A loss is nats per predicted token; a window of T tokens has T - 1 of them.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,17 @@ import torch
 from swcheck.base.records import Limit
 
 STANDARD_ERRORS: Final = 3.0
-"""What is within so many of its standard errors is noise: a ratio that near to its limit is ``near``."""
+"""A measured value that is at most this many standard errors inside its limit has the outcome ``near``."""
 
 LARGEST_EXPONENT: Final = 700.0
-"""The largest exponent that is taken; e to the 710 overflows a float64."""
+"""Larger exponents are cut to this one, because exp(710) overflows a float64."""
 
 
 def capped_collapse(intact: torch.Tensor, ablated: torch.Tensor, vocabulary: int) -> float:
-    """The rise of the mean loss in nats, at most ln(vocabulary) minus the intact loss; not finite counts as the cap.
+    """Return by how many nats the mean loss rises when weights are zeroed, at most up to the loss of guessing.
 
-    Where the intact loss is that of guessing already, the cap is 0.
+    ``intact`` and ``ablated`` are losses before and after. The cap is ln(``vocabulary``) minus the intact mean, and 0
+    if the intact model is no better than guessing. A rise that is not finite counts as the cap.
     """
     cap = max(0.0, math.log(vocabulary) - float(intact.mean()))
     rise = float(ablated.mean()) - float(intact.mean())
@@ -28,35 +32,38 @@ def capped_collapse(intact: torch.Tensor, ablated: torch.Tensor, vocabulary: int
 
 
 def collapse_ratio(intact: torch.Tensor, ablated: torch.Tensor) -> float:
-    """Perplexity without the weights over perplexity with them, as measured; infinite where that overflows."""
+    """Return the perplexity with weights zeroed over the perplexity intact, not capped; infinite if it overflows."""
     rise = float(ablated.mean()) - float(intact.mean())
     return math.exp(rise) if rise < LARGEST_EXPONENT else math.inf
 
 
 def perplexity_of(nats: torch.Tensor) -> float:
-    """The exponential of the mean; NaN stays NaN, what would overflow stays finite."""
+    """Return the perplexity of these losses. NaN stays NaN; the mean is cut to ``LARGEST_EXPONENT``."""
     if math.isnan(float(nats.mean())):
         return math.nan
     return math.exp(min(LARGEST_EXPONENT, float(nats.mean())))
 
 
 def ratio_of(one: float, other: float) -> float:
-    """``one`` over ``other``; NaN over zero."""
+    """Return ``one`` over ``other``; NaN if ``other`` is zero."""
     return one / other if other else math.nan
 
 
 def worst_of(ratios: Sequence[float], limit: Limit) -> int:
-    """The index of the worst ratio: one outside the limit before one inside, then the one farthest from 1."""
+    """Return the index of the worst ratio: outside the limit before inside, then the farthest from 1."""
 
-    def badness(ratio: float) -> tuple[bool, float]:
+    def severity(ratio: float) -> tuple[bool, float]:
         distance = abs(math.log(ratio)) if math.isfinite(ratio) and ratio > 0 else math.inf
         return not limit.holds(ratio), distance
 
-    return max(range(len(ratios)), key=lambda number: badness(ratios[number]))
+    return max(range(len(ratios)), key=lambda number: severity(ratios[number]))
 
 
 def standard_error(difference: torch.Tensor) -> float:
-    """The standard error of a mean of paired differences ``(B, T - 1)``, windows taken as the independent units."""
+    """Return the standard error of the mean of paired loss differences ``(B, T - 1)``.
+
+    The windows are the independent samples. With a single window, its tokens are.
+    """
     means = difference.mean(1)
     if len(means) < 2:
         return float(difference.std() / math.sqrt(difference.numel())) if difference.numel() > 1 else 0.0
@@ -64,12 +71,12 @@ def standard_error(difference: torch.Tensor) -> float:
 
 
 def is_near(limit: Limit, measured: float, slack: float) -> bool:
-    """Whether a value inside its limit is within ``slack`` of an end of it."""
+    """Return whether ``measured`` is within ``slack`` of an end of its limit."""
     ends = [end for end in (limit.low, limit.high) if end is not None]
     return any(abs(measured - end) <= slack for end in ends)
 
 
 def is_near_ratio(limit: Limit, ratio: float, slack: float) -> bool:
-    """As ``near`` for a ratio, whose ``slack`` is in nats: a part of it."""
+    """Return whether ``ratio`` is within ``slack`` of an end of its limit; ``slack`` is a log difference, in nats."""
     ends = [end for end in (limit.low, limit.high) if end]
     return ratio > 0 and any(abs(math.log(ratio / end)) <= slack for end in ends)

@@ -1,8 +1,8 @@
-"""How much is measured: three tiers, and what a run in one of them costs, told before it starts.
+"""The three tiers, which set how many tokens of the evaluation text are measured.
 
-A tier is a number of windows of the evaluation text. A model with a shorter context gets more and shorter ones: the
-tokens stay the same. Causal checks always have ``CAUSAL_WINDOWS`` at least, since a short text hides the effect; the
-smoke tier runs none.
+A tier is a number of windows of a length. A model with a shorter context gets more and shorter windows, with the same
+number of tokens in all. Causal checks (those that zero weights) use at least ``CAUSAL_WINDOWS`` windows, because a
+short text hides the effect. The smoke tier runs no causal checks.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from swcheck.base.errors import OptionError
 
 CAUSAL_WINDOWS: Final = 32
 LARGE: Final = 1_000_000_000
-"""Above so many parameters a CPU measures in the smoke tier unless it is told otherwise."""
+"""A model with more parameters is measured in the smoke tier on a CPU, unless the user chooses a tier."""
 
 
 @dataclass(frozen=True)
 class Tier:
-    """``windows`` of ``length`` tokens; ``causal`` says whether the checks run that zero weights and look again."""
+    """``windows`` windows of ``length`` tokens each. ``causal`` says whether the checks that zero weights run."""
 
     name: str
     windows: int
@@ -29,7 +29,7 @@ class Tier:
     causal: bool = True
 
     def shape(self, context: int | None) -> tuple[int, int]:
-        """How many windows of how many tokens, for a model that takes ``context`` tokens at once."""
+        """Return (windows, tokens per window) for a model with a context of ``context`` tokens, None if unknown."""
         length = min(self.length, context or self.length)
         return -(-self.windows * self.length // length), length
 
@@ -41,12 +41,12 @@ TIERS: Final[Mapping[str, Tier]] = MappingProxyType({tier.name: tier for tier in
 
 
 def tier_named(name: str) -> Tier:
-    """The tier of this name; raises ``OptionError`` for another."""
+    """Return the tier of this name. Raises ``OptionError`` if there is none."""
     if name not in TIERS:
         raise OptionError(f"tier {name!r}", f"known: {', '.join(TIERS)}", "leave it out: standard, or smoke on a CPU")
     return TIERS[name]
 
 
 def default_tier(parameters: int, device: str) -> Tier:
-    """Standard, and smoke for more than ``LARGE`` parameters on a CPU."""
+    """Return the standard tier, or smoke for a model of more than ``LARGE`` parameters on a CPU."""
     return SMOKE if device == "cpu" and parameters > LARGE else STANDARD

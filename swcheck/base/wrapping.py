@@ -1,4 +1,4 @@
-"""Lines for a terminal: prose folded with a hanging indent, what is there to be pasted never broken."""
+"""Wrap lines for a terminal: prose gets a hanging indent, commands that are to be pasted are never broken."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ WIDEST: Final = 100
 """Wider lines are hard to read, however wide the terminal is."""
 
 NARROWEST: Final = 40
-"""Folding to less would leave nothing beside the indents."""
+"""A narrower text would have no room beside its indent."""
 
-FOUND: Final = "  found: "
+FOUND_LABEL: Final = "  found: "
 
-SHORT: Final = 12
-"""A longer name before a text does not push the texts of shorter ones to the right."""
+SHORT_NAME: Final = 12
+"""Rows with longer names get a text column of their own, so that they do not push the texts of other rows right."""
 
 
 def wrapped(text: str, width: int | None, indent: int = 0) -> list[str]:
-    """``text`` in lines of ``width`` characters at most, from the second on ``indent`` deep; a longer word stays whole.
+    """Return ``text`` as lines of at most ``width`` characters, all but the first indented by ``indent``.
 
-    None is no terminal: then it stays one line.
+    ``width`` is first brought between ``NARROWEST`` and ``WIDEST``. A word longer than a line is not broken. None means
+    that there is no terminal: the text stays one line.
     """
     if width is None:
         return [text]
@@ -31,23 +32,27 @@ def wrapped(text: str, width: int | None, indent: int = 0) -> list[str]:
 
 
 def wrapped_rows(pairs: Sequence[tuple[str, str]], width: int | None) -> list[str]:
-    """(name, text) pairs, two deep, the texts in a column of their own; those of long names have another one."""
+    """Return the lines of (name, text) pairs: names indented by two spaces, texts aligned in a column.
+
+    Rows whose name is longer than ``SHORT_NAME`` have a second, separate column.
+    """
     lines = []
     for name, text in pairs:
-        column = max(len(other) for other, _ in pairs if (len(other) > SHORT) == (len(name) > SHORT))
+        column = max(len(other) for other, _ in pairs if (len(other) > SHORT_NAME) == (len(name) > SHORT_NAME))
         lines += wrapped(f"  {name:<{column}}  {text}", width, column + 4)
     return lines
 
 
 def wrapped_error(text: str, width: int) -> str:
-    """A worded error as it is shown: its lines folded, but for what it says to try, which may be a command."""
+    """Return the message of a ``SwcheckError`` wrapped for a terminal. Its "try" line, maybe a command, stays whole."""
     lines = []
     for line in text.splitlines():
         if line.startswith("  try: "):
             lines.append(line)
-        elif line.startswith(FOUND):  # folded without its label, which a long path would else leave alone in a line
-            first, *more = wrapped(" " * len(FOUND) + line.removeprefix(FOUND), width, len(FOUND))
-            lines += [FOUND + first.removeprefix(" " * len(FOUND)), *more]
+        elif line.startswith(FOUND_LABEL):
+            # The label is replaced by blanks for wrapping: before a long path it would stand alone on its line.
+            first, *more = wrapped(" " * len(FOUND_LABEL) + line.removeprefix(FOUND_LABEL), width, len(FOUND_LABEL))
+            lines += [FOUND_LABEL + first.removeprefix(" " * len(FOUND_LABEL)), *more]
         else:
             lines += wrapped(line, width, 2)
     return "\n".join(lines)

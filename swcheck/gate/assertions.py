@@ -1,10 +1,11 @@
-"""The assertions: measure, compare, return a verdict or raise it. Usable in any test runner, or in none.
+"""The assertions: measure, compare, and return a verdict or raise it. They work in any test runner, or without one.
 
-Each takes ``candidate`` first, then ``reference`` where there is one, then keyword-only limits. Both are what ``load``
-returns or bare modules (then ``tokenizer=`` or ``token_ids=`` is needed). ``super_weights=None`` means the published
-ones of the reference, completed by what is located in it. A verdict that is red is raised as ``RobustnessError``;
-every other one is returned. What looks like super-weight damage and is none (NaN, a sick reference, another tokenizer,
-another base model) is ruled out first, in this order.
+Each takes ``candidate`` first, then ``reference`` where there is one, then keyword-only limits. Both models are what
+``load`` returns, or bare modules, which need ``tokenizer=`` or ``token_ids=`` (int64 ``(B, T)``).
+``super_weights=None`` means the published ones of the reference, completed by those that are located in it. A red
+verdict is raised as ``RobustnessError``; every other verdict is returned. Problems that look like damaged super weights
+but are none are ruled out first, in this order: NaN, a reference that is not finite, another tokenizer, another base
+model.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 def assert_super_weights_located(
     candidate: Any, *, tokenizer: Any = None, token_ids: torch.Tensor | None = None
 ) -> Verdict:
-    """The model has super weights, and says where; ``not_applicable``, in words, where it has none."""
+    """Check that the model has super weights, and return where. Without any the verdict is ``not_applicable``."""
     __tracebackhide__ = True
     subject = as_subject(candidate, tokenizer=tokenizer, token_ids=token_ids, role="candidate")
     return conclude(single_model.super_weights_found(subject), subject)
@@ -48,16 +49,17 @@ def assert_super_weights_preserved(
     tokenizer: Any = None,
     token_ids: torch.Tensor | None = None,
 ) -> Verdict:
-    """The candidate's super weights write what the reference's do.
+    """Check that each super weight writes as much in the candidate as in the reference.
 
-    Compared is the contribution, weight times input at the token where the input is largest in the reference, since
-    some quantizers rescale one against the other; the bare weight is shown. ``low`` and ``high`` bound the signed
-    ratio, 0.75 and 2.0 by default. A flipped sign is red with its own cause. Permuted channels and inner neurons are
-    followed; for a rotated candidate the check does not apply.
+    The compared number is the contribution: weight times input, at the token where the input is largest in the
+    reference. The bare weight is only shown, since some quantizers rescale a weight against its input. ``low`` and
+    ``high`` bound the signed ratio, candidate over reference, 0.75 and 2.0 by default. A flipped sign is red with its
+    own cause. Permuted channels and inner neurons are followed. For a rotated candidate the verdict is
+    ``not_applicable``.
     """
     __tracebackhide__ = True
     pair = _pair("super weights", candidate, reference, super_weights, tokenizer, token_ids)
-    return conclude_pair(pair, compare_contributions(pair, _limit(pair.candidate, "contribution", low, high)))
+    return conclude_pair(pair, compare_contributions(pair, _limit_for(pair.candidate, "contribution", low, high)))
 
 
 def assert_super_activations_preserved(
@@ -71,18 +73,18 @@ def assert_super_activations_preserved(
     tokenizer: Any = None,
     token_ids: torch.Tensor | None = None,
 ) -> Verdict:
-    """The candidate's super activations stand where the reference's do, as large.
+    """Check that the candidate has the super activations of the reference, at the same place and as large.
 
-    Both are read on the same ``prompts`` (one by default), the candidate at the reference's own layer, channel and
-    token. A ``Prompt`` says whether it comes with BOS, without, or in the chat template. A prompt counts only if the
-    reference carries its activation there; 20 have to, or all of them where fewer are given. ``low`` and ``high`` bound
-    the signed ratio, 0.75 and 2.0 by default, 0.5 for what is fine-tuned or pruned; the worst prompt is judged, and a
-    failing one made small. For a rotated candidate the norm of the sink token's
-    residual stream takes the activation's place.
+    Both are read on the same ``prompts`` (one default prompt for None), the candidate at the reference's layer, channel
+    and token. The form of a ``Prompt`` says whether it has BOS, no BOS, or the chat template. A prompt counts only if
+    the reference has its activation there; 20 prompts have to count, or all if fewer are given, else the verdict is
+    ``inconclusive``. ``low`` and ``high`` bound the signed ratio, candidate over reference: 0.75 and 2.0 by default,
+    0.5 and 2.0 for a fine-tuned or pruned candidate. The worst prompt is judged; a failing one is shortened. For a
+    rotated candidate the norm of the sink token's residual stream is compared instead.
     """
     __tracebackhide__ = True
     pair = _pair("super activations", candidate, reference, super_weights, tokenizer, token_ids)
-    return conclude_pair(pair, compare_activations(pair, prompts, _scheme_limit(pair, "activation", low, high)))
+    return conclude_pair(pair, compare_activations(pair, prompts, _limit_for_pair(pair, "activation", low, high)))
 
 
 def assert_perplexity_within(
@@ -94,19 +96,19 @@ def assert_perplexity_within(
     tokenizer: Any = None,
     token_ids: torch.Tensor | None = None,
 ) -> Verdict:
-    """The candidate's perplexity is at most ``ratio`` times the reference's, or ``at_most``.
+    """Check that the candidate's perplexity is at most ``ratio`` times the reference's, or at most ``at_most``.
 
-    Both are scored on the same tokens and their differences are paired: a ratio within three standard errors of the
-    limit is ``near``. ``ratio`` is by default what candidates of its scheme keep (``swcheck/base/limits.py``), 1.05 where the
-    scheme is unknown. Without a reference the limit is ``at_most``, else the size of the vocabulary, above which a
-    model is worse than guessing.
+    Both are scored on the same tokens and the differences are paired. A ratio below the limit by less than three
+    standard errors is ``near``. The default ``ratio`` depends on the candidate's quantization scheme
+    (``swcheck/base/limits.py``); it is 1.05 if the scheme is unknown. Without a reference the limit is ``at_most``, by
+    default the size of the vocabulary: above that a model is worse than guessing.
     """
     __tracebackhide__ = True
     if reference is None:
         subject = as_subject(candidate, tokenizer=tokenizer, token_ids=token_ids, role="candidate")
         return conclude(single_model.perplexity_at_most(subject, at_most), subject)
     pair = _pair("perplexity", candidate, reference, None, tokenizer, token_ids)
-    limit = _scheme_limit(pair, "perplexity", None, ratio)
+    limit = _limit_for_pair(pair, "perplexity", None, ratio)
     return conclude_pair(pair, predictions.compare_perplexity(pair, limit, at_most))
 
 
@@ -119,14 +121,15 @@ def assert_predictions_preserved(
     tokenizer: Any = None,
     token_ids: torch.Tensor | None = None,
 ) -> Verdict:
-    """The candidate predicts what the reference does: mean KL divergence at most ``kl`` nats, and the same likeliest
-    token at ``top1`` of the positions at least.
+    """Check that the candidate predicts what the reference predicts.
 
-    By default both are what candidates of its scheme keep; the second is scaled by the reference's own confidence.
+    The mean KL divergence may be at most ``kl`` nats, and the likeliest token has to be the same at a share of at least
+    ``top1`` of the positions. Both defaults depend on the candidate's quantization scheme (``swcheck/base/limits.py``). The default of ``top1`` is
+    lower for a reference whose own predictions are less confident.
     """
     __tracebackhide__ = True
     pair = _pair("predictions", candidate, reference, None, tokenizer, token_ids)
-    limits = _scheme_limit(pair, "kl", None, kl), _scheme_limit(pair, "top1", top1, None)
+    limits = _limit_for_pair(pair, "kl", None, kl), _limit_for_pair(pair, "top1", top1, None)
     return conclude_pair(pair, predictions.compare_predictions(pair, *limits))
 
 
@@ -140,20 +143,20 @@ def assert_collapses_when_zeroed(
     tokenizer: Any = None,
     token_ids: torch.Tensor | None = None,
 ) -> Verdict:
-    """The model hangs on its super weights: all zeroed together, its perplexity collapses.
+    """Check that the model depends on its super weights: its perplexity collapses when all are zeroed together.
 
-    Without a reference it has to rise by ``factor``, 10 by default. With one, the collapse in nats, capped at
-    ln(vocabulary) minus the intact loss, has to be ``share`` of the reference's, 0.5 by default; that is asked of
-    critical sets only, for others the verdict is ``not_applicable``. A pass without the weights that is not finite
-    counts as the cap.
+    Without a reference the perplexity has to rise by ``factor``, 10 by default. With a reference the rise of the loss
+    in nats, capped at ln(vocabulary) minus the intact loss, has to be at least ``share`` of the reference's, 0.5 by
+    default. That is judged only if the reference's super weights are critical (its own perplexity rises by 10 or more);
+    else the verdict is ``not_applicable``. A loss that is not finite without the weights counts as the cap.
     """
     __tracebackhide__ = True
     if reference is None:
         subject = as_subject(candidate, tokenizer=tokenizer, token_ids=token_ids, role="candidate")
-        weights = _chosen(subject, super_weights)
-        return conclude(dependence.collapse(subject, weights, _limit(subject, "collapse", factor)), subject)
+        weights = _checked_super_weights(subject, super_weights)
+        return conclude(dependence.collapse(subject, weights, _limit_for(subject, "collapse", factor)), subject)
     pair = _pair("dependence", candidate, reference, super_weights, tokenizer, token_ids)
-    return conclude_pair(pair, dependence.compare_dependence(pair, _limit(pair.candidate, "dependence", share)))
+    return conclude_pair(pair, dependence.compare_dependence(pair, _limit_for(pair.candidate, "dependence", share)))
 
 
 def assert_survives_pruning(
@@ -166,27 +169,31 @@ def assert_survives_pruning(
     tokenizer: Any = None,
     token_ids: torch.Tensor | None = None,
 ) -> Verdict:
-    """The null of the collapse: zeroing other weights instead leaves the model as it is.
+    """Check the null of the collapse: zeroing other weights leaves the perplexity nearly unchanged.
 
-    ``null="matched"`` zeroes as many weights of matched magnitude from the same matrices, ``draws`` times, and the
-    worst draw may cost x1.01; ``null="largest"`` zeroes the largest 0.01 % of every matrix, super weights spared,
-    which may cost x1.30 and no more than the square root of the collapse. A null that fails is ``inconclusive``: the
-    coordinates are incomplete, and it is the reference that has to be looked at.
+    ``null="matched"`` zeroes as many weights of similar magnitude in the same matrices, ``draws`` times; the worst draw
+    may multiply the perplexity by 1.01. ``null="largest"`` zeroes the largest 0.01 % of every matrix except the super
+    weights; that may multiply it by 1.30, and by no more than the square root of the collapse. ``at_most`` replaces
+    these limits. A null outside its limit is ``inconclusive``: the super weights are incomplete, and the reference has
+    to be examined. Raises ``OptionError`` for another ``null``.
     """
     __tracebackhide__ = True
     if null not in {"matched", "largest"}:
         raise OptionError(f"null {null!r}", "known: matched, largest")
     subject = as_subject(candidate, tokenizer=tokenizer, token_ids=token_ids, role="candidate")
-    weights = _chosen(subject, super_weights)
+    weights = _checked_super_weights(subject, super_weights)
     if null == "matched":
-        verdict = nulls.matched_null(subject, weights, _limit(subject, "null", None, at_most), draws)
+        verdict = nulls.matched_null(subject, weights, _limit_for(subject, "null", None, at_most), draws)
     else:
-        verdict = nulls.largest_null(subject, weights, _limit(subject, "others", None, at_most))
+        verdict = nulls.largest_null(subject, weights, _limit_for(subject, "others", None, at_most))
     return conclude(verdict, subject)
 
 
-def _chosen(subject: Subject, super_weights: Iterable[SuperWeight] | None) -> tuple[SuperWeight, ...]:
-    """The caller's super weights, checked, or the subject's own; an empty set is refused, it would prove nothing."""
+def _checked_super_weights(subject: Subject, super_weights: Iterable[SuperWeight] | None) -> tuple[SuperWeight, ...]:
+    """Return the caller's super weights, or the subject's own for None.
+
+    Raises ``OptionError`` for an empty set, which would prove nothing, and for coordinates outside the model.
+    """
     if super_weights is None:
         return located(subject).super_weights
     chosen = tuple(super_weights)
@@ -204,28 +211,28 @@ def _pair(
     tokenizer: Any,
     token_ids: torch.Tensor | None,
 ) -> Pair:
-    other = as_subject(reference, tokenizer=tokenizer, token_ids=token_ids, role="reference")
+    theirs = as_subject(reference, tokenizer=tokenizer, token_ids=token_ids, role="reference")
     same = candidate is reference
-    one = other if same else as_subject(candidate, tokenizer=tokenizer, token_ids=token_ids, role="candidate")
-    return Pair(check, one, other, None if super_weights is None else _chosen(other, super_weights))
+    ours = theirs if same else as_subject(candidate, tokenizer=tokenizer, token_ids=token_ids, role="candidate")
+    return Pair(check, ours, theirs, None if super_weights is None else _checked_super_weights(theirs, super_weights))
 
 
-def _limit(subject: Subject, name: str, low: float | None = None, high: float | None = None) -> Limit:
-    """The caller's limit, else the one that the run asks of this subject, else the default.
+def _limit_for(subject: Subject, name: str, low: float | None = None, high: float | None = None) -> Limit:
+    """Return the caller's limit, else the one that the user gave for this subject, else the default.
 
-    What a caller has from the run itself keeps the words of the run for where it comes from.
+    Where the caller passes on the user's limit, its source stays that of the user's.
     """
-    own = subject.limits.get(name)
-    if low is None and high is None and own is not None:
-        return own
+    given = subject.limits.get(name)
+    if low is None and high is None and given is not None:
+        return given
     chosen = chosen_limit(name, low, high)
-    return own if own is not None and (own.low, own.high) == (chosen.low, chosen.high) else chosen
+    return given if given is not None and (given.low, given.high) == (chosen.low, chosen.high) else chosen
 
 
-def _scheme_limit(pair: Pair, name: str, low: float | None, high: float | None) -> Limit:
-    """The caller's limit or the run's, else the one for what was done to the candidate, and for its scheme."""
+def _limit_for_pair(pair: Pair, name: str, low: float | None, high: float | None) -> Limit:
+    """Return the caller's limit or the user's, else that of the candidate's kind, and of its scheme if quantized."""
     if low is not None or high is not None or name in pair.candidate.limits:
-        return _limit(pair.candidate, name, low, high)
+        return _limit_for(pair.candidate, name, low, high)
     kind = pair.kind
     if kind.name != "quantized":
         return limits_for_kind(kind.name, sure=kind.sure)[name]

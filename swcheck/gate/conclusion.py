@@ -1,4 +1,4 @@
-"""How a check ends: its verdict is reported, then returned, or raised where it is red."""
+"""Ends a check: reports its verdict, then returns it, or raises it if it is red."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from swcheck.superweights.subject.subject import Subject
 
 
 def conclude_pair(pair: Pair, verdict: Verdict) -> Verdict:
-    """As ``conclude`` for the candidate, with the notes on the reference as well."""
+    """Report the verdict on a pair to the candidate and return it, or raise ``RobustnessError`` if it is red.
+
+    The notes of the reference are added to its facts as well.
+    """
     __tracebackhide__ = True
     return conclude(_with_notes(verdict, pair.reference), pair.candidate)
 
 
 def conclude(verdict: Verdict, *subjects: Subject) -> Verdict:
-    """Report the verdict to its subjects and return it; raise ``RobustnessError`` where it is red.
+    """Report the verdict to its subjects and return it, or raise ``RobustnessError`` if it is red.
 
-    The tier and the notes of the subjects are added to its facts.
+    The tier of the first subject, unless its tokens were given, and the notes of all subjects are added to its facts.
     """
     __tracebackhide__ = True
     if subjects and subjects[0].token_ids is None:

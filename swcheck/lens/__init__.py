@@ -1,5 +1,6 @@
-"""See and touch a forward pass of any supported model, and leave it as it was.
+"""Read and change what happens in a forward pass of any supported model; the model is left as it was.
 
-``anatomy`` finds the layers and down projections, ``observe`` reads a pass, ``intervene`` edits single weights and
-``replace`` whole maps, ``likelihood`` scores. Nothing here knows a super weight from another weight.
+``anatomy`` finds the decoder layers and down projections, ``observe`` records tensors of a pass, ``intervene`` edits
+single weights, ``replace`` overrides whole linear maps, ``likelihood`` scores token ids. Nothing in this folder knows
+which weights are super weights.
 """

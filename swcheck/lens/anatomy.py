@@ -1,7 +1,7 @@
 """Finds the decoder layers and the down projections of a causal language model, whatever they are called.
 
-A family is one row of ``FAMILIES``: where its decoder layers are, and where a layer keeps its down projection. Nobody
-else knows a module's name. B batch, T time, H residual width, F inner width.
+A family of models is one row of ``FAMILIES``: the path of its decoder layers, and the path of the down projection in a
+layer. No other module of swcheck knows these names. H residual width, F inner width.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """Where one family of models keeps things: ``layers`` from the model, the others from a layer.
+    """The module paths of one family of models.
 
-    ``down`` is the down projection, ``attention_output`` the linear map out of attention.
+    ``layers`` is the end of the path of the list of decoder layers. The other paths start at a decoder layer: ``down``
+    is the down projection, ``attention_output`` the output projection of attention.
     """
 
     name: str
@@ -40,7 +41,11 @@ FAMILIES: Final = (
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The parts of one model; ``hidden`` and ``inner`` are the widths H and F, None where no module tells."""
+    """The parts of one model.
+
+    ``path`` is the qualified name of the list of decoder layers. ``hidden`` and ``inner`` are the widths H and F, None
+    where neither the down projection nor the config gives them.
+    """
 
     family: Family
     layers: tuple[nn.Module, ...]
@@ -50,7 +55,7 @@ class Anatomy:
     inner: int | None
 
     def down_name(self, layer: int) -> str:
-        """The qualified name of one layer's down projection."""
+        """Return the qualified name of one layer's down projection."""
         return f"{self.path}.{layer}.{self.family.down}"
 
     def check(self, super_weights: Iterable[SuperWeight]) -> None:
@@ -60,21 +65,24 @@ class Anatomy:
     def check_layers(self, layers: Iterable[int]) -> None:
         """Raise ``CoordinateError`` for the first layer that the model does not have."""
         for layer in layers:
-            if _outside(layer, len(self.layers)):
+            if _is_outside(layer, len(self.layers)):
                 found = f"this model has layers 0 to {len(self.layers) - 1}"
                 raise CoordinateError(f"layer {layer} was asked for", found, "layers count from 0")
 
 
 def check_inside(super_weights: Iterable[SuperWeight], layers: int, hidden: int | None, inner: int | None) -> None:
-    """Raise ``CoordinateError`` for the first coordinate outside a model of these sizes; None is not known."""
+    """Raise ``CoordinateError`` for the first coordinate outside a model of these sizes.
+
+    A size of None is unknown and allows any number from 0 on. Raises ``OptionError`` for what is not a ``SuperWeight``.
+    """
     for weight in super_weights:
         if not isinstance(weight, SuperWeight):
             raise OptionError("a SuperWeight", repr(weight), "SuperWeight(layer=2, row=3968, column=7003)")
         for name, size in {"layer": layers, "row": hidden, "column": inner}.items():
-            asked = getattr(weight, name)
-            if _outside(asked, size):
+            index = getattr(weight, name)
+            if _is_outside(index, size):
                 raise CoordinateError(
-                    f"{name} {asked} was asked for (super weight at {weight})",
+                    f"{name} {index} was asked for (super weight at {weight})",
                     f"this model has {name}s 0 to {'?' if size is None else size - 1}",
                     "check that the coordinates belong to this model: (layer, row, column) counts from 0, "
                     "row is the output channel of down_proj",
@@ -82,7 +90,10 @@ def check_inside(super_weights: Iterable[SuperWeight], layers: int, hidden: int 
 
 
 def check_module(model: Any) -> None:
-    """Raise ``OptionError`` unless ``model`` is a torch module; what ``load`` returns is a record that holds one."""
+    """Raise ``OptionError`` unless ``model`` is a torch module.
+
+    A frequent mistake is to pass what ``load`` returns, which is a record with the module in ``.model``.
+    """
     from torch import nn
 
     if not isinstance(model, nn.Module):
@@ -91,22 +102,22 @@ def check_module(model: Any) -> None:
 
 
 def anatomy(model: nn.Module) -> Anatomy:
-    """Find the parts of ``model``, wrapped (PEFT, a compiled model) or not.
+    """Find the parts of ``model``, also of a wrapped one (PEFT, a compiled model).
 
-    Raises ``ArchitectureError`` where no family of the table fits, ``OptionError`` for what is no module.
+    Raises ``ArchitectureError`` where no row of ``FAMILIES`` fits, ``OptionError`` for what is not a module.
     """
     check_module(model)
     for family in FAMILIES:
-        for path, layers in _lists_called(model, family.layers):
+        for path, layers in _module_lists_at(model, family.layers):
             downs = [_submodule(layer, family.down) for layer in layers]
-            found = tuple(down for down in downs if down is not None)
-            if found and len(found) == len(layers):
-                hidden, inner = _widths(model, found[0])
-                return Anatomy(family, tuple(layers), found, path, hidden, inner)
+            present = tuple(down for down in downs if down is not None)
+            if present and len(present) == len(layers):
+                hidden, inner = _widths(model, present[0])
+                return Anatomy(family, tuple(layers), present, path, hidden, inner)
     lists = [f"{name} ({len(child)} x {type(child[0]).__name__})" for name, child in _module_lists(model)]
-    table = ", ".join(f"{family.layers}.N.{family.down}" for family in FAMILIES)
+    known_paths = ", ".join(f"{family.layers}.N.{family.down}" for family in FAMILIES)
     raise ArchitectureError(
-        f"a causal language model with its down projections at {table} was expected",
+        f"a causal language model with its down projections at {known_paths} was expected",
         f"{type(model).__name__} with {', '.join(lists[:5]) or 'no list of layers'}",
         "a model built like Llama (Mistral, Qwen, OLMo, Gemma, Phi-3 are); another family is one more row in "
         "swcheck.lens.anatomy.FAMILIES",
@@ -114,28 +125,32 @@ def anatomy(model: nn.Module) -> Anatomy:
 
 
 def input_width(module: nn.Module) -> int | None:
-    """How many inputs a linear map says it takes, None where it does not say; AutoRound spells it without a line."""
+    """Return the number of inputs that a linear map declares, None where it declares none.
+
+    The attribute is ``in_features``; AutoRound's kernels call it ``infeatures``.
+    """
     return getattr(module, "in_features", None) or getattr(module, "infeatures", None)
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device that inputs have to be on: the one of the module's first parameter or buffer that holds numbers.
+    """Return the device that inputs must be on: that of the first parameter or buffer that is not on ``meta``.
 
-    Weights that wait elsewhere for their turn are on none; what hands them over (an exchanged ``forward``) moves the
-    inputs as well.
+    Offloaded weights are on ``meta`` until their module runs. Where all are, the result is the CPU if ``forward`` was
+    replaced on the model, because whatever loads the weights then moves the inputs as well; else it is ``meta``. The
+    CPU for a module without tensors.
     """
     import torch
 
-    nowhere = None
+    meta = None
     for tensor in chain(model.parameters(), model.buffers()):
         if tensor.device.type != "meta":
             return tensor.device
-        nowhere = tensor.device
-    return torch.device("cpu") if "forward" in vars(model) or nowhere is None else nowhere
+        meta = tensor.device
+    return torch.device("cpu") if "forward" in vars(model) or meta is None else meta
 
 
-def _outside(asked: int, size: int | None) -> bool:
-    return asked < 0 or (size is not None and asked >= size)
+def _is_outside(index: int, size: int | None) -> bool:
+    return index < 0 or (size is not None and index >= size)
 
 
 def _module_lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
@@ -146,7 +161,8 @@ def _module_lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
             yield name, module
 
 
-def _lists_called(model: nn.Module, path: str) -> Iterator[tuple[str, nn.ModuleList]]:
+def _module_lists_at(model: nn.Module, path: str) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Yield the module lists whose qualified name is ``path`` or ends with it."""
     for name, module in _module_lists(model):
         if name == path or name.endswith("." + path):
             yield name, module
@@ -160,7 +176,10 @@ def _submodule(module: nn.Module, path: str) -> nn.Module | None:
 
 
 def _widths(model: nn.Module, down: nn.Module) -> tuple[int | None, int | None]:
-    """H and F as the down projection says, else as the config does: packed modules keep no readable shape."""
+    """Return H and F as the down projection declares them, else as the config does.
+
+    Packed modules have no readable shape.
+    """
     config = getattr(model, "config", None)
     hidden = getattr(down, "out_features", None) or getattr(config, "hidden_size", None)
     inner = input_width(down) or getattr(config, "intermediate_size", None)

@@ -1,10 +1,10 @@
-"""Zero, scale or set single weights inside a ``with`` block; give whole maps or a channel back through hooks.
+"""Zeroes, scales or sets single weights inside a ``with`` block.
 
-A plain tensor is edited in place and gets its saved bits back. Any other module, packed or not, is overridden from
-outside and never written to: a forward hook asks it once more, in one batch, with ``input[..., column]`` at zero for
-each of its scalars, and puts the wanted contributions in the place of those that it found, in output channel ``row``.
-Its weight need not be readable for that, and a module that quantizes its activations is taken at the inputs it really
-gets.
+A plain tensor is edited in place and gets its saved bits back. Any other module, packed or not, is never written to;
+a forward hook corrects its output. The hook calls the module once more, on one batch that has the input and, for each
+scalar, the input with ``input[..., column]`` zeroed. The differences are the contributions of the scalars. The hook
+replaces them by the wanted contributions, in output channel ``row``. This needs no readable weight, and a module that
+quantizes its activations is measured at the inputs that it really gets.
 """
 
 from __future__ import annotations
@@ -28,34 +28,41 @@ if TYPE_CHECKING:
 
 
 _Target: TypeAlias = "Callable[[SuperWeight, Any, Any], Any]"
-"""What a scalar shall write, given what it writes and what it reads: its own value and 1, or tensors of a pass."""
+"""Returns the wanted contribution of a scalar, given its present contribution and its input.
+
+In a hook both are tensors of the pass. For an edit in place they are the value of the weight and 1.
+"""
 
 
 @contextmanager
 def zeroed(model: nn.Module, super_weights: Iterable[SuperWeight]) -> Iterator[None]:
-    """The model without these scalars, all together; as before when the block is left, to the bit."""
+    """Run ``model`` with these scalars zeroed, all together. Every bit is restored when the block is left.
+
+    Raises ``CoordinateError`` for a coordinate outside the model, before anything is changed.
+    """
     with scaled(model, super_weights, 0.0):
         yield
 
 
 @contextmanager
 def scaled(model: nn.Module, super_weights: Iterable[SuperWeight], alpha: float) -> Iterator[None]:
-    """The model with these scalars times ``alpha``, any finite number; as before when the block is left, to the bit.
+    """Run ``model`` with these scalars multiplied by ``alpha``. Every bit is restored when the block is left.
 
     Raises ``OptionError`` for an alpha that is not finite, ``CoordinateError`` for a coordinate outside the model,
-    before anything is touched.
+    before anything is changed. In nested blocks the factors multiply.
     """
     if not math.isfinite(alpha):
         raise OptionError(f"alpha = {alpha}", "a scale has to be a finite number")
-    with _overridden(model, super_weights, lambda _weight, written, _x: alpha * written if alpha else 0.0 * _x):
+    with _scalars_overridden(model, super_weights, lambda _weight, written, x: alpha * written if alpha else 0.0 * x):
         yield
 
 
 @contextmanager
 def set_to(model: nn.Module, super_weights: Iterable[SuperWeight]) -> Iterator[None]:
-    """The model with each of these scalars at its record's ``value``; as before when the block is left, to the bit.
+    """Run ``model`` with each of these scalars set to its ``value``. Every bit is restored when the block is left.
 
-    Raises ``OptionError`` for a value that is None or not finite, and for one scalar with two values.
+    Raises ``OptionError`` for a value that is None or not finite and for one scalar with two values,
+    ``CoordinateError`` for a coordinate outside the model.
     """
     values: dict[SuperWeight, float] = {}
     for weight in super_weights:
@@ -63,13 +70,16 @@ def set_to(model: nn.Module, super_weights: Iterable[SuperWeight]) -> Iterator[N
             raise OptionError(f"set {weight}", f"its value is {weight.value}", "give it a finite value")
         if values.setdefault(weight, weight.value) != weight.value:
             raise OptionError(f"set {weight}", f"it is also to be {values[weight]:+.4g}", "give each scalar once")
-    with _overridden(model, values, lambda weight, _written, x: values[weight] * x):
+    with _scalars_overridden(model, values, lambda weight, _written, x: values[weight] * x):
         yield
 
 
 @contextmanager
 def scalars_zeroed(weight: torch.Tensor, places: Sequence[tuple[int, int]]) -> Iterator[None]:
-    """One plain matrix, of any linear map, without the scalars at these rows and columns; they get their bits back."""
+    """Zero the scalars at ``places``, pairs of row and column, of one plain matrix of any linear map, in place.
+
+    Every bit is restored when the block is left.
+    """
     if not places:
         yield
         return
@@ -86,7 +96,8 @@ def scalars_zeroed(weight: torch.Tensor, places: Sequence[tuple[int, int]]) -> I
 
 
 @contextmanager
-def _overridden(model: nn.Module, super_weights: Iterable[SuperWeight], target: _Target) -> Iterator[None]:
+def _scalars_overridden(model: nn.Module, super_weights: Iterable[SuperWeight], target: _Target) -> Iterator[None]:
+    """Run ``model`` with each scalar writing what ``target`` returns: by an edit in place, or by a hook."""
     body = anatomy(model)
     unique = tuple(dict.fromkeys(super_weights))
     body.check(unique)
@@ -98,32 +109,36 @@ def _overridden(model: nn.Module, super_weights: Iterable[SuperWeight], target: 
             if tensor is None:
                 packed.setdefault(module, []).append(weight)
             else:
-                _write(undo, tensor, weight, target(weight, float(tensor[weight.row, weight.column]), 1.0))
+                _edit_in_place(undo, tensor, weight, target(weight, float(tensor[weight.row, weight.column]), 1.0))
         for module, weights in packed.items():
-            under = {weight: outer for weight in weights if (outer := _already(module, weight)) is not None}
-            undo.callback(module.register_forward_hook(_Override(tuple(weights), target, under)).remove)
+            outer = {weight: hook for weight in weights if (hook := _active_override(module, weight)) is not None}
+            undo.callback(module.register_forward_hook(_Override(tuple(weights), target, outer)).remove)
         yield
 
 
-def _write(undo: ExitStack, tensor: torch.Tensor, weight: SuperWeight, value: float) -> None:
+def _edit_in_place(undo: ExitStack, tensor: torch.Tensor, weight: SuperWeight, value: float) -> None:
     saved = tensor[weight.row, weight.column].clone()
-    undo.callback(_put, tensor, weight, saved)
-    _put(tensor, weight, torch.tensor(value, dtype=torch.float64).to(saved))
+    undo.callback(_set_scalar, tensor, weight, saved)
+    _set_scalar(tensor, weight, torch.tensor(value, dtype=torch.float64).to(saved))
 
 
-def _put(tensor: torch.Tensor, weight: SuperWeight, value: torch.Tensor) -> None:
+def _set_scalar(tensor: torch.Tensor, weight: SuperWeight, value: torch.Tensor) -> None:
     with torch.no_grad():
         tensor[weight.row, weight.column].copy_(value)
-    torch.clear_autocast_cache()  # under autocast passes compute with a copy, made before this write
+    torch.clear_autocast_cache()  # autocast computes with a cached copy, made before this write
 
 
 @dataclass(frozen=True)
 class _Override:
-    """A forward hook that puts ``target`` in the place of what some scalars write; ``under`` are outer blocks'."""
+    """A forward hook that replaces the contributions of ``weights`` by what ``target`` returns.
+
+    ``outer`` has the hook of an enclosing block for each scalar that one overrides already. That hook runs first, so
+    the output that this hook gets contains its change.
+    """
 
     weights: tuple[SuperWeight, ...]
     target: _Target
-    under: Mapping[SuperWeight, _Override]
+    outer: Mapping[SuperWeight, _Override]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         out, x = first_tensor(output).clone(), as_floats(args[0])
@@ -131,24 +146,24 @@ class _Override:
         for number, weight in enumerate(self.weights):
             batch[1 + number, ..., weight.column] = 0
         flat = batch.flatten(0, 1) if x.ndim > 1 else batch
-        answers = first_tensor(module.forward(flat, *args[1:])).chunk(len(batch))
+        outputs = first_tensor(module.forward(flat, *args[1:])).chunk(len(batch))  # forward: without any hook
         for number, weight in enumerate(self.weights):
-            whole, without = (answers[place][..., weight.row].float().view(x.shape[:-1]) for place in (0, 1 + number))
+            whole, without = (outputs[place][..., weight.row].float().view(x.shape[:-1]) for place in (0, 1 + number))
             written, read = whole - without, x[..., weight.column].float()
-            outer = self.under.get(weight)
-            before = written if outer is None else outer.wanted(weight, written, read)
-            change = self.wanted(weight, written, read) - before
+            enclosing = self.outer.get(weight)
+            present = written if enclosing is None else enclosing.wanted(weight, written, read)
+            change = self.wanted(weight, written, read) - present
             out[..., weight.row] = (out[..., weight.row].float() + change).to(out.dtype)
         return (out, *output[1:]) if isinstance(output, tuple) else out
 
     def wanted(self, weight: SuperWeight, written: Any, read: Any) -> Any:
-        """What a scalar shall write where the module itself writes ``written``."""
-        outer = self.under.get(weight)
-        return self.target(weight, written if outer is None else outer.wanted(weight, written, read), read)
+        """Return what a scalar is to write where the module without hooks writes ``written`` for the input ``read``."""
+        enclosing = self.outer.get(weight)
+        return self.target(weight, written if enclosing is None else enclosing.wanted(weight, written, read), read)
 
 
-def _already(module: nn.Module, weight: SuperWeight) -> _Override | None:
-    """The innermost override of this scalar that is in force, by an outer block."""
-    hooks = module._forward_hooks.values()  # noqa: SLF001 - torch has no public way to ask
+def _active_override(module: nn.Module, weight: SuperWeight) -> _Override | None:
+    """Return the innermost override of this scalar that an enclosing block has placed, None where there is none."""
+    hooks = module._forward_hooks.values()  # noqa: SLF001 - torch has no public way to list the hooks
     found = [hook for hook in hooks if isinstance(hook, _Override) and weight in hook.weights]
     return found[-1] if found else None

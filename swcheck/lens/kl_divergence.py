@@ -1,9 +1,10 @@
-"""How far one model's predictions have drifted from another's, without both being in memory.
+"""Estimates the KL divergence between the predictions of two models that are not in memory together.
 
-The reference leaves its likeliest tokens with their log-probabilities, and the mass of all others, at a fixed sample of
-positions; the candidate is compared with those. The KL divergence is over these entries and one tail bucket, in nats: a
-lower bound of the full one (merging outcomes never raises it), and the covered mass says how tight. The same estimator
-serves with a baseline file and without. B batch, T time, N sampled positions, K tokens kept, V vocabulary.
+Of the reference the likeliest tokens with their log-probabilities are kept, at a fixed sample of positions. The KL
+divergence, in nats, is computed over these tokens and one tail bucket, which holds the probability of all other tokens.
+It is a lower bound of the full divergence, because merging outcomes never raises it; the probability that the kept
+tokens cover says how tight it is. The same estimator is used with a baseline file and without one.
+B batch, T tokens, N sampled positions, K tokens kept, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 KEPT: Final = 32
+"""The number of tokens, the likeliest ones, that are kept at each position."""
 POSITIONS: Final = 1024
+"""At most this many positions are sampled."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A reference's likeliest tokens at sampled positions.
+    """The likeliest tokens of a reference at sampled positions.
 
-    ``positions`` int64 ``(N,)`` index the flattened ``(B, T - 1)`` predictions; ``tokens`` int64 and ``logs`` float32
-    are ``(N, K)``, likeliest first.
+    ``positions`` int64 ``(N,)`` are indices into the flattened ``(B, T - 1)`` predictions. ``tokens`` int64 ``(N, K)``
+    are the likeliest first, and ``logs`` float32 ``(N, K)`` are their log-probabilities in nats.
     """
 
     positions: torch.Tensor
@@ -41,30 +44,34 @@ class Predictions:
 
     @property
     def covered(self) -> float:
-        """The mean probability that the kept tokens hold."""
+        """The probability that the kept tokens cover together, mean over the positions."""
         return float(self.logs.exp().sum(1).mean())
 
     @property
     def confidence(self) -> float:
-        """The mean probability of the likeliest token."""
+        """The probability of the likeliest token, mean over the positions."""
         return float(self.logs[:, 0].exp().mean())
 
 
 @dataclass(frozen=True)
 class Drift:
-    """The candidate against it: ``kl`` nats and ``agree`` (same likeliest token), each ``(N,)``."""
+    """How far a candidate's predictions are from a reference's at each sampled position.
+
+    ``kl`` float64 ``(N,)`` is the KL divergence in nats; ``agree`` bool ``(N,)`` says whether both models find the same
+    token likeliest.
+    """
 
     kl: torch.Tensor
     agree: torch.Tensor
 
     @property
     def mean(self) -> float:
-        """Mean KL divergence in nats."""
+        """The mean KL divergence in nats per token."""
         return float(self.kl.mean())
 
     @property
     def error(self) -> float:
-        """The standard error of that mean, positions taken as independent."""
+        """The standard error of ``mean``, with positions treated as independent."""
         return float(self.kl.double().std() / math.sqrt(len(self.kl))) if len(self.kl) > 1 else 0.0
 
     @property
@@ -74,73 +81,84 @@ class Drift:
 
     @property
     def top1_error(self) -> float:
-        """The standard error of that share."""
+        """The standard error of ``top1``."""
         return math.sqrt(self.top1 * (1 - self.top1) / len(self.agree))
 
     def percentile(self, share: float) -> float:
-        """The KL divergence that ``share`` of the positions stay under."""
+        """Return the KL divergence in nats below which ``share`` of the positions lie; ``share`` is 0 to 1."""
         return float(self.kl.quantile(share))
 
 
 def predict(model: nn.Module, token_ids: torch.Tensor) -> tuple[torch.Tensor, Predictions]:
-    """Score ``token_ids`` ``(B, T)`` in one pass: the nats of every token, float64 ``(B, T - 1)``, and predictions."""
+    """Score ``token_ids``, int64 ``(B, T)``, with the reference.
+
+    Returns the nats of every predicted token, float64 ``(B, T - 1)``, and the predictions to compare a candidate with,
+    both from the same passes. Raises ``TextError`` for ids that are not valid.
+    """
     positions = sampled(token_ids.shape[0] * (token_ids.shape[1] - 1))
-    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+    batches: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def keep(logs: torch.Tensor, _places: slice) -> None:
+    def keep_likeliest(logs: torch.Tensor, _numbers: slice) -> None:
         top = logs.topk(min(KEPT, logs.shape[1]))
-        parts.append((top.indices.cpu(), top.values.cpu()))
+        batches.append((top.indices.cpu(), top.values.cpu()))
 
-    nats = _scored(model, token_ids, positions, keep)
-    return nats, Predictions(positions, torch.cat([t for t, _ in parts]), torch.cat([v for _, v in parts]))
+    nats = _score(model, token_ids, positions, keep_likeliest)
+    return nats, Predictions(positions, torch.cat([t for t, _ in batches]), torch.cat([v for _, v in batches]))
 
 
 def compare(model: nn.Module, token_ids: torch.Tensor, reference: Predictions) -> tuple[torch.Tensor, Drift]:
-    """Score the same ``token_ids`` with another model in one pass: its nats, and its drift from ``reference``."""
+    """Score the same ``token_ids``, int64 ``(B, T)``, with the candidate.
+
+    Returns its nats of every predicted token, float64 ``(B, T - 1)``, and its drift from the predictions ``reference``.
+    """
     kls: list[torch.Tensor] = []
     agrees: list[torch.Tensor] = []
 
-    def hold(logs: torch.Tensor, places: slice) -> None:
-        tokens, ours = reference.tokens[places], reference.logs[places].double()
-        theirs = logs.cpu().double().gather(1, tokens)
-        kls.append(_divergence(ours, theirs))
+    def compare_batch(logs: torch.Tensor, numbers: slice) -> None:
+        tokens, expected = reference.tokens[numbers], reference.logs[numbers].double()
+        found = logs.cpu().double().gather(1, tokens)
+        kls.append(_divergence(expected, found))
         agrees.append(logs.argmax(1).cpu() == tokens[:, 0])
 
-    nats = _scored(model, token_ids, reference.positions, hold)
+    nats = _score(model, token_ids, reference.positions, compare_batch)
     return nats, Drift(torch.cat(kls), torch.cat(agrees))
 
 
-def _divergence(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-    """KL(ours, theirs) over the kept entries ``(N, K)`` and one tail bucket, nats ``(N,)``."""
+def _divergence(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """Return KL(expected || found), nats ``(N,)``, of log-probabilities ``(N, K)`` and one tail bucket."""
     floor = 1e-12
-    tail, other = ((1 - logs.exp().sum(1)).clamp_min(floor) for logs in (ours, theirs))
-    head = (ours.exp() * (ours - theirs)).sum(1)
-    return (head + tail * (tail.log() - other.log())).clamp_min(0)
+    expected_tail, found_tail = ((1 - logs.exp().sum(1)).clamp_min(floor) for logs in (expected, found))
+    head = (expected.exp() * (expected - found)).sum(1)
+    return (head + expected_tail * (expected_tail.log() - found_tail.log())).clamp_min(0)
 
 
 def sampled(count: int) -> torch.Tensor:
-    """At most ``POSITIONS`` of ``count`` positions, evenly spaced, int64."""
+    """Return at most ``POSITIONS`` of the positions 0 to ``count - 1``, evenly spaced, int64 ``(N,)``."""
     return torch.linspace(0, count - 1, min(POSITIONS, count), dtype=torch.float64).long()
 
 
-def _scored(
+def _score(
     model: nn.Module,
     token_ids: torch.Tensor,
     positions: torch.Tensor,
     visit: Callable[[torch.Tensor, slice], None],
 ) -> torch.Tensor:
-    """The nats of every token; ``visit`` sees the log-probabilities ``(n, V)`` at the sampled positions, in order."""
+    """Return the nats of every predicted token, float64 ``(B, T - 1)``.
+
+    ``visit`` is called, batch by batch, with the log-probabilities ``(n, V)`` at the next n of ``positions``, and with
+    the slice of ``positions`` that they belong to.
+    """
     check_token_ids(token_ids, vocabulary_size(model))
     width = token_ids.shape[1] - 1
-    rows = max(1, LOGITS_AT_ONCE // (token_ids.shape[1] * (vocabulary_size(model) or 2**16)))
+    windows_at_once = max(1, LOGITS_AT_ONCE // (token_ids.shape[1] * (vocabulary_size(model) or 2**16)))
     nats, done = [], 0
     with evaluating(model):
-        for first in range(0, len(token_ids), rows):
-            part = token_ids[first : first + rows].to(device_of(model))
-            logs = model(part, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-            nats.append(-logs.gather(2, part[:, 1:, None])[..., 0].double().cpu())
-            here = positions[(positions >= first * width) & (positions < (first + len(part)) * width)] - first * width
-            if len(here):
-                visit(logs.flatten(0, 1)[here.to(logs.device)], slice(done, done + len(here)))
-                done += len(here)
+        for first in range(0, len(token_ids), windows_at_once):
+            ids = token_ids[first : first + windows_at_once].to(device_of(model))
+            logs = model(ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+            nats.append(-logs.gather(2, ids[:, 1:, None])[..., 0].double().cpu())
+            inside = positions[(positions >= first * width) & (positions < (first + len(ids)) * width)] - first * width
+            if len(inside):
+                visit(logs.flatten(0, 1)[inside.to(logs.device)], slice(done, done + len(inside)))
+                done += len(inside)
     return torch.cat(nats)

@@ -1,7 +1,6 @@
-"""Token batches in, summed nats and counts out; no printing, no thresholds.
+"""Scores token ids with a model: nats per token, and their sum with the number of tokens.
 
-Sums are kept in float64 whatever the model's dtype is, and divided once, by whoever wants a mean. B batch, T time,
-V vocabulary.
+Sums are kept in float64 whatever the model's dtype is; the caller divides once to get a mean. B batch, T tokens.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 LOGITS_AT_ONCE: Final = 2**25
-"""How many logits are alive at a time: 128 MiB in float32; windows are batched up to here."""
+"""At most this many logits are in memory at a time, 128 MiB in float32. It limits the windows in one pass."""
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module gets its former mode back."""
+    """Put ``model`` in evaluation mode and disable gradients; every module gets its former mode back."""
     training = [module for module in model.modules() if module.training]
     if training:
         model.eval()
@@ -40,11 +39,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def perplexity(model: nn.Module, token_ids: torch.Tensor) -> Likelihood:
-    """The likelihood of ``token_ids``, int64 ``(B, T)``, each row a window of its own.
+    """Return the likelihood of ``token_ids``, int64 ``(B, T)``; each row is a window that is scored by itself.
 
-    Sums over B x (T - 1) predicted tokens: the first token of a row is given. The record has ``.nats``, ``.tokens``
-    and ``.perplexity``. The model is put in evaluation mode and returned to its former mode. Raises ``TextError`` for
-    ids that cannot be measured on, ``NotFiniteError`` where the model answers NaN or infinity.
+    It is summed over B x (T - 1) predicted tokens, because the first token of a row is not predicted. The record has
+    ``.nats``, ``.tokens`` and ``.perplexity``. The model runs in evaluation mode and gets its former mode back. Raises
+    ``TextError`` for ids that are not valid, ``NotFiniteError`` where a likelihood is NaN or infinite.
     """
     nats = token_nats(model, token_ids)
     if not torch.isfinite(nats).all():
@@ -58,18 +57,19 @@ def perplexity(model: nn.Module, token_ids: torch.Tensor) -> Likelihood:
 
 
 def token_nats(model: nn.Module, token_ids: torch.Tensor) -> torch.Tensor:
-    """The nats of every predicted token, float64 ``(B, T - 1)`` on the CPU; NaN and infinity are passed on.
+    """Return the nats of every predicted token, float64 ``(B, T - 1)`` on the CPU; NaN and infinity are passed on.
 
-    As many windows as fit are scored in one pass; logits are never kept.
+    ``token_ids`` is int64 ``(B, T)``. As many windows as ``LOGITS_AT_ONCE`` allows are scored in one pass, and logits
+    are not kept. Raises ``TextError`` for ids that are not valid.
     """
     check_module(model)
     check_token_ids(token_ids, vocabulary_size(model))
-    rows = max(1, LOGITS_AT_ONCE // (token_ids.shape[1] * (vocabulary_size(model) or 2**16)))
+    windows_at_once = max(1, LOGITS_AT_ONCE // (token_ids.shape[1] * (vocabulary_size(model) or 2**16)))
     with evaluating(model):
-        return torch.cat([_nats_of(model, part) for part in torch.split(token_ids, rows)])
+        return torch.cat([_score_batch(model, batch) for batch in torch.split(token_ids, windows_at_once)])
 
 
-def _nats_of(model: nn.Module, token_ids: torch.Tensor) -> torch.Tensor:
+def _score_batch(model: nn.Module, token_ids: torch.Tensor) -> torch.Tensor:
     token_ids = token_ids.to(device_of(model))
     logits = model(token_ids, use_cache=False).logits[:, :-1].float()
     nats = functional.cross_entropy(logits.transpose(1, 2), token_ids[:, 1:], reduction="none")

@@ -1,4 +1,8 @@
-"""The linear maps of a model."""
+"""The linear maps of the decoder layers: their weights, their inputs, and what single scalars of them write.
+
+A linear map is treated as a black box: what a scalar writes is computed from outputs of the map, so that packed and
+plain storage need no different code. B batch, T tokens, H residual width, F inner width.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,11 @@ if TYPE_CHECKING:
 
 
 def contributions(module: nn.Module, x: torch.Tensor, row: int, columns: Sequence[int]) -> torch.Tensor:
-    """What each input channel adds to one output channel: ``[f(x) - f(x with x_column = 0)]_row``.
+    """Return what each input channel adds to one output channel: ``f(x)[row] - f(x with x[column] = 0)[row]``.
 
-    ``x`` is the recorded input ``(F,)`` at one token; the result is float32 ``(len(columns),)``, in the unit of the
-    residual stream. Holds for any linear map, packed or not; nothing is modified.
+    ``x`` is the recorded input of the module at one token, ``(F,)``. The result is float32 ``(len(columns),)``; for a
+    down projection it is in the unit of the residual stream. This holds for any linear map, packed or not. Nothing is
+    modified.
     """
     batch = x.repeat(len(columns) + 1, 1)
     batch[torch.arange(len(columns)), torch.tensor(list(columns), dtype=torch.int64)] = 0
@@ -32,11 +37,12 @@ def contributions(module: nn.Module, x: torch.Tensor, row: int, columns: Sequenc
 
 
 def effective_weight(module: nn.Module, row: int, column: int, *, at: float = 1.0) -> float:
-    """The scalar that stands between input ``column`` and output ``row``.
+    """Return the scalar that the module applies from input ``column`` to output ``row``.
 
-    Read from the tensor where the module keeps it plainly, else by a one-hot probe of size ``at``. A module that
-    quantizes its activations statically has a grid for the inputs it usually gets: give the recorded input of this
-    column there, at 1 the probe may be rounded to a third of itself. Compare contributions, show this.
+    It is read from the weight where the module keeps that plainly, else measured with a one-hot input of size ``at``.
+    A module that quantizes its activations statically has a grid made for the inputs that it usually gets, and may
+    round an input of 1 to a third of it: pass the recorded input of this column as ``at``. This value is for display;
+    compare contributions instead. Raises ``NotObservedError`` where a probe is needed and the input width is unknown.
     """
     weight = plain_weight(module)
     if weight is not None:
@@ -50,11 +56,11 @@ def effective_weight(module: nn.Module, row: int, column: int, *, at: float = 1.
 
 
 def plain_weight(module: nn.Module) -> torch.Tensor | None:
-    """The weight ``(H, F)`` of a module that is an ordinary linear layer and nothing more, else None.
+    """Return the weight ``(out, in)`` of an ordinary ``nn.Linear`` itself, not a copy; None for any other module.
 
-    None for packed storage, tensor subclasses, an exchanged ``forward``, offloaded weights, and weights that are made
-    anew for every pass (parametrizations, ``torch.nn.utils.prune``): there a write into the tensor need not be what
-    the next pass computes with.
+    None for packed storage, tensor subclasses, a replaced ``forward``, offloaded weights, and weights that are
+    computed anew in every pass (parametrizations, ``torch.nn.utils.prune``). In those cases a write into the tensor
+    need not change what the next pass computes with.
     """
     from torch import nn
 
@@ -68,7 +74,7 @@ def plain_weight(module: nn.Module) -> torch.Tensor | None:
 
 @dataclass(frozen=True)
 class LinearMap:
-    """One linear map of a decoder layer that keeps its weight plainly; ``path`` is its name inside the layer."""
+    """One linear map of a decoder layer whose weight is plain; ``path`` is its name inside the layer."""
 
     layer: int
     path: str
@@ -76,7 +82,7 @@ class LinearMap:
 
     @property
     def weight(self) -> torch.Tensor:
-        """Its weight ``(out, in)`` itself, not a copy."""
+        """The weight ``(out, in)`` itself, not a copy. Raises ``NotObservedError`` where it is no longer plain."""
         weight = plain_weight(self.module)
         if weight is None:
             raise NotObservedError(f"the weight of {self.path} in layer {self.layer}", "it is not kept plainly")
@@ -84,9 +90,9 @@ class LinearMap:
 
 
 def linear_maps(model: nn.Module) -> tuple[LinearMap, ...]:
-    """Every plain linear map of the decoder layers, layer by layer, in the model's own order.
+    """Return every linear map of the decoder layers whose weight is plain, layer by layer, in the model's own order.
 
-    What is packed is left out: compare with ``packed_maps``.
+    Packed ones are left out; ``packed_maps`` names them.
     """
     return tuple(
         LinearMap(number, path, module)
@@ -97,7 +103,10 @@ def linear_maps(model: nn.Module) -> tuple[LinearMap, ...]:
 
 
 def packed_maps(model: nn.Module) -> tuple[str, ...]:
-    """The qualified names of the linear maps of the layers that keep no plain weight, as far as they can be told."""
+    """Return the qualified names of the linear maps of the decoder layers that have no plain weight.
+
+    A module of an unknown class counts as a linear map only if it declares both widths.
+    """
     from torch import nn
 
     body = anatomy(model)
@@ -105,36 +114,41 @@ def packed_maps(model: nn.Module) -> tuple[str, ...]:
         f"{body.path}.{number}.{path}"
         for number, layer in enumerate(body.layers)
         for path, module in layer.named_modules()
-        if (module is body.down_projections[number] or isinstance(module, nn.Linear) or _packs(module))
+        if (module is body.down_projections[number] or isinstance(module, nn.Linear) or _declares_widths(module))
         and plain_weight(module) is None
     )
 
 
-def _packs(module: nn.Module) -> bool:
-    """Whether a module of another class says that it is a linear map, by its two widths."""
+def _declares_widths(module: nn.Module) -> bool:
+    """Return whether a module has ``in_features`` and ``out_features``, as a linear map does, and no submodules."""
     return (
         hasattr(module, "in_features") and hasattr(module, "out_features") and not any(True for _ in module.children())
     )
 
 
 def inputs_of(model: nn.Module, maps: Sequence[LinearMap], ids: torch.Tensor) -> dict[LinearMap, torch.Tensor]:
-    """What each map reads in one pass over ``ids`` ``(B, T)``: the tensors as they passed, ``(B, T, in)``, not copied.
+    """Return the input ``(B, T, in)`` of each map in one forward pass over ``ids``, int64 ``(B, T)``.
 
-    Maps that read the same tensor share it. A map that the pass does not reach is left out.
+    The tensors are not copied, and maps that read the same tensor share it. A map that the pass does not reach is left
+    out.
     """
-    seen: dict[LinearMap, torch.Tensor] = {}
+    inputs: dict[LinearMap, torch.Tensor] = {}
 
-    def look(one: LinearMap) -> Any:
-        return lambda _module, args: seen.__setitem__(one, as_floats(args[0]).detach())
+    def recorder(linear_map: LinearMap) -> Any:
+        return lambda _module, args: inputs.__setitem__(linear_map, as_floats(args[0]).detach())
 
     with ExitStack() as hooks, evaluating(model):
-        for one in maps:
-            hooks.callback(one.module.register_forward_pre_hook(look(one)).remove)
+        for linear_map in maps:
+            hooks.callback(linear_map.module.register_forward_pre_hook(recorder(linear_map)).remove)
         model(ids.to(device_of(model)), use_cache=False)
-    return seen
+    return inputs
 
 
 def _input_of(module: nn.Module) -> tuple[int, torch.dtype, torch.device]:
+    """Return width, dtype and device that an input of the module must have.
+
+    The dtype is that of its first floating tensor of two bytes or more; float32 where it has none.
+    """
     width = input_width(module)
     if width is None:
         raise NotObservedError(

@@ -1,7 +1,8 @@
-"""What every linear map of a model answers to the same fixed inputs, by which maps of two models are compared.
+"""Compares the linear maps of two models by their outputs for the same fixed random inputs.
 
-Of each answer a few folded numbers are kept and its norm: enough to tell how far another model's answer is off, for a
-baseline's file as for a reference that is freed before its candidate is loaded. N maps, K numbers of each.
+Of each output only its norm and a count sketch of a few numbers are kept. That is enough to tell how far the output of
+another model's map differs, so a baseline file can hold it, and a reference can be freed before its candidate is loaded.
+N maps, K numbers kept of each.
 """
 
 from __future__ import annotations
@@ -21,22 +22,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROBES: Final = 8
+"""The number of random inputs that each map gets."""
 KEPT: Final = 2**15
-"""So many numbers are kept of all maps together, 160 kB in a file."""
-MOST: Final = 256
-"""And so many of one map at most: they tell its error to 4 %."""
-FEWEST: Final = 16
-"""And at least: with fewer, one of some thousand maps in 8 bits would pass for one that was not quantized."""
+"""At most this many numbers are kept of all maps together, 160 kB in a file."""
+MOST_PER_MAP: Final = 256
+"""At most this many numbers are kept of one map. They give its error to within 4 %."""
+FEWEST_PER_MAP: Final = 16
+"""At least this many numbers are kept of one map.
 
-ROUNDED: Final = 0.02
-"""So far off may the same map be in two formats of two bytes; bfloat16 rounds to 0.4 %."""
+With fewer, among some thousand maps in 8 bits one would look as if it had not been quantized.
+"""
+
+ROUNDING: Final = 0.02
+"""The same map in two formats of two bytes differs by less than this, relative to the norm; bfloat16 rounds to 0.4 %."""
 
 
 @dataclass(frozen=True)
 class MapResponses:
-    """What the linear maps of a model answered: names (layer.path), input widths int64 and norms float32 ``(N,)``.
+    """The outputs of the linear maps of a model for the fixed inputs.
 
-    ``values`` float32 ``(N, K)`` are the answers folded; ``drawn`` is the fingerprint of the fixed inputs.
+    ``names`` are ``layer.path``, as ``1.mlp.down_proj``; ``widths`` int64 ``(N,)`` are the input widths; ``norms``
+    float32 ``(N,)`` are the norms of the outputs, and ``values`` float32 ``(N, K)`` are their count sketches. ``drawn``
+    is the fingerprint of the random generator that the inputs came from.
     """
 
     names: tuple[str, ...]
@@ -47,43 +54,49 @@ class MapResponses:
 
     @property
     def fits(self) -> bool:
-        """Whether they are few enough for a file."""
+        """Whether the numbers are few enough for a baseline file."""
         return self.values.numel() <= KEPT
 
     @property
-    def comparable(self) -> bool:
-        """Whether the same inputs are drawn here."""
-        now = generator_fingerprint()
-        return now.shape == self.drawn.shape and torch.allclose(now, self.drawn, rtol=0, atol=1e-5)
+    def is_comparable(self) -> bool:
+        """Whether the random generator of this machine gives the same inputs."""
+        here = generator_fingerprint()
+        return here.shape == self.drawn.shape and torch.allclose(here, self.drawn, rtol=0, atol=1e-5)
 
 
 def responses_of(body: Anatomy) -> MapResponses:
-    """Ask every linear map of the layers."""
-    maps = list(_maps(body))
-    count = min(MOST, max(FEWEST, KEPT // max(1, len(maps))))
+    """Return the outputs of every linear map of the decoder layers for the fixed inputs."""
+    maps = list(_named_maps(body))
+    count = min(MOST_PER_MAP, max(FEWEST_PER_MAP, KEPT // max(1, len(maps))))
     widths = torch.tensor([width for *_, width in maps], dtype=torch.int64)
     norms, values = torch.zeros(len(maps)), torch.zeros(len(maps), count)
     for number, (_, module, width) in enumerate(maps):
-        given = answer(module, width)
-        norms[number], values[number] = given.norm(), count_sketch(given, count)
+        output = _output_for_probes(module, width)
+        norms[number], values[number] = output.norm(), count_sketch(output, count)
     return MapResponses(tuple(name for name, *_ in maps), widths, norms, values, generator_fingerprint())
 
 
 def response_errors(body: Anatomy, expected: MapResponses) -> dict[str, float]:
-    """By name, how far each map's answer is off here, relative to the norm of the expected one; absent maps left out."""
+    """Return by name how far the output of each map differs from the expected one, relative to the expected norm.
+
+    A map that this model does not have, or that does not accept the input, is left out.
+    """
     layers, errors = dict(enumerate(body.layers)), {}
     for name, width, norm, values in zip(
         expected.names, expected.widths.tolist(), expected.norms, expected.values, strict=True
     ):
         layer, _, path = name.partition(".")
         with suppress(AttributeError, KeyError, RuntimeError):
-            folded = count_sketch(answer(layers[int(layer)].get_submodule(path), width), len(values))
-            errors[name] = float((folded - values).norm() / norm.clamp_min(1e-12))
+            sketch = count_sketch(_output_for_probes(layers[int(layer)].get_submodule(path), width), len(values))
+            errors[name] = float((sketch - values).norm() / norm.clamp_min(1e-12))
     return errors
 
 
 def answers_like(weight: torch.Tensor, bias: torch.Tensor | None, name: str, expected: MapResponses) -> bool:
-    """Whether a plain weight ``(out, in)`` answers as the map of this name did, but for rounding to two bytes."""
+    """Return whether a plain weight ``(out, in)`` gives the output of the map ``name``, up to rounding to two bytes.
+
+    False for a weight of another input width and for one that is not stored as floats of two bytes or more.
+    """
     if name not in expected.names or weight.ndim != 2 or not weight.is_floating_point() or weight.dtype.itemsize < 2:
         return False
     number = expected.names.index(name)
@@ -94,11 +107,11 @@ def answers_like(weight: torch.Tensor, bias: torch.Tensor | None, name: str, exp
     module.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         module.bias = nn.Parameter(bias, requires_grad=False)
-    return bool((count_sketch(answer(module, width), len(values)) - values).norm() <= ROUNDED * norm)
+    return bool((count_sketch(_output_for_probes(module, width), len(values)) - values).norm() <= ROUNDING * norm)
 
 
-def _maps(body: Anatomy) -> Iterator[tuple[str, nn.Module, int]]:
-    """Every linear map of the layers: its name, itself, its input width."""
+def _named_maps(body: Anatomy) -> Iterator[tuple[str, nn.Module, int]]:
+    """Yield the name, the module and the input width of every linear map of the decoder layers."""
     for number, layer in enumerate(body.layers):
         for path, module in layer.named_modules():
             width = getattr(module, "in_features", None)
@@ -106,11 +119,11 @@ def _maps(body: Anatomy) -> Iterator[tuple[str, nn.Module, int]]:
                 yield f"{number}.{path}", module, int(width)
 
 
-def answer(module: nn.Module, width: int) -> torch.Tensor:
-    """The map's output for ``PROBES`` random inputs of unit variance, seeded, float32 ``(PROBES, out)``."""
+def _output_for_probes(module: nn.Module, width: int) -> torch.Tensor:
+    """Return the output for ``PROBES`` seeded random inputs of unit variance, float32 ``(PROBES, out)`` on the CPU."""
     tensor = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), None)
     dtype = tensor.dtype if tensor is not None and tensor.dtype.itemsize > 1 else torch.float32
     inputs = torch.randn(PROBES, width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        answer = first_tensor(module(inputs.to(dtype=dtype, device=device_of(module))))
-    return answer.float().cpu()
+        output = first_tensor(module(inputs.to(dtype=dtype, device=device_of(module))))
+    return output.float().cpu()

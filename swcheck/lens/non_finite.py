@@ -1,4 +1,4 @@
-"""Where a forward pass stops being finite."""
+"""Finds the module at which a forward pass stops being finite. B batch, T tokens."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NonFinite:
-    """The first module of a pass that makes NaN or infinity out of finite inputs.
+    """The first module of a pass that returns NaN or infinity for finite inputs, or has them among its weights.
 
-    ``stored`` says whether its own weights hold them already; ``dtype`` is what these are stored in, else what the
-    module computes in, and ``largest`` its largest finite number. ``overflow`` says whether a number was too large for
-    it: made of finite ones, or stored as infinity.
+    ``module`` is its qualified name. ``stored`` says whether a weight or buffer of it holds NaN or infinity already.
+    ``dtype`` is the dtype of that tensor, else of the output, and ``largest`` is the largest finite number of that
+    dtype. ``overflow`` says that a number was too large for the dtype: computed from finite ones, or stored as
+    infinity (not as NaN).
     """
 
     module: str
@@ -33,35 +34,36 @@ class NonFinite:
 
 
 def first_non_finite(model: nn.Module, token_ids: torch.Tensor) -> NonFinite | None:
-    """Where a pass over ``token_ids`` ``(B, T)`` stops being finite; None where it does not.
+    """Return where a pass over ``token_ids``, int64 ``(B, T)``, stops being finite; None where it stays finite.
 
-    A module counts whose inputs are finite and whose output is not; an inner one finishes before the one around it, so
-    that a sum of finite parts that overflows is blamed on the layer that makes it. Masks are no inputs.
+    It is the first module to finish whose output is not finite while its inputs and weights are, or whose weights are
+    not. An inner module finishes before the one around it: a sum of finite parts that overflows is therefore found in
+    the layer that computes the sum. Masks do not count as inputs, because they may hold infinity by design.
     """
     found: list[NonFinite] = []
 
-    def look(name: str, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
-        if found or _finite(output):
+    def check_output(name: str, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+        if found or _is_finite(output):
             return
-        bad = next((t for t in (*module.parameters(), *module.buffers()) if not _finite(t)), None)
+        bad = next((t for t in (*module.parameters(), *module.buffers()) if not _is_finite(t)), None)
         if bad is None:
-            if _finite([*args, *(value for key, value in options.items() if "mask" not in key)]):
+            if _is_finite([*args, *(value for key, value in options.items() if "mask" not in key)]):
                 dtype = first_tensor(output).dtype
                 found.append(NonFinite(name, False, True, str(dtype).removeprefix("torch."), torch.finfo(dtype).max))
             return
-        kind = str(bad.dtype).removeprefix("torch.")
-        found.append(NonFinite(name, True, not bool(bad.float().isnan().any()), kind, torch.finfo(bad.dtype).max))
+        stored_in = str(bad.dtype).removeprefix("torch.")
+        found.append(NonFinite(name, True, not bool(bad.float().isnan().any()), stored_in, torch.finfo(bad.dtype).max))
 
     with ExitStack() as hooks, evaluating(model):
         for name, module in model.named_modules():
-            hook = module.register_forward_hook(partial(look, name), with_kwargs=True)
+            hook = module.register_forward_hook(partial(check_output, name), with_kwargs=True)
             hooks.callback(hook.remove)
         model(token_ids, use_cache=False)
     return found[0] if found else None
 
 
-def _finite(thing: Any) -> bool:
-    """Whether all floats of a tensor, or of the tensors in a tuple or list, are finite."""
-    if isinstance(thing, (tuple, list)):
-        return all(_finite(part) for part in thing)
-    return not isinstance(thing, torch.Tensor) or not thing.is_floating_point() or bool(torch.isfinite(thing.float()).all())  # fmt: skip
+def _is_finite(value: Any) -> bool:
+    """Return whether all floats of a tensor, or of the tensors in a tuple or list, are finite; True for the rest."""
+    if isinstance(value, (tuple, list)):
+        return all(_is_finite(item) for item in value)
+    return not isinstance(value, torch.Tensor) or not value.is_floating_point() or bool(torch.isfinite(value.float()).all())  # fmt: skip

@@ -1,8 +1,7 @@
-"""Looks inside a forward pass, and reads single scalars, without opening any module.
+"""Records tensors of a forward pass: the residual stream, and inputs and outputs of the down projections.
 
-``observe`` is a ``with`` block: name what you want to see, run the model inside, read what passed by. It can end the
-pass after the last layer that is needed. A linear map is a black box here: what a scalar writes is read from what the
-map does, so that packed and plain storage are one. B batch, T time, H residual width, F inner width.
+``observe`` is a ``with`` block: name the layers, run the model inside, read the recorded tensors. It can end the pass
+after the last layer that is needed. B batch, T tokens, H residual width, F inner width.
 """
 
 from __future__ import annotations
@@ -21,11 +20,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class _Enough(Exception):  # noqa: N818 - a signal, no error
-    """Ends a forward pass; never leaves the ``with`` block whose ``Sight`` it carries."""
+class _StopForward(Exception):  # noqa: N818 - a signal, not an error
+    """Ends a forward pass. It never leaves the ``with`` block of the ``Sight`` that it carries."""
 
 
-class _Seen(dict[int, torch.Tensor]):
+class _TensorsByLayer(dict[int, torch.Tensor]):
+    """Recorded tensors by layer; a layer that was not recorded raises ``NotObservedError``."""
+
     def __init__(self, what: str) -> None:
         super().__init__()
         self._what = what
@@ -40,15 +41,15 @@ class _Seen(dict[int, torch.Tensor]):
 
 @dataclass(frozen=True)
 class Sight:
-    """What the last forward pass showed, by layer: tensors as they passed, detached, not copied.
+    """The tensors recorded in the last forward pass, by layer. They are detached, but not copied.
 
-    ``residual`` is the output of the decoder layer ``(B, T, H)``, ``inputs`` and ``outputs`` are those of its down
-    projection, ``(B, T, F)`` and ``(B, T, H)``.
+    ``residual`` is the output of the decoder layer, ``(B, T, H)``. ``inputs`` and ``outputs`` are those of its down
+    projection, ``(B, T, F)`` and ``(B, T, H)``. Reading a layer that was not recorded raises ``NotObservedError``.
     """
 
-    residual: dict[int, torch.Tensor] = field(default_factory=lambda: _Seen("residual"))
-    inputs: dict[int, torch.Tensor] = field(default_factory=lambda: _Seen("inputs"))
-    outputs: dict[int, torch.Tensor] = field(default_factory=lambda: _Seen("outputs"))
+    residual: dict[int, torch.Tensor] = field(default_factory=lambda: _TensorsByLayer("residual"))
+    inputs: dict[int, torch.Tensor] = field(default_factory=lambda: _TensorsByLayer("inputs"))
+    outputs: dict[int, torch.Tensor] = field(default_factory=lambda: _TensorsByLayer("outputs"))
 
 
 @contextmanager
@@ -60,60 +61,67 @@ def observe(
     outputs: Sequence[int] = (),
     stop: bool = False,
 ) -> Iterator[Sight]:
-    """Watch the named layers during the forward passes run inside the block.
+    """Record tensors of the named layers during the forward passes that run inside the block.
 
-    With ``stop`` the pass ends right after the last thing asked for, and the rest of the block with it: read the
-    ``Sight`` after the block. Hooks are placed on entering and removed on leaving, whatever happens in between. Raises
-    ``CoordinateError`` for a layer that the model does not have.
+    Yields a ``Sight``. With ``stop`` the pass ends right after the last module that was asked for. The rest of the
+    block is then skipped, so read the ``Sight`` after the block. The hooks are removed when the block is left, also by
+    an exception. Raises ``CoordinateError`` for a layer that the model does not have.
     """
     body, sight = anatomy(model), Sight()
     body.check_layers((*residual, *inputs, *outputs))
     last = max((*residual, *inputs, *outputs), default=-1)
 
-    def end(_module: nn.Module, _args: Any, _output: Any) -> None:
-        raise _Enough(sight)
+    def stop_forward(_module: nn.Module, _args: Any, _output: Any) -> None:
+        raise _StopForward(sight)
 
     with ExitStack() as hooks:
         for layer in sorted({*residual, *inputs, *outputs}):
-            _watch(hooks, body, layer, sight, (layer in residual, layer in inputs, layer in outputs))
+            _record_layer(hooks, body, layer, sight, (layer in residual, layer in inputs, layer in outputs))
         if stop and last >= 0:
             final = body.layers[last] if last in residual else body.down_projections[last]
-            hooks.callback(final.register_forward_hook(end).remove)
+            hooks.callback(final.register_forward_hook(stop_forward).remove)
         try:
             yield sight
-        except _Enough as signal:
-            if signal.args[0] is not sight:
+        except _StopForward as signal:
+            if signal.args[0] is not sight:  # it belongs to an outer block
                 raise
 
 
-def _watch(hooks: ExitStack, body: Anatomy, layer: int, sight: Sight, want: tuple[bool, bool, bool]) -> None:
-    residual, inputs, outputs = want
+def _record_layer(hooks: ExitStack, body: Anatomy, layer: int, sight: Sight, wanted: tuple[bool, bool, bool]) -> None:
+    """Add the hooks of one layer; ``wanted`` says whether to record residual, inputs and outputs."""
+    residual, inputs, outputs = wanted
     down = body.down_projections[layer]
 
-    def see_residual(_module: nn.Module, _args: Any, output: Any) -> None:
+    def record_residual(_module: nn.Module, _args: Any, output: Any) -> None:
         sight.residual[layer] = first_tensor(output).detach()
 
-    def see_inputs(_module: nn.Module, args: tuple[Any, ...]) -> None:
+    def record_inputs(_module: nn.Module, args: tuple[Any, ...]) -> None:
         sight.inputs[layer] = as_floats(args[0]).detach()
 
-    def see_outputs(_module: nn.Module, _args: Any, output: Any) -> None:
+    def record_outputs(_module: nn.Module, _args: Any, output: Any) -> None:
         sight.outputs[layer] = first_tensor(output).detach()
 
     if residual:
-        hooks.callback(body.layers[layer].register_forward_hook(see_residual).remove)
+        hooks.callback(body.layers[layer].register_forward_hook(record_residual).remove)
     if inputs:
-        hooks.callback(down.register_forward_pre_hook(see_inputs).remove)
+        hooks.callback(down.register_forward_pre_hook(record_inputs).remove)
     if outputs:
-        hooks.callback(down.register_forward_hook(see_outputs).remove)
+        hooks.callback(down.register_forward_hook(record_outputs).remove)
 
 
 def first_tensor(output: Any) -> torch.Tensor:
-    """The tensor a layer returned, alone or first in a tuple, as transformers' versions have it; in plain floats."""
+    """Return the tensor that a module returned, dequantized to plain floats.
+
+    Depending on the version of transformers a decoder layer returns the tensor alone or first in a tuple.
+    """
     return as_floats(output[0] if isinstance(output, tuple) else output)
 
 
 def as_floats(tensor: torch.Tensor) -> torch.Tensor:
-    """``tensor`` itself, or what its codes stand for: some quantizers hand tensors of codes from module to module."""
+    """Return the dequantized values of a tensor whose class overrides ``dequantize``, else ``tensor`` itself.
+
+    Some quantizers pass tensors of integer codes from module to module.
+    """
     if type(tensor).dequantize is torch.Tensor.dequantize:
         return tensor
     return tensor.dequantize()

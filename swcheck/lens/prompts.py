@@ -1,11 +1,11 @@
-"""How a prompt becomes tokens, how it is shown, and how a failing one is made small.
+"""Encodes prompts, names them in reports, and shortens failing ones.
 
-A prompt comes with BOS, without, or in a chat template, and never with two of them. Several are one batch, padded on the
-right: under causal masking that changes nothing to their left, and nobody's position moves.
+A prompt is encoded with BOS, without BOS, or in a chat template, and never with two BOS tokens. Several prompts form one
+batch, padded on the right: under causal masking padding changes nothing to its left, and no token changes its position.
 
-A failing prompt is not shrunk by hypothesis, which tries one prompt at a time and hundreds of them, each a pass of two
-models. Under causal masking a token knows nothing of what follows, so all behind the sink is cut without any pass; what
-stands before it is taken away piece by piece, all pieces of one size tried in one batch.
+A failing prompt is not shrunk by hypothesis, which would try one prompt at a time, hundreds of them, each with a forward
+pass of two models. Under causal masking a token does not depend on later tokens, so everything behind the sink is cut
+without a pass. What stands before it is removed piece by piece, with all pieces of one size tried in one batch.
 """
 
 from __future__ import annotations
@@ -21,26 +21,29 @@ from swcheck.base.records import Prompt
 from swcheck.lens.tokens import adds_bos
 
 PASSES: Final = 12
-"""How often at most a failing prompt is tried without some of its pieces; halving reaches 4,096 tokens in as many."""
+"""At most this many batches are tried to shorten a failing prompt; 12 halvings of 4,096 tokens reach single tokens."""
 
 Ids = tuple[int, ...]
 
 
 def as_prompt(prompt: str | Prompt) -> Prompt:
-    """A plain prompt where only its text is given; raises ``OptionError`` for what is neither."""
+    """Return ``prompt`` as a record; a text becomes a plain prompt. Raises ``OptionError`` for anything else."""
     if not isinstance(prompt, str | Prompt):
         raise OptionError("a prompt", repr(prompt), 'a text, or swcheck.Prompt("...", form="bare")')
     return prompt if isinstance(prompt, Prompt) else Prompt(prompt)
 
 
 def encoded(tokenizer: Any, prompt: Prompt) -> Ids:
-    """Its token ids, with one BOS at most; nothing where the text has no token in this form."""
-    text, added = prompt.text, prompt.form != "bare"
+    """Return the token ids of a prompt, with one BOS at most; empty where the text has no token in this form.
+
+    A chat prompt is encoded as a plain one where the tokenizer has no chat template, or the template refuses it.
+    """
+    text, special = prompt.text, prompt.form != "bare"
     if prompt.form == "chat" and getattr(tokenizer, "chat_template", None):
-        with suppress(Exception):  # a template may refuse a prompt, and then it is an ordinary one
+        with suppress(Exception):  # templates raise errors of any class for prompts that they refuse
             turn = [{"role": "user", "content": text}]
-            text, added = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)), False
-    ids = tuple(int(number) for number in tokenizer(text, add_special_tokens=added)["input_ids"])
+            text, special = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)), False
+    ids = tuple(int(number) for number in tokenizer(text, add_special_tokens=special)["input_ids"])
     bos = tokenizer.bos_token_id
     while len(ids) > 1 and ids[0] == ids[1] == bos is not None:
         ids = ids[1:]
@@ -48,9 +51,9 @@ def encoded(tokenizer: Any, prompt: Prompt) -> Ids:
 
 
 def padded(tokenizer: Any, prompts: Sequence[Prompt], longest: int | None = None) -> tuple[torch.Tensor, Ids]:
-    """The prompts as one tensor, padded on the right, int64 ``(B, T)``, and the true length of each, 0 for an empty one.
+    """Return the token ids of the prompts, int64 ``(B, T)``, padded on the right, and the true length of each.
 
-    Each keeps its first ``longest`` tokens.
+    Each prompt keeps its first ``longest`` tokens, or all for None. The length of a prompt without a token is 0.
     """
     rows = [encoded(tokenizer, prompt)[:longest] for prompt in prompts]
     width = max((len(row) for row in rows), default=0)
@@ -59,19 +62,22 @@ def padded(tokenizer: Any, prompts: Sequence[Prompt], longest: int | None = None
 
 
 def decoded(tokenizer: Any, ids: Ids) -> Prompt | None:
-    """The prompt that gives exactly these ids, None where no text does."""
-    choices = [Prompt(_text(tokenizer, ids), "bare")]
+    """Return a prompt that is encoded as exactly these ids, None where there is none."""
+    choices = [Prompt(_decoded_text(tokenizer, ids), "bare")]
     if ids and ids[0] == tokenizer.bos_token_id and adds_bos(tokenizer):
-        choices.insert(0, Prompt(_text(tokenizer, ids[1:])))
+        choices.insert(0, Prompt(_decoded_text(tokenizer, ids[1:])))
     return next((choice for choice in choices if encoded(tokenizer, choice) == ids), None)
 
 
-def _text(tokenizer: Any, ids: Ids) -> str:
+def _decoded_text(tokenizer: Any, ids: Ids) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def displayed(tokenizer: Any, prompt: Prompt) -> str:
-    """The prompt as a report names it: quoted, control characters escaped, with its form where that is not the usual."""
+    """Return the name of a prompt in reports: its text in quotes, control characters escaped.
+
+    The form is added where it is not the usual one. ``tokenizer`` None is allowed.
+    """
     if not prompt.text and (tokenizer is None or encoded(tokenizer, prompt)):
         return "BOS alone"
     if prompt.form == "chat" and (tokenizer is None or getattr(tokenizer, "chat_template", None)):
@@ -80,16 +86,17 @@ def displayed(tokenizer: Any, prompt: Prompt) -> str:
 
 
 def is_bare(tokenizer: Any, prompt: Prompt) -> bool:
-    """Whether a prompt lacks the BOS that the tokenizer would add; without a tokenizer, what its form says."""
+    """Return whether a prompt lacks the BOS that the tokenizer would add; without a tokenizer its form decides."""
     if tokenizer is None:
         return prompt.form == "bare"
     return adds_bos(tokenizer) and encoded(tokenizer, prompt)[:1] != (tokenizer.bos_token_id,)
 
 
 def shortest_start(tokenizer: Any, prompt: Prompt, position: int) -> Prompt:
-    """The shortest beginning of the prompt that holds the token at ``position`` and can be written as text.
+    """Return the shortest beginning of a prompt that contains the token at ``position`` and that a text can express.
 
-    Causal masking makes it as good as the whole: what is read at this token is the same number.
+    Under causal masking the values at this token are the same as in the whole prompt. Returns ``prompt`` itself where
+    no shorter beginning can be expressed, or without a tokenizer.
     """
     ids = () if tokenizer is None else encoded(tokenizer, prompt)
     for length in range(position + 1, len(ids)):
@@ -100,16 +107,17 @@ def shortest_start(tokenizer: Any, prompt: Prompt, position: int) -> Prompt:
 
 
 def shrunk(ids: Ids, fails: Callable[[list[Ids]], list[bool]], passes: int = PASSES) -> Ids:
-    """A failing list of ids without all that it can spare (delta debugging, the pieces of one size in one batch).
+    """Remove from the ids of a failing prompt what is not needed for the failure, and return the rest.
 
-    ``fails`` says of each of several lists whether it fails, and is called ``passes`` times at most. The first that
-    fails is kept, so that the same failure always shrinks to the same prompt.
+    This is delta debugging with all pieces of one size in one batch. ``fails`` returns for each of several lists of ids
+    whether it fails; it is called ``passes`` times at most. Of several shorter lists that fail the first is taken, so
+    that the same failure always shrinks to the same prompt.
     """
     size = (len(ids) + 1) // 2
     for _ in range(passes):
         starts = range(0, len(ids), size)
-        smaller = [kept for start in starts if (kept := ids[:start] + ids[start + size :])]
-        found = next((kept for kept, failed in zip(smaller, fails(smaller), strict=True) if failed), None)
+        shorter = [without for start in starts if (without := ids[:start] + ids[start + size :])]
+        found = next((without for without, failed in zip(shorter, fails(shorter), strict=True) if failed), None)
         if found is not None:
             ids, size = found, min(size, (len(found) + 1) // 2)
         elif size > 1:

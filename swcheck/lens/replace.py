@@ -1,4 +1,7 @@
-"""Replace whole maps."""
+"""Overrides whole linear maps, a channel of the residual stream, or the token embedding, through forward hooks.
+
+No weight is written to. B batch, T tokens, H residual width.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +20,32 @@ if TYPE_CHECKING:
 
 
 Matrix: TypeAlias = "torch.Tensor | Callable[[], torch.Tensor]"
-"""A matrix ``(H, F)``, or what reads it."""
+"""A weight ``(out, in)``, or a function that reads it."""
 
 
-ROWS: Final = 256
-"""So many rows of a matrix are in float32 at a time."""
+ROW_BLOCK: Final = 256
+"""At most this many rows of a matrix are converted to float32 at a time."""
 
 
 @contextmanager
 def maps_replaced(model: nn.Module, maps: Mapping[str, Matrix], rows: Mapping[str, Sequence[int]]) -> Iterator[None]:
-    """The model with some of its linear maps computing what another's do, through hooks.
+    """Run ``model`` with some of its linear maps computing with other weights, through hooks.
 
-    ``maps`` are weights by module name, ``(H, F)``, or for a module that ``rows`` names ``(len(rows), F)``: then those
-    output channels alone are replaced. A weight may be a function that reads it whenever its module runs, so that
-    several need not be in memory together. What is added is the effective difference of the two maps at the input that
-    the module really gets; its own bias stays. Nothing is written to.
+    ``maps`` gives the weights ``(out, in)`` by module name. For a module that is named in ``rows`` only those output
+    channels are replaced, and its weight is ``(len(rows), in)``. A weight may be a function, which is called whenever
+    the module runs, so that several matrices need not be in memory together. The weight is applied to the input that
+    the module really gets, and the module's own bias is added.
     """
     with ExitStack() as undo:
         for name, weight in maps.items():
-            hook = _Instead(weight, tuple(rows[name]) if name in rows else None)
+            hook = _MapOverride(weight, tuple(rows[name]) if name in rows else None)
             undo.callback(model.get_submodule(name).register_forward_hook(hook).remove)
         yield
 
 
 @dataclass(frozen=True)
-class _Instead:
-    """A forward hook that answers with ``weight``, in all output channels or in some."""
+class _MapOverride:
+    """A forward hook that returns the output of ``weight``, in all output channels (``rows`` None) or in some."""
 
     weight: Matrix
     rows: tuple[int, ...] | None
@@ -51,38 +54,40 @@ class _Instead:
         out, x = first_tensor(output).clone(), as_floats(args[0])
         bias = getattr(module, "bias", None)
         weight = self.weight() if callable(self.weight) else self.weight
-        for start in range(0, len(weight), ROWS):
-            part = weight[start : start + ROWS].to(x.device).float()
-            places = slice(start, start + ROWS) if self.rows is None else list(self.rows[start : start + ROWS])
-            answer = torch.nn.functional.linear(x.float(), part)
+        for start in range(0, len(weight), ROW_BLOCK):
+            block = weight[start : start + ROW_BLOCK].to(x.device).float()
+            channels = (
+                slice(start, start + ROW_BLOCK) if self.rows is None else list(self.rows[start : start + ROW_BLOCK])
+            )
+            values = torch.nn.functional.linear(x.float(), block)
             if isinstance(bias, torch.Tensor):
-                answer += bias[places].float()
-            out[..., places] = answer.to(out.dtype)
+                values += bias[channels].float()
+            out[..., channels] = values.to(out.dtype)
         return (out, *output[1:]) if isinstance(output, tuple) else out
 
 
 @contextmanager
 def residual_replaced(model: nn.Module, layer: int, channel: int, wanted: torch.Tensor) -> Iterator[None]:
-    """The model with one channel of the residual stream after ``layer`` set at some tokens, through a hook.
+    """Run ``model`` with one channel of the residual stream after ``layer`` set to given values at some tokens.
 
-    ``wanted`` is float ``(B, T)``, NaN where nothing is changed: one row per window, in the order in which the block
-    runs them, or a single row for all.
+    ``wanted`` is float ``(B, T)``, NaN where nothing is changed. It has one row per window, in the order in which the
+    block runs the windows, or a single row for all of them.
     """
     body = anatomy(model)
     body.check_layers([layer])
-    seen = 0
+    windows_done = 0
 
-    def put(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        nonlocal seen
+    def set_channel(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        nonlocal windows_done
         out = first_tensor(output).clone()
         count, time = out.shape[:2]
-        rows = wanted[:, :time] if len(wanted) == 1 else wanted[seen : seen + count, :time]
-        seen += count
+        rows = wanted[:, :time] if len(wanted) == 1 else wanted[windows_done : windows_done + count, :time]
+        windows_done += count
         values = rows.to(out).expand(count, -1)
         out[:, : values.shape[1], channel] = torch.where(values.isnan(), out[:, : values.shape[1], channel], values)
         return (out, *output[1:]) if isinstance(output, tuple) else out
 
-    hook = body.layers[layer].register_forward_hook(put)
+    hook = body.layers[layer].register_forward_hook(set_channel)
     try:
         yield
     finally:
@@ -91,19 +96,19 @@ def residual_replaced(model: nn.Module, layer: int, channel: int, wanted: torch.
 
 @contextmanager
 def embedding_replaced(model: Any, wanted: torch.Tensor) -> Iterator[None]:
-    """The model with what its token embedding gives replaced by ``wanted`` ``(B, T, H)``, through a hook.
+    """Run ``model`` with ``wanted`` ``(B, T, H)`` in place of the output of its token embedding.
 
-    One row per window, in the order in which the block runs them.
+    ``wanted`` has one row per window, in the order in which the block runs the windows.
     """
-    seen = 0
+    windows_done = 0
 
-    def put(_module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        nonlocal seen
-        rows = wanted[seen : seen + len(output), : output.shape[1]]
-        seen += len(output)
+    def return_wanted(_module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        nonlocal windows_done
+        rows = wanted[windows_done : windows_done + len(output), : output.shape[1]]
+        windows_done += len(output)
         return rows.to(output)
 
-    hook = model.get_input_embeddings().register_forward_hook(put)
+    hook = model.get_input_embeddings().register_forward_hook(return_wanted)
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
-"""Where a model comes from: ``engines.load`` makes a ``Loaded`` of what the user typed.
+"""Load models: ``engines.load`` turns the name that a user typed into a ``Loaded``.
 
-``hub`` finds the directory, ``checkpoint`` says what is wrong with it, ``huggingface`` loads it with transformers. What
-engines need is here as well (``engine_request``, ``skip_option``), and the published coordinates (``published_index``).
+``hub`` finds the directory, ``checkpoint`` validates its files, ``huggingface`` loads it with transformers. Also here:
+helpers for engines (``engine_request``, ``skip_option``), what a quantization config means (``scheme_from_config``,
+``spec_from_config``), and the published coordinates of super weights (``published_index``).
 """

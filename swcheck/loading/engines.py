@@ -1,7 +1,10 @@
-"""The engines: ways to obtain a candidate, found by the entry-point group ``swcheck.engines``.
+"""Find and use engines: ways to obtain a model, registered in the entry-point group ``swcheck.engines``.
 
-Discovery reads names and imports nothing. An engine is imported when it is asked for; wrong wiring is refused then,
-with the culprit named. ``huggingface`` is registered like any other.
+Listing the engines reads their names and imports nothing. An engine is imported when it is first used. If its interface
+is wrong, the error then names the distribution it comes from. The built-in loader, ``huggingface``, is registered like
+any other engine.
+
+A *spec* is the name of a model as a user types it: ``tiny``, a hub id, a directory, or ``engine:scheme``.
 """
 
 from __future__ import annotations
@@ -27,21 +30,21 @@ if TYPE_CHECKING:
 
 GROUP: Final = "swcheck.engines"
 BUILT_IN: Final = "huggingface"
-BRINGERS: Final = (("adapter_config.json", "swcheck-peft"), ("*.gguf", "swcheck-gguf"))
-"""Files that tell what a path is, and the distribution that brings an engine for it: advice where none is installed."""
+ENGINE_DISTRIBUTIONS: Final = (("adapter_config.json", "swcheck-peft"), ("*.gguf", "swcheck-gguf"))
+"""File patterns of formats that need an engine, with the distribution to install: the advice if that is missing."""
 
 DTYPES: Final = ("float32", "bfloat16", "float16")
 
 
 def installed_engines() -> dict[str, EntryPoint]:
-    """The registered engines by name, in alphabetical order; nothing is imported."""
+    """Return the registered engines by name, in alphabetical order. Nothing is imported."""
     return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
 
 
 def engine(name: str) -> Engine:
-    """The engine of this name, imported now.
+    """Import and return the engine of this name.
 
-    Raises ``EngineError`` where it is not installed, cannot be imported, or is wired wrongly.
+    Raises ``EngineError`` if it is not installed, cannot be imported, or has a wrong interface.
     """
     points = installed_engines()
     if name not in points:
@@ -55,17 +58,21 @@ def engine(name: str) -> Engine:
     origin = f"{point.value} of {point.dist.name if point.dist else 'an unknown distribution'}"
     try:
         found = point.load()
-    except Exception as error:  # whatever an installed engine raises on import is its own fault, and said so
+    except Exception as error:  # an engine may raise anything on import; the error names it as the cause
         raise EngineError(f"engine {name!r}", f"{origin} cannot be imported: {error}", "repair or remove it") from error
     check_wiring(found, name, origin)
     return found  # type: ignore[no-any-return]
 
 
 def check_wiring(found: object, name: str, origin: str) -> None:
-    """Raise ``EngineError`` unless ``found`` has the name and the ``load(spec, *, reference, device, dtype)`` of the contract."""
+    """Raise ``EngineError`` unless ``found`` has the interface of an ``Engine`` called ``name``.
+
+    That is an attribute ``name`` and a method ``load(spec, *, reference, device, dtype)``. ``origin`` says in the
+    message where the engine comes from.
+    """
     load = getattr(found, "load", None)
     parameters = inspect.signature(load).parameters if callable(load) else {}
-    missing = [part for part in ("spec", "reference", "device", "dtype") if part not in parameters]
+    missing = [parameter for parameter in ("spec", "reference", "device", "dtype") if parameter not in parameters]
     if getattr(found, "name", None) != name or missing:
         wrong = f"load() lacks {', '.join(missing)}" if missing else f"its name is {getattr(found, 'name', None)!r}"
         raise EngineError(
@@ -85,11 +92,13 @@ def load(
 ) -> Loaded:
     """Load a model: ``tiny``, ``tiny-pair``, a known name, a hub id, a directory, or ``engine:scheme``.
 
-    ``reference`` is the name or directory of the model that a quantizing engine works on; loaders need none.
-    ``device`` None takes an accelerator if there is one; ``device_map`` spreads the model over devices and main memory
-    instead, with accelerate, and not every engine can do that; ``dtype`` None keeps the checkpoint's own;
-    ``trust_remote_code`` lets a checkpoint run the Python it brings, which is refused otherwise; ``offline`` forbids
-    downloads. Returns a record with ``.model`` (the transformers module), ``.tokenizer`` and ``.name``. Raises
+    ``reference`` is the name or directory of the model that a quantizing engine quantizes; loaders ignore it.
+    ``device`` None takes an accelerator if there is one. ``device_map`` spreads the model over devices and main memory
+    instead, with accelerate; not every engine supports it. ``dtype`` None keeps the checkpoint's own.
+    ``trust_remote_code`` lets a checkpoint run its own Python code, which is refused otherwise. ``offline`` forbids
+    downloads.
+
+    Returns a record with ``.model`` (the transformers module), ``.tokenizer`` and ``.name``. Raises
     ``UnknownModelError``, ``CheckpointError``, ``UnsafeCheckpointError``, ``ArchitectureError``, ``EngineError`` or
     ``OptionError``.
     """
@@ -99,124 +108,131 @@ def load(
         dtype = str(dtype).removeprefix("torch.")
         check_dtype(dtype)
     if name == BUILT_IN:
-        _check_claimed(spec)
-    chosen = _with(engine(name), trust_remote_code=trust_remote_code, offline=offline)
+        _check_engine_installed(spec)
+    chosen = _with_options(engine(name), trust_remote_code=trust_remote_code, offline=offline)
     if device_map is not None:
         check_device_map(device_map)
-        spread = _with(chosen, device_map=device_map)
-        if spread == chosen:
+        with_device_map = _with_options(chosen, device_map=device_map)
+        if with_device_map == chosen:
             raise EngineError(f"engine {name!r}", "it cannot spread a model over devices", "leave out the device map")
-        chosen = spread
-    with nullcontext() if name == BUILT_IN else captured_output():  # the built-in says what it downloads
+        chosen = with_device_map
+    with nullcontext() if name == BUILT_IN else captured_output():  # the built-in engine prints what it downloads
         try:
             return chosen.load(scheme, reference=reference, device=device, dtype=dtype)
         except SwcheckError:
             raise
-        except ImportError as error:  # a package is absent, or does not go with another
+        except ImportError as error:  # a package is missing, or incompatible with another
             raise EngineError(
                 spec, f"a package that it needs: {brief_message(error)}", "install or repair it"
             ) from error
 
 
-def _with(chosen: Engine, **wishes: Any) -> Engine:
-    """``chosen`` with those of the wishes that it knows; an engine need not know any."""
+def _with_options(chosen: Engine, **options: Any) -> Engine:
+    """Return a copy of an engine with ``options`` set. Options that the engine has no field for are ignored."""
     if not is_dataclass(chosen):
         return chosen
     known = {field.name for field in fields(chosen)}
-    return replace(chosen, **{name: wish for name, wish in wishes.items() if name in known})
+    return replace(chosen, **{name: value for name, value in options.items() if name in known})
 
 
 def route(spec: str) -> tuple[str, str]:
-    """Which engine ``spec`` goes to, and what that engine is asked for."""
+    """Return the name of the engine that ``spec`` goes to, and the spec that the engine gets.
+
+    Raises ``OptionError`` if ``spec`` is empty or no text.
+    """
     if not isinstance(spec, str) or not spec.strip():
         found = "an empty value" if isinstance(spec, str) else type(spec).__name__
         raise OptionError("the name of a model", found, "give `tiny`, a known name, a hub id or a directory")
     name, colon, scheme = spec.partition(":")
     if colon and len(name) > 1 and not os.path.exists(spec) and not any(mark in name for mark in "/\\.~"):  # noqa: PTH110 - never raises
         return name, scheme
-    return claimed(spec) or BUILT_IN, spec
+    return claiming_engine(spec) or BUILT_IN, spec
 
 
-def claimed(spec: str) -> str | None:
-    """The engine that says an existing path is one of its own, None where none does.
+def claiming_engine(spec: str) -> str | None:
+    """Return the name of the engine that claims an existing path as its own format, None if no engine does.
 
-    Engines may have ``claims(path)``; one that cannot be imported claims nothing. Raises ``EngineError`` where two do.
+    An engine may have a method ``claims(path)``. An engine that cannot be imported claims nothing. Raises
+    ``EngineError`` if several engines claim the path.
     """
-    path = Path(os.path.expanduser(spec))  # noqa: PTH111 - a user that does not exist is no error here
-    if spec in tiny.CHECKPOINTS or not os.path.exists(path):  # noqa: PTH110 - too long a name is no error here
+    path = Path(os.path.expanduser(spec))  # noqa: PTH111 - pathlib raises for an unknown user
+    if spec in tiny.CHECKPOINTS or not os.path.exists(path):  # noqa: PTH110 - pathlib raises for too long a name
         return None
-    found = [name for name in installed_engines() if name != BUILT_IN and _claims(name, path)]
+    found = [name for name in installed_engines() if name != BUILT_IN and _is_claimed_by(name, path)]
     if len(found) > 1:
         raise EngineError(f"an engine for {spec}", f"claimed by {', '.join(found)}", f"name one: {found[0]}:{spec}")
     return found[0] if found else None
 
 
-def _claims(name: str, path: Path) -> bool:
+def _is_claimed_by(name: str, path: Path) -> bool:
     try:
         return bool(getattr(engine(name), "claims", lambda _path: False)(path))
-    except Exception:  # a broken engine is an error when it is asked for
+    except Exception:  # a broken engine is reported when a user asks for it
         return False
 
 
-def _check_claimed(spec: str) -> None:
-    """Raise ``EngineError`` with the install line for a path that needs an engine which is not installed."""
+def _check_engine_installed(spec: str) -> None:
+    """Raise ``EngineError``, with an install command, if a path is of a format whose engine is not installed."""
     path = Path(os.path.expanduser(spec))  # noqa: PTH111 - as above
     if not os.path.exists(path) or (path / "config.json").exists():  # noqa: PTH110 - as above
         return
-    for mark, distribution in BRINGERS:
-        if path.match(mark) or (path / mark).exists():
-            found = f"{mark.strip('*')}, which none of these engines reads: {', '.join(installed_engines())}"
+    for pattern, distribution in ENGINE_DISTRIBUTIONS:
+        if path.match(pattern) or (path / pattern).exists():
+            found = f"{pattern.strip('*')}, which none of these engines reads: {', '.join(installed_engines())}"
             raise EngineError(f"a model in {spec}", found, f"pip install {distribution}")
 
 
 def check(spec: str, *, trust_remote_code: bool = False, offline: bool = False) -> None:
-    """Raise a worded error for a ``spec`` that cannot be loaded, in milliseconds and without importing torch.
+    """Raise a ``SwcheckError`` if ``spec`` cannot be loaded, as far as can be told quickly and without importing torch.
 
-    An engine is imported and asked, where it has a ``check(spec)``.
+    An engine is imported; if it has a method ``check(spec)``, that is called.
     """
     name, scheme = route(spec)
     if name != BUILT_IN:
         ask(engine(name), scheme)
     else:
-        _check_claimed(spec)
+        _check_engine_installed(spec)
         if spec in installed_engines() and spec != BUILT_IN and hub.existing(spec) is None:
-            ask(engine(spec), "")  # most say which schemes they have
+            ask(engine(spec), "")  # most engines answer with the schemes that they know
             raise EngineError(f"model {spec!r}", "an engine's name, without a scheme", f"--candidate={spec}:SCHEME")
         hub.check(scheme, trust_remote_code=trust_remote_code, offline=offline)
 
 
 def fetch(spec: str, *, offline: bool = False) -> None:
-    """Download what ``spec`` names where it is not here yet; raises ``UnknownModelError`` where that is impossible."""
+    """Download the model of ``spec`` if it is not on this machine. Raises ``UnknownModelError`` if that fails."""
     name, scheme = route(spec)
     if name == BUILT_IN and scheme not in tiny.CHECKPOINTS:
-        hub.find(scheme, offline=offline)
+        hub.find_directory(scheme, offline=offline)
 
 
 def ask(chosen: Engine, scheme: str) -> None:
-    """Raise what ``check(spec)`` of an engine raises for ``scheme``, if it has one; what is no worded error becomes one."""
+    """Call ``chosen.check(scheme)``, if the engine has that method.
+
+    Raises the ``SwcheckError`` that ``check`` raises. Any other exception becomes an ``EngineError``.
+    """
     try:
         getattr(chosen, "check", lambda _spec: None)(scheme)
     except SwcheckError:
         raise
-    except Exception as error:  # whatever an installed engine raises here is its own fault, and said so
+    except Exception as error:  # an engine may raise anything here; the error names it as the cause
         found = f"its check() fails: {type(error).__name__}: {brief_message(error)}"
         raise EngineError(f"{chosen.name}:{scheme}", found, "repair or remove that engine") from error
 
 
 def name_of(spec: str) -> str:
-    """What a model is called in tables: the name of its directory, else ``spec`` itself."""
+    """Return the name of a model for tables: that of its directory, else ``spec`` itself."""
     name, scheme = route(spec)
     return str(hub.name_of(scheme)) if name == BUILT_IN or scheme == spec else spec
 
 
 def meaning(spec: str) -> str:
-    """What ``spec`` stands for, the same for two ways to name one model."""
+    """Return a canonical name: two specs of the same model give the same one."""
     name, scheme = route(spec)
     return str(hub.meaning(scheme)) if name == BUILT_IN or scheme == spec else spec
 
 
 def directory_of(spec: str) -> Path | None:
-    """The local directory of a model, in the hub's cache too; None where there is none or an engine makes it."""
+    """Return the local directory of a model, maybe in the hub's cache. None if there is none, or an engine makes it."""
     name, scheme = route(spec)
     if name != BUILT_IN:
         return None
@@ -227,40 +243,43 @@ def directory_of(spec: str) -> Path | None:
 
 
 def needs_reference(spec: str) -> bool:
-    """Whether an engine makes a candidate of its reference, where others are files of their own."""
+    """Return whether the candidate is made from its reference by an engine, rather than read from files of its own."""
     name, scheme = route(spec)
     return name != BUILT_IN and hub.existing(scheme) is None
 
 
 def tokenizer_of(spec: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model that is on this machine, None where it is not, or an engine makes it."""
+    """Return the tokenizer of a model, None if the model is not on this machine or an engine makes it."""
     directory = directory_of(spec)
-    return None if directory is None else _built_in().tokenizer_of(directory, trust_remote_code)
+    return None if directory is None else _built_in_module().tokenizer_of(directory, trust_remote_code)
 
 
 def device_of(name: str | None) -> str:
-    """The kind of device that models of this run are on; raises ``OptionError`` where it cannot be used."""
-    return str(_built_in().device_of(name).type)
+    """Return the type (``cpu``, ``cuda``, ...) of the device ``name``, or of the default device for None.
+
+    Raises ``OptionError`` if the device cannot be used.
+    """
+    return str(_built_in_module().device_of(name).type)
 
 
 def text_of(spec: str) -> str | None:
-    """The text that belongs to a model, None where it has none of its own."""
+    """Return the text of an embedded model to measure on, None for all other models."""
     return tiny.HELDOUT.read_text(encoding="utf-8") if spec in tiny.CHECKPOINTS else None
 
 
 def check_dtype(name: str) -> None:
-    """Raise ``OptionError`` for a dtype that models are not loaded in."""
+    """Raise ``OptionError`` unless models can be loaded in this dtype."""
     if name not in DTYPES:
         raise OptionError(f"dtype {name!r}", f"known: {', '.join(DTYPES)}", "leave it out to keep the checkpoint's own")
 
 
 def check_device(name: str) -> None:
-    """Raise ``OptionError`` for a device that this machine does not have; torch is imported to try it."""
-    _built_in().device_of(name)
+    """Raise ``OptionError`` unless this machine has the device. Imports torch."""
+    _built_in_module().device_of(name)
 
 
 def check_device_map(name: str) -> None:
-    """Raise ``OptionError`` for a device map that accelerate does not know, ``EngineError`` where that is missing."""
+    """Raise ``OptionError`` for an unknown device map, ``EngineError`` if accelerate is not installed."""
     known = ("auto", "balanced", "balanced_low_0", "sequential")
     if name not in known:
         raise OptionError(f"device map {name!r}", f"known: {', '.join(known)}", "--swcheck-device-map=auto")
@@ -268,5 +287,5 @@ def check_device_map(name: str) -> None:
         raise EngineError(f"device map {name!r}", "accelerate is not installed", "pip install 'swcheck[device-map]'")
 
 
-def _built_in() -> Any:
+def _built_in_module() -> Any:
     return import_module("swcheck.loading.huggingface")

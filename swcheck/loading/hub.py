@@ -1,4 +1,4 @@
-"""Where a model lies: a directory, a known name, or a repository of the hub, downloaded where that is allowed."""
+"""Find the directory of a model: a path, a known name, or a hub repository, which is downloaded if allowed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ from swcheck.base.errors import CheckpointError, SwcheckError, UnknownModelError
 from swcheck.loading import published_index, tiny
 from swcheck.loading.checkpoint import SINGLE, TOKENIZER_FILES, check_directory, shards_of
 
-WANTED: Final = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
-UNWANTED: Final = ("consolidated*", "*/*")
-"""What a repository has twice or for other runtimes: weights in a second layout, and every subfolder."""
+DOWNLOADED: Final = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+NOT_DOWNLOADED: Final = ("consolidated*", "*/*")
+"""The files of a repository that are downloaded, and the exceptions.
+
+The exceptions are duplicates or for other runtimes: weights in a second layout, and every subfolder.
+"""
 
 
 def check(spec: str, *, trust_remote_code: bool = False, offline: bool = False) -> None:
-    """Raise a worded error for a name that leads nowhere or a directory that is no model; nothing is loaded."""
+    """Raise a ``SwcheckError`` if ``spec`` names no model or a directory without one. Nothing is loaded or downloaded.
+
+    If downloads are forbidden, also raise ``UnknownModelError`` if the local cache lacks files of the model.
+    """
     if spec in tiny.CHECKPOINTS:
         return
     path = existing(spec)
@@ -27,37 +33,40 @@ def check(spec: str, *, trust_remote_code: bool = False, offline: bool = False) 
         check_directory(path, trust_remote_code=trust_remote_code)
         return
     repository = repository_of(spec)
-    if _forbidden(offline) and _lacking(repository):
-        raise _not_here(repository, spec)
+    if _is_download_forbidden(offline) and _missing_in_words(repository):
+        raise _not_cached_error(repository, spec)
 
 
-def find(spec: str, *, offline: bool = False) -> Path:
-    """The directory that ``spec`` means: itself, or the local snapshot of a known name or hub id."""
-    return existing(spec) or _snapshot(repository_of(spec), spec, offline)
+def find_directory(spec: str, *, offline: bool = False) -> Path:
+    """Return the directory of a path, or the snapshot of a known name or hub id, downloading it if necessary.
+
+    Raises ``UnknownModelError``, or ``UnsafeCheckpointError`` if the repository has no safetensors.
+    """
+    return existing(spec) or _download_snapshot(repository_of(spec), spec, offline)
 
 
 def existing(spec: str) -> Path | None:
-    """The path of this name, ``~`` expanded, None where there is none."""
-    expanded = os.path.expanduser(spec)  # noqa: PTH111 - a user that does not exist is no error here
-    return Path(expanded) if os.path.exists(expanded) else None  # noqa: PTH110 - too long a name is no error here
+    """Return ``spec`` as a path, with ``~`` expanded; None if no such file or directory exists."""
+    expanded = os.path.expanduser(spec)  # noqa: PTH111 - pathlib raises for an unknown user
+    return Path(expanded) if os.path.exists(expanded) else None  # noqa: PTH110 - pathlib raises for too long a name
 
 
 def local(spec: str) -> Path | None:
-    """The directory of this name, or the whole snapshot that the local cache has of it; None where there is neither."""
+    """Return the path ``spec``, or the complete snapshot of it in the local cache; None if there is neither."""
     path = existing(spec)
     if path is not None:
         return path
     try:
         repository = repository_of(spec)
-        return None if _lacking(repository) else _cached(repository)
+        return None if _missing_in_words(repository) else _cached_snapshot(repository)
     except (UnknownModelError, CheckpointError):
         return None
 
 
 def name_of(spec: str) -> str:
-    """The name of a directory, else ``spec`` as it is.
+    """Return the name of a directory; for anything else, ``spec`` itself.
 
-    A directory that is called like a known model keeps its whole path: nobody said that it is that model.
+    A directory with the name of a known model keeps its whole path as name, because it need not be that model.
     """
     path = existing(spec)
     name = spec if path is None else path.resolve().name
@@ -65,7 +74,7 @@ def name_of(spec: str) -> str:
 
 
 def meaning(spec: str) -> str:
-    """The directory or the hub repository of ``spec``."""
+    """Return the absolute path or the hub repository of ``spec``: the same for two specs of one model."""
     path = existing(spec)
     if path is not None:
         return str(path.resolve())
@@ -74,7 +83,7 @@ def meaning(spec: str) -> str:
 
 
 def repository_of(spec: str) -> str:
-    """The hub repository of a known name or hub id; raises ``UnknownModelError`` with the closest names."""
+    """Return the hub repository of a known name or hub id. Raises ``UnknownModelError`` with the closest names."""
     known = published_index.find(spec)
     if known is not None:
         return known.model
@@ -90,38 +99,38 @@ def repository_of(spec: str) -> str:
 
 
 def _is_repository(spec: str) -> bool:
-    """Whether ``spec`` may be the id of a repository, by the hub's rules."""
+    """Return whether ``spec`` is a valid repository id by the hub's rules."""
     return (
         bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", spec)) and len(spec) <= 96 and ".." not in spec and "--" not in spec
     )
 
 
-def _forbidden(offline: bool) -> bool:
-    """Whether downloads are forbidden, by option or by the hub's own variable."""
+def _is_download_forbidden(offline: bool) -> bool:
+    """Return whether downloads are forbidden, by the option or by ``HF_HUB_OFFLINE``."""
     from huggingface_hub import constants
 
     return offline or bool(constants.HF_HUB_OFFLINE)
 
 
-def _snapshot(repository: str, spec: str, offline: bool) -> Path:
-    """The local snapshot of a hub repository, downloaded where that is allowed, after its size was printed."""
+def _download_snapshot(repository: str, spec: str, offline: bool) -> Path:
+    """Return the local snapshot of a hub repository. If necessary and allowed, print its size and download it."""
     import huggingface_hub as hub
     from huggingface_hub import errors as hub_errors
 
-    local = _cached(repository)
-    if local is not None and not _lacking(repository):
-        return local
-    if _forbidden(offline):
-        raise _not_here(repository, spec)
-    asked = _asked(repository, spec)
+    snapshot = _cached_snapshot(repository)
+    if snapshot is not None and not _missing_in_words(repository):
+        return snapshot
+    if _is_download_forbidden(offline):
+        raise _not_cached_error(repository, spec)
+    asked = _described(repository, spec)
     try:
         files = hub.HfApi().model_info(repository, files_metadata=True).siblings or []
-        wanted = [file for file in files if _is_wanted(file.rfilename)]
+        wanted = [file for file in files if _is_downloaded(file.rfilename)]
         if not any(file.rfilename.endswith(".safetensors") for file in wanted):
             raise UnsafeCheckpointError(asked, "its weights are no safetensors", "convert it, and give the directory")
         sys.stderr.write(f"swcheck: downloading {repository}, {sum(file.size or 0 for file in wanted) / 1e9:.1f} GB\n")
-        patterns = list(WANTED), list(UNWANTED)
-        return Path(hub.snapshot_download(repository, allow_patterns=patterns[0], ignore_patterns=patterns[1]))
+        allowed, ignored = list(DOWNLOADED), list(NOT_DOWNLOADED)
+        return Path(hub.snapshot_download(repository, allow_patterns=allowed, ignore_patterns=ignored))
     except SwcheckError:
         raise
     except hub_errors.GatedRepoError as error:
@@ -131,49 +140,59 @@ def _snapshot(repository: str, spec: str, offline: bool) -> Path:
         ) from error
     except hub_errors.RepositoryNotFoundError as error:
         raise UnknownModelError(asked, "no such path, and the hub knows no such model", "check its name") from error
-    except Exception as error:  # the hub's client passes on whatever its transport raises
+    except Exception as error:  # the hub's client passes on every error of its transport
         found = (
             f"not in the local cache, and the hub cannot be reached ({type(error).__name__}: {brief_message(error)})"
         )
-        raise UnknownModelError(asked, found, f"fetch it where there is a network: {_fetch(repository)}") from error
+        raise UnknownModelError(
+            asked, found, f"fetch it where there is a network: {_download_command(repository)}"
+        ) from error
 
 
-def _is_wanted(name: str) -> bool:
-    """Whether a file of a repository is downloaded."""
-    return any(fnmatch(name, part) for part in WANTED) and not any(fnmatch(name, part) for part in UNWANTED)
-
-
-def _asked(repository: str, spec: str) -> str:
-    return f"hub model {repository}" + ("" if spec == repository else f" ({spec})")
-
-
-def _fetch(repository: str) -> str:
-    return f"hf download {repository}"
-
-
-def _not_here(repository: str, spec: str) -> UnknownModelError:
-    return UnknownModelError(
-        _asked(repository, spec),
-        f"{_lacking(repository)} not in the local cache, and downloads are forbidden (offline)",
-        f"fetch it where there is a network: {_fetch(repository)}",
+def _is_downloaded(name: str) -> bool:
+    """Return whether a file of a repository is downloaded."""
+    return any(fnmatch(name, pattern) for pattern in DOWNLOADED) and not any(
+        fnmatch(name, pattern) for pattern in NOT_DOWNLOADED
     )
 
 
-def _cached(repository: str) -> Path | None:
-    """Where the local cache keeps a repository, as far as it has it; nobody is asked whether there is a newer one."""
+def _described(repository: str, spec: str) -> str:
+    return f"hub model {repository}" + ("" if spec == repository else f" ({spec})")
+
+
+def _download_command(repository: str) -> str:
+    return f"hf download {repository}"
+
+
+def _not_cached_error(repository: str, spec: str) -> UnknownModelError:
+    return UnknownModelError(
+        _described(repository, spec),
+        f"{_missing_in_words(repository)} not in the local cache, and downloads are forbidden (offline)",
+        f"fetch it where there is a network: {_download_command(repository)}",
+    )
+
+
+def _cached_snapshot(repository: str) -> Path | None:
+    """Return the snapshot of a repository in the local cache, maybe incomplete; None if there is none.
+
+    The hub is not asked for a newer one.
+    """
     import huggingface_hub as hub
 
     config = hub.try_to_load_from_cache(repository, "config.json")
     return Path(config).parent if isinstance(config, str) else None
 
 
-def _lacking(repository: str) -> str:
-    """The files of a repository that the local cache lacks, in words; empty where it has all that is needed."""
-    local = _cached(repository)
-    if local is None:
+def _missing_in_words(repository: str) -> str:
+    """Say which files of a repository are missing in the local cache: the subject and verb of a sentence.
+
+    Empty if all necessary files are there.
+    """
+    snapshot = _cached_snapshot(repository)
+    if snapshot is None:
         return "it is"
-    shards = [SINGLE] if (local / SINGLE).exists() else sorted(shards_of(local))
-    missing = [shard for shard in shards if not (local / shard).exists()]
+    shards = [SINGLE] if (snapshot / SINGLE).exists() else sorted(shards_of(snapshot))
+    missing = [shard for shard in shards if not (snapshot / shard).exists()]
     if missing or not shards:
         return f"{', '.join(missing[:4]) or 'its weights (*.safetensors)'} {'is' if len(missing) == 1 else 'are'}"
-    return "" if any((local / name).exists() for name in TOKENIZER_FILES) else "its tokenizer is"
+    return "" if any((snapshot / name).exists() for name in TOKENIZER_FILES) else "its tokenizer is"

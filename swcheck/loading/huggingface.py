@@ -1,6 +1,6 @@
-"""The built-in loader: directories, hub ids and the embedded models, through transformers.
+"""The built-in loader: directories, hub ids and the embedded models, loaded with transformers.
 
-Where a model lies is the hub's to say, and what is wrong with its files the checkpoint's, before transformers sees it.
+``hub`` finds the directory and ``checkpoint`` validates its files before transformers reads them.
 """
 
 from __future__ import annotations
@@ -17,23 +17,26 @@ from swcheck.base.errors import CheckpointError, EngineError, OptionError, Swche
 from swcheck.base.isolation import captured_output
 from swcheck.base.records import Loaded
 from swcheck.loading import tiny
-from swcheck.loading.checkpoint import check_directory, needs_code
-from swcheck.loading.hub import find, name_of
+from swcheck.loading.checkpoint import check_directory, own_code_error
+from swcheck.loading.hub import find_directory, name_of
 from swcheck.loading.scheme_from_config import scheme_of
 
 if TYPE_CHECKING:
     import torch
 
-LOOKED_AT: Final = 32
-"""How many tensors of codes a file are held against it after the first pass: kernels repack all or none."""
+COMPARED_PER_FILE: Final = 32
+"""How many integer tensors (codes) of each file are compared with those in memory after the first forward pass.
+
+A few are enough, because a kernel repacks all of them or none.
+"""
 
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """The engine of the name ``huggingface``.
+    """The engine ``huggingface``.
 
-    ``trust_remote_code`` lets a checkpoint bring its own Python, ``offline`` forbids downloads. ``device_map`` spreads
-    a model over devices, main memory and disk, as accelerate does.
+    ``trust_remote_code`` lets a checkpoint run its own Python code, ``offline`` forbids downloads. ``device_map``
+    spreads a model over devices, main memory and disk with accelerate.
     """
 
     name: str = "huggingface"
@@ -44,20 +47,20 @@ class HuggingFace:
     def load(
         self, spec: str, *, reference: str | None = None, device: str | None = None, dtype: str | None = None
     ) -> Loaded:
-        """Load ``tiny``, a known name, a hub id or a directory; see ``swcheck.load``. A loader needs no reference."""
+        """Load ``tiny``, a known name, a hub id or a directory: see ``swcheck.load``. ``reference`` is ignored."""
         del reference
-        place = device_of(device) if self.device_map is None else None
+        target = device_of(device) if self.device_map is None else None
         if spec in tiny.CHECKPOINTS:
             directory, text = tiny.CHECKPOINTS[spec], tiny.HELDOUT.read_text(encoding="utf-8")
         else:
-            directory, text = find(spec, offline=self.offline), None
+            directory, text = find_directory(spec, offline=self.offline), None
         check_directory(directory, trust_remote_code=self.trust_remote_code)
-        with _quiet():
-            config = _understood(directory, self.trust_remote_code)
-            _check_method(directory, config)
-            tokenizer = _tokenizer(directory, self.trust_remote_code)
-            model = _model(directory, config, dtype or "auto", self.trust_remote_code, device_map=self.device_map)
-            model = _settled(model if place is None else _moved(model, place, spec), directory)
+        with _silenced_loading():
+            config = _load_config(directory, self.trust_remote_code)
+            _check_quantization_method(directory, config)
+            tokenizer = _load_tokenizer(directory, self.trust_remote_code)
+            model = _load_model(directory, config, dtype or "auto", self.trust_remote_code, device_map=self.device_map)
+            model = _after_first_pass(model if target is None else _moved(model, target, spec), directory)
             scheme = scheme_of(config.to_dict())
         return Loaded(model, tokenizer, name_of(spec), text, str(directory), scheme)
 
@@ -66,32 +69,35 @@ ENGINE: Final = HuggingFace()
 
 
 def tokenizer_of(path: Path, trusted: bool) -> Any:
-    """The tokenizer of a directory, without its model."""
-    with _quiet():
-        return _tokenizer(path, trusted)
+    """Load the tokenizer of a directory without its model. ``trusted`` allows the checkpoint's own Python code."""
+    with _silenced_loading():
+        return _load_tokenizer(path, trusted)
 
 
-def _understood(path: Path, trusted: bool) -> Any:
-    """The config as transformers reads it."""
+def _load_config(path: Path, trusted: bool) -> Any:
+    """Return the config as transformers reads it. Raises a ``SwcheckError`` if transformers cannot read it."""
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trusted)
-    except Exception as error:  # transformers raises nearly anything for files it cannot make sense of
+    except Exception as error:  # transformers raises exceptions of many types for bad files
         attempt = "give a config.json that this version of transformers can read"
-        raise _unloadable(f"the config in {path}", path, error, attempt) from error
+        raise _loading_error(f"the config in {path}", path, error, attempt) from error
 
 
-def _check_method(path: Path, config: Any) -> None:
-    """Refuse a quantization that transformers does not know: it would take the codes for plain floats, or drop them."""
+def _check_quantization_method(path: Path, config: Any) -> None:
+    """Raise ``EngineError`` for a quantization method that transformers does not know.
+
+    Transformers would load its integer codes as if they were plain floats, or drop them.
+    """
     from transformers.quantizers import AutoHfQuantizer
 
-    found = getattr(config, "quantization_config", None)
-    if not isinstance(found, Mapping) or not found:
+    quantization = getattr(config, "quantization_config", None)
+    if not isinstance(quantization, Mapping) or not quantization:
         return
-    method, known = found.get("quant_method"), False
-    with suppress(ValueError):  # raised where the config names no method
-        known = bool(AutoHfQuantizer.supports_quant_method(found))
+    method, known = quantization.get("quant_method"), False
+    with suppress(ValueError):  # raised if the config names no method
+        known = bool(AutoHfQuantizer.supports_quant_method(quantization))
     if not known:
         raise EngineError(
             f"load {path}, quantized by {method or 'a method without a name'}",
@@ -100,24 +106,25 @@ def _check_method(path: Path, config: Any) -> None:
         )
 
 
-def _tokenizer(path: Path, trusted: bool) -> Any:
+def _load_tokenizer(path: Path, trusted: bool) -> Any:
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trusted)
     except Exception as error:  # as above
-        raise _unloadable(f"the tokenizer in {path}", path, error, "fetch its files again") from error
-    # A text is encoded whole and cut into windows; that it is longer than one is no news.
+        raise _loading_error(f"the tokenizer in {path}", path, error, "fetch its files again") from error
+    # A text is encoded whole and then cut into windows: the warning that it is longer than the context is of no use.
     getattr(tokenizer, "deprecation_warnings", {})["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
 
 
-def _model(path: Path, config: Any, dtype: str, trusted: bool, **placing: Any) -> Any:
+def _load_model(path: Path, config: Any, dtype: str, trusted: bool, **placement: Any) -> Any:
+    """Load the model. Raises ``CheckpointError`` if tensors are missing or have another shape."""
     from transformers import AutoModelForCausalLM
 
-    together = "check that weights and config.json belong together"
+    attempt = "check that weights and config.json belong together"
     try:
-        with captured_output():  # a quantizer's package that is imported now may have a banner
+        with captured_output():  # a package of a quantizer may print a banner when it is imported
             model, info = AutoModelForCausalLM.from_pretrained(
                 path,
                 config=config,
@@ -127,30 +134,34 @@ def _model(path: Path, config: Any, dtype: str, trusted: bool, **placing: Any) -
                 output_loading_info=True,
                 local_files_only=True,
                 trust_remote_code=trusted,
-                **{name: wish for name, wish in placing.items() if wish is not None},
+                **{name: value for name, value in placement.items() if value is not None},
             )
     except Exception as error:  # as above
-        raise _unloadable(f"load {path} with transformers", path, error, together) from error
-    missing, other = sorted(info.get("missing_keys") or ()), sorted(info.get("mismatched_keys") or ())
+        raise _loading_error(f"load {path} with transformers", path, error, attempt) from error
+    missing, mismatched = sorted(info.get("missing_keys") or ()), sorted(info.get("mismatched_keys") or ())
     if missing:
         found = f"{len(missing)} of its tensors are missing, first {missing[0]}"
-        raise CheckpointError(f"all weights of {path}", found, together)
-    if other:
-        name, here, wanted = other[0]
-        found = f"{len(other)} of another shape, first {name}: {_by(here)} where the config says {_by(wanted)}"
-        raise CheckpointError(f"the weights of {path}", found, together)
-    spare = sorted(info.get("unexpected_keys") or ())
-    if spare:
-        sys.stderr.write(f"swcheck: {path} has {len(spare)} tensors that the model does not use, first {spare[0]}\n")
+        raise CheckpointError(f"all weights of {path}", found, attempt)
+    if mismatched:
+        name, stored, expected = mismatched[0]
+        found = (
+            f"{len(mismatched)} of another shape, first {name}: {_format_shape(stored)} "
+            f"where the config says {_format_shape(expected)}"
+        )
+        raise CheckpointError(f"the weights of {path}", found, attempt)
+    unused = sorted(info.get("unexpected_keys") or ())
+    if unused:
+        sys.stderr.write(f"swcheck: {path} has {len(unused)} tensors that the model does not use, first {unused[0]}\n")
     return model
 
 
-def _settled(model: Any, path: Path) -> Any:
-    """A quantized model after its first pass: some unpack only there, and cannot be read before.
+def _after_first_pass(model: Any, path: Path) -> Any:
+    """Run a first forward pass of a quantized model and return the model. Others are returned unchanged.
 
-    bitsandbytes' repacking for one kind of CPU is switched off first: it spoils what is read or saved after a pass.
-    Where the codes in memory are not those of the directory any more (GPTQModel moves zero points on loading and repacks
-    in the first pass), a save would be another model: it is refused.
+    Some quantized layers unpack their weights only in that pass and cannot be read before. bitsandbytes' repacking for
+    CPUs with AVX-512 BF16 is switched off first: it spoils what is read or saved after a pass. If the integer codes in
+    memory then differ from those on disk (GPTQModel shifts zero points on loading and repacks in the first pass), a
+    saved copy would be another model, so that ``save_pretrained`` is replaced by an error.
     """
     import torch
 
@@ -162,18 +173,21 @@ def _settled(model: Any, path: Path) -> Any:
     try:
         with captured_output(), torch.no_grad():
             model.eval()(torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
-    except Exception as error:  # a kernel raises whatever it likes for a dtype or a width that it does not know
+    except Exception as error:  # kernels raise many types for an unsupported dtype or width
         found = f"{type(error).__name__}: {brief_message(error)}"
         attempt = "another --swcheck-dtype: some kernels know bfloat16 alone"
         raise CheckpointError(f"a first pass of {path}", found, attempt) from error
-    repacked = _repacked(model, path)
+    repacked = _repacked_tensor(model, path)
     if repacked is not None:
-        model.save_pretrained = _refusal(path, repacked)
+        model.save_pretrained = _refusing_save(path, repacked)
     return model
 
 
-def _repacked(model: Any, path: Path) -> str | None:
-    """The first tensor of codes that is in memory another one than in the directory, as far as a few layers tell."""
+def _repacked_tensor(model: Any, path: Path) -> str | None:
+    """Return the name of the first integer tensor that differs in memory from its file, None if there is none.
+
+    Only the first ``COMPARED_PER_FILE`` of each file are compared.
+    """
     from safetensors import safe_open
 
     state = model.state_dict()
@@ -182,13 +196,15 @@ def _repacked(model: Any, path: Path) -> str | None:
             codes: list[str] = [
                 name for name in sorted(stored.keys()) if name in state and not state[name].is_floating_point()
             ]
-            for name in codes[:LOOKED_AT]:
+            for name in codes[:COMPARED_PER_FILE]:
                 if not state[name].cpu().equal(stored.get_tensor(name)):
                     return name
     return None
 
 
-def _refusal(path: Path, name: str) -> Callable[..., None]:
+def _refusing_save(path: Path, name: str) -> Callable[..., None]:
+    """Return a replacement for ``save_pretrained`` that raises ``CheckpointError``."""
+
     def save_pretrained(*_args: Any, **_keywords: Any) -> None:
         found = f"{name} in memory is not what the directory holds any more"
         raise CheckpointError(f"save what was loaded from {path}", found, "copy the directory: it is the checkpoint")
@@ -196,22 +212,24 @@ def _refusal(path: Path, name: str) -> Callable[..., None]:
     return save_pretrained
 
 
-def _by(shape: Any) -> str:
+def _format_shape(shape: Any) -> str:
     return " x ".join(str(size) for size in shape)
 
 
-def _unloadable(asked: str, path: Path, error: Exception, attempt: str) -> SwcheckError:
-    words = brief_message(error)
-    if "trust_remote_code" in str(error) or "custom code" in words:
-        return needs_code(path, "it brings Python code of its own (auto_map), which loading would run")
-    return CheckpointError(asked, f"{type(error).__name__}: {words}", attempt)
+def _loading_error(asked: str, path: Path, error: Exception, attempt: str) -> SwcheckError:
+    """Return the ``SwcheckError`` for an exception that transformers raised while it loaded ``path``."""
+    message = brief_message(error)
+    if "trust_remote_code" in str(error) or "custom code" in message:
+        return own_code_error(path, "it brings Python code of its own (auto_map), which loading would run")
+    return CheckpointError(asked, f"{type(error).__name__}: {message}", attempt)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading without transformers' own progress bars and warnings, and without those of what it imports.
+def _silenced_loading() -> Iterator[None]:
+    """Suppress all warnings inside the block, and the log messages and progress bars of transformers.
 
-    What matters is raised; a run under ``-W error`` is not ended by the deprecations of packages that merely stand by.
+    What matters is raised as an error. A pytest run with ``-W error`` must not fail for deprecations in packages that
+    loading a model imports.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -229,7 +247,10 @@ def _quiet() -> Iterator[None]:
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device of this name, or an accelerator if there is one; raises ``OptionError`` where it cannot be used."""
+    """Return the device of this name; for None the accelerator if there is one, else the CPU.
+
+    Raises ``OptionError`` if the device cannot be used.
+    """
     import torch
 
     if name is None:
@@ -255,17 +276,18 @@ def _moved(model: Any, device: torch.device, spec: str) -> Any:
 
 
 def kv_cache(model: Any) -> Callable[[], Any]:
-    """What makes a new key-value cache as the checkpoint's generation config asks for: quantized, else a plain one.
+    """Return a function that makes an empty key-value cache of the kind that the model's generation config names.
 
-    Raises ``OptionError`` where what quantizes it is not installed.
+    That is a ``QuantizedCache`` or, by default, a ``DynamicCache``. Raises ``OptionError`` if the package that
+    quantizes the cache is not installed or its options are invalid.
     """
     from transformers.cache_utils import DynamicCache, QuantizedCache
 
     config, generation = model.config.get_text_config(decoder=True), getattr(model, "generation_config", None)
     if getattr(generation, "cache_implementation", None) != "quantized":
         return lambda: DynamicCache(config=config)
-    asked: Any = getattr(generation, "cache_config", None) or {}
-    options = {**(asked if isinstance(asked, Mapping) else asked.to_dict())}
+    cache_config: Any = getattr(generation, "cache_config", None) or {}
+    options = {**(cache_config if isinstance(cache_config, Mapping) else cache_config.to_dict())}
     options.pop("config", None)
     backend = str(options.pop("backend", "quanto"))
     try:

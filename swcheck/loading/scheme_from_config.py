@@ -1,7 +1,7 @@
-"""What a checkpoint's own config says of its quantization: a pure function from ``quantization_config`` to ``Scheme``.
+"""Read a checkpoint's quantization from its config: from ``quantization_config`` to ``Scheme``.
 
-The directory says what it is; nothing is configured. Fields are read as the quantizers write them (transformers' own
-documentation of each ``quant_method``); what nobody can tell stays None and is held to the limits of an unknown scheme.
+The fields are those that the quantizers write, as transformers documents them for each ``quant_method``. The scheme is
+None if the config does not tell it; the candidate is then held to the limits of an unknown scheme.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Config = Mapping[str, Any]
 
 
 def scheme_of(config: Config) -> Scheme | None:
-    """The scheme of a model's ``config.json``, None where it is not quantized or does not say how."""
+    """Return the scheme of a model's ``config.json``, None if it is not quantized or does not say how."""
     quantization = config.get("quantization_config") or config.get("compression_config")
     if not isinstance(quantization, Mapping):
         return None
@@ -30,9 +30,9 @@ def scheme_of(config: Config) -> Scheme | None:
 
 
 def missing_packages(config: Config) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """The quantization method of a ``config.json``, and what transformers needs for it and is not installed.
+    """Return the quantization method of a ``config.json``, and the packages that loading it needs and that are missing.
 
-    Each package is (module, requirement); nothing is imported.
+    The method is empty if there is none. Each package is (module, requirement). Nothing is imported.
     """
     quantization = config.get("quantization_config") or config.get("compression_config")
     method = str(quantization.get("quant_method", "")).lower() if isinstance(quantization, Mapping) else ""
@@ -40,7 +40,7 @@ def missing_packages(config: Config) -> tuple[str, tuple[tuple[str, str], ...]]:
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module can be found; ``None`` in ``sys.modules`` means it cannot."""
+    """Return whether a module can be imported, without importing it. ``None`` in ``sys.modules`` means no."""
     parent = module.rpartition(".")[0]
     if (parent and not is_installed(parent)) or sys.modules.get(module, module) is None:
         return False
@@ -58,7 +58,9 @@ def _bitsandbytes(config: Config) -> Scheme | None:
     return None
 
 
-def _bits(method: str, *, calibrated: bool) -> Callable[[Config], Scheme]:
+def _bits_reader(method: str, *, calibrated: bool) -> Callable[[Config], Scheme]:
+    """Return a reader for a method whose config differs only in its number of bits."""
+
     def read(config: Config) -> Scheme:
         return Scheme(method, float(config.get("bits", config.get("w_bit", 4))), calibrated=calibrated)
 
@@ -66,7 +68,11 @@ def _bits(method: str, *, calibrated: bool) -> Callable[[Config], Scheme]:
 
 
 def _auto_round(config: Config) -> Scheme:
-    """Fields at their defaults are left out, so no ``iters`` means 200, or none where it was rounded to the nearest."""
+    """Read AutoRound's config, which omits fields at their defaults.
+
+    No ``iters`` means the default of 200 tuning steps; or, with ``enable_quanted_input`` False, round-to-nearest
+    without tuning.
+    """
     iters = config.get("iters")
     tuned = config.get("enable_quanted_input") is not False if iters is None else iters > 0
     return Scheme("auto-round" if tuned else "rtn", float(config.get("bits", 4)), calibrated=tuned)
@@ -81,24 +87,25 @@ def _compressed_tensors(config: Config) -> Scheme | None:
     method = {("float", 8.0): "fp8", ("float", 4.0): "nvfp4"}.get((kind, bits), "rtn")
     formats = f"{groups[0].get('format', '')} {config.get('format', '')}"
     method = "mxfp4" if "mxfp4" in formats else method
-    observed = (
+    calibrated = (
         weights.get("observer") not in {None, "minmax", "memoryless_minmax"} or weights.get("actorder") is not None
     )
-    return Scheme(method, bits, float(inputs.get("num_bits", 16)), calibrated=observed)
+    return Scheme(method, bits, float(inputs.get("num_bits", 16)), calibrated=calibrated)
 
 
 def _torchao(config: Config) -> Scheme | None:
     kind = config.get("quant_type", "")
     kind = kind.get("default", kind) if isinstance(kind, Mapping) else kind
-    named = isinstance(kind, Mapping) and "_type" in kind
-    name = re.sub(r"[^a-z0-9]", "", str(kind["_type"] if named else kind).lower())
-    inputs = 8 if "dynamicactivation" in name else 16
-    found = re.search(r"int(\d)weight", name)  # the name says it, but of Intx, whose field does; the rest names layouts
-    if found is None and named and isinstance(kind.get("_data"), Mapping):
-        found = re.search(r"int(\d)", str(kind["_data"].get("weight_dtype")))
-    if found is not None:
-        return Scheme("rtn", float(found[1]), inputs)
-    return Scheme("fp8", 8, inputs) if "float8" in name or "fp8" in name else None
+    has_class_name = isinstance(kind, Mapping) and "_type" in kind
+    name = re.sub(r"[^a-z0-9]", "", str(kind["_type"] if has_class_name else kind).lower())
+    activation_bits = 8 if "dynamicactivation" in name else 16
+    # Most class names have the bits before "weight". Intx has them in a field. Other digits name layouts.
+    bits = re.search(r"int(\d)weight", name)
+    if bits is None and has_class_name and isinstance(kind.get("_data"), Mapping):
+        bits = re.search(r"int(\d)", str(kind["_data"].get("weight_dtype")))
+    if bits is not None:
+        return Scheme("rtn", float(bits[1]), activation_bits)
+    return Scheme("fp8", 8, activation_bits) if "float8" in name or "fp8" in name else None
 
 
 def _quanto(config: Config) -> Scheme:
@@ -114,8 +121,8 @@ def _hqq(config: Config) -> Scheme:
 
 READERS: Final[Mapping[str, Callable[[Config], Scheme | None]]] = {
     "bitsandbytes": _bitsandbytes,
-    "gptq": _bits("gptq", calibrated=True),
-    "awq": _bits("awq", calibrated=True),
+    "gptq": _bits_reader("gptq", calibrated=True),
+    "awq": _bits_reader("awq", calibrated=True),
     "auto-round": _auto_round,
     "intel/auto-round": _auto_round,
     "compressed-tensors": _compressed_tensors,
@@ -151,4 +158,7 @@ PACKAGES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "torchao": (("torchao", "torchao"),),
     "vptq": (("vptq", "vptq>=0.0.4"), ACCELERATE),
 }
-"""What transformers asks for on loading each method: its own list, ``validate_environment`` of every quantizer (5.17)."""
+"""The packages that transformers needs to load each method, as (module, requirement).
+
+Taken from ``validate_environment`` of every quantizer in transformers 5.17.
+"""

@@ -1,7 +1,7 @@
-"""What an engine is asked to leave unquantized: ``skip=NAME``, several names joined by ``+``.
+"""The option ``skip=NAME+NAME`` of an engine: modules to leave unquantized.
 
-With it a gate proves the fix it proposes: the reference is quantized again that way, and measured. For engines, built
-in or not; each hands the names on in its own quantizer's words.
+With it the gate proves the fix that it proposes: it quantizes the reference again with some modules skipped, and
+measures the result. For engines, built in or not: each translates the names into the options of its quantizer.
 """
 
 from __future__ import annotations
@@ -15,48 +15,49 @@ OPTION: Final = "skip="
 
 
 def split_skip(spec: str) -> tuple[str, tuple[str, ...]]:
-    """``spec`` without its ``skip=NAME+NAME``, wherever that stands behind a comma, and those names."""
+    """Return ``spec`` without its ``skip=NAME+NAME``, and the names. The option may stand behind any comma."""
     parts = spec.split(",")
-    asked = [part.removeprefix(OPTION) for part in parts[1:] if part.startswith(OPTION)]
-    rest = [part for part in parts[1:] if not part.startswith(OPTION)]
-    return ",".join([parts[0], *rest]), tuple(name.strip() for part in asked for name in part.split("+"))
+    skips = [part.removeprefix(OPTION) for part in parts[1:] if part.startswith(OPTION)]
+    others = [part for part in parts[1:] if not part.startswith(OPTION)]
+    return ",".join([parts[0], *others]), tuple(name.strip() for skip in skips for name in skip.split("+"))
 
 
 def read_skip(title: str, spec: str) -> tuple[str, tuple[str, ...]]:
-    """As ``parted``; raises ``OptionError`` about ``title`` where a name is empty or the option has no value."""
-    words, names = split_skip(spec)
-    if "" in names or "skip" in words.split(",")[1:]:
+    """As ``split_skip``, but raise ``OptionError`` about ``title`` if a name is empty or the option has no value."""
+    remaining, names = split_skip(spec)
+    if "" in names or "skip" in remaining.split(",")[1:]:
         raise OptionError(title, "skip= without a module's name", "skip=model.layers.1.mlp.down_proj, more behind a +")
-    return words, names
+    return remaining, names
 
 
 def modules_to_skip(title: str, model: Any, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The linear maps of ``model``, fully named, that these modules are or hold; each once, in the model's order.
+    """Return the qualified names of the linear maps that are one of ``names`` or lie inside one, in the model's order.
 
-    ``title`` is the candidate for which they are asked, as ``torchao:int8-weight-only,skip=...``. Raises ``EngineError``
-    for a name that is no module, or one without a linear map in it.
+    ``title`` is the candidate, as in ``torchao:int8-weight-only,skip=...``, for the error message. Raises
+    ``EngineError`` for a name that is no module, or a module without a linear map.
     """
     from torch import nn
 
     maps = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for name in names:
-        if not any(_within(one, name) for one in maps):
+        if not any(_is_within(linear_map, name) for linear_map in maps):
             close = get_close_matches(name, maps, n=1, cutoff=0.0)
             raise EngineError(
                 title, f"no linear map in this model is {name!r} or in it", f"skip={close[0]}" if close else ""
             )
-    return tuple(one for one in maps if any(_within(one, name) for name in names))
+    return tuple(linear_map for linear_map in maps if any(_is_within(linear_map, name) for name in names))
 
 
 def linear_maps_outside(model: Any, container: str) -> tuple[str, ...]:
-    """The linear maps of ``model`` that are not in ``container``, above all its head: quantizers that are given names
-    to skip no longer skip it by themselves.
+    """Return the qualified names of the linear maps of ``model`` outside the module ``container``.
+
+    The important one is the head: quantizers skip it by default, but not once they are given other names to skip.
     """
     from torch import nn
 
     maps = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
-    return tuple(name for name in maps if not _within(name, container))
+    return tuple(name for name in maps if not _is_within(name, container))
 
 
-def _within(name: str, container: str) -> bool:
+def _is_within(name: str, container: str) -> bool:
     return bool(container) and (name == container or name.startswith(f"{container}."))

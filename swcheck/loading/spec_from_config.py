@@ -1,7 +1,8 @@
-"""Which engine and scheme write such a ``quantization_config``: a pure function, for fixes that are proven by doing it.
+"""Find the engine and scheme that would produce a given ``quantization_config``.
 
-Fields are read as the tools write them. What an engine would make otherwise than the config says, it does not make:
-then there is no spec, and no proof that is none.
+With such a spec the gate can quantize the reference again and prove a fix. Fields are read as the quantization tools
+write them. If no engine would quantize exactly as the config says, there is no spec, because the proof would be of
+another model.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from swcheck.loading.scheme_from_config import scheme_of
 
 
 def spec_of(config: Mapping[str, Any]) -> str | None:
-    """The engine and scheme that write this ``quantization_config``, None where none is known."""
-    read = _SPECS.get(str(config.get("quant_method", "")).lower())
+    """Return the spec (``engine:scheme``) that produces this ``quantization_config``, None if none is known."""
+    read = _READERS.get(str(config.get("quant_method", "")).lower())
     try:
         return read(config) if read else None
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
@@ -34,7 +35,7 @@ def _bitsandbytes(config: Mapping[str, Any]) -> str | None:
 def _torchao(config: Mapping[str, Any]) -> str | None:
     text = json.dumps(config.get("quant_type", ""), default=str)
     bits, group = re.search(r"int([234])\b", text), re.search(r"group_size\W+(\d+)", text)
-    for kind, scheme in _TORCHAO.items():
+    for kind, scheme in _TORCHAO_SCHEMES.items():
         if kind in text:
             return f"torchao:{scheme}"
     size = f",group={group[1]}" if group else ""
@@ -45,14 +46,14 @@ def _torchao(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-_TORCHAO: Final = {
+_TORCHAO_SCHEMES: Final = {
     "Int8WeightOnlyConfig": "int8-weight-only",
     "Int8DynamicActivationInt8WeightConfig": "int8-dynamic",
     "Float8WeightOnlyConfig": "fp8-weight-only",
 }
 
 
-def _compressed(config: Mapping[str, Any]) -> str | None:
+def _compressed_tensors(config: Mapping[str, Any]) -> str | None:
     groups = list(config["config_groups"].values())
     weights, inputs = groups[0]["weights"], groups[0].get("input_activations")
     bits, kind, symmetric = int(weights["num_bits"]), weights.get("type", "int"), weights.get("symmetric", True)
@@ -70,8 +71,8 @@ def _compressed(config: Mapping[str, Any]) -> str | None:
     return name and f"compressed-tensors:{name}"
 
 
-def _gptq_spec(config: Mapping[str, Any]) -> str | None:
-    """GPTQModel's own, or AutoRound's in this layout; columns in another order (``desc_act``) no engine here makes."""
+def _gptq(config: Mapping[str, Any]) -> str | None:
+    """Read GPTQModel's config, or AutoRound's in the GPTQ layout. No engine here reorders columns (``desc_act``)."""
     if config.get("provider") == "auto-round":
         return _auto_round(config, "auto_gptq")
     bits, group = int(config["bits"]), int(config.get("group_size", 128))
@@ -81,31 +82,40 @@ def _gptq_spec(config: Mapping[str, Any]) -> str | None:
 
 
 def _awq(config: Mapping[str, Any]) -> str | None:
-    """AutoRound's in this layout, which rescales nothing; AWQ itself no engine here makes."""
+    """Read AutoRound's config in the AWQ layout, which rescales nothing. No engine here runs AWQ itself."""
     return _auto_round(config, "auto_awq") if config.get("provider") == "auto-round" else None
 
 
 def _auto_round(config: Mapping[str, Any], layout: str = "") -> str | None:
-    """Rounded to the nearest, without data: what AutoRound has tuned no engine here makes."""
+    """Read AutoRound's config for round-to-nearest without data. No engine here runs AutoRound's tuning."""
     layout = layout or str(config.get("packing_format", "auto_round")).partition(":")[0]
     scheme, bits = scheme_of({"quantization_config": {**config, "quant_method": "auto-round"}}), int(config["bits"])
-    alike = int(config.get("group_size", 128)) == 128 and config.get("data_type", "int") == "int"
-    if bits not in {8, 4, 3, 2} or scheme is None or scheme.calibrated or not alike or config.get("sym") is not True:
+    is_default = int(config.get("group_size", 128)) == 128 and config.get("data_type", "int") == "int"
+    if (
+        bits not in {8, 4, 3, 2}
+        or scheme is None
+        or scheme.calibrated
+        or not is_default
+        or config.get("sym") is not True
+    ):
         return None
     return f"autoround:W{bits}A16" + ("" if layout == "auto_round" else f",format={layout}")
 
 
 def _quanto(config: Mapping[str, Any]) -> str | None:
-    """As transformers spells it; what quantizes its inputs as well depends on what it has seen."""
+    """Read quanto's config as transformers writes it.
+
+    There is no spec with quantized activations: their scales depend on calibration data.
+    """
     name = {"int8": "int8", "float8": "fp8", "int4": "int4", "int2": "int2"}.get(str(config["weights"]))
     return f"quanto:{name}" if name and not config.get("activations") else None
 
 
-_SPECS: Final[Mapping[str, Callable[[Mapping[str, Any]], str | None]]] = {
+_READERS: Final[Mapping[str, Callable[[Mapping[str, Any]], str | None]]] = {
     "bitsandbytes": _bitsandbytes,
     "torchao": _torchao,
-    "compressed-tensors": _compressed,
-    "gptq": _gptq_spec,
+    "compressed-tensors": _compressed_tensors,
+    "gptq": _gptq,
     "awq": _awq,
     "auto-round": _auto_round,
     "intel/auto-round": _auto_round,

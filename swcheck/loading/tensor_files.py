@@ -1,4 +1,4 @@
-"""Single tensors of a checkpoint on disk, read without its model: mapped, so that only what is used is in memory."""
+"""Read single tensors of a checkpoint on disk without loading the model. The files are memory-mapped."""
 
 from __future__ import annotations
 
@@ -11,34 +11,35 @@ from swcheck.base.errors import brief_message
 
 
 def tensor(directory: Path, name: str) -> torch.Tensor | str:
-    """The one tensor called ``name``, or, where none is, whose name ends like it; words where that is not to be had.
+    """Return the tensor ``name`` of a checkpoint, or a sentence that says why it cannot be read.
 
-    Names of modules and of files differ in what comes before: the last parts, from the container of the layers or of
-    the embedding on, are the same.
+    If no tensor has that name, the leading parts of ``name`` are dropped one by one until a tensor has this name or
+    ends with it. The match must be unique. A model and its files may name a tensor with different prefixes, but from
+    the list of layers, or from the embedding, on the names are the same.
     """
-    places: dict[str, Path] = {}
+    file_of: dict[str, Path] = {}
     try:
         for file in sorted(directory.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as opened:
-                places |= dict.fromkeys(opened.keys(), file)
+            with safe_open(file, framework="pt") as stored:
+                file_of |= dict.fromkeys(stored.keys(), file)
         for ending in _endings(name):
-            found = [key for key in places if key == ending or key.endswith(f".{ending}")]
+            found = [key for key in file_of if key == ending or key.endswith(f".{ending}")]
             if len(found) == 1:
-                with safe_open(places[found[0]], framework="pt") as opened:
-                    return opened.get_tensor(found[0])  # type: ignore[no-any-return]
+                with safe_open(file_of[found[0]], framework="pt") as stored:
+                    return stored.get_tensor(found[0])  # type: ignore[no-any-return]
             if found:
                 break
     except (OSError, SafetensorError) as error:
         return f"the reference's files cannot be read ({brief_message(error)})"
-    return f"the reference's files have no tensor {name}" if places else "the reference is not on this machine"
+    return f"the reference's files have no tensor {name}" if file_of else "the reference is not on this machine"
 
 
 def size(directory: Path) -> int:
-    """How many bytes the tensors of a directory take, with their headers."""
+    """Return the size in bytes of the safetensors files of a directory."""
     return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
 
 def _endings(name: str) -> list[str]:
-    """The name, then shorter and shorter ends of it; at least its last two parts."""
+    """Return the name, then the name without its first part, and so on; at least its last two parts remain."""
     parts = name.split(".")
     return [".".join(parts[first:]) for first in range(max(1, len(parts) - 1))]

@@ -1,1 +1,1 @@
-"""The built-in quantizer: ``rtn``, the engine, on the arithmetic of ``rounding``."""
+"""The built-in quantizer: ``rtn`` is the engine, ``rounding`` its arithmetic."""

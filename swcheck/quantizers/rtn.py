@@ -1,8 +1,9 @@
-"""The built-in reference engine ``rtn``: the paper's own round-to-nearest, written into an ordinary model.
+"""The built-in engine ``rtn``: the paper's round-to-nearest, written into an ordinary model.
 
-``rtn:bits=4,block=128,clip=9,keep`` rounds every linear map of the decoder layers (no embedding, no norm, no head) and
-leaves plain float tensors. It needs no package, is exact about what it does, and can do both the harmless and the
-harmful: the yardstick for the other engines. ``skip=NAME+NAME`` leaves matrices out. The arithmetic is in ``quantize``.
+``rtn:bits=4,block=128,clip=9,keep`` rounds every linear map of the decoder layers (no embedding, norm or head) and
+leaves plain float tensors. It needs no package, and its arithmetic is known exactly. It can quantize harmlessly and
+harmfully, so it is the yardstick for other engines. ``skip=NAME+NAME`` leaves matrices out. The arithmetic is in
+``rounding``.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ KNOWN: Final = (
     "keep (super weights) or keep=N (the N largest of each matrix)",
     "skip=NAME+NAME (matrices left as they are)",
 )
+"""The options of a spec, as an error message lists them."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to round: what stands behind ``rtn:``, with the defaults of what is not named.
+    """One way to round: the options after ``rtn:``, with defaults for the rest.
 
-    ``block`` is a run of consecutive elements, ``per`` says whether it is used; ``clip`` is z, None for no clipping;
-    ``keep`` is None, 0 for the super weights, or how many of the largest values of each matrix are put back.
+    ``block`` is a run of consecutive elements, used if ``per`` is "block". ``clip`` is z, None for no clipping.
+    ``keep`` is None for nothing, 0 for the super weights, or how many of the largest values of each matrix are put
+    back.
     """
 
     bits: int = 4
@@ -48,18 +51,18 @@ class Recipe:
     keep: int | None = None
 
     def rounded(self, weight: torch.Tensor) -> torch.Tensor:
-        """``weight`` clipped and rounded; nothing is put back yet."""
+        """Return ``weight`` clipped and rounded, with nothing put back yet."""
         from swcheck.quantizers import rounding
 
         block = {"block": self.block, "row": rounding.per_row(weight), "tensor": None}[self.per]
-        cut = weight if self.clip is None else rounding.clipped(weight, self.clip, block=block)
+        clipped_weight = weight if self.clip is None else rounding.clipped(weight, self.clip, block=block)
         if self.symmetric:
-            return rounding.absmax(cut, self.bits, block=block)
-        return rounding.minmax(cut, self.bits, block=block, reading=self.reading)
+            return rounding.absmax(clipped_weight, self.bits, block=block)
+        return rounding.minmax(clipped_weight, self.bits, block=block, reading=self.reading)
 
 
 def parse(spec: str) -> Recipe:
-    """The recipe that ``spec`` names. Raises ``OptionError`` with what is known for anything else."""
+    """Return the recipe that ``spec`` names. Raises ``OptionError``, which lists the options, for anything else."""
     given: dict[str, object] = {}
     for part in filter(None, (part.strip() for part in spec.split(","))):
         name, equals, value = (word.strip() for word in part.partition("="))
@@ -86,13 +89,13 @@ def _check_together(spec: str, given: dict[str, object]) -> None:
         raise OptionError(f"rtn:{spec}", "with one bit this grid has a single level", "use bits=2 or more")
 
 
-def _flag(value: str | None) -> bool:
+def _read_flag(value: str | None) -> bool:
     if value is not None:
         raise ValueError
     return True
 
 
-def _number(low: float, high: float, kind: type[int | float]) -> Callable[[str | None], float]:
+def _number_reader(low: float, high: float, kind: type[int | float]) -> Callable[[str | None], float]:
     def read(value: str | None) -> float:
         number = kind(value)  # type: ignore[arg-type]
         if not low <= number <= high:
@@ -102,7 +105,7 @@ def _number(low: float, high: float, kind: type[int | float]) -> Callable[[str |
     return read
 
 
-def _one_of(*names: str) -> Callable[[str | None], str]:
+def _choice_reader(*names: str) -> Callable[[str | None], str]:
     def read(value: str | None) -> str:
         if value not in names:
             raise ValueError
@@ -111,24 +114,24 @@ def _one_of(*names: str) -> Callable[[str | None], str]:
     return read
 
 
-def _keep(value: str | None) -> float:
-    return 0 if value is None else _number(1, 2**31, int)(value)
+def _read_keep(value: str | None) -> float:
+    return 0 if value is None else _number_reader(1, 2**31, int)(value)
 
 
 _READERS: Final[dict[str, Callable[[str | None], object]]] = {
-    "bits": _number(1, 16, int),
-    "block": _number(1, 2**31, int),
-    "per": _one_of("block", "row", "tensor"),
-    "symmetric": _flag,
-    "reading": _one_of("code", "paper"),
-    "clip": _number(0, 1e6, float),
-    "keep": _keep,
+    "bits": _number_reader(1, 16, int),
+    "block": _number_reader(1, 2**31, int),
+    "per": _choice_reader("block", "row", "tensor"),
+    "symmetric": _read_flag,
+    "reading": _choice_reader("code", "paper"),
+    "clip": _number_reader(0, 1e6, float),
+    "keep": _read_keep,
 }
 
 
 @dataclass(frozen=True)
 class Rtn:
-    """The engine of the name ``rtn``."""
+    """The engine called ``rtn``."""
 
     name: str = "rtn"
 
@@ -137,21 +140,24 @@ class Rtn:
         self._read(spec)
 
     def _read(self, spec: str) -> tuple[Recipe, tuple[str, ...]]:
-        words, names = skip_option.read_skip(f"rtn:{spec}", f"rtn,{spec}")
-        return parse(words.removeprefix("rtn").removeprefix(",")), names
+        recipe, skipped_names = skip_option.read_skip(f"rtn:{spec}", f"rtn,{spec}")
+        return parse(recipe.removeprefix("rtn").removeprefix(",")), skipped_names
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
-        """A fresh ``reference`` with the linear maps of its layers rounded as ``spec`` says."""
-        recipe, names = self._read(spec)
+        """Load a fresh ``reference`` and round the linear maps of its layers as ``spec`` says.
+
+        Raises ``OptionError`` without a reference, or for a reference whose linear maps are not plain floats.
+        """
+        recipe, skipped_names = self._read(spec)
         if reference is None:
             raise OptionError(f"rtn:{spec}", "no reference to round", "pytest --model=REFERENCE --candidate=rtn:bits=4")
         loaded = engines.load(reference, device=device, dtype=dtype)
-        skipped = skip_option.modules_to_skip(f"rtn:{spec}", loaded.model, names)
-        weights = [one for one in _weights(anatomy(loaded.model), reference) if one[0] not in skipped]
-        held = _super_weights(loaded) if recipe.keep == 0 else ()
+        skipped = skip_option.modules_to_skip(f"rtn:{spec}", loaded.model, skipped_names)
+        weights = [matrix for matrix in _weights(anatomy(loaded.model), reference) if matrix[0] not in skipped]
+        super_weights = _super_weights(loaded) if recipe.keep == 0 else ()
         for name, weight in weights:
-            places = [(w.row, w.column) for w in held if name == anatomy(loaded.model).down_name(w.layer)]
-            _write(recipe, weight, places)
+            places = [(w.row, w.column) for w in super_weights if name == anatomy(loaded.model).down_name(w.layer)]
+            _round_in_place(recipe, weight, places)
         scheme = Scheme("absmax" if recipe.symmetric else "rtn", recipe.bits)
         return Loaded(loaded.model, loaded.tokenizer, f"rtn:{spec}", loaded.text, loaded.source, scheme)
 
@@ -160,7 +166,7 @@ ENGINE: Final = Rtn()
 
 
 def _weights(body: Anatomy, reference: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every matrix of the layers with its qualified name."""
+    """Yield every matrix of the layers with its qualified name."""
     from torch import nn
 
     from swcheck.lens.linear_maps import plain_weight
@@ -176,7 +182,7 @@ def _weights(body: Anatomy, reference: str) -> Iterator[tuple[str, torch.Tensor]
 
 
 def _super_weights(loaded: Loaded) -> tuple[SuperWeight, ...]:
-    """The published super weights of the model, completed by what is found in it."""
+    """Return the published super weights of the model, completed by those located in it."""
     from swcheck.superweights.locating.locate import locate
 
     known = published_index.find(loaded.name)
@@ -186,7 +192,7 @@ def _super_weights(loaded: Loaded) -> tuple[SuperWeight, ...]:
     return found.super_weights
 
 
-def _write(recipe: Recipe, weight: torch.Tensor, places: list[tuple[int, int]]) -> None:
+def _round_in_place(recipe: Recipe, weight: torch.Tensor, places: list[tuple[int, int]]) -> None:
     from swcheck.quantizers import rounding
 
     rounded = rounding.keep(recipe.rounded(weight), weight, places)

@@ -1,5 +1,7 @@
-"""A run: what the user asked for, and the models it takes.
+"""One run of pytest or of the ``swcheck`` command: its options, its models, its reports.
 
-``options`` are the spellings, ``settings`` the checked values, ``limit_overrides`` the limits, ``session`` the models.
-``pytest_hooks`` and ``command_line`` are the two ways in, ``reports`` what comes out. Only ``pytest_hooks`` knows pytest.
+``options`` declares the options, ``settings`` holds their checked values, ``limit_overrides`` reads limits that replace
+the defaults. ``session`` loads and frees the models; ``baselines`` reads and measures baseline files. ``cost_estimate``
+predicts how long a run takes. ``pytest_hooks`` and ``command_line`` are the two entry points, ``reports`` formats
+verdicts. Only ``pytest_hooks`` imports pytest at run time.
 """

@@ -1,4 +1,4 @@
-"""The baselines of a run: read in place of a reference, or written for a review."""
+"""Reads a baseline file in place of a reference, or measures a reference for a new one that is to be reviewed."""
 
 from __future__ import annotations
 
@@ -15,41 +15,45 @@ if TYPE_CHECKING:
     from swcheck.superweights.subject.subject import Subject
 
 
-def recorded_reference(settings: Settings, spec: str) -> Subject:
-    """Return the reference as its baseline has it, without weights.
+def reference_from_baseline(settings: Settings, spec: str) -> Subject:
+    """Return the reference with the measurements of its baseline file, and without weights.
 
-    Raises ``CheckpointError`` for a file that is none, ``WrongModelError`` for one of other weights, text or tokenizer.
+    Raises ``CheckpointError`` if the file is not a baseline, and ``WrongModelError`` if it was measured with other
+    weights, another text, another tokenizer or in another tier.
     """
     from swcheck.gate.baseline.file import read_baseline
     from swcheck.gate.baseline.identity import check_identity
 
     path = baseline_path(settings, spec)
     subject, facts = read_baseline(path.read_text(encoding="utf-8"), str(path))
-    subject.notes = tuple(check_identity(facts, identity(settings, spec), str(path)))
+    subject.notes = tuple(check_identity(facts, baseline_facts(settings, spec), str(path)))
     subject.name = settings.name_of(spec)
     subject.tier = tier_named(str(facts.get("tier", STANDARD.name)))
-    subject.text, subject.text_label = measured_text(settings, engines.text_of(spec)), str(settings.text or "")
-    subject.source, subject.limits = str(engines.directory_of(spec) or ""), settings.given_for(spec)
+    subject.text, subject.text_label = chosen_text(settings, engines.text_of(spec)), str(settings.text or "")
+    subject.source, subject.limits = str(engines.directory_of(spec) or ""), settings.given_limits_for(spec)
     return subject
 
 
-def recorded_text(settings: Settings, spec: str, reference: Subject) -> str:
-    """Return the baseline of a reference, measured whole, as the text of its file."""
+def measure_baseline_text(settings: Settings, spec: str, reference: Subject) -> str:
+    """Measure everything that a baseline of ``reference`` holds, and return the text of the file."""
     from swcheck.gate.baseline.file import baseline_text
     from swcheck.gate.baseline.measure import measure_own_checks
 
     measure_own_checks(reference)
-    return baseline_text(reference, {**identity(settings, spec), "tier": reference.tier.name})
+    return baseline_text(reference, {**baseline_facts(settings, spec), "tier": reference.tier.name})
 
 
-def identity(settings: Settings, spec: str) -> dict[str, Any]:
-    """Return what a baseline of ``spec`` is of: weights, text and conditions, as far as known without loading a model."""
+def baseline_facts(settings: Settings, spec: str) -> dict[str, Any]:
+    """Return what identifies a baseline of ``spec``: weights, tokenizer, text, tier, device, dtype and versions.
+
+    No model is loaded. A value that is not known without its files on this machine is None.
+    """
     import torch
 
     from swcheck.gate.baseline.identity import revision_of, tokenizer_identity, weights_identity
 
     directory = engines.directory_of(spec)
-    text = measured_text(settings, engines.text_of(spec)) or evaluation_text()
+    text = chosen_text(settings, engines.text_of(spec)) or evaluation_text()
     tokenizer = engines.tokenizer_of(spec, trust_remote_code=settings.trust_remote_code)
     return {
         "weights": None if directory is None else weights_identity(directory),
@@ -65,6 +69,9 @@ def identity(settings: Settings, spec: str) -> dict[str, Any]:
     }
 
 
-def measured_text(settings: Settings, own: str | None) -> str | None:
-    """Return the text that a model with a text of its ``own`` is measured on; None means the evaluation text."""
+def chosen_text(settings: Settings, own: str | None) -> str | None:
+    """Return the text that perplexity is measured on: ``--swcheck-text``, else the model's ``own`` text.
+
+    None means the package's evaluation text.
+    """
     return own if settings.text is None else read_text(settings.text)

@@ -1,4 +1,4 @@
-"""What a run costs."""
+"""Estimates how long a run takes, from the number of tokens and the speed of this machine."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from swcheck.base.tiers import Tier
 from swcheck.loading.checkpoint_size import CheckpointSize
 
 PROMPT_TOKENS: Final = 6000
-"""About what the drawn prompts have, to be read up to the layer where the activation sets in."""
+"""Approximate number of tokens of the drawn prompts. They are read only up to the layer where the activation begins."""
 
 
 CAUSAL_PASSES: Final = 5
-"""The set zeroed, three draws of the matched null, the largest others: each on a quarter of the tokens."""
+"""Causal measurements of a reference, each on a quarter of the tokens: the super weights zeroed together, three draws
+of the matched null, and the null of the largest other weights."""
 
 
 CALIBRATION_SECONDS: Final = 0.1
-"""For how many seconds this machine is tried; the best time counts, others may be at work on it."""
+"""How long the speed is measured. The shortest time counts, since other processes may use the machine too."""
 
 
 OVERHEAD: Final = 2.0
-"""How much longer a pass takes than its matrix products alone, and a run than its passes; measured on two models."""
+"""A run takes this many times the time of its matrix products: a forward pass does more than those, and a run does more
+than forward passes. Measured on two models."""
 
 
 def window_passes(tier: Tier, *, references: int = 1, candidates: int = 0) -> float:
-    """How often the tokens of a tier are scored in a run: intact, and a quarter for each causal measurement."""
+    """Return how often a run scores all tokens of a tier: once intact, and a quarter for each causal measurement."""
     causal = 0.25 if tier.causal else 0.0
     return references * (1 + CAUSAL_PASSES * causal) + candidates * (1 + causal)
 
@@ -33,24 +35,28 @@ def window_passes(tier: Tier, *, references: int = 1, candidates: int = 0) -> fl
 def estimated_seconds(
     weights: CheckpointSize, tier: Tier, rate: float, *, references: int = 1, candidates: int = 0
 ) -> float:
-    """About how long a run takes at ``rate`` floating point operations a second."""
+    """Return the estimated seconds of a run at ``rate`` floating point operations per second."""
     scored = tier.windows * tier.length * window_passes(tier, references=references, candidates=candidates)
     tokens = scored + PROMPT_TOKENS * (references + candidates)
     return OVERHEAD * 2 * weights.parameters * tokens / rate
 
 
 def measured_rate(weights: CheckpointSize, device: str, dtype: str | None = None) -> float:
-    """The floating point operations a second of this machine, on the largest matrix of the model."""
+    """Return the floating point operations per second of this machine, measured on the model's largest matrix.
+
+    ``dtype`` None means the dtype of the checkpoint.
+    """
     import torch
 
-    kind = getattr(torch, dtype or weights.dtype)
+    compute_dtype = getattr(torch, dtype or weights.dtype)
     rows, columns = weights.largest
-    tokens = min(2048, max(16, int(1e9 / (2 * rows * columns))))  # large enough to be like a pass
-    left = torch.zeros(tokens, columns, dtype=kind, device=device)
-    right = torch.zeros(rows, columns, dtype=kind, device=device)
-    best, until, tries = float("inf"), time.perf_counter() + CALIBRATION_SECONDS, 0
-    while tries < 3 or time.perf_counter() < until:
+    # about 1e9 operations: large enough to be as fast as in a forward pass
+    tokens = min(2048, max(16, int(1e9 / (2 * rows * columns))))
+    left = torch.zeros(tokens, columns, dtype=compute_dtype, device=device)
+    right = torch.zeros(rows, columns, dtype=compute_dtype, device=device)
+    fastest, deadline, repeats = float("inf"), time.perf_counter() + CALIBRATION_SECONDS, 0
+    while repeats < 3 or time.perf_counter() < deadline:
         start = time.perf_counter()
-        float((left @ right.T)[0, 0])  # waits for an accelerator
-        best, tries = min(best, time.perf_counter() - start), tries + 1
-    return 2 * tokens * rows * columns / max(best, 1e-9)
+        float((left @ right.T)[0, 0])  # reading a value waits for an accelerator to finish
+        fastest, repeats = min(fastest, time.perf_counter() - start), repeats + 1
+    return 2 * tokens * rows * columns / max(fastest, 1e-9)

@@ -1,8 +1,9 @@
-"""The options: their three spellings, and where each value came from. No pytest at run time, and nothing is judged.
+"""Declares the options, reads their values from three places, and writes them out again as words of a command line.
 
 An option is ``--swcheck-NAME`` on the command line, ``SWCHECK_NAME`` in the environment and ``swcheck_NAME`` in the
-ini-file, in this order of precedence. ``--model`` and ``--candidate`` are late aliases, added only where they are used
-and only if nobody else has them.
+ini-file, in this order of precedence. ``--model`` and ``--candidate`` are aliases. They are added late: only if they
+are used on the command line, and only if no other plugin has registered them. Pytest is not imported at run time.
+Values are checked in ``settings``.
 """
 
 from __future__ import annotations
@@ -22,18 +23,21 @@ if TYPE_CHECKING:
 
 YES: Final = ("1", "true", "yes", "on")
 NO: Final = ("0", "false", "no", "off")
-LISTED: Final = ("list", "table")
+REPEATABLE: Final = ("list", "table")
 INI_FILES: Final = (
     "pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg",
 )  # fmt: skip
-INI_HEADS: Final = ("[tool.pytest", "[pytest]", "[tool:pytest]")
+INI_SECTIONS: Final = ("[tool.pytest", "[pytest]", "[tool:pytest]")
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option. ``kind`` is ``value``, ``list``, ``table`` or ``flag``: of a list the first place that gives one
-    counts, the entries of a table add up. ``path`` says what of it may be a path from an ini-file: ``no``, ``yes``, or
-    ``perhaps``, where it is one only if it exists.
+    """One option.
+
+    ``kind`` is ``value``, ``list``, ``table`` or ``flag``. A list is taken from the first place that gives one; the
+    entries of a table are collected from all places. ``path`` says whether a value is a file path, relative to the
+    ini-file if it is given there: ``no``, ``yes``, or ``perhaps``, where it is one only if such a file exists.
+    ``words`` is the help text.
     """
 
     name: str
@@ -98,11 +102,11 @@ OPTIONS: Final = (
 
 
 def add(parser: pytest.Parser) -> None:
-    """Add every option and its ini twin."""
+    """Register every option with pytest, for the command line and for the ini-file."""
     group = parser.getgroup("swcheck", "swcheck: super weights of language models")
     for option in OPTIONS:
-        _add(group, option, option.flag, f"{option.words} (ini: {option.dest}, environment: {option.variable})")
-        if option.kind in LISTED:
+        _add_option(group, option, option.flag, f"{option.words} (ini: {option.dest}, environment: {option.variable})")
+        if option.kind in REPEATABLE:
             parser.addini(option.dest, option.words, type="args", default=[])
         elif option.kind == "flag":
             parser.addini(option.dest, option.words, type="bool", default=False)
@@ -110,39 +114,40 @@ def add(parser: pytest.Parser) -> None:
             parser.addini(option.dest, option.words, type="string", default="")
 
 
-def _add(group: Any, option: Option, flag: str, words: str) -> None:
+def _add_option(group: Any, option: Option, flag: str, words: str) -> None:
     if option.kind == "flag":
         group.addoption(flag, dest=option.dest, action="store_true", default=None, help=words)
     else:
-        action = "append" if option.kind in LISTED else "store"
+        action = "append" if option.kind in REPEATABLE else "store"
         group.addoption(flag, dest=option.dest, action=action, metavar=option.metavar, default=None, help=words)
 
 
 def add_aliases(parser: pytest.Parser, arguments: Sequence[str]) -> list[Option]:
-    """Add each alias that ``arguments`` use; returns the options whose alias belongs to somebody else."""
+    """Register each alias that ``arguments`` use, and return the options whose alias another plugin has registered."""
     taken = []
     for option in (MODEL, CANDIDATE):
         if not any(part == option.alias or part.startswith(f"{option.alias}=") for part in arguments):
             continue
-        if _is_taken(parser, option.alias):
+        if _is_registered(parser, option.alias):
             taken.append(option)
         else:
-            _add(parser.getgroup("swcheck"), option, option.alias, f"the same as {option.flag}")
+            _add_option(parser.getgroup("swcheck"), option, option.alias, f"the same as {option.flag}")
     return taken
 
 
-def _is_taken(parser: pytest.Parser, flag: str) -> bool:
-    """Whether somebody has registered ``flag``: pytest cannot be asked, and before 9 does not refuse a second one."""
+def _is_registered(parser: pytest.Parser, flag: str) -> bool:
+    """Return whether ``flag`` is registered, by parsing it: pytest has no query, and before 9 allows a second one."""
     try:
         return not parser.parse_known_and_unknown_args([f"{flag}=x"])[1]
-    except (Exception, SystemExit):  # the owner has it, and does not like the value
+    except (Exception, SystemExit):  # it is registered, and its owner refuses the value
         return True
 
 
-def collect(config: pytest.Config) -> tuple[dict[str, Any], dict[str, str]]:
-    """Every given option's value by name, and where it came from: command line, environment or ini.
+def read_values(config: pytest.Config) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the values of the options that were given, and where each was given: command line, environment or ini.
 
-    Of a table the value holds the entries of every place by the place's name. Raises ``OptionError`` for a flag in the environment that is neither yes nor no.
+    Both are dicts by the name of the option. The value of a table is a dict of its entries by place; its place is the
+    first one. Raises ``OptionError`` for a flag in the environment that is neither yes nor no.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -151,10 +156,10 @@ def collect(config: pytest.Config) -> tuple[dict[str, Any], dict[str, str]]:
         ini = config.getini(option.dest)
         found = {
             "command line": given,
-            "environment": _parsed(option, variable)
+            "environment": _parse_variable(option, variable)
             if variable and (given is None or option.kind == "table")
             else None,
-            "ini": _beside_ini(option, ini, config.inipath) if ini else None,
+            "ini": _resolve_ini_paths(option, ini, config.inipath) if ini else None,
         }
         found = {place: value for place, value in found.items() if value is not None}
         if found:
@@ -163,9 +168,9 @@ def collect(config: pytest.Config) -> tuple[dict[str, Any], dict[str, str]]:
     return values, origins
 
 
-def _parsed(option: Option, text: str) -> Any:
-    """The value of an environment variable; the parts of a list are separated by commas."""
-    if option.kind in LISTED:
+def _parse_variable(option: Option, text: str) -> Any:
+    """Return the value of an environment variable's text; the entries of a list are separated by commas."""
+    if option.kind in REPEATABLE:
         return [part.strip() for part in text.split(",")]
     if option.kind == "flag":
         if text.lower() not in (*YES, *NO):
@@ -174,46 +179,52 @@ def _parsed(option: Option, text: str) -> Any:
     return text
 
 
-def _beside_ini(option: Option, value: Any, ini: Path | None) -> Any:
-    """A path in an ini-file is meant from there; what is no path stays as it is."""
+def _resolve_ini_paths(option: Option, value: Any, ini: Path | None) -> Any:
+    """Return a value of an ini-file with its paths, which are relative to that file, made absolute."""
     if option.path == "no" or ini is None:
         return value
 
-    def placed(text: str) -> str:
-        if option.kind == "table":  # what may be a path stands before the last colon
+    def resolve_entry(text: str) -> str:
+        if option.kind == "table":  # only the model, before the last colon, may be a path
             model, colon, rest = text.rpartition(":")
-            return f"{there(model)}{colon}{rest}"
-        return there(text)
+            return f"{resolve(model)}{colon}{rest}"
+        return resolve(text)
 
-    def there(text: str) -> str:
+    def resolve(text: str) -> str:
         path = ini.parent / Path(text).expanduser()
         return str(path) if option.path == "yes" or (text and path.exists()) else text
 
-    return [placed(text) for text in value] if option.kind in LISTED else placed(value)
+    return [resolve_entry(text) for text in value] if option.kind in REPEATABLE else resolve_entry(value)
 
 
-def described(settings: Settings) -> str:
-    """What a run was asked for, each value with where it came from, on one line."""
+def describe_settings(settings: Settings) -> str:
+    """Return one line with all option values of a run, each with the place where it was given."""
     from swcheck.run.limit_overrides import PLACES, idle
 
-    shown: dict[str, Any] = {"model": ", ".join(settings.models), "candidate": ", ".join(settings.candidates)}
+    names: dict[str, Any] = {"model": ", ".join(settings.models), "candidate": ", ".join(settings.candidates)}
     unused = idle(settings.overrides, settings.models, settings.candidates)
     parts = []
     for option in OPTIONS:
         if option.kind == "table" and option.name in settings.origins:
             for place in PLACES:
-                said = [str(one) for one in settings.overrides if one.origin == place and one not in unused]
-                parts += [f"{option.name} {', '.join(said)} ({place})"] if said else []
+                limits = [str(one) for one in settings.overrides if one.origin == place and one not in unused]
+                parts += [f"{option.name} {', '.join(limits)} ({place})"] if limits else []
         elif option.name in settings.origins:
             value = (
-                "" if option.kind == "flag" else f" {shown.get(option.name) or getattr(settings, option.name, None)}"
+                "" if option.kind == "flag" else f" {names.get(option.name) or getattr(settings, option.name, None)}"
             )
             parts.append(f"{option.name.replace('_', ' ')}{value} ({settings.origins[option.name]})")
     return ", ".join(parts)
 
 
-def repeating(settings: Settings, spec: str, candidates: Sequence[str] = (), taken: Sequence[Option] = ()) -> list[str]:
-    """The options that ask for one model of a run again, and for these candidates, as words of a command line."""
+def repeat_arguments(
+    settings: Settings, spec: str, candidates: Sequence[str] = (), taken: Sequence[Option] = ()
+) -> list[str]:
+    """Return the words of a command line that runs one model and these candidates again, with the options of this run.
+
+    ``--swcheck-json`` is left out, and so are limits of other models. ``taken`` are the options whose short alias
+    belongs to another plugin.
+    """
     from swcheck.run.limit_overrides import ruling
 
     values: Mapping[str, Any] = {"model": [spec], "candidate": list(candidates)}
@@ -234,11 +245,15 @@ def repeating(settings: Settings, spec: str, candidates: Sequence[str] = (), tak
     return words
 
 
-def moved(config: pytest.Config) -> str:
-    """The option, written as it should be, whose path after a space cost pytest its ini-file; empty where none did."""
+def argument_that_hid_ini_file(config: pytest.Config) -> str:
+    """Return the option that made pytest miss its ini-file, written with ``=`` as it should be; empty if none did.
+
+    Pytest does not know these options yet when it looks for the ini-file. It takes a path after a space for a test path
+    and searches from there.
+    """
     folder, arguments = config.invocation_params.dir, [str(part) for part in config.invocation_params.args]
     flags = [option.flag for option in OPTIONS if option.kind != "flag"] + [MODEL.alias, CANDIDATE.alias]
-    if config.inipath is not None or not any(_is_ini(file) for file in _ini_files(folder)):
+    if config.inipath is not None or not any(_has_pytest_section(file) for file in _ini_files(folder)):
         return ""
     for flag, value in zip(arguments, arguments[1:], strict=False):
         if flag in flags and (folder / value).exists():
@@ -251,5 +266,5 @@ def _ini_files(folder: Path) -> Iterator[Path]:
         yield from (parent / name for name in INI_FILES if (parent / name).is_file())
 
 
-def _is_ini(file: Path) -> bool:
-    return "pytest" in file.name or any(head in file.read_text("utf-8", "replace") for head in INI_HEADS)
+def _has_pytest_section(file: Path) -> bool:
+    return "pytest" in file.name or any(head in file.read_text("utf-8", "replace") for head in INI_SECTIONS)

@@ -1,7 +1,7 @@
-"""The models of one run and the verdicts about them. No pytest in it, and no torch before the first model.
+"""Holds the models of one run and the verdicts about them. Imports no pytest, and torch only with the first model.
 
-A model is loaded when it is first needed, and one model is in memory at a time: the reference is measured and freed
-before its candidate is loaded. Every number of a run is computed once, since its subjects remember.
+A model is loaded when it is first needed. One model is in memory at a time: the reference is measured and freed before
+its candidate is loaded. Every number of a run is computed once, because each ``Subject`` remembers its measurements.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from swcheck.base.evaluation_text import evaluation_text
 from swcheck.base.records import Loaded, Verdict
 from swcheck.base.tiers import Tier
 from swcheck.loading import engines
-from swcheck.run.baselines import measured_text, recorded_reference, recorded_text
+from swcheck.run.baselines import chosen_text, measure_baseline_text, reference_from_baseline
 from swcheck.run.settings import Settings, baseline_path, tier_of
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 RELOADS: Final = 12
-"""After so many reloads in a run, more than a red gate takes, two small models stay in memory together."""
+"""After more reloads than this in one run, more than a red gate takes, two small models stay in memory together."""
 
 
 class Session:
-    """The models and verdicts of one run. ``baselines`` are the texts of baseline files to write, by path."""
+    """The models and verdicts of one run. ``baselines`` has the texts of the baseline files to write, by path."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -39,16 +39,16 @@ class Session:
         self._reloads = 0
 
     def reference(self, spec: str) -> Subject:
-        """Return the reference ``spec``, loaded unless it is the present one; the present one is freed first."""
+        """Return the reference ``spec``. If it is not the current one, that is freed and this one is loaded."""
         if self._reference is None or self._reference[0] != spec:
             self.free_reference()
-            self._reference = (spec, self._recorded(spec) if self.settings.recorded else self._load(spec))
+            self._reference = (spec, self._read_baseline(spec) if self.settings.uses_baselines else self._load(spec))
         return self._reference[1]
 
     def candidate(self, spec: str | None = None) -> Subject:
-        """Return the candidate ``spec``, or the first of this run, loaded unless it is the present one.
+        """Return the candidate ``spec``, or the first of this run for None; freed and loaded as in ``reference``.
 
-        Raises ``OptionError`` where the run has none.
+        Raises ``OptionError`` if the run has no candidate.
         """
         if spec is None:
             if not self.settings.candidates:
@@ -61,7 +61,7 @@ class Session:
         return self._candidate[1]
 
     def take(self, *, failed: bool) -> list[Verdict]:
-        """Return the verdicts since the last call. A red one counts only if the test ``failed``: else it was expected."""
+        """Return the verdicts since the last call, without red ones if the test did not fail, which expected them."""
         taken = [verdict for verdict in self.verdicts if failed or not verdict.red]
         self.verdicts.clear()
         return taken
@@ -71,17 +71,17 @@ class Session:
         return evaluation_text() if subject.text is None else subject.text
 
     def free_reference(self) -> None:
-        """Free the present reference; with ``--swcheck-update`` its baseline is measured and kept first."""
+        """Free the current reference; with ``--swcheck-update``, measure its baseline for ``baselines`` first."""
         if self._reference is not None:
             spec, subject = self._reference
             if self.settings.update and subject.memory is not None:
-                self._measure(subject)
-                self.baselines[baseline_path(self.settings, spec)] = recorded_text(self.settings, spec, subject)
+                self._measure_reference(subject)
+                self.baselines[baseline_path(self.settings, spec)] = measure_baseline_text(self.settings, spec, subject)
             _discard(subject)
         self._reference = None
 
     def free_candidate(self) -> None:
-        """Free the present candidate."""
+        """Free the current candidate."""
         if self._candidate is not None:
             _discard(self._candidate[1])
         self._candidate = None
@@ -92,22 +92,22 @@ class Session:
         self.free_reference()
 
     def _make_room(self) -> None:
-        """Free the weights of all models before one is loaded: two need not fit.
+        """Free the weights of all models before another one is loaded: two may not fit into memory.
 
-        The reference is measured first. If a later check asks for another number of it, it is loaded again.
+        The reference is measured first. If a later check needs another number of it, it is loaded again.
         """
         from swcheck.gate.diagnosis.evidence.reference_matrices import measure_for_diagnosis
 
         subject = self._reference[1] if self._reference is not None else None
         if subject is not None and subject.held.in_memory and subject.held.is_reloadable:
-            self._measure(subject)
+            self._measure_reference(subject)
             measure_for_diagnosis(subject)
             subject.free_until_needed()
         if self._candidate is not None:
             self._candidate[1].free_until_needed()
 
-    def _measure(self, reference: Subject) -> None:
-        """Measure what a candidate is compared with, on the prompts of the shipped suite as well."""
+    def _measure_reference(self, reference: Subject) -> None:
+        """Measure the numbers that a candidate is compared with, on the prompts of the shipped suite too."""
         from swcheck.gate.baseline.measure import measure_for_candidates
         from swcheck.strategies import drawn_prompts
         from swcheck.superweights.measurements.inputs import DRAWN_PROMPTS
@@ -115,13 +115,13 @@ class Session:
         prompts = DRAWN_PROMPTS.recall(reference, (), lambda: drawn_prompts(self.settings.seed))
         measure_for_candidates(reference, prompts)
 
-    def _recorded(self, spec: str) -> Subject:
-        subject = recorded_reference(self.settings, spec)
+    def _read_baseline(self, spec: str) -> Subject:
+        subject = reference_from_baseline(self.settings, spec)
         subject.on_verdict = self.verdicts.append
         return subject
 
     def _tier(self, spec: str) -> Tier:
-        """How much is measured of a reference and of its candidates."""
+        """Return the tier of a reference, which is also that of its candidates."""
         if self._reference is not None and self._reference[0] == spec:
             return self._reference[1].tier
         return tier_of(self.settings, spec)
@@ -131,16 +131,16 @@ class Session:
         from swcheck.superweights.subject.memory import Memory
         from swcheck.superweights.subject.subject import Subject
 
-        chosen, loaded = self.settings, self._load_alone(spec, reference)
+        settings, loaded = self.settings, self._load_alone(spec, reference)
         return Subject(
-            chosen.name_of(spec),
+            settings.name_of(spec),
             HeldModel(loaded.model, reload=lambda: self._reload(spec, reference)),
             loaded.tokenizer,
-            text=measured_text(chosen, loaded.text),
+            text=chosen_text(settings, loaded.text),
             scheme=loaded.scheme,
-            text_label=str(chosen.text or ""),
-            kind=chosen.kind,
-            limits=chosen.given_for(spec) if reference is None else chosen.given_for(reference, spec),
+            text_label=str(settings.text or ""),
+            kind=settings.kind,
+            limits=settings.given_limits_for(spec) if reference is None else settings.given_limits_for(reference, spec),
             tier=self._tier(reference or spec),
             memory=Memory(),
             on_verdict=self.verdicts.append,
@@ -149,25 +149,25 @@ class Session:
         )
 
     def _load_alone(self, spec: str, reference: str | None) -> Loaded:
-        """Load a model while no other is in memory that can be loaded again."""
+        """Load a model, after all models that can be loaded again are freed."""
         self._make_room()
-        return self._load_beside(spec, reference)
+        return self._load_keeping_others(spec, reference)
 
     def _reload(self, spec: str, reference: str | None) -> nn.Module:
-        """Load a model that was freed for another one.
+        """Load a model again that was freed to make room for another one.
 
-        Where a user's own suite asks both in turn, small ones stay in memory together after ``RELOADS``.
+        If tests use reference and candidate in turn, both stay in memory after ``RELOADS`` reloads, if they are small.
         """
         from swcheck.superweights.measurements.weights import is_small
 
         self._reloads += 1
         keep_both = self._reloads > RELOADS and self._reference is not None and is_small(self._reference[1])
-        loaded = self._load_beside(spec, reference) if keep_both else self._load_alone(spec, reference)
+        loaded = self._load_keeping_others(spec, reference) if keep_both else self._load_alone(spec, reference)
         module: nn.Module = loaded.model
         return module
 
-    def _load_beside(self, spec: str, reference: str | None) -> Loaded:
-        """Load what ``spec`` names, or what an engine makes of ``reference``, as the settings say."""
+    def _load_keeping_others(self, spec: str, reference: str | None) -> Loaded:
+        """Load what ``spec`` names, or what an engine makes of ``reference``; models in memory stay there."""
         return engines.load(
             spec,
             reference=reference,
@@ -180,7 +180,7 @@ class Session:
 
 
 def _discard(subject: Subject) -> None:
-    """Free the weights for good, and forget what was measured."""
+    """Free the weights so that they cannot be loaded again, and forget all measurements."""
     if subject.memory is not None:
         subject.memory.clear()
     subject.discard()

@@ -1,4 +1,7 @@
-"""What a run was asked for: checked, priced and fetched before anything is loaded. No torch, except to try a device."""
+"""The checked option values of a run, the estimate of its cost, and the download of its models.
+
+All of this happens before a model is loaded. Torch is imported only to test a device.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,17 @@ from swcheck.run import limit_overrides
 from swcheck.run.cost_estimate import estimated_seconds, measured_rate, window_passes
 from swcheck.run.limit_overrides import Override
 
-COLLAPSING: Final = frozenset({published_index.Status.CRITICAL, published_index.Status.JOINT})
-"""What is published of a weight that a model is known to hang on."""
+COLLAPSING_STATUSES: Final = frozenset({published_index.Status.CRITICAL, published_index.Status.JOINT})
+"""The published statuses of super weights without which a model is known to collapse, alone or together with others."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run was asked for, with where each value came from ("command line", "environment", "ini")."""
+    """The option values of a run. ``origins`` says where each was given: "command line", "environment" or "ini".
+
+    ``models`` are the references, or the models that are tested alone. ``text``, ``tier``, ``device``, ``dtype`` and
+    ``device_map`` are None where they were not given.
+    """
 
     models: tuple[str, ...] = ()
     candidates: tuple[str, ...] = ()
@@ -52,49 +59,49 @@ class Settings:
 
     @property
     def specs(self) -> tuple[str, ...]:
-        """All models of this run."""
+        """All models and candidates of this run."""
         return (*self.models, *self.candidates)
 
     @property
-    def recorded(self) -> bool:
-        """Whether baselines stand for the references."""
+    def uses_baselines(self) -> bool:
+        """Whether baseline files are read in place of the references: a folder was given, and no update."""
         return self.baseline is not None and not self.update
 
     @property
     def loaded(self) -> tuple[str, ...]:
-        """All that has to be loaded in the course of this run: a reference with a baseline only to make a candidate of."""
-        if self.recorded and not any(map(engines.needs_reference, self.candidates)):
+        """The models that this run loads; a reference with a baseline only if an engine makes a candidate from it."""
+        if self.uses_baselines and not any(map(engines.needs_reference, self.candidates)):
             return self.candidates
         return self.specs
 
     def name_of(self, spec: str) -> str:
-        """What a model is called in ids and tables: its name, or all of it where two have the same name."""
+        """Return what a model is called in test ids and tables: its name, or the whole spec if two names are equal."""
         names = [engines.name_of(other) for other in self.specs]
         name = engines.name_of(spec)
         return spec if names.count(name) > 1 else name
 
-    def given_for(self, spec: str, candidate: str | None = None) -> Mapping[str, Limit]:
-        """The limits that were asked for in place of defaults, for one model or for a candidate beside it."""
+    def given_limits_for(self, spec: str, candidate: str | None = None) -> Mapping[str, Limit]:
+        """Return the limits that the user gave, by name, for one model, or for its candidate if there is one."""
         return {name: one.limit for name, one in limit_overrides.ruling(self.overrides, spec, candidate).items()}
 
     def limits_for(self, spec: str, candidate: str | None = None) -> Mapping[str, Limit]:
-        """The limits for one model, or for a candidate beside it.
+        """Return all limits by name, for one model, or for its candidate if there is one.
 
-        Where nobody has published that the model collapses, how far it does is only reported.
+        The collapse is judged for embedded models, for models that are published to collapse, and where the user gave a
+        limit. For all others it is reported.
         """
-        given, known = self.given_for(spec, candidate), published_index.find(spec)
+        given, known = self.given_limits_for(spec, candidate), published_index.find(spec)
         expected = spec in tiny.CHECKPOINTS or (
-            known and any(c.sound and c.status in COLLAPSING for c in known.coordinates)
+            known and any(c.sound and c.status in COLLAPSING_STATUSES for c in known.coordinates)
         )
         reported = {"collapse": Limit(0.0, None, "nothing is published to hold it against: reported")}
         return {**DEFAULTS, **({} if expected else reported), **given}
 
 
 def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
-    """Settings out of raw values by option name, every name in them checked before anything is loaded.
+    """Return the settings for raw values by option name, after every value is checked. No model is loaded.
 
-    Raises a worded error for the first value that makes no sense; neither torch nor transformers is imported, except
-    to try a device.
+    Raises ``SwcheckError`` for the first invalid value. Torch and transformers are imported only to test a device.
     """
     for name, value in values.items():
         parts = [part for place in value.values() for part in place] if isinstance(value, Mapping) else value
@@ -109,16 +116,16 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
         candidates=candidates if models else (),
         device=values.get("device"),
         dtype=values.get("dtype"),
-        text=_path(values.get("text")),
+        text=_absolute_path(values.get("text")),
         tier=values.get("tier"),
         overrides=tuple(
             one for origin, texts in (values.get("limit") or {}).items() for one in limit_overrides.read(texts, origin)
         ),
-        json=_path(values.get("json")),
+        json=_absolute_path(values.get("json")),
         trust_remote_code=bool(values.get("trust_remote_code")),
         offline=bool(values.get("offline")),
         allow_none=bool(values.get("allow_none")),
-        baseline=_path(values.get("baseline")),
+        baseline=_absolute_path(values.get("baseline")),
         update=bool(values.get("update")),
         accept=bool(values.get("accept")),
         kind=values.get("kind") or "auto",
@@ -132,8 +139,8 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
 def _check(settings: Settings) -> None:
     for spec in settings.loaded:
         engines.check(spec, trust_remote_code=settings.trust_remote_code, offline=settings.offline)
-    _check_once(settings.models, "model")
-    _check_once(settings.candidates, "candidate")
+    _check_unique(settings.models, "model")
+    _check_unique(settings.candidates, "candidate")
     limit_overrides.check_spoken_to(settings.overrides, settings.models, settings.candidates)
     if settings.kind not in KINDS:
         raise OptionError(f"--swcheck-kind={settings.kind}", f"known: {', '.join(KINDS)}", "leave it out for auto")
@@ -155,10 +162,10 @@ def _check(settings: Settings) -> None:
     _check_baseline(settings)
 
 
-def _check_once(specs: Sequence[str], what: str) -> None:
-    meant = [engines.meaning(spec) for spec in specs]
-    for spec, meaning in zip(specs, meant, strict=True):
-        if meant.count(meaning) > 1:
+def _check_unique(specs: Sequence[str], what: str) -> None:
+    meanings = [engines.meaning(spec) for spec in specs]
+    for spec, meaning in zip(specs, meanings, strict=True):
+        if meanings.count(meaning) > 1:
             raise OptionError(f"--swcheck-{what}", f"{spec} is given twice", f"give each {what} once")
 
 
@@ -176,16 +183,16 @@ def _check_baseline(settings: Settings) -> None:
 
 
 def baseline_path(settings: Settings, spec: str) -> Path:
-    """The file of one reference in the folder of baselines."""
-    name = "".join(mark if mark.isalnum() or mark in "-_." else "-" for mark in settings.name_of(spec))
+    """Return the baseline file of one reference: in the folder of baselines, by the name of the model."""
+    name = "".join(char if char.isalnum() or char in "-_." else "-" for char in settings.name_of(spec))
     return (settings.baseline or Path()) / f"{name.strip('-.')}.json"
 
 
 def tier_of(settings: Settings, spec: str) -> Tier:
-    """The tier that was asked for, else the one for a model of this size where it runs."""
+    """Return the tier: as given, else that of the baseline, else the default for the model's size and device."""
     if settings.tier is not None:
         return tier_named(settings.tier)
-    if settings.recorded:
+    if settings.uses_baselines:
         facts = json.loads(baseline_path(settings, spec).read_text(encoding="utf-8"))
         return tier_named(str(facts.get("tier", STANDARD.name)))
     directory = engines.directory_of(spec)
@@ -194,10 +201,10 @@ def tier_of(settings: Settings, spec: str) -> Tier:
 
 
 def sized(settings: Settings, spec: str) -> str:
-    """A model as it was asked for, with its size on disk where that is known, or the baseline that stands for it."""
-    if spec in settings.models and settings.recorded:
+    """Return words for a model: its spec with the size on disk if that is known, or the baseline in its place."""
+    if spec in settings.models and settings.uses_baselines:
         return f"the baseline of {spec}"
-    with suppress(SwcheckError, OSError, ValueError, KeyError):  # what is wrong with it is said where it is loaded
+    with suppress(SwcheckError, OSError, ValueError, KeyError):  # the error is reported when the model is loaded
         directory = engines.directory_of(spec)
         weights = None if directory is None else checkpoint_size(directory)
         return spec if weights is None else f"{spec} ({format_size(weights.size)})"
@@ -205,47 +212,47 @@ def sized(settings: Settings, spec: str) -> str:
 
 
 def estimate(settings: Settings, reference: str, loading: Sequence[str]) -> str:
-    """What the work on ``loading`` will cost, as far as it can be told: tier, windows, passes, and about how long.
+    """Return words for the cost of measuring the models ``loading``: tier, windows, passes, time. Empty if not known.
 
-    The time is that of the matrix products, at the rate that this machine shows on the model's largest one.
+    The time is that of the matrix products, at the speed of this machine on the model's largest matrix.
     """
-    references = 0 if settings.recorded else sum(spec == reference for spec in loading)
+    references = 0 if settings.uses_baselines else sum(spec == reference for spec in loading)
     candidates = sum(spec != reference for spec in loading)
-    with suppress(Exception):  # an estimate is no reason to fail
+    with suppress(Exception):  # a failed estimate must not stop the run
         directory = engines.directory_of(reference)
         weights = None if directory is None else checkpoint_size(directory)
         if weights is None or not references + candidates:
             return ""
         tier = tier_of(settings, reference)
         count, length = tier.shape(weights.context)
-        often = window_passes(tier, references=references, candidates=candidates)
+        passes = window_passes(tier, references=references, candidates=candidates)
         rate = measured_rate(weights, engines.device_of(settings.device), settings.dtype)
-        span = estimated_seconds(weights, tier, rate, references=references, candidates=candidates)
+        total = estimated_seconds(weights, tier, rate, references=references, candidates=candidates)
         return (
-            f"{tier.name} tier: {count} windows of {length} tokens, about {often:.1f} passes, {format_duration(span)}"
+            f"{tier.name} tier: {count} windows of {length} tokens, about {passes:.1f} passes, {format_duration(total)}"
         )
     return ""
 
 
 def fetch(settings: Settings) -> None:
-    """Download what is not here yet; raises a worded error where that is impossible."""
+    """Download the models that are not on this machine. Raises ``UnknownModelError`` where that is impossible."""
     for spec in settings.loaded:
         engines.fetch(spec, offline=settings.offline)
 
 
 def forbidding_downloads() -> Callable[[], None]:
-    """Say it to every library that asks the environment; returns what takes it back."""
+    """Set ``HF_HUB_OFFLINE``, which every hub library reads; return a function that restores the old value."""
     before = os.environ.get("HF_HUB_OFFLINE")
     os.environ["HF_HUB_OFFLINE"] = "1"
 
-    def take_back() -> None:
+    def restore() -> None:
         if before is None:
             os.environ.pop("HF_HUB_OFFLINE", None)
         else:
             os.environ["HF_HUB_OFFLINE"] = before
 
-    return take_back
+    return restore
 
 
-def _path(value: str | None) -> Path | None:
+def _absolute_path(value: str | None) -> Path | None:
     return None if value is None else Path(value).expanduser().absolute()

@@ -1,5 +1,6 @@
-"""The paper (arXiv 2411.07191), executable on any model: each of its claims is a study that measures and draws it.
+"""The paper (arXiv 2411.07191) as executable studies: each measures one claim on any model and draws the result.
 
-``runner`` takes studies, ``claims`` makes an assertion of one, ``paper`` compares with published numbers. ``chapters``
-has a module for each study, ``common`` what they share, ``zeroshot`` the accuracy.
+``runner`` runs studies and writes their files. ``claims`` turns a study into an assertion. ``paper`` compares results
+with published numbers. ``chapters`` has one module per study, ``common`` what all studies share, ``zeroshot`` the
+zero-shot accuracy.
 """

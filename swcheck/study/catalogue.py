@@ -1,4 +1,7 @@
-"""The names of the studies, in the order of the paper, and the module of each; importing this imports no torch."""
+"""The names of the studies, in the order of the paper, and the module of each.
+
+Importing this module does not import torch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's claims as an assertion: what a study measures passes or fails, like every other check."""
+"""The paper's claims as an assertion: the result of a study passes or fails like any other check."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from swcheck.study.runner import measured
 
 
 def assert_paper_claim(model: Any, name: str, *, setup: Setup | None = None) -> tuple[Verdict, ...]:
-    """Take the study ``name`` of ``model`` and return the verdicts of what it claims; the worst red one is raised.
+    """Run the study ``name`` on ``model`` and return the verdicts on its claims; raise the worst one that fails.
 
-    ``model`` is what ``load`` returns. ``setup`` saves what several studies of one model share. Raises
-    ``RobustnessError`` for a claim that does not hold, ``OptionError`` for an unknown name or a model without any super
-    weight. A study that only reports has no verdicts.
+    ``model`` is what ``load`` returns. ``setup`` is shared by several studies of one model, which saves time. A study
+    that only reports returns no verdicts. Raises ``RobustnessError`` for a claim that does not hold, ``OptionError``
+    for an unknown name or a model without super weights.
     """
     __tracebackhide__ = True
-    chosen = setup_of(model) if setup is None else setup
-    verdicts = chapter(name).judge(measured(chosen, name))
-    for verdict in sorted(verdicts, key=lambda one: one.red):
-        conclude(verdict, chosen.subject)
+    study_setup = setup_of(model) if setup is None else setup
+    verdicts = chapter(name).judge(measured(study_setup, name))
+    for verdict in sorted(verdicts, key=lambda verdict: verdict.red):
+        conclude(verdict, study_setup.subject)
     return verdicts

@@ -1,8 +1,8 @@
-"""Runs studies one after the other, shows progress, writes each as soon as it is whole, and goes on where it stopped.
+"""Runs studies one after the other, shows progress, and writes each study as soon as it is complete.
 
-For every study of a run: ``NAME.json`` (the record), ``NAME.csv`` (tidy rows), ``NAME.png`` where matplotlib is there;
-``README.md`` shows them all. A study whose record is there already, of the same model, text and settings, is not taken
-again.
+Each study leaves ``NAME.json`` (the record), ``NAME.csv`` (tidy rows) and, with matplotlib, ``NAME.png``. ``README.md``
+shows them all. A stopped run continues: a study is not measured again if its record exists and is of the same model,
+text and settings.
 """
 
 from __future__ import annotations
@@ -25,115 +25,118 @@ from swcheck.study.common.chapter import Chapter
 from swcheck.study.common.record import Study, as_csv, as_json, from_json
 from swcheck.study.common.setup import Setup
 from swcheck.study.paper import Cell
-from swcheck.study.paper import as_text as as_text_rows
+from swcheck.study.paper import as_text as comparison_rows
 
-Told = Callable[[str], None]
+Report = Callable[[str], None]
+"""Receives one line about the progress of a run."""
 
 
 def measured(setup: Setup, name: str) -> Study:
-    """Take one study of the model of ``setup``. The model is as before when it is done."""
-    one = chapter(name)
+    """Measure one study on the model of ``setup`` and return its record. The model is left as it was."""
+    entry = chapter(name)
     setup.notes.clear()
     setup.prepare()
-    measurements = tuple(one.measure(setup))
-    return Study(name, setup.subject.name, measurements, tuple(setup.notes), {**setup.facts, "source": one.source})
+    measurements = tuple(entry.measure(setup))
+    return Study(name, setup.subject.name, measurements, tuple(setup.notes), {**setup.facts, "source": entry.source})
 
 
-def run(setup: Setup, names: Sequence[str], out: Path | None, told: Told) -> Iterator[tuple[Chapter, Study]]:
-    """The studies ``names``, each as soon as it is taken and its files are written into ``out``.
+def run(setup: Setup, names: Sequence[str], out: Path | None, report: Report) -> Iterator[tuple[Chapter, Study]]:
+    """Yield the studies ``names``, each as soon as it is measured and its files are written into ``out``.
 
-    ``told`` is given a line about each. Raises ``OptionError`` where ``out`` cannot be written.
+    ``report`` receives a line about each study. Raises ``OptionError`` if ``out`` cannot be written.
     """
     chapters = [chapter(name) for name in names]
     if out is not None:
         for name in names:
             check_writable(out / f"{name}.json")
-    for one in chapters:
-        file = None if out is None else out / f"{one.name}.json"
-        study = None if file is None else kept(file, setup, one, told)
+    for entry in chapters:
+        file = None if out is None else out / f"{entry.name}.json"
+        study = None if file is None else load_earlier_study(file, setup, entry, report)
         if study is None:
-            begun = time.monotonic()
-            study = measured(replace(setup, progress=shown(one.name)), one.name)
-            told(f"{one.name}: {one.title}, {time.monotonic() - begun:.0f} s")
+            start = time.monotonic()
+            study = measured(replace(setup, progress=progress_bar(entry.name)), entry.name)
+            report(f"{entry.name}: {entry.title}, {time.monotonic() - start:.0f} s")
             if file is not None:
                 write_atomically(file, as_json(study) + "\n")
         if out is not None:
-            write_atomically(out / f"{one.name}.csv", as_csv([study]))
-            write_figure(out, one, study, told)
-        yield one, study
+            write_atomically(out / f"{entry.name}.csv", as_csv([study]))
+            write_study_picture(out, entry, study, report)
+        yield entry, study
 
 
-def kept(file: Path, setup: Setup, one: Chapter, told: Told) -> Study | None:
-    """The study that an earlier run left, where it is of the same model, text and settings."""
+def load_earlier_study(file: Path, setup: Setup, entry: Chapter, report: Report) -> Study | None:
+    """Return the study in ``file`` if it is of the same model, text and settings, else None."""
     if not file.exists():
         return None
     try:
         study = from_json(file.read_text(encoding="utf-8"), str(file))
     except SwcheckError as error:
-        told(f"{file.name} is no study ({error.found}); taken again")
+        report(f"{file.name} is no study ({error.found}); taken again")
         return None
-    same = study.model == setup.subject.name and study.facts == {**setup.facts, "source": one.source}
-    told(f"{one.name}: {'kept from' if same else 'another model, text or setting in'} {file}")
+    same = study.model == setup.subject.name and study.facts == {**setup.facts, "source": entry.source}
+    report(f"{entry.name}: {'kept from' if same else 'another model, text or setting in'} {file}")
     return study if same else None
 
 
-def write_figure(out: Path, one: Chapter, study: Study, told: Told) -> None:
-    """Draw a study's picture where matplotlib is there; else say once what is missing."""
-    missing = plots.available()
-    if missing:
-        told(f"{one.name}.png is left out: {missing}")
+def write_study_picture(out: Path, entry: Chapter, study: Study, report: Report) -> None:
+    """Draw a study's picture, or report why it is left out."""
+    reason = plots.why_unavailable()
+    if reason:
+        report(f"{entry.name}.png is left out: {reason}")
         return
     plots.write_picture(
-        out / f"{one.name}.png", f"{study.model}: {one.title} ({one.source})", lambda figure: one.draw(study, figure)
+        out / f"{entry.name}.png",
+        f"{study.model}: {entry.title} ({entry.source})",
+        lambda figure: entry.draw(study, figure),
     )
 
 
-def as_text(one: Chapter, study: Study) -> list[str]:
-    """A study for the terminal: its title, its table, its verdicts, its notes."""
-    lines = [f"{one.name}: {one.title} ({one.source})", ""]
-    head, *rows = one.table(study)
+def as_text(entry: Chapter, study: Study) -> list[str]:
+    """Return a study as lines for the terminal: title, table, verdicts, notes."""
+    lines = [f"{entry.name}: {entry.title} ({entry.source})", ""]
+    head, *rows = entry.table(study)
     lines += ["  " + line for line in table_lines(rows, head)]
-    said = [f"{verdict.outcome.value}: {verdict.cause or verdict.summary}" for verdict in one.judge(study)]
-    return [*lines, "", *(f"  {line}" for line in [*said, *study.notes]), ""]
+    verdicts = [f"{verdict.outcome.value}: {verdict.cause or verdict.summary}" for verdict in entry.judge(study)]
+    return [*lines, "", *(f"  {line}" for line in [*verdicts, *study.notes]), ""]
 
 
 def comparison(cells: Sequence[Cell], *, style: str = "simple") -> list[str]:
-    """Published numbers beside measured ones, as the lines of a table; nothing without any."""
+    """Return the lines of a table of published and measured numbers; no lines without cells."""
     if not cells:
         return []
-    head, *rows = as_text_rows(cells)
-    held = [cell for cell in cells if cell.measured is not None]
-    words = f"published and measured: {len(held)} of {len(cells)} cells compared"
+    head, *rows = comparison_rows(cells)
+    compared = [cell for cell in cells if cell.measured is not None]
+    words = f"published and measured: {len(compared)} of {len(cells)} cells compared"
     return [words, "", *table_lines(rows, head, style=style), ""]
 
 
-def as_page(taken: Iterable[tuple[Chapter, Study]], out: Path, cells: Sequence[Cell] = ()) -> str:
-    """``README.md`` of a run: every table and picture on one page, and published numbers beside measured ones."""
+def as_page(studies: Iterable[tuple[Chapter, Study]], out: Path, cells: Sequence[Cell] = ()) -> str:
+    """Return ``README.md`` of a run: every table and picture, then published numbers beside measured ones."""
     lines: list[str] = []
-    for one, study in taken:
+    for entry, study in studies:
         if not lines:
             lines = [f"# The super weight paper on {study.model}", ""]
-        lines += [f"## {one.title} ({one.source})", ""]
-        if (out / f"{one.name}.png").exists():
-            lines += [f"![{one.title}]({one.name}.png)", ""]
-        head, *rows = one.table(study)
+        lines += [f"## {entry.title} ({entry.source})", ""]
+        if (out / f"{entry.name}.png").exists():
+            lines += [f"![{entry.title}]({entry.name}.png)", ""]
+        head, *rows = entry.table(study)
         lines += [*table_lines(rows, head, style="github"), ""]
-        lines += [f"- {verdict.outcome.value}: {verdict.cause or verdict.summary}" for verdict in one.judge(study)]
+        lines += [f"- {verdict.outcome.value}: {verdict.cause or verdict.summary}" for verdict in entry.judge(study)]
         lines += [f"- {note}" for note in study.notes]
-        lines += ["", f"Numbers: [{one.name}.csv]({one.name}.csv), [{one.name}.json]({one.name}.json).", ""]
+        lines += ["", f"Numbers: [{entry.name}.csv]({entry.name}.csv), [{entry.name}.json]({entry.name}.json).", ""]
     if cells:
         lines += ["## Published and measured", "", *comparison(cells, style="github")]
     return "\n".join(lines)
 
 
-def shown(name: str) -> Callable[[Iterable[Any], str], Iterable[Any]]:
-    """A progress bar on the terminal, gone when it is done; nothing where no person watches."""
+def progress_bar(name: str) -> Callable[[Iterable[Any], str], Iterable[Any]]:
+    """Return a wrapper that shows a progress bar while its steps are iterated; no bar if stderr is not a terminal."""
 
-    def walked(steps: Iterable[Any], words: str) -> Iterable[Any]:
+    def with_bar(steps: Iterable[Any], words: str) -> Iterable[Any]:
         bar: Iterable[Any] = tqdm(
             list(steps), desc=f"{name}: {words}", leave=False, disable=not sys.stderr.isatty(), file=sys.stderr
         )
 
         return bar
 
-    return walked
+    return with_bar

@@ -1,5 +1,5 @@
-"""The science: where super weights are, and what is measured of a model under test.
+"""Finds the super weights of a model, and measures a model under test.
 
-``locating`` finds super weights without data; ``subject`` is a model under test that remembers what was measured of it;
-``measurements`` are the numbers, a function each.
+``locating`` finds super weights without data. ``subject`` is a model under test, which remembers what was measured of
+it. ``measurements`` has one function for each number that can be measured.
 """

@@ -1,4 +1,4 @@
-"""For the tests of others: ``conformance`` checks an engine, ``outlier`` a quantizer, without a gate.
+"""Tools for the tests of others: ``conformance`` checks an engine, ``outlier`` a quantizer. Neither needs a gate.
 
-What is public of it is at the front door: ``check_engine``, ``assert_outlier_survives``.
+The public names are at the front door: ``check_engine``, ``assert_outlier_survives``.
 """

@@ -1,10 +1,10 @@
-"""The shared check of an engine: one line in a third party's tests says whether swcheck can see inside what it makes.
+"""The shared check of an engine: one line in an engine's own tests says whether swcheck can look inside its models.
 
-    from swcheck.conformance import check_engine
+    from swcheck import check_engine
     check_engine("bitsandbytes", ["int8", "nf4"])
 
-Each scheme is loaded for real from a small reference. What is wrong with the engine is an ``AssertionError`` that says
-what was asked, what was found and what to try; what cannot be done because of the reference is a ``SwcheckError``.
+Each scheme is really loaded, from a small reference. A fault of the engine raises ``AssertionError`` with what was
+asked, what was found and what to try. A problem of the reference raises ``SwcheckError``.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def check_engine(
     dtype: str | None = None,
     dequantize: Callable[[nn.Module], torch.Tensor | None] | None = None,
 ) -> tuple[Reading, ...]:
-    """Load every scheme of ``engine`` and look at it as swcheck does; returns what was read.
+    """Load every scheme of ``engine``, inspect it as swcheck does, and return one reading per scheme and super weight.
 
-    ``engine`` is the name of an installed entry point, or the engine itself. ``super_weights`` are those to look at,
-    by default the ones located in ``reference``. ``dequantize`` gives the weight ``(H, F)`` of one of the engine's
-    linear maps where the module itself offers no public way; None where there is none. Raises ``AssertionError`` for
-    whatever the engine does wrong.
+    ``engine`` is the name of an installed entry point, or the engine itself. ``super_weights`` are the ones to inspect,
+    by default those located in ``reference``. ``dequantize`` returns the weight ``(H, F)`` of one of the engine's
+    linear maps if the module itself has no public way, or None if there is none. Raises ``AssertionError`` for whatever
+    the engine does wrong.
     """
     names = tuple(schemes)
     if not names:
@@ -70,40 +70,41 @@ def check_engine(
     reader = dequantize or own_dequantization
     cases = [EngineCase(chosen, name, reference, loaded, ids, weights, device, dtype, reader) for name in names]
     check_unknown_scheme(cases[0], names)
-    kept = check_skip(cases[0])
-    return tuple(replace(reading, skip=kept) for case in cases for reading in _check_scheme(case))
+    skip_result = check_skip(cases[0])
+    return tuple(replace(reading, skip=skip_result) for case in cases for reading in _check_scheme(case))
 
 
 def own_dequantization(module: nn.Module) -> torch.Tensor | None:
-    """The weight ``(H, F)`` as the module says it is: its plain tensor, else what its own ``dequantize`` gives."""
+    """Return the weight ``(H, F)`` that the module reports: a plain tensor, or its own ``dequantize``; else None."""
     plain = plain_weight(module)
     if plain is not None:
         return plain
     weight = getattr(module, "weight", None)
     for owner in (weight, module):
-        give = getattr(type(owner), "dequantize", None)
-        if give is None or give is torch.Tensor.dequantize:
-            continue  # every tensor has this method; on an ordinary one it says nothing
+        dequantize = getattr(type(owner), "dequantize", None)
+        if dequantize is None or dequantize is torch.Tensor.dequantize:
+            continue  # every tensor has this method; on an ordinary tensor it dequantizes nothing
         with torch.no_grad():
-            found = give(owner)
-        if isinstance(found, torch.Tensor) and found.ndim == 2 and found.is_floating_point():
-            return found
+            matrix = dequantize(owner)
+        if isinstance(matrix, torch.Tensor) and matrix.ndim == 2 and matrix.is_floating_point():
+            return matrix
     return None
 
 
 def narrowed(folder: Path, inner: int) -> str:
-    """A copy of ``tiny`` with only the first ``inner`` of its 512 inner neurons, saved in ``folder``; the super weight,
-    at column 301, may go with the rest. For tests of widths that no group divides.
+    """Save ``tiny`` with only the first ``inner`` of its 512 inner neurons in ``folder``, and return the path.
+
+    For tests of widths that no group size divides. The super weight, at column 301, may be cut off.
     """
     loaded = engines.load("tiny", device="cpu")
     for layer in anatomy(loaded.model).layers:
         mlp: Any = layer.mlp
-        for part, kept in (
+        for linear, index in (
             (mlp.gate_proj, (slice(inner),)),
             (mlp.up_proj, (slice(inner),)),
             (mlp.down_proj, (slice(None), slice(inner))),
         ):
-            part.weight = torch.nn.Parameter(part.weight.detach()[kept].clone())
+            linear.weight = torch.nn.Parameter(linear.weight.detach()[index].clone())
     loaded.model.config.intermediate_size = inner
     with captured_output():
         loaded.model.save_pretrained(folder)
@@ -111,26 +112,20 @@ def narrowed(folder: Path, inner: int) -> str:
     return str(folder)
 
 
-# --- the engine itself -------------------------------------------------------------------------------------------------
-
-
-# --- one scheme --------------------------------------------------------------------------------------------------------
-
-
 def _check_scheme(case: EngineCase) -> list[Reading]:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     loaded = load_scheme(case)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     scheme = check_record(case, loaded)
-    fresh = state_fingerprint(loaded.model)
+    initial_state = state_fingerprint(loaded.model)
     check_anatomy(case, loaded)
     sight, logits = look_inside(case, loaded.model)
     check_quantized(case, sight, scheme)
-    before = state_fingerprint(loaded.model)
+    state = state_fingerprint(loaded.model)
     readings = [read_weight(case, loaded, sight, weight, scheme, seconds) for weight in case.weights]
     for reading in readings:
         for alpha in ALPHAS:
             check_scaled(case, loaded.model, reading, alpha, logits)
-    check_traces(case, loaded.model, before, logits)
-    saved = check_saved(case, loaded, fresh, logits)
+    check_traces(case, loaded.model, state, logits)
+    saved = check_saved(case, loaded, initial_state, logits)
     return [replace(reading, saved=saved) for reading in readings]

@@ -1,4 +1,4 @@
-"""One scheme of one engine under test, and what is read of it."""
+"""One scheme of one engine under test, and what is read from it."""
 
 from __future__ import annotations
 
@@ -20,33 +20,36 @@ if TYPE_CHECKING:
 
 
 WEIGHT_ONLY: Final = 2**-7
-"""Two ways of reading one scalar differ by the rounding of a bfloat16 output, once in each of two passes."""
+"""Two ways to read one scalar differ by this share: a bfloat16 output is rounded in each of two passes."""
 
 
 ACTIVATIONS_TOO: Final = 0.03
-"""Where activations are quantized as well, the sink sets the grid that the rest of its token is rounded on."""
+"""The same where activations are quantized as well: the sink sets the grid that the rest of its token is rounded on."""
 
 
 SIXTEEN_BITS: Final = 2**-9
-"""What a map that was left unquantized may answer off, for the middle token: the rounding of a bfloat16."""
+"""The relative error allowed to a map left unquantized, for the median token: the rounding of a bfloat16."""
 
 
 UNKNOWN: Final = "no-such-scheme"
+"""A scheme that no engine knows."""
 
 
 NOT_OFFERED: Final = "not offered"
 
 
 HEAVY: Final = ("torch", "transformers", "numpy")
+"""Packages that an engine must not import before it loads a model."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one scheme makes of one scalar: its input at the sink, and the weight as each way of reading gives it.
+    """What one scheme makes of one scalar: its input at the sink, and the weight by each way of reading it.
 
-    ``contribution`` divides what the scalar writes by its input; ``one_hot`` does so with all other inputs at zero;
-    ``dequantized`` is the module's own word, None where it has none. ``saved`` says how the checkpoints compared,
-    ``seconds`` is what one load took, ``skip`` says whether ``,skip=NAME`` keeps a matrix or is not offered.
+    ``contribution`` is what the scalar writes divided by its input; ``one_hot`` is the same with all other inputs zero;
+    ``dequantized`` is what the module itself reports, None if it cannot. ``tolerance`` is the relative difference
+    allowed between them. ``saved`` says how the checkpoints compared, ``seconds`` is the time of one load, and ``skip``
+    says whether ``,skip=NAME`` keeps a matrix or is not offered.
     """
 
     scheme: str
@@ -64,7 +67,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class EngineCase:
-    """One scheme of one engine under test, with the reference beside it."""
+    """One scheme of one engine under test, with the reference it is made from and compared to.
+
+    ``ids`` int64 ``(1, T)`` is the default prompt; ``weights`` are the super weights to inspect.
+    """
 
     engine: Engine
     scheme: str
@@ -89,24 +95,24 @@ class EngineCase:
 
 
 def load_scheme(case: EngineCase) -> Any:
-    """What the engine makes of its scheme; what it raises without words of its own is its fault."""
+    """Return what the engine makes of its scheme; an error that is not a ``SwcheckError`` is the engine's fault."""
     try:
         return case.load()
     except SwcheckError:
         raise
-    except Exception as error:  # whatever an engine raises
+    except Exception as error:  # an engine may raise anything
         found = f"{type(error).__name__}: {brief_message(error)}"
         raise AssertionError(f"{case.title}: a model\n  found: {found}\n  try: repair its load()") from error
 
 
 def look_inside(case: EngineCase, model: nn.Module) -> tuple[Sight, torch.Tensor]:
-    """One pass on the prompt: what every down projection read and wrote, and the logits."""
+    """Run one pass on the prompt; return the inputs and outputs of every down projection, and the logits."""
     layers = range(len(anatomy(model).layers))
     with captured_output(), evaluating(model), observe(model, residual=layers, inputs=layers, outputs=layers) as sight:
         logits = model(case.ids, use_cache=False).logits.float()
-    silent = [layer for layer in layers if layer not in sight.inputs or layer not in sight.outputs]
-    if silent:
-        found = f"none in {listed_layers(silent)}: the pass goes around the module"
+    unhooked = [layer for layer in layers if layer not in sight.inputs or layer not in sight.outputs]
+    if unhooked:
+        found = f"none in {listed_layers(unhooked)}: the pass goes around the module"
         case.refuse("hooks fire at every down projection", found, "call the module, not its weight")
     if not torch.isfinite(logits).all():
         case.refuse(
@@ -120,4 +126,5 @@ def listed_layers(layers: Sequence[int]) -> str:
 
 
 def refuse(asked: str, found: str, attempt: str) -> NoReturn:
+    """Raise ``AssertionError`` in the form of a ``SwcheckError``: what was asked, what was found, what to try."""
     raise AssertionError(f"{asked}\n  found: {' '.join(found.split())}\n  try: {attempt}")

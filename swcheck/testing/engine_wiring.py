@@ -1,4 +1,4 @@
-"""Checks of an engine itself: how it is wired, what it refuses, what it can leave out."""
+"""Checks of an engine itself: how it is wired, what it refuses, what it can leave unquantized."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def wired_engine(engine: Engine | str, scheme: str) -> Engine:
-    """The engine, its wiring checked; one that is installed must not import anything heavy before it loads."""
+    """Return the engine, its wiring checked; an installed one must not import a heavy package before it loads."""
     if isinstance(engine, str):
         if engine in engines.installed_engines():
             _check_light(engine, scheme)
@@ -54,29 +54,31 @@ def wired_engine(engine: Engine | str, scheme: str) -> Engine:
 
 
 def _check_light(name: str, scheme: str) -> None:
-    """Refuse an installed engine that imports torch or another heavy package before it is asked to load anything."""
+    """Refuse an installed engine that imports torch or another heavy package before it loads a model."""
     asked = f"import {engines.installed_engines()[name].module}, engine {name!r}"
     code = f"import sys; from swcheck.loading.engines import ask, installed_engines; ask(installed_engines()[{name!r}].load(), {scheme!r})"
     code += f"; print('heavy:', *[n for n in {HEAVY!r} if n in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603 - our own
-    if done.returncode:
-        refuse(asked, " ".join(done.stderr.strip().splitlines()[-3:]), "repair or remove it")
-    heavy = done.stdout.strip().splitlines()[-1].split()[1:]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603 - our own
+    if result.returncode:
+        refuse(asked, " ".join(result.stderr.strip().splitlines()[-3:]), "repair or remove it")
+    heavy = result.stdout.strip().splitlines()[-1].split()[1:]
     if heavy:
         refuse(asked, f"that alone imports {', '.join(heavy)}", "import it inside load(), and in no check()")
 
 
 def check_unknown_scheme(case: EngineCase, known: Sequence[str]) -> None:
-    """A scheme that the engine does not know is refused in words, and those it knows are named."""
+    """Check that the engine refuses a scheme it does not know with a worded error that names those it knows."""
     asked = f"{case.engine.name}:{UNKNOWN}"
     try:
         with captured_output():
             case.engine.load(UNKNOWN, reference=case.spec, device=case.device, dtype=case.dtype)
     except SwcheckError as error:
-        words = {name.replace("=", ",").split(",")[0] for name in known if not any(mark in name for mark in "/\\.")}
-        if words and not any(word in str(error) for word in words):
+        known_names = {
+            name.replace("=", ",").split(",")[0] for name in known if not any(mark in name for mark in "/\\.")
+        }
+        if known_names and not any(word in str(error) for word in known_names):
             refuse(f"{asked}: an error that lists the schemes", str(error).replace("\n", " "), "name all of them")
-        _check_asked(case, known, str(error))
+        _check_check_method(case, known, str(error))
     except Exception as error:  # an engine may raise anything here, and that is what is tested
         found = f"{type(error).__name__}: {error}"
         refuse(f"{asked}: a worded error", found, "raise swcheck.EngineError(asked, found, attempt)")
@@ -84,57 +86,60 @@ def check_unknown_scheme(case: EngineCase, known: Sequence[str]) -> None:
         refuse(f"{asked}: an error", "it was loaded", "raise swcheck.EngineError for what you do not know")
 
 
-def _check_asked(case: EngineCase, known: Sequence[str], refusal: str) -> None:
-    """``check(spec)``, which an engine may have, takes what ``load`` takes, and refuses what it refuses, in its words."""
+def _check_check_method(case: EngineCase, known: Sequence[str], refusal: str) -> None:
+    """Check that the optional ``check(spec)`` accepts what ``load`` accepts, and raises the same errors."""
     if not hasattr(case.engine, "check"):
         return
-    said: dict[str, str] = {}
+    errors: dict[str, str] = {}
     for scheme in (*known, UNKNOWN):
         try:
             case.engine.check(scheme)
-        except Exception as error:  # as above
-            said[scheme] = str(error)
-    unlike = next((f"check({scheme!r}): {said[scheme]}" for scheme in known if scheme in said), "")
-    if not unlike and said.get(UNKNOWN) != refusal:
-        unlike = f"check({UNKNOWN!r}): {said.get(UNKNOWN, 'nothing is raised')}"
-    if unlike:
-        refuse(f"{case.engine.name}: check() as load()", unlike, "let load() begin with what check() does")
+        except Exception as error:  # an engine may raise anything
+            errors[scheme] = str(error)
+    mismatch = next((f"check({scheme!r}): {errors[scheme]}" for scheme in known if scheme in errors), "")
+    if not mismatch and errors.get(UNKNOWN) != refusal:
+        mismatch = f"check({UNKNOWN!r}): {errors.get(UNKNOWN, 'nothing is raised')}"
+    if mismatch:
+        refuse(f"{case.engine.name}: check() as load()", mismatch, "let load() begin with what check() does")
 
 
 def check_skip(case: EngineCase) -> str:
-    """``,skip=NAME`` leaves that map as the reference has it, and no other; a name that is none is refused."""
+    """Check that ``,skip=NAME`` leaves that map as in the reference, quantizes the others, and refuses an unknown name.
+
+    Returns "kept", or ``NOT_OFFERED`` if the engine refuses the option.
+    """
     layer = case.weights[0].layer
     name = anatomy(case.reference.model).down_name(layer)
-    kept = replace(case, scheme=f"{case.scheme},skip={name}")
+    skipping = replace(case, scheme=f"{case.scheme},skip={name}")
     try:
-        loaded = load_scheme(kept)
+        loaded = load_scheme(skipping)
     except SwcheckError:
         return NOT_OFFERED
-    sight, _ = look_inside(kept, loaded.model)
+    sight, _ = look_inside(skipping, loaded.model)
     body = anatomy(case.reference.model)
-    error = _answers_off(body.down_projections[layer], sight.inputs[layer], sight.outputs[layer])
+    error = _output_error(body.down_projections[layer], sight.inputs[layer], sight.outputs[layer])
     if not error <= SIXTEEN_BITS:
-        kept.refuse(
+        skipping.refuse(
             f"{name} as the reference has it", f"it answers {error:.2%} off", "hand the name on, or refuse the option"
         )
     if loaded.scheme is not None:
-        check_quantized(kept, sight, loaded.scheme, kept=(layer,))
-    wrong = replace(case, scheme=f"{case.scheme},skip={name}_no_such_module")
+        check_quantized(skipping, sight, loaded.scheme, kept=(layer,))
+    misspelt = replace(case, scheme=f"{case.scheme},skip={name}_no_such_module")
     try:
-        wrong.load()
+        misspelt.load()
     except SwcheckError:
         return "kept"
-    return wrong.refuse(
+    return misspelt.refuse(
         "an error: nothing has this name",
         "it was loaded",
         "EngineRequest.modules_to_skip knows the names",
     )
 
 
-def _answers_off(plain: nn.Module, x: torch.Tensor, written: torch.Tensor) -> float:
-    """By how much of its norm the answer to the middle token differs from that of the reference's map."""
-    weight = plain_weight(plain)
+def _output_error(reference_map: nn.Module, x: torch.Tensor, written: torch.Tensor) -> float:
+    """Return by which share of its norm the output of the median token differs from the reference map's."""
+    weight = plain_weight(reference_map)
     if weight is None:
         return 0.0
-    exact = torch.nn.functional.linear(x.detach(), weight.to(x.dtype)).float()
-    return float(((exact - written.detach().float()).norm(dim=-1) / exact.norm(dim=-1).clamp_min(1e-12)).median())
+    expected = torch.nn.functional.linear(x.detach(), weight.to(x.dtype)).float()
+    return float(((expected - written.detach().float()).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-12)).median())

@@ -1,4 +1,4 @@
-"""The outliers of published down projections, as synthetic matrices."""
+"""The outliers of published down projections, placed in synthetic matrices."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SPREAD: Final = 0.02
 
 
 SPIKE: Final = 500.0
-"""The input of an outlier for which none is published; those that are run from 176 to 1390."""
+"""The input of an outlier without a published one; the published inputs range from 176 to 1390."""
 
 
 @dataclass(frozen=True)
 class Outlier:
-    """One huge weight: its place, its signed size in standard deviations of the others, and the input it meets."""
+    """One huge weight: its place, its signed size in standard deviations of the other weights, and its input."""
 
     row: int
     column: int
@@ -39,10 +39,10 @@ class Outlier:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The outliers of one matrix ``(rows, columns)``, under the name of the model they are taken from.
+    """The outliers of one matrix ``(rows, columns)``, under the name of the model that they are taken from.
 
-    ``source`` holds keys of ``swcheck.loading.published_index.sources()``; ``spread`` is the standard deviation of the other weights.
-    Raises ``OptionError`` for outliers on which nothing could be measured.
+    ``source`` holds keys of ``swcheck.loading.published_index.sources()``. ``spread`` is the standard deviation of the
+    other weights. Raises ``OptionError`` for outliers that nothing could be measured on.
     """
 
     name: str
@@ -53,9 +53,9 @@ class Geometry:
     spread: float = SPREAD
 
     def __post_init__(self) -> None:
-        places = {(one.row, one.column) for one in self.outliers}
-        inputs = {(one.column, one.spike) for one in self.outliers}
-        sizes = [size for one in self.outliers for size in (one.sigmas, one.spike)]
+        places = {(outlier.row, outlier.column) for outlier in self.outliers}
+        inputs = {(outlier.column, outlier.spike) for outlier in self.outliers}
+        sizes = [size for outlier in self.outliers for size in (outlier.sigmas, outlier.spike)]
         for wrong, found in (
             (not places, "no outlier"),
             (any(not (0 <= r < self.rows and 0 <= c < self.columns) for r, c in places), "an outlier outside"),
@@ -69,17 +69,17 @@ class Geometry:
                 raise OptionError(asked, found, "for example outliers=(Outlier(row=3, column=17, sigmas=-100),)")
 
     def draw(self, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The matrix without outliers and with them, float32 ``(H, F)``, and the input that meets them ``(F,)``."""
-        chance = torch.Generator().manual_seed(seed)
-        ordinary = torch.randn(self.rows, self.columns, generator=chance, dtype=torch.float32) * self.spread
-        x, weight = torch.randn(self.columns, generator=chance, dtype=torch.float32), ordinary.clone()
-        for one in self.outliers:
-            weight[one.row, one.column], x[one.column] = one.sigmas * self.spread, one.spike
+        """Draw the matrix without and with outliers, float32 ``(H, F)``, and the input they meet, float32 ``(F,)``."""
+        generator = torch.Generator().manual_seed(seed)
+        ordinary = torch.randn(self.rows, self.columns, generator=generator, dtype=torch.float32) * self.spread
+        x, weight = torch.randn(self.columns, generator=generator, dtype=torch.float32), ordinary.clone()
+        for outlier in self.outliers:
+            weight[outlier.row, outlier.column], x[outlier.column] = outlier.sigmas * self.spread, outlier.spike
         return ordinary, weight, x
 
 
 def _published(name: str, source: str, *columns: tuple[int, float, dict[int, float]]) -> Geometry:
-    """A geometry from (column, its input, values by row), all as published."""
+    """Return a geometry from (column, its input, values by row), all as published."""
     outliers = (
         Outlier(row % ROWS, column % COLUMNS, value / SPREAD, spike)
         for column, spike, values in columns
@@ -88,8 +88,8 @@ def _published(name: str, source: str, *columns: tuple[int, float, dict[int, flo
     return Geometry(name, tuple(outliers), source)
 
 
-def _rung(sigmas: float) -> Geometry:
-    """Outliers of one size in two corners, in the middle of a group, and on both sides of the border of two groups."""
+def _ladder_step(sigmas: float) -> Geometry:
+    """Return outliers of one size: in two corners, in the middle of a group, and on both sides of a group border."""
     places = ((0, 0, 1), (64, 255, -1), (64, 256, 1), (128, 320, -1), (255, 511, 1))
     outliers = (Outlier(row, column, sign * sigmas) for row, column, sign in places)
     return Geometry(f"{sigmas:g}-sigma rung", tuple(outliers))
@@ -97,7 +97,7 @@ def _rung(sigmas: float) -> Geometry:
 
 GEOMETRIES: Final = (
     _published("Llama-7B layer 2", "PAPER CODE ARCTOS", (7003, -560.5, {3968: -1.9268})),
-    # the second input is what the published output, -1754, leaves for it
+    # the second input is computed from the published output, -1754, and the first product
     _published("Llama-13B layer 2", "PAPER ARCTOS", (2278, 570.5, {2231: -1.8223}), (6939, -395.4, {2231: 1.8066})),
     _published("Llama-2-7B layer 1", "PAPER FABIAN", (7890, 1390.0, {2533: 1.5625, 1415: -0.921875})),
     _published("Llama-3.1-8B layer 1", "FABIAN", (2427, -443.5, {788: -0.6055, 1384: 0.5547, 4062: 0.5508})),
@@ -106,5 +106,5 @@ GEOMETRIES: Final = (
     _published("OLMo-7B layer 1", "PAPER ARCTOS FABIAN", (7467, 176.0, {269: 1.3145})),
     _published("Phi-3-mini layer 2", "PAPER FABIAN", (808, 540.5, {525: -2.921875, 1693: 1.71875, 1113: -1.734375})),
     _published("Phi-3-mini layer 4", "PAPER FABIAN", (2723, 593.5, {525: -2.578125, 1693: 1.609375, 1113: -1.671875})),
-    *(_rung(sigmas) for sigmas in (10.0, 30.0, 100.0, 300.0)),
+    *(_ladder_step(sigmas) for sigmas in (10.0, 30.0, 100.0, 300.0)),
 )

@@ -1,10 +1,11 @@
-"""The baseline file: a reference's measurements as JSON that is small enough to be committed and reviewed.
+"""Writes and reads the baseline file: a reference's measurements as JSON, small enough to be committed and reviewed.
 
-It holds what a candidate is compared with: coordinates with values and contributions, activations, the nats of every
-token in float16 (so that differences stay paired), the likeliest tokens at sampled positions, a sample of the embedding,
-and the identity of weights, tokenizer and text. What explains a red verdict layer by layer and map by map is a count
-sketch each. Whole matrices are left out: they are read from the reference's own files where those are on this machine.
-Arrays are compressed; nothing in the file is code. How each value is kept is declared by its measurement.
+It has what a candidate is compared with: coordinates with values and contributions, activations, the nats of every
+token in float16 (so that differences are paired), the likeliest tokens at sampled positions, a sample of the embedding,
+and the identity of weights, tokenizer and text. For the diagnosis of a red verdict it has a count sketch of each
+layer's residual stream and of each linear map's responses. Whole matrices are not in it; they are read from the
+reference's own files if those are on this machine. Arrays are compressed, and nothing in the file is code. Each
+measurement declares how its value is kept.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ from swcheck.superweights.subject.subject import Subject
 
 SCHEMA: Final = 2
 LARGEST: Final = 1_000_000
-"""At most so many bytes: a baseline is committed and reviewed."""
+"""The largest size of the file in bytes, since it is committed and reviewed."""
 
 KEPT_ROWS: Final = 32
 FEWEST_ROWS: Final = 8
+"""The most and the fewest embedding rows that are kept."""
+
 KEPT_VALUES: Final = 3 * 2**15
-"""At most so many values of embedding rows are kept, and as many of the rows that hold super weights."""
+"""The most values that are kept of embedding rows, and separately of the matrix rows that hold super weights."""
 
 RECORDS: Final[dict[str, type]] = {
     "SuperWeight": SuperWeight,
@@ -55,26 +58,26 @@ RECORDS: Final[dict[str, type]] = {
 }
 """The records that a baseline may hold, by the names they have in the file (schema 2)."""
 
-_NAMES: Final = {kind: name for name, kind in RECORDS.items()}
+_RECORD_NAMES: Final = {kind: name for name, kind in RECORDS.items()}
 
 
 def baseline_text(reference: Subject, facts: dict[str, Any]) -> str:
-    """Return the text of the file. ``facts`` are identities and conditions, written as they are.
+    """Return the text of the file. ``facts`` are the identities and versions, which are written unchanged.
 
-    Raises ``OptionError`` for more than ``LARGEST`` bytes.
+    Raises ``OptionError`` if it is longer than ``LARGEST`` bytes.
     """
     memory = Memory() if reference.memory is None else reference.memory
     kept = {
         key: _shrunk(value, traits.in_baseline)
         for key, value, traits in memory.entries()
-        if _fits(value, traits.in_baseline)
+        if _is_written(value, traits.in_baseline)
     }
     body = {
         "schema": SCHEMA,
         "model": reference.name,
         **facts,
         "super_weights": [weight.as_json() for weight in located(reference).super_weights],
-        "measurements": [[_pack(key), _pack(value)] for key, value in _within_room(kept).items()],
+        "measurements": [[_pack(key), _pack(value)] for key, value in _ordered_and_cut(kept).items()],
     }
     text = json.dumps(body, indent=1, allow_nan=False) + "\n"
     if len(text) > LARGEST:
@@ -85,7 +88,7 @@ def baseline_text(reference: Subject, facts: dict[str, Any]) -> str:
 
 
 def read_baseline(text: str, origin: str) -> tuple[Subject, dict[str, Any]]:
-    """Return the reference as it was measured, without weights, and the file's facts. ``origin`` names the file.
+    """Return the reference with its measurements and without weights, and the file's facts. ``origin`` names the file.
 
     Raises ``CheckpointError`` for a file that is no baseline, or one of another schema.
     """
@@ -113,26 +116,26 @@ def read_baseline(text: str, origin: str) -> tuple[Subject, dict[str, Any]]:
     return Subject(name, memory=Memory(values, TRAITS)), body
 
 
-def _fits(value: Any, how: InBaseline) -> bool:
-    """Whether a value is for the file: its measurement says so, and it is small enough."""
+def _is_written(value: Any, how: InBaseline) -> bool:
+    """Return whether a value is written: its measurement declares that, and it is small enough."""
     return how is not InBaseline.NO and not (isinstance(value, MapResponses) and not value.fits)
 
 
-def _within_room(values: dict[Key, Any]) -> dict[Key, Any]:
-    """The values in a fixed order, so that a diff shows only changes; matrix rows beyond ``KEPT_VALUES`` as None.
+def _ordered_and_cut(values: dict[Key, Any]) -> dict[Key, Any]:
+    """Return the values in a fixed order, so that a diff shows only changes; rows beyond ``KEPT_VALUES`` are None.
 
-    A row that is None is treated as one of a packed matrix: the cause is told less exactly.
+    A row that is None counts as one of a packed matrix; the cause of a red verdict is then described less exactly.
     """
-    ordered, room = {key: values[key] for key in sorted(values, key=repr)}, KEPT_VALUES
+    ordered, free_values = {key: values[key] for key in sorted(values, key=repr)}, KEPT_VALUES
     for key, value in ordered.items():
         if name_of(key) == "row" and value is not None:
-            room -= len(value)
-            ordered[key] = value if room >= 0 else None
+            free_values -= len(value)
+            ordered[key] = value if free_values >= 0 else None
     return ordered
 
 
 def _shrunk(value: Any, how: InBaseline) -> Any:
-    """A value as the file keeps it: some in float16, a sample of fewer embedding rows, no rounds of the search."""
+    """Return a value as it is written: some in float16, fewer embedding rows, no rounds of the search."""
     if isinstance(value, ModelSample) and value.rows is not None:
         count = max(FEWEST_ROWS, min(KEPT_ROWS, KEPT_VALUES // value.rows.shape[1]))
         step = -(-len(value.rows) // count)
@@ -151,15 +154,15 @@ def _halved(value: Any) -> Any:
 
 
 def _pack(value: Any) -> Any:
-    """Plain JSON for the few kinds of value a memo holds, each marked with its kind."""
+    """Return a remembered value as plain JSON: tensors, records, tuples and non-finite floats become marked objects."""
     if isinstance(value, torch.Tensor):
         small = value.to(torch.int32) if value.dtype == torch.int64 else value
-        planes = small.contiguous().flatten().view(torch.uint8).reshape(-1, small.element_size()).T  # like beside like
+        planes = small.contiguous().flatten().view(torch.uint8).reshape(-1, small.element_size()).T  # grouped by byte
         raw = zlib.compress(planes.contiguous().numpy().tobytes(), 9)
         return {"tensor": str(small.dtype).removeprefix("torch."), "shape": list(value.shape), "data": base64.b85encode(raw).decode()}  # fmt: skip
-    if is_dataclass(value) and type(value) in _NAMES:
+    if is_dataclass(value) and type(value) in _RECORD_NAMES:
         return {
-            "record": _NAMES[type(value)],
+            "record": _RECORD_NAMES[type(value)],
             "fields": {f.name: _pack(getattr(value, f.name)) for f in fields(value)},
         }
     if isinstance(value, (tuple, list)):

@@ -1,4 +1,4 @@
-"""What a baseline was measured with, and whether that is still the same: weights, tokenizer, text, tier."""
+"""Identifies what a baseline was measured with, and checks that it is the same now: weights, tokenizer, text, tier."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from swcheck.loading.checkpoint import SINGLE, shards_of
 from swcheck.superweights.measurements.inputs import SAMPLE_TEXTS
 
 WHOLE: Final = 2**26
-"""A weight file of at most so many bytes is read whole, which takes a tenth of a second."""
+"""A weight file of at most this many bytes is read whole, which takes a tenth of a second."""
 BLOCK: Final = 2**14
-"""In a larger file so many bytes are read at each sampled place."""
+"""The number of bytes that are read at each sampled place of a larger file."""
 
 
 def check_identity(facts: dict[str, Any], now: dict[str, Any], origin: str) -> list[str]:
-    """Refuse a baseline of other weights, text or tokenizer; return notes on what else differs.
+    """Check the ``facts`` of a baseline against those of this run (``now``), and return notes on smaller differences.
 
-    Raises ``WrongModelError``. What is not known now (the reference is not on this machine) is not held against it.
+    Raises ``WrongModelError`` for other weights, text, tokenizer or tier. A fact that is not known now, because the
+    reference is not on this machine, is not compared. ``origin`` names the file.
     """
-    for name in ("weights", "tokenizer", "text"):  # the tokenizer with its BOS policy
+    for name in ("weights", "tokenizer", "text"):  # the tokenizer includes its BOS policy
         before, after = facts.get(name), now.get(name)
         if before is not None and after is not None and before != after:
             one, other = ("these", "other") if name == "weights" else ("this", "another")
@@ -44,12 +45,12 @@ def check_identity(facts: dict[str, Any], now: dict[str, Any], origin: str) -> l
 
 
 def revision_of(directory: Path) -> str | None:
-    """The revision of a snapshot in the hub's cache, None for any other folder."""
+    """Return the revision of a snapshot in the hub's cache; None for any other folder."""
     return directory.name if directory.parent.name == "snapshots" else None
 
 
 def tokenizer_identity(tokenizer: Any) -> str | None:
-    """A digest of the vocabulary, and of what is made of two sample texts, BOS included; None without a tokenizer."""
+    """Return a digest of the vocabulary and of the ids of two sample texts, BOS included; None without a tokenizer."""
     if tokenizer is None:
         return None
     samples = [tokenizer(text)["input_ids"] for text in SAMPLE_TEXTS]
@@ -58,25 +59,25 @@ def tokenizer_identity(tokenizer: Any) -> str | None:
 
 
 def weights_identity(directory: Path) -> str | None:
-    """A digest of the safetensors files: of all their bytes, or of samples of every tensor where a file is larger.
+    """Return a digest of the safetensors files: of all bytes of a small file, of samples of a larger one.
 
-    None without such files. Of a file above ``WHOLE`` bytes the header is read, tensors of at most ``BLOCK`` bytes (norms
-    and biases) whole, and up to 16 blocks spread over each other tensor.
+    None without such files. A file above ``WHOLE`` bytes is sampled: its header, tensors of at most ``BLOCK`` bytes
+    (norms and biases) whole, and up to 16 blocks spread over each other tensor.
     """
     whole = directory / SINGLE
     named = [whole] if whole.exists() else [directory / name for name in sorted(shards_of(directory))]
-    files = [file for file in named if file.exists()]  # other files are the same weights for other runtimes
+    files = [file for file in named if file.exists()]  # other files have the same weights for other runtimes
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
-            for place, length in list(_sampled(stream, file.stat().st_size)):
+            for place, length in list(_sampled_places(stream, file.stat().st_size)):
                 stream.seek(place)
                 digest.update(stream.read(length))
     return digest.hexdigest() if files else None
 
 
-def _sampled(stream: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    """The places of a safetensors file that stand for it, and how many bytes are read there."""
+def _sampled_places(stream: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the sampled places of a safetensors file, and how many bytes are read at each."""
     if size <= WHOLE:
         yield 0, size
         return

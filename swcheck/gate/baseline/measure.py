@@ -1,4 +1,4 @@
-"""Measures of a reference all that a candidate is compared with, so that its weights can be freed."""
+"""Measures everything about a reference that a candidate is compared with, so that its weights can be freed."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from swcheck.superweights.subject.subject import Subject
 
 
 def measure_for_candidates(reference: Subject, prompts: Sequence[str | Prompt] = ()) -> None:
-    """Measure all that a candidate is compared with, by comparing the reference with itself.
+    """Measure everything that a candidate is compared with, by comparing the reference with itself.
 
-    The activations are read on the default prompt and on ``prompts``.
+    The activations are read on the default prompt and on ``prompts``. The numbers are kept in the reference's memory.
     """
     compare_contributions(Pair("super weights", reference, reference), DEFAULTS["contribution"])
-    for asked in (None, prompts) if prompts else (None,):
-        compare_activations(Pair("super activations", reference, reference), asked, DEFAULTS["activation"])
+    for chosen in (None, prompts) if prompts else (None,):
+        compare_activations(Pair("super activations", reference, reference), chosen, DEFAULTS["activation"])
     compare_perplexity(Pair("perplexity", reference, reference), DEFAULTS["perplexity"], None)
     if reference.tier.causal:
         compare_dependence(Pair("dependence", reference, reference), DEFAULTS["dependence"])
-    intact_nats(reference)  # a proof of the cause begins with them, whether or not there is a super weight
+    intact_nats(reference)  # every proof of a cause needs them, also without super weights
     weights, prompt = located(reference).super_weights, prompt_ids(reference)
     for weight in weights:
         matrix_row(reference, weight)
@@ -50,7 +50,7 @@ def measure_for_candidates(reference: Subject, prompts: Sequence[str | Prompt] =
 
 
 def measure_own_checks(reference: Subject) -> None:
-    """Measure what the checks of the reference on its own take as well: its perplexity, its collapse, its nulls."""
+    """Measure what the checks of the reference alone need in addition: its perplexity, its collapse, its nulls."""
     weights = located(reference).super_weights
     perplexity_at_most(reference, None)
     if not reference.tier.causal:

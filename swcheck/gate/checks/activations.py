@@ -1,6 +1,6 @@
-"""The check of the super activations: what the candidate carries at the reference's own place, prompt by prompt.
+"""The check of the super activations: the candidate's value at the reference's layer, channel and token.
 
-A rotated candidate has no such channel: the norm of the sink token is judged instead.
+A rotated candidate has no such channel; the norm of the sink token's residual stream is judged instead.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from swcheck.base.records import Limit, Outcome, Prompt, SuperWeight, Verdict
 from swcheck.base.statistics import is_near_ratio, ratio_of
 from swcheck.gate.checks.confounds import obstacle
-from swcheck.gate.checks.correspondence import KEPT, corresponding, depth
+from swcheck.gate.checks.correspondence import SAME_CONTRIBUTION, corresponding, depth
 from swcheck.gate.checks.pair import Pair, passed_or_near
 from swcheck.gate.checks.prompted_activations import PromptedActivations
 from swcheck.gate.checks.red_verdict import with_remedy
@@ -29,9 +29,9 @@ from swcheck.superweights.measurements.weights import down_name
 
 
 def compare_activations(pair: Pair, prompts: Sequence[str | Prompt] | None, limit: Limit) -> Verdict:
-    """Judge the worst ratio of super activations, candidate over reference, on the same prompts.
+    """Judge the worst ratio of super activations, candidate over reference, on ``prompts``; None is the default prompt.
 
-    None means the default prompt.
+    Inconclusive if the reference has its activation on too few prompts. For a rotated candidate norms are judged.
     """
     found = obstacle(pair)
     if found is not None:
@@ -50,18 +50,22 @@ def compare_activations(pair: Pair, prompts: Sequence[str | Prompt] | None, limi
 
 
 def _failed(pair: Pair, chosen: Sequence[SuperWeight], summary: str, fields: dict[str, Any]) -> Verdict:
-    """The red verdict: how the super weights that write the activation changed, or the layer that loses it."""
-    there = corresponding(pair, chosen)
-    ratios = [ratio_of(one, other) for one, other in zip(there.written, written(pair.reference, chosen), strict=True)]
-    damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, tuple(chosen), there.places)
-    other = embedding_basis.find(damaged)
-    if isinstance(other, Finding):
-        fields |= {"cause": other.cause, "attempt": other.advice, "detail": other.detail}
+    """Return the red verdict: how the super weights that write the activation changed, or the layer that loses it."""
+    counterparts = corresponding(pair, chosen)
+    ratios = [
+        ratio_of(one, other) for one, other in zip(counterparts.written, written(pair.reference, chosen), strict=True)
+    ]
+    damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, tuple(chosen), counterparts.places)
+    basis = embedding_basis.find(damaged)
+    if isinstance(basis, Finding):
+        fields |= {"cause": basis.cause, "attempt": basis.advice, "detail": basis.detail}
         return pair.verdict(Outcome.FAILED, summary, **fields)
     contributions = "what the super weights write is " + ", ".join(f"x{ratio:z.3f}" for ratio in ratios)
     lost = first_losing_layer(damaged)
     changed = [
-        w for w, ratio in zip(there.places, ratios, strict=True) if not KEPT.holds(ratio) and w.layer < depth(pair)
+        w
+        for w, ratio in zip(counterparts.places, ratios, strict=True)
+        if not SAME_CONTRIBUTION.holds(ratio) and w.layer < depth(pair)
     ]
     names = tuple(dict.fromkeys(down_name(pair.candidate, weight.layer) for weight in changed))
     if not changed and lost is not None:
@@ -69,11 +73,11 @@ def _failed(pair: Pair, chosen: Sequence[SuperWeight], summary: str, fields: dic
         names = worst_maps_of_layer(damaged, lost)
     fields["detail"] = (*restoration_rows(damaged), *fields.get("detail", ()), ("written", contributions))
     cause, attempt = fields.pop("cause"), fields.pop("attempt")
-    return with_remedy(pair, Finding(cause, (), names, attempt), summary, (chosen, there.places), **fields)
+    return with_remedy(pair, Finding(cause, (), names, attempt), summary, (chosen, counterparts.places), **fields)
 
 
 def _compare_norms(pair: Pair, chosen: Sequence[SuperWeight], limit: Limit) -> Verdict:
-    """Judge the norm of the sink token's residual stream, which no rotation changes."""
+    """Judge the ratio of the norms of the sink token's residual stream, which a rotation does not change."""
     ids = prompt_ids(pair.reference)
     place = super_activations(pair.reference, chosen)[0]
     theirs, ours = (

@@ -1,6 +1,7 @@
-"""What looks like super-weight damage and is none; it is ruled out before anything is compared, in a fixed order.
+"""Confounds: problems that look like damaged super weights but are none. They are ruled out before a comparison.
 
-Another width, NaN or infinity, a reference that is not finite, another tokenizer or BOS policy, another base model.
+In this order: another width, a candidate or a reference with NaN or infinity, another tokenizer or BOS policy, another
+base model.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from swcheck.superweights.subject.subject import Subject
 
 
 def confound(pair: Pair) -> Verdict | None:
-    """Return the verdict on the first confound that is there; None where all are ruled out."""
+    """Return the verdict on the first confound that is found; None if there is none."""
     relation, ids = pair.relation, prompt_ids(pair.reference)
     attempt = "give the reference this candidate was made from"
     if relation.kind == "other shape":
@@ -66,12 +67,12 @@ def not_finite(pair: Pair, ids: torch.Tensor) -> Verdict:
 
 
 def not_finite_nats(pair: Pair, nats: torch.Tensor) -> Verdict:
-    """As ``not_finite``, for the first of the reference's windows whose nats ``(B, T - 1)`` are not all finite."""
+    """Return the verdict on the first of the reference's windows whose nats, ``(B, T - 1)``, are not all finite."""
     bad = int((~torch.isfinite(nats)).any(1).nonzero()[0])
     return not_finite(pair, windows(pair.reference)[bad : bad + 1])
 
 
 def _same_tokens(one: Subject, other: Subject) -> bool:
-    """Whether two tokenizers give the same ids for the sample texts; true where one of them is missing."""
+    """Return whether two tokenizers give the same ids for the sample texts; True if one has no tokenizer."""
     ours, theirs = sample_ids(one), sample_ids(other)
     return ours == theirs or not ours or not theirs

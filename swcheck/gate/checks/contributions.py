@@ -1,4 +1,4 @@
-"""The check of the super weights: what each writes in the candidate over what it writes in the reference."""
+"""The check of the super weights: the contribution of each in the candidate over that in the reference."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from swcheck.superweights.measurements.weights import down_name, weight_values
 
 
 def compare_contributions(pair: Pair, limit: Limit) -> Verdict:
-    """Judge the worst ratio of contributions, candidate over reference, signs included.
+    """Judge the worst signed ratio of contributions, candidate over reference.
 
-    Not applicable to a rotated candidate, whose weights have no counterpart.
+    Not applicable to a rotated candidate, whose weights have no counterpart in the reference.
     """
     found = obstacle(pair)
     if found is not None:
@@ -35,11 +35,11 @@ def compare_contributions(pair: Pair, limit: Limit) -> Verdict:
         summary = f"{pair.relation.words}; its weights have no counterpart, the sink token's norm is judged instead"
         return pair.verdict(Outcome.NOT_APPLICABLE, summary)
     theirs, before = written(pair.reference, chosen), weight_values(pair.reference, chosen)
-    there = corresponding(pair, chosen)
-    ratios = [ratio_of(one, other) for one, other in zip(there.written, theirs, strict=True)]
-    after = weight_values(pair.candidate, there.places)
+    counterparts = corresponding(pair, chosen)
+    ratios = [ratio_of(one, other) for one, other in zip(counterparts.written, theirs, strict=True)]
+    after = weight_values(pair.candidate, counterparts.places)
     summary = _summary(chosen, ratios, limit)
-    rows = zip(chosen, there.places, before, after, theirs, there.written, strict=True)
+    rows = zip(chosen, counterparts.places, before, after, theirs, counterparts.written, strict=True)
     fields: dict[str, Any] = {
         "measured": ratios[worst_of(ratios, limit)],
         "limit": limit,
@@ -47,16 +47,16 @@ def compare_contributions(pair: Pair, limit: Limit) -> Verdict:
         "detail": tuple(_row(*one) for one in rows),
         "facts": {
             "ratios": ratios,
-            "contributions": list(there.written),
+            "contributions": list(counterparts.written),
             "weights": list(after),
-            "notes": list(there.notes),
+            "notes": list(counterparts.notes),
         },
     }
     if all(limit.holds(ratio) for ratio in ratios):
         fields["facts"]["noise"] = floor = noise_floor(pair.reference)[1]
         outcome = passed_or_near(any(is_near_ratio(limit, ratio, floor) for ratio in ratios))
-        return pair.verdict(outcome, "; ".join([summary, *there.notes]), **fields)
-    return _failed(pair, chosen, there.places, summary, fields)
+        return pair.verdict(outcome, "; ".join([summary, *counterparts.notes]), **fields)
+    return _failed(pair, chosen, counterparts.places, summary, fields)
 
 
 def _summary(chosen: Sequence[SuperWeight], ratios: Sequence[float], limit: Limit) -> str:
@@ -70,25 +70,25 @@ def _summary(chosen: Sequence[SuperWeight], ratios: Sequence[float], limit: Limi
 
 
 def _row(
-    weight: SuperWeight, there: SuperWeight, before: float, after: float, theirs: float, ours: float
+    weight: SuperWeight, place: SuperWeight, before: float, after: float, theirs: float, ours: float
 ) -> tuple[str, str]:
-    """One super weight: its value and contribution in the reference and in the candidate, and its place in the latter."""
+    """Return the row of a super weight: value and contribution in both models, its place in the candidate."""
     words = f"weight {before:+.4g} -> {after:+.4g}, writes {theirs:+.4g} -> {ours:+.4g}"
-    moved = "" if there == weight else f", now at layer {there.layer} [{there.row}, {there.column}]"
+    moved = "" if place == weight else f", now at layer {place.layer} [{place.row}, {place.column}]"
     return f"layer {weight.layer} [{weight.row}, {weight.column}]", words + moved
 
 
 def _failed(
     pair: Pair, chosen: Sequence[SuperWeight], places: Sequence[SuperWeight], summary: str, fields: dict[str, Any]
 ) -> Verdict:
-    """The red verdict: how the worst super weight was changed, and the matrices whose precision that depends on."""
+    """Return the red verdict: how the worst super weight was changed, and the matrices to leave unquantized."""
     limit, ratios = fields["limit"], fields["facts"]["ratios"]
     worst = worst_of(ratios, limit)
     damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, tuple(chosen), tuple(places))
-    other = embedding_basis.find(damaged)
-    if isinstance(other, Finding):
-        detail = (*other.detail, *fields.pop("detail"))
-        return pair.failed(other.cause, summary, other.advice, detail=detail, **fields)
+    basis = embedding_basis.find(damaged)
+    if isinstance(basis, Finding):
+        detail = (*basis.detail, *fields.pop("detail"))
+        return pair.failed(basis.cause, summary, basis.advice, detail=detail, **fields)
     cause = weight_change(pair.candidate, pair.reference, chosen[worst], ratios[worst])
     red = [place for place, ratio in zip(places, ratios, strict=True) if not limit.holds(ratio)]
     names = dict.fromkeys(down_name(pair.candidate, w.layer) for w in red if w.layer < depth(pair))

@@ -1,4 +1,4 @@
-"""Where the reference's super weights are in the candidate: permuted channels and inner neurons are followed."""
+"""Finds the reference's super weights in the candidate; follows permuted channels and permuted inner neurons."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.measurements.model_sample import model_sample
 from swcheck.superweights.measurements.weights import check_coordinates
 
-KEPT: Final = DEFAULTS["contribution"]
-"""A weight that writes so much of the contribution elsewhere is the same weight, permuted."""
+SAME_CONTRIBUTION: Final = DEFAULTS["contribution"]
+"""A weight at another place is taken for the same one if the ratio of the contributions is within this limit."""
 
 
 @dataclass(frozen=True)
 class Correspondence:
-    """``places`` are the super weights in the candidate's coordinates, ``written`` what each writes there.
+    """The super weights in the candidate: ``places`` are their coordinates, ``written`` what each writes there.
 
     ``notes`` say what was permuted, in words.
     """
@@ -38,10 +38,11 @@ class Correspondence:
 
 
 def corresponding(pair: Pair, chosen: Sequence[SuperWeight]) -> Correspondence:
-    """Find each of ``chosen``, in the reference's coordinates, in the candidate.
+    """Find each of ``chosen``, given in the reference's coordinates, in the candidate.
 
-    A weight that writes little at its own column, while another inner neuron of the same row writes what it wrote, was
-    permuted along with its neuron, which is harmless.
+    If a weight writes little at its own column, and another inner neuron of the same row writes what it wrote in the
+    reference, its neuron was permuted, which is harmless. Raises ``OptionError`` for a coordinate outside the
+    candidate.
     """
     expected, ids = written(pair.reference, chosen), prompt_ids(pair.reference)
     sinks = [sink_tokens(pair.reference, (weight,), ids)[0] for weight in chosen]
@@ -56,7 +57,7 @@ def corresponding(pair: Pair, chosen: Sequence[SuperWeight]) -> Correspondence:
 
 
 def compared_weights(pair: Pair) -> tuple[tuple[SuperWeight, ...], tuple[SuperWeight, ...]]:
-    """Return the super weights, and the same in the candidate's coordinates; both empty where there is no counterpart."""
+    """Return the super weights in the reference's and in the candidate's coordinates; both empty if it is rotated."""
     chosen = () if pair.relation.kind == "rotated" else pair.weights
     return chosen, corresponding(pair, chosen).places if chosen else ()
 
@@ -67,7 +68,7 @@ def depth(pair: Pair) -> int:
 
 
 def _in_channels(pair: Pair, weights: Sequence[SuperWeight]) -> tuple[SuperWeight, ...]:
-    """The weights with their rows where the candidate's channels are permuted to."""
+    """Return the weights with their rows mapped to the candidate's channels, if those are permuted."""
     channels = pair.relation.channels
     return tuple(replace(weight, row=channels[weight.row]) for weight in weights) if channels else tuple(weights)
 
@@ -75,23 +76,30 @@ def _in_channels(pair: Pair, weights: Sequence[SuperWeight]) -> tuple[SuperWeigh
 def _find(
     pair: Pair, weight: SuperWeight, original: SuperWeight, expected: float, sink: int
 ) -> tuple[SuperWeight, float, str]:
-    """One weight in the candidate: at its place, at a permuted neuron, or where it is located anew; else at its place."""
+    """Find one weight in the candidate: at its place, at a permuted neuron, or where it is located again.
+
+    Return its place, what it writes there, and a note; its own place if it is not found elsewhere.
+    """
     ids, inner = prompt_ids(pair.reference), model_sample(pair.candidate).inner
     fits = weight.layer < depth(pair) and (inner is None or weight.column < inner)
     value = contributions_at(pair.candidate, (weight,), ids, (sink,))[0] if fits else 0.0
-    if KEPT.holds(ratio_of(value, expected)):
+    if SAME_CONTRIBUTION.holds(ratio_of(value, expected)):
         return weight, value, ""
     if weight.layer < depth(pair):
         column, found = loudest_columns(pair.candidate, weight, ids, sink)[0]
-        if column != weight.column and KEPT.holds(ratio_of(found, expected)) and abs(value) < abs(found) / 2:
+        if (
+            column != weight.column
+            and SAME_CONTRIBUTION.holds(ratio_of(found, expected))
+            and abs(value) < abs(found) / 2
+        ):
             note = f"its inner neuron {weight.column} is neuron {column} of the candidate"
             return replace(weight, column=column), found, note
         if pair.relation.channels and column != weight.column and _is_loudest(pair, original, sink):
             note = f"its inner neuron {weight.column} may be neuron {column} of the candidate, the loudest there"
             return replace(weight, column=column), found, note
-    anew = located_on(pair.candidate, ids)
-    for other, found in zip(anew.super_weights, anew.written, strict=True):
-        if other.row == weight.row and KEPT.holds(ratio_of(found, expected)):
+    relocated = located_on(pair.candidate, ids)
+    for other, found in zip(relocated.super_weights, relocated.written, strict=True):
+        if other.row == weight.row and SAME_CONTRIBUTION.holds(ratio_of(found, expected)):
             note = f"located again in the candidate: layer {other.layer} [{other.row}, {other.column}]"
             return other, found, note
     if not fits:
@@ -100,7 +108,7 @@ def _find(
 
 
 def _is_loudest(pair: Pair, weight: SuperWeight, sink: int) -> bool:
-    """Whether its inner neuron has the largest input at the sink in the reference, as far as that is known."""
+    """Return whether its inner neuron has the largest input at the reference's sink; False if that is not known."""
     ids = prompt_ids(pair.reference)
     known = pair.reference.held.in_memory or loudest_columns.knows(pair.reference, weight, ids, sink)
     return known and loudest_columns(pair.reference, weight, ids, sink)[0][0] == weight.column

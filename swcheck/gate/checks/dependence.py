@@ -1,4 +1,4 @@
-"""The check of dependence: zeroed together, the super weights bring the model down; alone, or beside its reference."""
+"""The checks of dependence: a model collapses when its super weights are zeroed, and a candidate as its reference."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ from swcheck.superweights.subject.subject import Subject
 
 
 def collapse(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> Verdict:
-    """Judge how far a model collapses when ``weights`` are zeroed together; each alone is shown."""
+    """Judge the perplexity ratio of a model with ``weights`` zeroed together; zeroing each alone is shown, not judged.
+
+    Raises ``NotFiniteError`` if the intact model is not finite.
+    """
     if not weights:
         return no_super_weight("collapse when zeroed", subject)
     intact, ablated = finite_intact_nats(subject), ablated_nats(subject, weights)
@@ -40,17 +43,17 @@ def collapse(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> 
     nats = float(ablated.mean() - intact.mean())
     alone = [ratio] if len(weights) == 1 else [collapse_ratio(intact, ablated_nats(subject, [w])) for w in weights]
     passed = limit.holds(ratio) or (limit.low is not None and not math.isfinite(ratio))
-    asked = " as much as asked" if collapse_class(ratio) == "critical" else ""
+    degree = " as much as asked" if collapse_class(ratio) == "critical" else ""
     worse = ", worse than guessing" if perplexity_of(ablated) > vocabulary_size(subject) else ""
-    told = f"perplexity {format_ratio(ratio)} ({nats:+.2f} nats) on {ablated.numel():,} tokens"
-    cause = f"the model does not hang on its super weights{asked} ({format_ratio(ratio)}, {collapse_class(ratio)})"
+    change = f"perplexity {format_ratio(ratio)} ({nats:+.2f} nats) on {ablated.numel():,} tokens"
+    cause = f"the model does not hang on its super weights{degree} ({format_ratio(ratio)}, {collapse_class(ratio)})"
     attempt = "relocate: swcheck locate; a set may be incomplete, or the model leans on none"
     rows = tuple((f"{w} alone", format_ratio(x)) for w, x in zip(weights, alone, strict=True))
     return Verdict(
         "collapse when zeroed",
         subject.name,
         Outcome.PASSED if passed else Outcome.FAILED,
-        f"{format_count(weights)} zeroed: {told}, {collapse_class(ratio)}{worse}",
+        f"{format_count(weights)} zeroed: {change}, {collapse_class(ratio)}{worse}",
         measured=ratio,
         limit=limit,
         unit="x",
@@ -68,18 +71,18 @@ def collapse(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> 
 
 
 def compare_dependence(pair: Pair, limit: Limit) -> Verdict:
-    """Judge how much of the reference's collapse the candidate shows when the same weights are zeroed, in capped nats.
+    """Judge the candidate's collapse over the reference's, in capped nats, with the same weights zeroed in both.
 
-    Not applicable where the reference's set is not critical.
+    Not applicable if the reference's set is not critical, or the candidate is rotated.
     """
     found = obstacle(pair)
     if found is not None:
         return found
     chosen = pair.weights
     before = (finite_intact_nats(pair.reference), ablated_nats(pair.reference, chosen))
-    nothing = _nothing_to_compare(pair, before)
-    if nothing is not None:
-        return nothing
+    not_comparable = _not_comparable_verdict(pair, before)
+    if not_comparable is not None:
+        return not_comparable
     ids, size = window_starts(pair.reference), vocabulary_size(pair.reference)
     whole = pair.nats()[1]
     if not torch.isfinite(whole).all():
@@ -104,8 +107,8 @@ def compare_dependence(pair: Pair, limit: Limit) -> Verdict:
     return red_verdict(pair, summary, share=share, **fields)
 
 
-def _nothing_to_compare(pair: Pair, before: tuple[torch.Tensor, torch.Tensor]) -> Verdict | None:
-    """The verdict where the reference, by its intact and ablated nats, has no collapse to compare with."""
+def _not_comparable_verdict(pair: Pair, before: tuple[torch.Tensor, torch.Tensor]) -> Verdict | None:
+    """Return the verdict if the reference, with its intact and ablated nats ``before``, has no collapse to compare."""
     kind, size = collapse_class(collapse_ratio(*before)), vocabulary_size(pair.reference)
     if pair.relation.kind == "rotated":
         summary = f"{pair.relation.words}; there is no single weight to zero"
@@ -122,7 +125,7 @@ def _nothing_to_compare(pair: Pair, before: tuple[torch.Tensor, torch.Tensor]) -
 
 
 def finite_intact_nats(subject: Subject) -> torch.Tensor:
-    """Return the intact nats that a causal check starts from; raises ``NotFiniteError`` where they are not finite."""
+    """Return the intact nats that a causal check starts from. Raises ``NotFiniteError`` if one is not finite."""
     nats = intact_nats(subject)
     if not torch.isfinite(nats).all():
         raise NotFiniteError(

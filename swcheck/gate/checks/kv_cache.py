@@ -1,7 +1,7 @@
-"""Scores a model as a server runs it: a prompt at once, then a few tokens at a time from its key-value cache.
+"""Scores a model as a server runs it: a prompt in one pass, then a few tokens at a time from its key-value cache.
 
-A plain pass never reads what a quantized cache gives back. Asked of checkpoints that say how their cache is quantized;
-the nats are compared with those of the plain pass on the same tokens. B batch, T time.
+A plain forward pass never reads a value back from a quantized cache. So checkpoints whose config says how their cache
+is quantized are scored through it too, and the nats are compared with those of the plain pass. B batch, T tokens.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 WINDOWS: Final = 4
-"""So many windows are scored: a cache is slow to read, and its error is the same everywhere."""
+"""The number of windows that are scored: the pass is slow, and the error is the same in every window."""
 
 CHUNK: Final = 16
+"""Tokens in one pass after the first."""
 
 
 @dataclass(frozen=True)
 class CachePass:
-    """What a cache costs: ``nats`` per token more than the plain pass has, over ``tokens``; None where it was not scored.
+    """The cost of a quantized cache: ``nats`` per token more than in the plain pass, the mean over ``tokens`` tokens.
 
-    ``scheme`` says how it is quantized, ``reason`` why it was not scored.
+    ``nats`` is None if it was not scored; then ``reason`` says why. ``scheme`` says how the cache is quantized.
     """
 
     scheme: str
@@ -42,7 +43,7 @@ class CachePass:
 
 
 def cache_scheme(model: nn.Module) -> tuple[str, float | None]:
-    """How a model's checkpoint wants its cache quantized, in words and bits; empty where it says nothing."""
+    """Return how a checkpoint quantizes its cache, in words, and the bits if known; empty if its config is silent."""
     found = quantization_of(model).get("kv_cache_scheme")
     if isinstance(found, Mapping):
         return f"{found.get('num_bits', '?')}-bit {found.get('type', '')}".strip(), float(found.get("num_bits", 8))
@@ -55,9 +56,9 @@ def cache_scheme(model: nn.Module) -> tuple[str, float | None]:
 
 
 def cache_pass(model: nn.Module, token_ids: torch.Tensor, plain: torch.Tensor) -> CachePass | None:
-    """Score ``token_ids`` ``(B, T)`` through the cache; ``plain`` float64 ``(B, T - 1)`` are the nats without it.
+    """Score ``token_ids`` int64 ``(B, T)`` through the cache; ``plain`` float64 ``(B, T - 1)`` are the nats without it.
 
-    None for a checkpoint that says nothing of its cache.
+    Return None for a checkpoint whose config names no quantized cache.
     """
     scheme, bits = cache_scheme(model)
     if not scheme:
@@ -79,9 +80,9 @@ def cache_pass(model: nn.Module, token_ids: torch.Tensor, plain: torch.Tensor) -
 def through_cache(
     model: nn.Module, token_ids: torch.Tensor, make: Callable[[], Any], first: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The nats of every token, float64 ``(B, T - 1)``: ``first`` tokens at once, then ``CHUNK`` at a time.
+    """Score ``first`` tokens in one pass, then ``CHUNK`` tokens at a time from the cache that ``make`` returns.
 
-    With them the keys that the first layer's cache holds in the end, None where it does not show any.
+    Return the nats of every token, float64 ``(B, T - 1)``, and the keys of the first layer's cache, None if not shown.
     """
     ids, cache, logits = token_ids.to(device_of(model)), make(), []
     with evaluating(model):
@@ -96,5 +97,5 @@ def through_cache(
 
 
 def applied(keys: torch.Tensor | None, bits: float) -> bool:
-    """Whether keys ``(B, heads, T, width)`` stand on a grid of so many bits, one for each head at most."""
+    """Return whether keys ``(B, heads, T, width)`` have at most ``2**bits`` values per head; True if keys is None."""
     return keys is None or len(torch.unique(keys)) <= keys.shape[1] * 2**bits

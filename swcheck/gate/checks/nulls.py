@@ -1,4 +1,4 @@
-"""The nulls of the collapse: zeroing other weights instead leaves the model as it is."""
+"""The nulls of the collapse: zeroing other weights leaves the perplexity nearly unchanged."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from swcheck.superweights.subject.subject import Subject
 
 
 def matched_null(subject: Subject, weights: Sequence[SuperWeight], limit: Limit, draws: int) -> Verdict:
-    """Zero as many weights of matched magnitude from the same matrices, ``draws`` times; judge the worst draw.
+    """Zero as many weights of similar magnitude in the same matrices, ``draws`` times; judge the worst ratio.
 
-    Raises ``OptionError`` for no draw.
+    Raises ``OptionError`` for fewer than one draw, ``NotFiniteError`` if the intact model is not finite.
     """
     if draws < 1:
         raise OptionError(f"draws = {draws}", "a null without a draw proves nothing", "1 or more")
@@ -40,7 +40,10 @@ def matched_null(subject: Subject, weights: Sequence[SuperWeight], limit: Limit,
 
 
 def largest_null(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> Verdict:
-    """Zero the largest other weights of every matrix; the limit is at most the square root of the collapse ratio."""
+    """Zero the largest other weights of every matrix, and judge the perplexity ratio.
+
+    The limit is lowered to the square root of the collapse ratio if that is smaller.
+    """
     if not weights:
         return no_super_weight("null: largest others", subject)
     intact = finite_intact_nats(subject)
@@ -62,7 +65,7 @@ def _cannot_rank(check: str, subject: Subject, found: str) -> Verdict:
 
 
 def _verdict(check: str, subject: Subject, ratio: float, limit: Limit, summary: str, facts: dict[str, Any]) -> Verdict:
-    """Passed, or inconclusive: a null that fails says that the coordinates are incomplete, not that the model is bad."""
+    """Return a passed or inconclusive verdict: a failed null means incomplete coordinates, not a bad model."""
     passed = limit.holds(ratio)
     return Verdict(
         check,

@@ -1,4 +1,4 @@
-"""A candidate beside its reference, as every check of the gate takes them."""
+"""A candidate and its reference, as every check of the gate takes them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from swcheck.superweights.subject.subject import Subject
 
 @dataclass
 class Pair:
-    """A candidate beside its reference, for the check called ``check``.
+    """A candidate and its reference, for the check called ``check``.
 
-    ``chosen`` are the super weights that the caller gave, in the reference's coordinates; None means the reference's own.
+    ``chosen`` are the super weights that the caller gave, in the reference's coordinates; None means the reference's
+    own.
     """
 
     check: str
@@ -35,7 +36,7 @@ class Pair:
 
     @property
     def relation(self) -> Relation:
-        """How the bases of the two residual streams are related."""
+        """The relation of the bases of the two residual streams: same, permuted, rotated, none, or unknown."""
         return relation(self.candidate, self.reference)
 
     @property
@@ -53,9 +54,9 @@ class Pair:
         return self.verdict(Outcome.FAILED, summary, cause=cause, attempt=attempt, **fields)
 
     def nats(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the nats of every token of the reference's windows: the reference's and the candidate's.
+        """Return the nats of every token of the reference's windows, first the reference's, then the candidate's.
 
-        Each float64 ``(B, T - 1)``, each from one pass. Raises ``NotFiniteError`` where the reference's are not finite.
+        Both are float64 ``(B, T - 1)``. Raises ``NotFiniteError`` if one of the reference's is not finite.
         """
         theirs = intact_scores(self.reference)[0]
         if not torch.isfinite(theirs).all():

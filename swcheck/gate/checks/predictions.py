@@ -1,4 +1,4 @@
-"""The checks of what a candidate predicts: perplexity, also through its own KV cache; KL divergence and top-1 agreement."""
+"""The checks of the predictions: perplexity, also through a quantized KV cache; KL divergence and top-1 agreement."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from swcheck.superweights.measurements.scores import intact_scores, noise_floor,
 from swcheck.superweights.subject.measurement import Slot
 from swcheck.superweights.subject.memory import Cost, InBaseline
 
-NAMED: Final = 3
-"""So many matrices that a quantizer skipped are named; the others are counted."""
+MOST_NAMED: Final = 3
+"""The number of matrices that are named if a quantizer has skipped some; further ones are counted."""
 
 _CACHE_PASS: Final = Slot[CachePass | None]("cache", Cost.WINDOWS, in_baseline=InBaseline.NO)
 
 
 def compare_perplexity(pair: Pair, limit: Limit, at_most: float | None) -> Verdict:
-    """Judge the perplexity ratio on the same tokens, differences paired; ``at_most`` is a limit of the perplexity itself."""
+    """Judge the perplexity ratio on the same tokens, differences paired; ``at_most`` limits the perplexity itself."""
     found = confound(pair)
     if found is not None:
         return found
@@ -87,7 +87,7 @@ def _summary(pair: Pair, ratio: float, facts: dict[str, Any]) -> str:
 
 
 def _through_cache(pair: Pair, plain: torch.Tensor, facts: dict[str, Any]) -> CachePass | None:
-    """The first windows scored through the candidate's quantized cache; None where it says nothing of its cache."""
+    """Score the first windows through the candidate's quantized cache; None if its config names no such cache."""
     ids = windows(pair.reference)[:WINDOWS]
     found = _CACHE_PASS.recall(
         pair.candidate, (pair.reference,), lambda: cache_pass(pair.candidate.module, ids, plain[: len(ids)])
@@ -98,14 +98,14 @@ def _through_cache(pair: Pair, plain: torch.Tensor, facts: dict[str, Any]) -> Ca
 
 
 def _lost_by_cache(pair: Pair, total: float, summary: str, fields: dict[str, Any]) -> Verdict:
-    """Red for the cache alone, through which the perplexity ratio is ``total``."""
+    """Return the red verdict of a candidate that fails only through its cache, with the perplexity ratio ``total``."""
     both = f"perplexity {format_ratio(total)} through it, {format_ratio(fields['measured'])} without"
     advice = "more bits for the cache, or its first tokens unquantized"
     return pair.failed(f"the quantized KV cache loses it ({both})", summary, advice, **{**fields, "measured": total})
 
 
 def _proven_loss(pair: Pair, ratio: float) -> bool:
-    """Whether a loss that no limit judges is proven to be one of super weights: that is red whatever the kind."""
+    """Return whether a loss without a limit is proven to come from super weights: then it is red for every kind."""
     if DEFAULTS["perplexity"].holds(ratio) or not pair.weights:
         return False
     return any(name == "proof" for name, _ in finding(pair).detail)
@@ -141,15 +141,15 @@ def compare_predictions(pair: Pair, kl: Limit, top1: Limit) -> Verdict:
 
 
 def _not_quantized_words(names: Sequence[str]) -> str:
-    """What the quantizer silently skipped, for the end of a summary."""
+    """Return words for the matrices that the quantizer skipped without being told to, for the end of a summary."""
     if not names:
         return ""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"; not quantized, though no one excluded it: {', '.join(names[:NAMED])}{more}"
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"; not quantized, though no one excluded it: {', '.join(names[:MOST_NAMED])}{more}"
 
 
 def _cache_words(cache: CachePass) -> str:
-    """What a quantized cache costs, or why that is not known, for the end of a summary."""
+    """Return words for the cost of a quantized cache, or why it is not known, for the end of a summary."""
     if cache.nats is None:
         return f"; its {cache.scheme} KV cache was not scored: {cache.reason}"
     cost = math.exp(min(LARGEST_EXPONENT, cache.nats)) if math.isfinite(cache.nats) else cache.nats

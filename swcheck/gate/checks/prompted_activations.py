@@ -1,8 +1,8 @@
-"""The super activations of two models on the same prompts, at the reference's own place; the worst prompt, made short.
+"""Compares the super activations of two models on the same prompts, at the reference's layer, channel and token.
 
-A prompt counts only if the reference carries its activation there. With BOS at position 0 and the sink on it every
-prompt reads the same number, by causal masking; where the sink may move (no BOS, delimiters) each is a case of its own.
-B batch, T time.
+A prompt counts only if the reference has its activation there. With BOS at position 0 and the sink on it, every prompt
+gives the same value, because of causal masking. Where the sink may move (no BOS, delimiters), prompts can differ. The
+worst prompt is reported, and shortened if it fails. B batch, T tokens.
 """
 
 from __future__ import annotations
@@ -29,26 +29,27 @@ if TYPE_CHECKING:
     from swcheck.superweights.subject.subject import Subject
 
 ENOUGH: Final = 20
-"""So many prompts have to count, or all of them where fewer are given."""
+"""The number of prompts that have to count; all of them if fewer are given."""
 
-CARRIED: Final = 0.5
-"""A prompt counts where the reference carries this share of its activation."""
+LEAST_CARRIED: Final = 0.5
+"""A prompt counts if the reference has at least this share of its activation on it."""
 
-SIMILAR: Final = 1e-3
-"""Two prompts whose ratios differ by at most this share are equally bad."""
+EQUALLY_BAD: Final = 1e-3
+"""Two prompts are equally bad if their ratios differ by at most this share."""
 
 LOST: Final = 0.25
-"""Below this share an activation is lost; how far below is noise."""
+"""Below this ratio an activation is lost; differences between such ratios are noise."""
 
-TURNS: Final = 3
-"""So many times a reference and its candidate are loaded in turn to shorten a prompt."""
+RELOADING_PASSES: Final = 3
+"""How many passes at most shorten a prompt if reference and candidate have to be loaded in turn for each."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One prompt that counts, at one place: ``origin`` in the reference, ``place`` in the candidate's channels.
+    """The readings of both models at one super activation, on one prompt that counts.
 
-    ``number`` is the number of the prompt.
+    ``origin`` is the activation in the reference's channels, ``place`` the same in the candidate's. ``ours`` is the
+    candidate's reading, ``theirs`` the reference's. ``number`` is the index of the prompt.
     """
 
     origin: SuperActivation
@@ -65,10 +66,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """The prompts that have a token; none is listed where only the default prompt is read.
+    """The prompts that have at least one token; ``prompts`` is empty if only the default prompt is read.
 
-    ``ids``, int64 ``(B, T)``, are padded on the right; ``lengths`` are the true lengths; ``without_bos`` are the numbers
-    of the prompts that lack the BOS that the tokenizer would add.
+    ``ids``, int64 ``(B, T)``, are padded on the right; ``lengths`` are the true lengths. ``without_bos`` has the
+    indices of the prompts that lack the BOS that the tokenizer would add.
     """
 
     prompts: tuple[Prompt, ...]
@@ -79,9 +80,10 @@ class PromptBatch:
 
 @dataclass(frozen=True)
 class PromptedActivations:
-    """A candidate beside its reference.
+    """A candidate and its reference, whose super activations are compared.
 
-    ``channels`` gives for each channel of the reference its place in the candidate; empty or None means the same.
+    ``weights`` are the super weights in the reference's coordinates. ``channels`` gives for each channel of the
+    reference its place in the candidate; empty or None means the same.
     """
 
     candidate: Subject
@@ -90,7 +92,10 @@ class PromptedActivations:
     channels: Sequence[int] | None = None
 
     def compare(self, prompts: Sequence[str | Prompt] | None, limit: Limit) -> tuple[Outcome, str, dict[str, Any]]:
-        """Compare on ``prompts``, None for the default one; return outcome, summary, and further fields of a verdict."""
+        """Compare on ``prompts``, None for the default one; return outcome, summary and other fields of a verdict.
+
+        Raises ``OptionError`` for invalid prompts, and for prompts without a tokenizer.
+        """
         batch = self._batch(prompts)
         places = super_activations(self.reference, self.weights)
         counted = [one for place in places for one in self._comparisons(place, batch)]
@@ -100,7 +105,7 @@ class PromptedActivations:
             advice = "give prompts that begin with BOS" if has_bos(self.reference) else "give more prompts"
             return Outcome.INCONCLUSIVE, summary, {"cause": "nothing to compare", "attempt": advice}
         ratios = [one.ratio for one in counted]
-        worst = _simplest(counted, counted[worst_of(ratios, limit)], batch.prompts)
+        worst = _simplest_of_worst(counted, counted[worst_of(ratios, limit)], batch.prompts)
         on_bos = has_bos(self.reference) and all(
             one.theirs.position == 0 and one.number not in batch.without_bos for one in counted
         )
@@ -110,50 +115,50 @@ class PromptedActivations:
         summary = _summary(worst, count, len(batch.lengths), on_bos=on_bos)
         if all(limit.holds(ratio) for ratio in ratios):
             return Outcome.PASSED, summary, fields
-        prompt = self._read_prompt(worst, batch)
+        prompt = self._read_prompt_ids(worst, batch)
         (ours,) = read(self.candidate, worst.place, prompt, [prompt.shape[1]], [worst.theirs.position])
         own = {self._in_candidate(place).channel for place in places}
-        cause = _cause(replace(worst, ours=ours), own) + _without_bos_only(batch.without_bos, counted, limit)
+        cause = _cause(replace(worst, ours=ours), own) + _only_without_bos_words(batch.without_bos, counted, limit)
         fields["detail"] = _rows(where, sum(not limit.holds(ratio) for ratio in ratios), len(counted))
         return Outcome.FAILED, summary, {**fields, "cause": cause, "attempt": "see the super weights that write it"}
 
     @property
     def tokenizer(self) -> Any:
-        """The reference's tokenizer; the candidate's where the reference is a baseline; None without any."""
+        """The reference's tokenizer, else the candidate's (a baseline has none), else None."""
         return self.candidate.tokenizer if self.reference.tokenizer is None else self.reference.tokenizer
 
     def _batch(self, prompts: Sequence[str | Prompt] | None) -> PromptBatch:
         if prompts is None:
             ids = prompt_ids(self.reference)
             return PromptBatch((), ids, (ids.shape[1],), frozenset())
-        asked = _checked(prompts)
-        if self.tokenizer is None and not PADDED_PROMPTS.knows(self.reference, asked):
+        records = _as_prompts(prompts)
+        if self.tokenizer is None and not PADDED_PROMPTS.knows(self.reference, records):
             raise OptionError("prompts", "a bare module without a tokenizer", "pass tokenizer=")
         owner = self.reference if self.reference.tokenizer is not None else self.candidate
         ids, lengths = PADDED_PROMPTS.recall(
-            self.reference, (asked,), lambda: padded(self.tokenizer, asked, context_length(owner))
+            self.reference, (records,), lambda: padded(self.tokenizer, records, context_length(owner))
         )
-        some = [number for number, length in enumerate(lengths) if length]
-        if not some:
+        numbers = [number for number, length in enumerate(lengths) if length]
+        if not numbers:
             raise OptionError("prompts", "no prompt of them has a token", f"for example {PROMPT!r}")
-        chosen = tuple(asked[number] for number in some)
-        bare = _without_bos(self.tokenizer, chosen, ids[some])
-        return PromptBatch(chosen, ids[some], tuple(lengths[number] for number in some), bare)
+        chosen = tuple(records[number] for number in numbers)
+        bare = _indices_without_bos(self.tokenizer, chosen, ids[numbers])
+        return PromptBatch(chosen, ids[numbers], tuple(lengths[number] for number in numbers), bare)
 
     def _comparisons(self, place: SuperActivation, batch: PromptBatch) -> list[Comparison]:
-        """One for each prompt on which the reference carries its activation."""
+        """Return a comparison for each prompt on which the reference has its activation."""
         there, ids = self._in_candidate(place), batch.ids
         found = readings(self.reference, place, ids, batch.lengths)
-        some = [number for number, reading in enumerate(found) if _counts(place, reading)]
-        theirs = [found[number] for number in some]
+        numbers = [number for number, reading in enumerate(found) if _has_activation(place, reading)]
+        theirs = [found[number] for number in numbers]
         if self.candidate is self.reference and there == place:
             ours: Sequence[Reading] = theirs
         else:
-            ours = readings_at(self.candidate, there, ids[some], [reading.position for reading in theirs])
-        return [Comparison(place, there, *three) for three in zip(ours, theirs, some, strict=True)]
+            ours = readings_at(self.candidate, there, ids[numbers], [reading.position for reading in theirs])
+        return [Comparison(place, there, *three) for three in zip(ours, theirs, numbers, strict=True)]
 
-    def _read_prompt(self, one: Comparison, batch: PromptBatch) -> torch.Tensor:
-        """The prompt ``(1, T)`` that the reference's reading is of: the default prompt stands for all that begin like it."""
+    def _read_prompt_ids(self, one: Comparison, batch: PromptBatch) -> torch.Tensor:
+        """Return the ids ``(1, T)`` that the reference was read on: the default prompt if equal by causality."""
         length = batch.lengths[one.number]
         own = batch.ids[one.number : one.number + 1, :length]
         return prompt_ids(self.reference) if by_causality(self.reference, one.origin, own, [length])[1][0] else own
@@ -164,7 +169,7 @@ class PromptedActivations:
     def _worst_prompt(
         self, prompts: Sequence[Prompt], worst: Comparison, limit: Limit, *, on_bos: bool
     ) -> dict[str, str]:
-        """The worst prompt as facts: without what follows its sink, and if it fails without all that it can do without."""
+        """Return as facts the worst prompt, cut after its sink and shortened further if it fails, and the whole one."""
         if not prompts:
             return {"worst_prompt": "the default prompt"} if self.tokenizer is not None else {}
         whole = prompts[worst.number]
@@ -172,41 +177,41 @@ class PromptedActivations:
             return {"worst_prompt": displayed(self.tokenizer, Prompt(""))}
         short = shortest_start(self.tokenizer, whole, worst.theirs.position)
         if not limit.holds(worst.ratio) and worst.theirs.position and is_quickly_measurable(self.reference):
-            short = self._shortened(short, worst, limit)
+            short = self._shorten(short, worst, limit)
         return {"worst_prompt": displayed(self.tokenizer, short), "shrunk_from": displayed(self.tokenizer, whole)}
 
-    def _shortened(self, prompt: Prompt, worst: Comparison, limit: Limit) -> Prompt:
-        """The prompt without all that can go while the reference carries its activation and the candidate fails."""
+    def _shorten(self, prompt: Prompt, worst: Comparison, limit: Limit) -> Prompt:
+        """Remove all tokens without which the reference still has its activation and the candidate still fails."""
 
-        def fails(several: list[tuple[int, ...]]) -> list[bool]:
-            texts = [decoded(self.tokenizer, ids) for ids in several]
-            some = [number for number, text in enumerate(texts) if text is not None]
-            if not some:
-                return [False] * len(several)
+        def fails(trials: list[tuple[int, ...]]) -> list[bool]:
+            texts = [decoded(self.tokenizer, ids) for ids in trials]
+            numbers = [number for number, text in enumerate(texts) if text is not None]
+            if not numbers:
+                return [False] * len(trials)
             ids, lengths = padded(self.tokenizer, [text for text in texts if text is not None])
             place = worst.origin
             theirs = read(self.reference, place, ids, lengths)
             positions = [reading.position for reading in theirs]
             ours = read(self.candidate, self._in_candidate(place), ids, lengths, positions)
-            each = (Comparison(place, worst.place, *three) for three in zip(ours, theirs, some, strict=True))
-            bad = {one.number for one in each if _counts(place, one.theirs) and not limit.holds(one.ratio)}
-            return [number in bad for number in range(len(several))]
+            each = (Comparison(place, worst.place, *three) for three in zip(ours, theirs, numbers, strict=True))
+            bad = {one.number for one in each if _has_activation(place, one.theirs) and not limit.holds(one.ratio)}
+            return [number in bad for number in range(len(trials))]
 
-        passes = PASSES if self.reference.held.in_memory else TURNS
+        passes = PASSES if self.reference.held.in_memory else RELOADING_PASSES
         return decoded(self.tokenizer, shrunk(encoded(self.tokenizer, prompt), fails, passes)) or prompt
 
 
-def _checked(prompts: Sequence[str | Prompt]) -> tuple[Prompt, ...]:
-    """The prompts as records. Raises ``OptionError`` for a single text, an empty list, and what is no prompt."""
-    if isinstance(prompts, str):  # each of its letters would be a prompt
+def _as_prompts(prompts: Sequence[str | Prompt]) -> tuple[Prompt, ...]:
+    """Return the prompts as records. Raises ``OptionError`` for a single text, an empty list, or what is no prompt."""
+    if isinstance(prompts, str):  # else each of its letters would be a prompt
         raise OptionError("prompts", "a single text", f"a list: prompts=[{prompts[:20]!r}]")
     if not prompts:
         raise OptionError("prompts", "an empty list: nothing would be checked", "leave it out for the default one")
     return tuple(as_prompt(prompt) for prompt in prompts)
 
 
-def _without_bos(tokenizer: Any, prompts: Sequence[Prompt], ids: torch.Tensor) -> frozenset[int]:
-    """The numbers of the prompts without the BOS that the tokenizer would add; without a tokenizer by their form."""
+def _indices_without_bos(tokenizer: Any, prompts: Sequence[Prompt], ids: torch.Tensor) -> frozenset[int]:
+    """Return the indices of the prompts that lack the tokenizer's BOS; without a tokenizer their form decides."""
     if tokenizer is None:
         return frozenset(number for number, prompt in enumerate(prompts) if prompt.form == "bare")
     if not adds_bos(tokenizer):
@@ -214,29 +219,29 @@ def _without_bos(tokenizer: Any, prompts: Sequence[Prompt], ids: torch.Tensor) -
     return frozenset((ids[:, 0] != tokenizer.bos_token_id).nonzero().flatten().tolist())
 
 
-def _counts(place: SuperActivation, reading: Reading) -> bool:
-    """Whether the reference carries its activation on a prompt."""
-    return abs(reading.value) >= CARRIED * abs(place.value)
+def _has_activation(place: SuperActivation, reading: Reading) -> bool:
+    """Return whether the reference has its activation on a prompt."""
+    return abs(reading.value) >= LEAST_CARRIED * abs(place.value)
 
 
-def _simplest(counted: Sequence[Comparison], worst: Comparison, prompts: Sequence[Prompt]) -> Comparison:
-    """Of the comparisons as bad as the worst, the one whose sink comes first, then the one with the shortest prompt."""
-    bad = [one for one in counted if one is worst or _similar(one.ratio, worst.ratio)]
+def _simplest_of_worst(counted: Sequence[Comparison], worst: Comparison, prompts: Sequence[Prompt]) -> Comparison:
+    """Return, of the comparisons as bad as the worst, the one with the earliest sink, then with the shortest prompt."""
+    bad = [one for one in counted if one is worst or _is_equally_bad(one.ratio, worst.ratio)]
     return min(bad, key=lambda one: (one.theirs.position, len(prompts[one.number].text) if prompts else 0, one.number))
 
 
-def _similar(one: float, other: float) -> bool:
-    """Whether two ratios are equally bad: nearly the same, both lost, or both not finite."""
+def _is_equally_bad(one: float, other: float) -> bool:
+    """Return whether two ratios are equally bad: nearly the same, both lost, or both not finite."""
     if not math.isfinite(one) or not math.isfinite(other):
         return not math.isfinite(one) and not math.isfinite(other)
-    return abs(one - other) <= SIMILAR * abs(other) or max(abs(one), abs(other)) < LOST
+    return abs(one - other) <= EQUALLY_BAD * abs(other) or max(abs(one), abs(other)) < LOST
 
 
-def _summary(worst: Comparison, count: int, asked: int, *, on_bos: bool) -> str:
+def _summary(worst: Comparison, count: int, total: int, *, on_bos: bool) -> str:
     return (
         f"channel {worst.place.channel} at token {worst.theirs.position} after layer {worst.place.layer}: "
         f"{worst.ours.value:+.4g} for {worst.theirs.value:+.4g} (x{worst.ratio:z.3f}), worst of {count}"
-        f"{f' of {asked} prompts' if count < asked else ''}"
+        f"{f' of {total} prompts' if count < total else ''}"
         f"{', n = 1 by causality' if on_bos else ''}"
     )
 
@@ -250,17 +255,17 @@ def _rows(where: dict[str, str], bad: int, count: int) -> tuple[tuple[str, str],
     return (*rows, ("prompts", f"{bad} of {count} that count are outside the limit"))
 
 
-def _without_bos_only(without_bos: Collection[int], counted: Sequence[Comparison], limit: Limit) -> str:
-    """Words for a failure that shows only on prompts without BOS."""
+def _only_without_bos_words(without_bos: Collection[int], counted: Sequence[Comparison], limit: Limit) -> str:
+    """Return words for a failure on prompts without BOS only; empty for any other."""
     numbers = {one.number for one in counted}
     bad = {one.number for one in counted if not limit.holds(one.ratio)}
     return ", only on prompts without BOS" if bad <= numbers.intersection(without_bos) < numbers else ""
 
 
 def _cause(one: Comparison, own: Collection[int]) -> str:
-    """How an activation changed.
+    """Return in words how an activation changed.
 
-    A large value in another of the reference's ``own`` channels was there before: then nothing has moved.
+    A large value in another super activation's channel (``own``) was there before, so it does not mean a move.
     """
     place, ratio, ours, theirs = one.place, one.ratio, one.ours, one.theirs
     where = f"super activation of channel {place.channel} at token {theirs.position}"

@@ -1,4 +1,4 @@
-"""A red verdict: its cause, found and proven; what to do about it, with its price and its proof."""
+"""Completes a red verdict with its cause and the proof of it, and with a fix, its price and the proof that it helps."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from swcheck.superweights.subject.measurement import Slot
 from swcheck.superweights.subject.memory import Cost, InBaseline
 
 JUDGED_FACT: Final = {"perplexity": "perplexity", "super weights": "written", "super activations": "written"}
-"""By check the fact of a fix's proof that has to be within the limit of the check, for the fix to be enough."""
+"""For each check, the measured fact of a fixed candidate that has to be within the limit if the fix is to be enough."""
 
 _FINDING: Final = Slot[Finding]("finding", Cost.DIAGNOSIS, in_baseline=InBaseline.NO)
 
 
 def red_verdict(pair: Pair, summary: str, *, share: float | None = None, **fields: Any) -> Verdict:
-    """Return a red verdict with its cause in the first line, proven, and what to try.
+    """Return a red verdict with its cause, the proof of it, and what to try. A sick reference makes it inconclusive.
 
-    ``summary`` says what is out of its limit; ``share`` is the dependence that is left, where that is what is red.
+    ``summary`` says what is outside its limit. ``share`` is the dependence that is left, given only if that is red.
     """
     found = finding(pair, share)
     fields["detail"] = (*found.detail, *fields.get("detail", ()))
@@ -34,7 +34,7 @@ def red_verdict(pair: Pair, summary: str, *, share: float | None = None, **field
 
 
 def finding(pair: Pair, share: float | None = None) -> Finding:
-    """Return why the candidate is worse: searched once for all checks, but for a lost dependence (``share``) anew."""
+    """Return the cause. It is searched once for all checks, but separately for a lost dependence (``share``)."""
     chosen, places = compared_weights(pair)
     damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, chosen, places, share)
     inputs = (pair.reference, chosen, share is not None)
@@ -48,15 +48,15 @@ def with_remedy(
     weights: tuple[Sequence[SuperWeight], Sequence[SuperWeight]],
     **fields: Any,
 ) -> Verdict:
-    """Return a red verdict; where the finding names matrices, with the snippet that keeps them, its price and proof.
+    """Return a red verdict. If the finding names matrices, it has a snippet that keeps them, its price and proof.
 
     ``weights`` are the super weights, in the reference's and in the candidate's coordinates.
     """
     if not found.matrices:
         return pair.failed(found.cause, summary, found.advice, **fields)
     fix = remedy(pair.candidate, pair.reference, found.matrices, weights, kind=pair.kind.name)
-    reached = fix.facts.get(JUDGED_FACT.get(pair.check, ""))
-    short = reached is not None and fix.facts["proven"] and not fields["limit"].holds(reached)
-    fields["detail"] = (*fields.get("detail", ()), ("fix", f"{fix.proof}{', not enough yet' * short}"))
+    measured_fact = fix.facts.get(JUDGED_FACT.get(pair.check, ""))
+    not_enough = measured_fact is not None and fix.facts["proven"] and not fields["limit"].holds(measured_fact)
+    fields["detail"] = (*fields.get("detail", ()), ("fix", f"{fix.proof}{', not enough yet' * not_enough}"))
     fields["facts"] = {**fields.get("facts", {}), "fix": dict(fix.facts)}
     return pair.failed(found.cause, summary, fix.words, **fields)

@@ -1,4 +1,4 @@
-"""The checks of a model on its own: it has super weights, and it is fit to be measured against."""
+"""The checks of a model alone: it has super weights, and its perplexity is better than guessing."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from swcheck.superweights.subject.subject import Subject
 
 
 def no_super_weight(check: str, subject: Subject, candidate: str | None = None) -> Verdict:
-    """Return the verdict of a check that has no super weight to look at; ``candidate`` is the candidate's name."""
+    """Return the verdict of a check that needs super weights, if ``subject`` has none; ``candidate`` is a name."""
     reason = located(subject).reason.removeprefix("none found: ")
     return Verdict(check, subject.name, Outcome.NOT_APPLICABLE, f"no super weight: {reason}", candidate)
 
 
 def super_weights_found(subject: Subject) -> Verdict:
-    """Say whether a model has super weights, and which."""
+    """Return a passed verdict that lists the super weights of a model; not applicable if it has none."""
     found = located(subject)
     if not found.super_weights:
         return no_super_weight("super weights", subject)
@@ -43,7 +43,7 @@ def super_weights_found(subject: Subject) -> Verdict:
 
 
 def perplexity_at_most(subject: Subject, at_most: float | None) -> Verdict:
-    """Judge the perplexity: finite, and at most ``at_most``, or that of guessing (the vocabulary size) for None."""
+    """Judge the perplexity: finite, and at most ``at_most``; for None at most the vocabulary size, as for guessing."""
     nats = intact_scores(subject)[0]
     source = "given" if at_most is not None else "the size of its vocabulary: above it a model is worse than guessing"
     limit = Limit(None, float(vocabulary_size(subject)) if at_most is None else at_most, source)

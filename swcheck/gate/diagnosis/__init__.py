@@ -1,4 +1,5 @@
-"""Why a check is red, and what to do: ``explain`` tries the causes in order, ``remedy`` proposes a fix and proves it.
+"""Finds why a check is red, and what to do about it.
 
-``causes`` has a module for each cause; ``evidence`` is what they are proven with.
+``explain`` tries the causes in order; ``causes`` has a module for each, ``evidence`` what they are proven with.
+``remedy`` proposes a fix, with a line from ``snippets`` to paste, and ``fix_trial`` measures whether the fix helps.
 """

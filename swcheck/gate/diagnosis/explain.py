@@ -1,10 +1,10 @@
-"""Why a candidate is red: causes are tried in a fixed order, and each is proven before it is named.
+"""Finds the cause of a red verdict: causes are tried in a fixed order, and one is named only if it is proven.
 
-A cause is proven by restoring what was lost, through a hook, and seeing at least half of the lost nats return. What was
-ruled out before it is kept, with its numbers. Where no cause is proven, the rest of the model is to blame: the layer
-where the error rises most, and the linear maps that answer worst.
+A cause is proven if at least half of the lost nats return when what was lost is restored through a hook. The causes
+that were ruled out before are reported with their numbers. If no cause is proven, the report names the layer where the
+error rises most, and the linear maps with the largest errors.
 
-What is not finite, another tokenizer and another base model are ruled out before (``gate.confounds``).
+NaN, another tokenizer and another base model are ruled out earlier (``gate.checks.confounds``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Detail, Finding
 
 Step: TypeAlias = "Callable[[DamagedCandidate], Finding | Detail]"
-"""Tries one cause: returns it with its proof, or the rows that rule it out."""
+"""A function that tries one cause: it returns the cause with its proof, or the rows that rule it out."""
 
 STEPS: Final[tuple[Step, ...]] = (
     sick_reference.find,
@@ -40,18 +40,18 @@ STEPS: Final[tuple[Step, ...]] = (
 
 
 def explain(damaged: DamagedCandidate) -> Finding:
-    """Return the first cause that is proven; under its proof stand the rows of those that were ruled out."""
+    """Return the first cause that is proven, with the rows of those that were ruled out before it."""
     ruled_out: Detail = ()
     for step in STEPS:
         answer = step(damaged)
         if isinstance(answer, Finding):
-            return _ordered(damaged, answer, ruled_out)
+            return _with_ordered_rows(damaged, answer, ruled_out)
         ruled_out = (*ruled_out, *answer)
-    return _ordered(damaged, rest_of_the_model.find(damaged), ruled_out)
+    return _with_ordered_rows(damaged, rest_of_the_model.find(damaged), ruled_out)
 
 
-def _ordered(damaged: DamagedCandidate, finding: Finding, ruled_out: Detail) -> Finding:
-    """The rows in reading order: the proof, what it was tried on, what was ruled out, further rows."""
+def _with_ordered_rows(damaged: DamagedCandidate, finding: Finding, ruled_out: Detail) -> Finding:
+    """Return the finding with its rows in order: the proof, what it was tried on, what was ruled out, the others."""
     proof = tuple(row for row in finding.detail if row[0] == "proof")
     others = tuple(row for row in finding.detail if row[0] != "proof")
     return replace(finding, detail=(*proof, *damaged.tried_on, *ruled_out, *others))

@@ -1,9 +1,9 @@
-"""Whether a fix works, measured before anybody ships it: the candidate with some matrices left unquantized.
+"""Measures whether a fix helps: the candidate with some matrices left unquantized.
 
-Where an engine of this machine makes such a candidate, the reference is quantized again with these matrices left out;
-else the candidate is measured with the reference's own matrices given back through a hook. The words say which it was,
-and also where a fix does not help. One model is in memory at a time, unless a caller keeps both. Where a baseline stands
-for the reference, no model is loaded that is larger than the candidate.
+If an installed engine makes such a candidate, the reference is quantized again with these matrices left out. Otherwise
+the candidate is measured with the reference's own matrices put in by a hook. The text of the result says which of the
+two was done, and whether the fix helps. One model is in memory at a time, unless a caller keeps both. With a baseline
+in place of the reference, no model is loaded that is larger than the candidate.
 """
 
 from __future__ import annotations
@@ -37,35 +37,41 @@ if TYPE_CHECKING:
     from swcheck.lens.replace import Matrix
     from swcheck.superweights.subject.subject import Subject
 
-HELPS: Final = 0.02
-"""A fix that brings back less than this share of the lost nats does not help; the limit says whether it is enough."""
+LEAST_RECOVERED: Final = 0.02
+"""A fix that recovers less than this share of the lost nats does not help. The limit judges whether it is enough."""
 
-HARMLESS: Final = 0.005
-"""A loss of so many nats per token, half of the tightest limit, is none: then a restored contribution alone is a help."""
+NO_LOSS: Final = 0.005
+"""A loss of at most this many nats per token, half of the tightest limit, counts as none. Then a fix helps if it brings
+the contribution nearer to the reference's."""
 
 COLUMNS: Final = 32
+"""How many columns of a matrix, those with the largest norms, are compared to see whether it is rescaled."""
+
 PARALLEL: Final = 0.95
+"""Two vectors with a larger cosine similarity count as parallel."""
+
 RESCALED: Final = 0.1
-"""Rounding keeps most columns of a matrix within this share of their norm; the factors of AWQ are far beyond it."""
+"""Rounding changes the norm of most columns of a matrix by less than this share; the factors of AWQ by far more."""
 
 SMALL_FILES: Final = 2**28
-"""A reference of so few bytes is loaded in any case: Python with torch takes as many before there is a model."""
+"""A reference of at most this many bytes is always loaded: Python with torch takes as many before there is a model."""
 
-SPARE: Final = 1.1
-"""With a baseline nothing is loaded that takes more than this multiple of the candidate."""
+SIZE_ALLOWANCE: Final = 1.1
+"""With a baseline, no model is loaded that takes more than this multiple of the candidate's bytes."""
 
 Weights: TypeAlias = "tuple[Sequence[SuperWeight], Sequence[SuperWeight]]"
-"""The super weights in the coordinates of the reference, and of the candidate."""
+"""The super weights in the coordinates of the reference, and in those of the candidate."""
 
 _Measured: TypeAlias = "tuple[torch.Tensor, tuple[float, ...]]"
-"""The nats of every token of the reference's windows, ``(B, T - 1)``, and what each super weight writes."""
+"""The nats of every token of the reference's windows, float64 ``(B, T - 1)``, and what each super weight writes."""
 
 
 @dataclass(frozen=True)
 class Fix:
-    """A fix of a red candidate: leave ``matrices``, by their names in it, unquantized.
+    """A fix of a red candidate: leave ``matrices``, by their qualified names in it, unquantized.
 
-    ``spec`` is the engine's spec that does it, None where no engine here can. ``weights`` are the super weights.
+    ``spec`` is the engine's spec of the fixed candidate, None if no installed engine can make it. ``weights`` are the
+    super weights.
     """
 
     candidate: Subject
@@ -76,20 +82,20 @@ class Fix:
 
     @property
     def sinks(self) -> tuple[int, ...]:
-        """The token of the default prompt at which each super weight writes."""
+        """The token of the default prompt at which each super weight writes its contribution."""
         chosen = self.weights[0]
         return sink_tokens(self.reference, chosen, prompt_ids(self.reference)) if chosen else ()
 
 
 class _ImpossibleError(Exception):
-    """Says why a way of a proof cannot be taken here."""
+    """A way to try the fix is not possible here; the message says why."""
 
 
 def try_fix(fix: Fix) -> tuple[str, dict[str, Any]]:
-    """Return in words and as facts what the first possible way of a proof shows; else why none is possible."""
+    """Try the fix in the first possible way of ``_WAYS``; return the result, or why none is possible, and facts."""
     reference, (chosen, places) = fix.reference, fix.weights
     nats = scores_against(fix.candidate, reference)[0]
-    due = written(reference, chosen) if chosen else ()
+    expected = written(reference, chosen) if chosen else ()
     now = contributions_at(fix.candidate, places, prompt_ids(reference), fix.sinks) if chosen else ()
     reasons: list[str] = []
     failed = ""
@@ -98,36 +104,36 @@ def try_fix(fix: Fix) -> tuple[str, dict[str, Any]]:
             fixed = measure(fix)
         except _ImpossibleError as error:
             reasons.append(str(error))
-        except Exception as error:  # whatever a quantizer raises: the verdict stands without this proof
+        except Exception as error:  # a quantizer may raise anything; the verdict does not need this proof
             reasons.append(f"{how}: {brief_message(error)}")
             failed = f"; {reasons[-1]}"
         else:
-            words, facts = _compared(intact_scores(reference)[0], (nats, now), fixed, due)
+            words, facts = _compare(intact_scores(reference)[0], (nats, now), fixed, expected)
             helps = "" if facts["proven"] else "this does not help, "
             more = {"by": how, "spec": fix.spec, "instead": "; ".join(reasons)}
             return f"{helps}{how}: {words}{failed}", {**facts, **more}
     return f"not proven: {'; '.join(reasons)}", {"proven": False}
 
 
-def _compared(
-    intact: torch.Tensor, before: _Measured, after: _Measured, due: Sequence[float]
+def _compare(
+    intact: torch.Tensor, before: _Measured, after: _Measured, expected: Sequence[float]
 ) -> tuple[str, dict[str, Any]]:
-    """What a fix changes: nats above the reference's ``intact`` ones, and contributions against those that are ``due``."""
+    """Compare ``before`` and ``after`` the fix: nats above ``intact`` ones, contributions over ``expected`` ones."""
     lost, left = (float((nats - intact).mean()) for nats, _ in (before, after))
     was, now = (math.exp(min(LARGEST_EXPONENT, nats)) for nats in (lost, left))
     words = f"perplexity {format_ratio(now)} (was {format_ratio(was)})"
-    bad, fixed = _worst_ratio(before[1], due), _worst_ratio(after[1], due)
-    if due:
-        words += f", the super weight writes x{fixed:z.3f} (was x{bad:z.3f})"
-    nearer = bool(due) and _closeness(fixed) > _closeness(bad) / 2
+    red, fixed = _worst_ratio(before[1], expected), _worst_ratio(after[1], expected)
+    if expected:
+        words += f", the super weight writes x{fixed:z.3f} (was x{red:z.3f})"
+    nearer = bool(expected) and _closeness(fixed) > _closeness(red) / 2
     works = bool(torch.isfinite(after[0]).all()) and (
-        lost - left > HELPS * abs(lost) or (nearer and left <= max(lost, HARMLESS))
+        lost - left > LEAST_RECOVERED * abs(lost) or (nearer and left <= max(lost, NO_LOSS))
     )
-    return words, {"proven": works, "perplexity": now, "before": was, "written": fixed if due else None}
+    return words, {"proven": works, "perplexity": now, "before": was, "written": fixed if expected else None}
 
 
-def _quantized_again(fix: Fix) -> _Measured:
-    """Measure what ``fix.spec`` makes of the reference; it is freed afterwards, and meanwhile every other model is."""
+def _measure_quantized_again(fix: Fix) -> _Measured:
+    """Measure what ``fix.spec`` makes of the reference, while all other models are freed; then free it."""
     reference = fix.reference
     if fix.spec is None:
         raise _ImpossibleError("no engine of this machine makes such a candidate")
@@ -136,7 +142,7 @@ def _quantized_again(fix: Fix) -> _Measured:
     _check_room(fix)
     ids, prompt, sinks = windows(reference), prompt_ids(reference), fix.sinks
     made = as_subject(
-        _made_beside_both(fix, fix.spec)
+        _make_third_model(fix, fix.spec)
         if _is_kept_by_caller(reference)
         else fix.candidate.remake(fix.spec, reference.source)
     )
@@ -148,27 +154,27 @@ def _quantized_again(fix: Fix) -> _Measured:
 
 
 def _check_room(fix: Fix) -> None:
-    """Refuse to load a reference that a baseline stands for, unless it fits where the candidate did."""
-    due, had = stored_bytes(fix.reference), stored_bytes(fix.candidate)
-    if not fix.reference.is_measurable and due > max(SMALL_FILES, SPARE * had):
-        words = f"beside its baseline the reference is not loaded: {due:,} bytes, the candidate has {had:,}"
+    """Raise ``_ImpossibleError`` if a baseline replaces the reference, and that is larger than the candidate."""
+    needed, available = stored_bytes(fix.reference), stored_bytes(fix.candidate)
+    if not fix.reference.is_measurable and needed > max(SMALL_FILES, SIZE_ALLOWANCE * available):
+        words = f"beside its baseline the reference is not loaded: {needed:,} bytes, the candidate has {available:,}"
         raise _ImpossibleError(words)
 
 
 def _is_kept_by_caller(reference: Subject) -> bool:
-    """Whether a caller keeps the reference in memory, so that it cannot be freed meanwhile."""
+    """Return whether a caller keeps the reference in memory, so that it cannot be freed meanwhile."""
     return reference.held.in_memory and not reference.held.is_reloadable
 
 
-def _made_beside_both(fix: Fix, spec: str) -> Loaded:
-    """What ``spec`` makes of the directory of a reference that a caller keeps in memory, if that holds the same."""
+def _make_third_model(fix: Fix, spec: str) -> Loaded:
+    """Load what ``spec`` makes of the directory of a reference in memory, if both have the same ``fix.matrices``."""
     reference = fix.reference
     if not is_small(reference):
         raise _ImpossibleError("a third model beside the two in memory need not fit")
     path = fix.candidate.anatomy.path
     for name in fix.matrices:
-        here, filed = _plain(reference, path, name).float().cpu(), stored_tensor(reference, f"{name}.weight")
-        if not isinstance(filed, str) and not torch.allclose(here, filed.float(), rtol=ROUNDED, atol=1e-6):
+        here, stored = _plain_weight(reference, path, name).float().cpu(), stored_tensor(reference, f"{name}.weight")
+        if not isinstance(stored, str) and not torch.allclose(here, stored.float(), rtol=ROUNDED, atol=1e-6):
             raise _ImpossibleError(f"the reference in memory has another {name} than its directory")
     fix.candidate.free_until_needed()
     dtype = str(reference.module.dtype).removeprefix("torch.")
@@ -178,9 +184,9 @@ def _made_beside_both(fix: Fix, spec: str) -> Loaded:
     )
 
 
-def _given_back(fix: Fix) -> _Measured:
-    """Measure the candidate with the reference's own matrices in the place of its own; nothing is changed or remembered."""
-    reference, maps, sinks = fix.reference, _matrices(fix), fix.sinks
+def _measure_with_reference_matrices(fix: Fix) -> _Measured:
+    """Measure the candidate with the reference's matrices put in by a hook; nothing is changed or remembered."""
+    reference, maps, sinks = fix.reference, _reference_matrices(fix), fix.sinks
     candidate = replace(fix.candidate, held=HeldModel(fix.candidate.module), memory=None)
     with maps_replaced(candidate.module, maps, {}):
         places = fix.weights[1]
@@ -195,10 +201,10 @@ def _given_back(fix: Fix) -> _Measured:
 
 
 def _is_rescaled(candidate: Subject, name: str, matrix: Matrix) -> bool:
-    """Whether a map of the candidate answers as ``matrix`` ``(H, F)`` does but for factors of its inputs or outputs.
+    """Return whether the candidate's map is ``matrix`` ``(H, F)`` with its inputs or outputs multiplied by factors.
 
-    It is asked with one-hot inputs of the largest columns. It is rescaled if most of its answers, or of their rows, are
-    parallel to the expected ones and of another size.
+    The map is called with one-hot inputs for the largest columns. It is rescaled if most of the outputs, or most rows
+    of them, are parallel to the expected ones and have another norm.
     """
     weight = matrix() if callable(matrix) else matrix
     columns = weight.float().norm(dim=0).topk(min(COLUMNS, weight.shape[1])).indices
@@ -217,16 +223,16 @@ def _is_rescaled(candidate: Subject, name: str, matrix: Matrix) -> bool:
 
 
 _WAYS: Final[Mapping[str, Callable[[Fix], _Measured]]] = {
-    "quantized again with them left out": _quantized_again,
-    "with these matrices given back through a hook": _given_back,
+    "quantized again with them left out": _measure_quantized_again,
+    "with these matrices given back through a hook": _measure_with_reference_matrices,
 }
-"""How a fix is proven, the better way first."""
+"""The ways to try a fix, by the words that name them; the better way first."""
 
 
-def _matrices(fix: Fix) -> dict[str, Matrix]:
-    """The reference's plain weights for the maps of the fix: from its module if in memory, else from its files.
+def _reference_matrices(fix: Fix) -> dict[str, Matrix]:
+    """Return the reference's plain weights for the maps of the fix: from its module if in memory, else from its files.
 
-    Where neither has them, the reference is loaded again for as long as they are copied.
+    If neither has them, the reference is loaded again until they are copied.
     """
     candidate, reference = fix.candidate, fix.reference
     basis = relation(candidate, reference)
@@ -239,24 +245,24 @@ def _matrices(fix: Fix) -> dict[str, Matrix]:
         raise _ImpossibleError(f"matrices cannot be given back, {words}")
     if words:
         path = candidate.anatomy.path
-        maps = {name: _plain(reference, path, name).clone() for name in fix.matrices}
+        maps = {name: _plain_weight(reference, path, name).clone() for name in fix.matrices}
         reference.free_until_needed()
     return maps
 
 
-def _plain(reference: Subject, path: str, name: str) -> torch.Tensor:
-    """The weight of the map called ``name`` in a candidate whose layers are at ``path``."""
+def _plain_weight(reference: Subject, path: str, name: str) -> torch.Tensor:
+    """Return the reference's weight of the map called ``name`` in a candidate whose layers are at ``path``."""
     weight = matrix_in_memory(reference, name.removeprefix(f"{path}."))
     if isinstance(weight, str):
         raise _ImpossibleError(weight)
     return weight.detach()
 
 
-def _worst_ratio(now: Sequence[float], due: Sequence[float]) -> float:
-    """The ratio of contributions that is farthest from 1; 1 where nothing is due."""
-    return min((ratio_of(one, other) for one, other in zip(now, due, strict=True)), key=_closeness, default=1.0)
+def _worst_ratio(now: Sequence[float], expected: Sequence[float]) -> float:
+    """Return the ratio of contributions that is farthest from 1; 1 if there are none."""
+    return min((ratio_of(one, other) for one, other in zip(now, expected, strict=True)), key=_closeness, default=1.0)
 
 
 def _closeness(ratio: float) -> float:
-    """The negative distance of a ratio from 1, on a logarithmic scale."""
+    """Return the negative distance of a ratio from 1, on a logarithmic scale."""
     return -abs(math.log(ratio)) if ratio > 0 and math.isfinite(ratio) else -math.inf

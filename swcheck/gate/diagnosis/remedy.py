@@ -1,7 +1,7 @@
-"""What to do about a red candidate: a snippet to paste, its price in bytes, and whether it works.
+"""Proposes a fix of a red candidate: a snippet to paste, its price in bytes, and the proof whether it helps.
 
-The snippet is for the tool that wrote the candidate, as far as the candidate tells; the price is how many more bytes the
-named matrices take unquantized. Whether it works is measured by ``fix_trial``, for a red gate only.
+The snippet is for the tool that made the candidate, if the candidate says which. The price is how many more bytes the
+named matrices take unquantized. Whether the fix helps is measured by ``fix_trial``, for a red gate only.
 """
 
 from __future__ import annotations
@@ -26,33 +26,34 @@ if TYPE_CHECKING:
     from swcheck.superweights.subject.subject import Subject
 
 ADAPTER_PREFIX: Final = "base_model.model."
-"""What the wrapper of an adapter puts before every module name."""
+"""The prefix that an adapter's wrapper (PEFT) puts before every module name."""
 
 
 NOT_QUANTIZED: Final[Mapping[str, str]] = {
     "pruned": "prune these matrices less",
     "finetuned": "leave these matrices as they were, or train them more gently",
 }
-"""What to try for matrices that no quantizer has damaged, by what was done to the candidate."""
+"""What to try for matrices that no quantizer has damaged, by the kind of the candidate."""
 
 DOES_NOT_HELP: Final[Mapping[str, str]] = {
     "quantized": "more bits or smaller groups: to spare these matrices alone does not help",
     "pruned": "prune less: to spare these matrices alone does not help",
     "finetuned": "train more gently: to spare these matrices alone does not help",
 }
-"""What to try where leaving the matrices out was tried and brought nothing back."""
+"""What to try if leaving the matrices unquantized was measured and does not help, by the kind of the candidate."""
 
 COMMON_TOOLS: Final = ("compressed-tensors", "bitsandbytes", "torchao", "quanto", "gguf")
-"""The tools whose snippets are shown where it is not known which one made the candidate."""
+"""The tools whose snippets are shown if it is not known which one made the candidate."""
 
 _PROOF: Final = Slot[tuple[str, dict[str, Any]]]("remedy", Cost.FIX, in_baseline=InBaseline.NO)
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """How to keep the matrices: ``snippet`` to paste, ``price`` in bytes (None where it is not known), ``proof`` in words.
+    """How to keep the matrices: ``snippet`` to paste, ``price`` in bytes (None if not known), ``proof`` in words.
 
-    ``known`` says whether the tool that made the candidate is known; ``kind`` is what was done to the candidate.
+    ``known`` says whether the tool that made the candidate is known. ``kind`` is ``quantized``, ``finetuned`` or
+    ``pruned``.
     """
 
     snippet: str
@@ -64,7 +65,7 @@ class Remedy:
 
     @property
     def words(self) -> str:
-        """What to try, in one line."""
+        """The advice, in one line."""
         start = "" if self.known or self.kind != "quantized" else "if a quantizer made it, "
         if self.facts.get("perplexity") is not None and not self.facts["proven"]:
             return f"{start}{DOES_NOT_HELP[self.kind]}"
@@ -82,35 +83,35 @@ def remedy(
     *,
     kind: str = "quantized",
 ) -> Remedy:
-    """Return how to keep ``matrices``, given by their qualified names in the candidate, and whether that works.
+    """Return how to keep ``matrices``, given by their qualified names in the candidate, and whether that helps.
 
-    ``weights`` are the super weights; ``kind`` is what was done to the candidate: what was pruned or trained needs no
+    ``weights`` are the super weights. ``kind`` is what was done to the candidate: a pruned or fine-tuned one needs no
     quantizer's snippet.
     """
     names = tuple(name.removeprefix(ADAPTER_PREFIX) for name in matrices)
     spec = spec_without(candidate, names)
-    price = price_of(candidate, _left_out(candidate, matrices))
+    price = price_of(candidate, _unquantized_by_snippet(candidate, matrices))
     words, known = snippet(candidate, names), spec is not None or tool_of(candidate) in SNIPPETS
     fix = Fix(candidate, reference, tuple(matrices), spec, weights)
     inputs = (names, tuple(weights[0]), reference)
-    proof, facts = _PROOF.recall(candidate, inputs, lambda: try_fix(fix))  # after that its weights may be freed
+    proof, facts = _PROOF.recall(candidate, inputs, lambda: try_fix(fix))  # this may free the weights, so it comes last
     facts = {"matrices": list(names), "bytes": price, **facts}
     return Remedy(words, price, proof, facts, known, kind)
 
 
 def snippet(candidate: Subject, names: Sequence[str]) -> str:
-    """Return the line for the tool that made the candidate; one for each common tool where that is not known."""
+    """Return the line to paste for the tool that made the candidate; for each common tool if that is not known."""
     tool = tool_of(candidate)
     made = spec_without(candidate, names)
     if tool in SNIPPETS:
         return SNIPPETS[tool](names)
     if made is not None:
         return made
-    return "; ".join(SNIPPETS[usual](names) for usual in COMMON_TOOLS)
+    return "; ".join(SNIPPETS[common](names) for common in COMMON_TOOLS)
 
 
 def tool_of(candidate: Subject) -> str:
-    """Return the engine or the ``quant_method`` that made a candidate; empty where nothing says so."""
+    """Return the engine or the ``quant_method`` that made a candidate; empty if neither is known."""
     name, scheme = engines.route(candidate.name)
     if name != engines.BUILT_IN and scheme != candidate.name and name in engines.installed_engines():
         return name
@@ -119,7 +120,7 @@ def tool_of(candidate: Subject) -> str:
 
 
 def spec_without(candidate: Subject, names: Sequence[str]) -> str | None:
-    """Return the spec that makes this candidate with ``names`` left unquantized; None where no engine here can."""
+    """Return the spec that makes this candidate with ``names`` left unquantized; None if no installed engine can."""
     name, scheme = engines.route(candidate.name)
     if name != engines.BUILT_IN and name in engines.installed_engines():
         if scheme.endswith((".gguf", ".GGUF")):
@@ -133,7 +134,7 @@ def spec_without(candidate: Subject, names: Sequence[str]) -> str | None:
 
 
 def unquantized_maps(candidate: Subject) -> tuple[str, ...]:
-    """Return the linear maps of the layers that a candidate keeps in plain floats, where it packs others."""
+    """Return the linear maps of the layers that a candidate keeps in plain floats; empty if it packs none."""
     path = candidate.anatomy.path
     maps = {
         name: plain_weight(module) is not None
@@ -145,8 +146,8 @@ def unquantized_maps(candidate: Subject) -> tuple[str, ...]:
     return () if all(maps.values()) else tuple(name for name, plain in maps.items() if plain)
 
 
-def _left_out(candidate: Subject, matrices: Sequence[str]) -> tuple[str, ...]:
-    """The maps that the snippet leaves out: with hqq, which knows no single layer, the same maps of every layer."""
+def _unquantized_by_snippet(candidate: Subject, matrices: Sequence[str]) -> tuple[str, ...]:
+    """Return the maps that the snippet leaves out: for hqq, which cannot name a layer, the same maps of all layers."""
     if tool_of(candidate) != "hqq":
         return tuple(matrices)
     tags = {hqq_tag(name) for name in matrices}
@@ -154,7 +155,7 @@ def _left_out(candidate: Subject, matrices: Sequence[str]) -> tuple[str, ...]:
 
 
 def price_of(candidate: Subject, matrices: Sequence[str]) -> int | None:
-    """Return how many bytes more these matrices take in the candidate's float dtype than quantized; None if not known."""
+    """Return how many more bytes these matrices take in the candidate's float dtype than quantized, if known."""
     if candidate.scheme is None or candidate.scheme.weight_bits >= 16:
         return None
     get = getattr(candidate.module, "get_input_embeddings", None)

@@ -1,4 +1,4 @@
-"""The line to paste that leaves some matrices unquantized, in the words of each tool (from its own documentation)."""
+"""The line to paste that leaves some matrices unquantized, for each tool (from the tool's own documentation)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ GGUF_NAMES: Final[Mapping[str, str]] = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-HEAD: Final = "lm_head"
-"""Named along where a list of names takes the place of the quantizer's own, which spares the head."""
+"""The names of a layer's linear maps in a GGUF file, by their names in transformers."""
+
+LM_HEAD: Final = "lm_head"
+"""Listed too where the list replaces the tool's own default, which leaves the head unquantized."""
 
 
 def _listed(names: Sequence[str], *more: str) -> str:
@@ -37,7 +39,7 @@ def _gptq(names: Sequence[str]) -> str:
 
 
 def hqq_tag(name: str) -> str:
-    """Return hqq's linear tag of a map: its name without its place; one tag stands for the maps of all layers."""
+    """Return hqq's linear tag of a map: its name without the layer, so that one tag means this map in all layers."""
     return ".".join(part for part in name.split(".") if part not in {"model", "layers"} and not part.isdecimal())
 
 
@@ -47,9 +49,9 @@ def _hqq(names: Sequence[str]) -> str:
 
 
 SNIPPETS: Final[Mapping[str, Callable[[Sequence[str]], str]]] = {
-    "compressed-tensors": lambda names: f"llm-compressor ignore={_listed(names, HEAD)}",
-    "bitsandbytes": lambda names: f"bitsandbytes llm_int8_skip_modules={_listed(names, HEAD)}",
-    "torchao": lambda names: f"torchao modules_to_not_convert={_listed(names, HEAD)}",
+    "compressed-tensors": lambda names: f"llm-compressor ignore={_listed(names, LM_HEAD)}",
+    "bitsandbytes": lambda names: f"bitsandbytes llm_int8_skip_modules={_listed(names, LM_HEAD)}",
+    "torchao": lambda names: f"torchao modules_to_not_convert={_listed(names, LM_HEAD)}",
     "quanto": lambda names: f"quanto exclude={_listed(names)}",
     "gguf": _gguf,
     "gptq": _gptq,
@@ -57,4 +59,4 @@ SNIPPETS: Final[Mapping[str, Callable[[Sequence[str]], str]]] = {
     "awq": lambda names: f"AWQ modules_to_not_convert={_listed(names)}",
     "auto-round": lambda names: "AutoRound layer_config={" + ", ".join(f'"{name}": {{"bits": 16}}' for name in names) + "}",
 }  # fmt: skip
-"""The pasteable line for each tool, by the name of its engine or its ``quant_method``; each tool's own documentation."""
+"""The line to paste for each tool, by the name of its engine or its ``quant_method``."""

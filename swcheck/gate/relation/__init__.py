@@ -1,5 +1,6 @@
-"""How a candidate is related to its reference, before anything is judged.
+"""How a candidate is related to its reference; this is found out before any check compares them.
 
-``basis``: the same model, in the same basis of the residual stream or in another one; ``candidate_kind``: quantized,
-fine-tuned or pruned; ``linear_maps``: how far each linear map answers off, and which a quantizer left as they were.
+``basis``: whether they come from the same base model, and share the basis of the residual stream. ``candidate_kind``:
+whether the candidate was quantized, fine-tuned or pruned. ``linear_maps``: how far the output of each linear map
+differs, and which maps a quantizer left unchanged.
 """

@@ -1,10 +1,10 @@
-"""Whether two models are of one family tree, and whether their residual streams share a basis.
+"""Finds out whether two models come from the same base model, and whether their residual streams share a basis.
 
-The Gram matrix of a sample of mean-centred embedding rows does not change under a rotation or a permutation of the
-channels: where it differs, the candidate comes from another base model. Its diagonal is left out: squared norms are
-much alike in all rows of any wide model, and would make kin of strangers. Where it agrees and the rows themselves do
-not, the channels have been permuted, and then each finds its partner, or rotated. A model leaves its ``ModelSample``, so
-that two need not be in memory together. V vocabulary, H residual width, N sampled rows.
+A sample of embedding rows is compared, mean-centred. Rotating or permuting the channels does not change the Gram matrix
+of the rows, so a different Gram matrix means another base model. Its diagonal is left out: the squared norms are nearly
+equal in all rows of any wide model, and would make unrelated models look related. Where the Gram matrices agree but the
+rows do not, the channels were permuted (then each channel has a match in the other model) or rotated. Of a model only
+its ``ModelSample`` is needed, so the two need not be in memory together. H residual width, N sampled rows.
 """
 
 from __future__ import annotations
@@ -19,18 +19,24 @@ from swcheck.superweights.subject.measurement import measurement
 from swcheck.superweights.subject.memory import Cost, InBaseline
 from swcheck.superweights.subject.subject import Subject
 
-RELATED: Final = 0.5
-"""The least correlation of two Gram matrices: quantized and fine-tuned copies stay above 0.9, strangers are near 0."""
-ALIGNED: Final = 0.5
-PARTNERS: Final = 0.9
-"""The least mean correlation of a channel with its partner for a permutation."""
+SAME_MODEL: Final = 0.5
+"""The Gram matrices of one base model correlate at least this much.
+
+Quantized and fine-tuned copies stay above 0.9, unrelated models are near 0.
+"""
+SAME_BASIS: Final = 0.5
+"""The embedding rows correlate at least this much in the same basis."""
+PERMUTED: Final = 0.9
+"""The channels correlate at least this much with their matches, on average, where they were permuted."""
 
 
 @dataclass(frozen=True)
 class Relation:
-    """``kind`` is ``same basis``, ``permuted``, ``rotated``, ``other model``, ``other shape`` or ``unknown``, with words.
+    """How the residual streams of a candidate and its reference are related.
 
-    ``channels`` says for a permuted candidate where each of the reference's channels has gone.
+    ``kind`` is ``same basis``, ``permuted``, ``rotated``, ``other model``, ``other shape`` or ``unknown``. ``words``
+    explain it. For a permuted candidate ``channels`` gives for each channel of the reference its channel in the
+    candidate; otherwise it is empty.
     """
 
     kind: str
@@ -40,14 +46,15 @@ class Relation:
 
 @measurement("kin", Cost.WEIGHTS, in_baseline=InBaseline.NO)
 def relation(candidate: Subject, reference: Subject) -> Relation:
-    """Return how the bases of two subjects are related."""
+    """Return how the residual streams of two subjects are related."""
     return related(model_sample(candidate), model_sample(reference))
 
 
 def related(candidate: ModelSample, reference: ModelSample) -> Relation:
-    """Compare widths, then embeddings. Embeddings that cannot be read leave the kind ``unknown``.
+    """Compare the residual widths of two models, then their embeddings.
 
-    Another depth or inner width is no other model: layers and neurons can be pruned.
+    The kind is ``unknown`` where an embedding cannot be read. Another number of layers or another inner width does not
+    make it another model, because layers and neurons can be pruned.
     """
     if candidate.hidden != reference.hidden:
         words = f"width {candidate.hidden}, where the reference has {reference.hidden}"
@@ -55,32 +62,32 @@ def related(candidate: ModelSample, reference: ModelSample) -> Relation:
     if candidate.rows is None or reference.rows is None:
         return Relation("unknown", "the embeddings cannot be read")
     common = [i for i in candidate.indices.tolist() if i in set(reference.indices.tolist())]
-    ours = candidate.rows[torch.isin(candidate.indices, torch.tensor(common))]
-    theirs = reference.rows[torch.isin(reference.indices, torch.tensor(common))]
-    return compare(ours, theirs)
+    candidate_rows = candidate.rows[torch.isin(candidate.indices, torch.tensor(common))]
+    reference_rows = reference.rows[torch.isin(reference.indices, torch.tensor(common))]
+    return compare(candidate_rows, reference_rows)
 
 
 def compare(candidate: torch.Tensor, reference: torch.Tensor) -> Relation:
-    """Compare the same embedding rows ``(N, H)`` of two models."""
+    """Compare the same embedding rows of two models, each float ``(N, H)``."""
     if not torch.isfinite(candidate).all() or not torch.isfinite(reference).all():
         return Relation("unknown", "an embedding holds NaN or infinity")
-    one, other = _centred(candidate), _centred(reference)
-    gram = _correlation(_products(one), _products(other))
-    if not gram >= RELATED:
+    candidate, reference = _centred(candidate), _centred(reference)
+    gram = _correlation(_gram_matrix(candidate), _gram_matrix(reference))
+    if not gram >= SAME_MODEL:
         return Relation("other model", f"the embeddings' Gram matrices correlate at {gram:.2f}, of one model near 1")
-    rows = _correlation(one, other)
-    if rows >= ALIGNED:
+    rows = _correlation(candidate, reference)
+    if rows >= SAME_BASIS:
         return Relation("same basis", f"Gram matrices correlate at {gram:.2f}, rows at {rows:.2f}")
-    partners, likeness = _partners(one, other)
-    if len(set(partners)) == len(partners) and likeness >= PARTNERS:
-        return Relation("permuted", f"its channels are permuted (they match at {likeness:.2f})", partners)
+    matches, correlation = _matching_channels(candidate, reference)
+    if len(set(matches)) == len(matches) and correlation >= PERMUTED:
+        return Relation("permuted", f"its channels are permuted (they match at {correlation:.2f})", matches)
     return Relation("rotated", f"its residual stream has another basis (Gram {gram:.2f}, rows {rows:.2f})")
 
 
-def _partners(candidate: torch.Tensor, reference: torch.Tensor) -> tuple[tuple[int, ...], float]:
-    """For each of the reference's channels the candidate's most alike, and their mean correlation."""
-    ours, theirs = (rows / rows.norm(dim=0).clamp_min(1e-12) for rows in (candidate, reference))
-    best = (theirs.T @ ours).max(1)
+def _matching_channels(candidate: torch.Tensor, reference: torch.Tensor) -> tuple[tuple[int, ...], float]:
+    """Return for each channel of the reference the candidate's most similar one, and their mean correlation."""
+    candidate, reference = (rows / rows.norm(dim=0).clamp_min(1e-12) for rows in (candidate, reference))
+    best = (reference.T @ candidate).max(1)
     return tuple(best.indices.tolist()), float(best.values.mean())
 
 
@@ -88,8 +95,8 @@ def _centred(rows: torch.Tensor) -> torch.Tensor:
     return rows - rows.mean(0)
 
 
-def _products(rows: torch.Tensor) -> torch.Tensor:
-    """The Gram matrix ``(N, N)`` without its diagonal."""
+def _gram_matrix(rows: torch.Tensor) -> torch.Tensor:
+    """Return the Gram matrix ``(N, N)`` of the rows, with its diagonal set to 0."""
     return (rows @ rows.T).fill_diagonal_(0)
 
 

@@ -1,10 +1,11 @@
-"""What was done to a candidate: quantized, fine-tuned or pruned. Each is held to other limits.
+"""Finds out whether a candidate was quantized, fine-tuned or pruned, because the limits differ.
 
-A scheme, which a config or an engine gives, decides. Plain floats are told by a sample of both models' matrices: a
-rounded run of weights knows few levels and keeps its order, a pruned one has zeros that were not there, a tuned one is
-the old one with something added, and loses the order of what was close. Only clear evidence takes a candidate out of the
-limits of quantization: where nothing is clear it stays under those of an unknown scheme. All is compared in float16, so
-that a baseline says the same as its reference. R runs, N values in each.
+A scheme decides, where a config or an engine gives one. For plain floats a sample of both models' matrices decides.
+Rounding leaves few distinct values in a run of weights, or at least keeps the order of the values. Pruning adds zeros.
+Fine-tuning adds something to every weight, which changes the order of values that are close to each other. Only clear
+evidence takes a candidate out of the limits of quantization; otherwise it keeps those of an unknown scheme. All values
+are compared in float16, so that a baseline gives the same result as its reference.
+R runs (parts of matrix rows), N values in each.
 """
 
 from __future__ import annotations
@@ -25,33 +26,40 @@ if TYPE_CHECKING:
     from swcheck.lens.anatomy import Anatomy
 
 LAYERS: Final = 7
+"""At most this many layers are sampled."""
 MATRICES: Final = 56
+"""At most this many matrices are sampled."""
 RUNS: Final = 4
-LONGEST: Final = 128
-"""So many layers are sampled, so many matrices at most, so many runs of so many neighbouring values in each."""
+"""At most this many rows of a matrix are sampled."""
+RUN_LENGTH: Final = 128
+"""The first values of a sampled row, at most this many, are one run."""
 
 BLOCK: Final = 32
-"""Order is looked at in blocks of this size: quantizers that scale smaller ones are known by their scheme."""
+"""The order of values is compared within blocks of this size. Quantizers with smaller blocks declare their scheme."""
 
 FEW_LEVELS: Final = 0.5
-"""A run is on a grid if it has half as many different values as values; 4 bits in blocks of 32 leave 0.4."""
+"""A run is on a grid if its distinct values are at most this share of its values; 4 bits in blocks of 32 give 0.4."""
 
 NEW_ZEROS: Final = 0.2
-"""A share of new zeros that rounding to 3 bits and more does not make, and pruning does."""
+"""A matrix with this share of new zeros was pruned; rounding to 3 bits or more adds fewer."""
 
-DISORDER: Final = 0.02
-"""The least share of neighbours in size that change their order for weights to be tuned; rounding changes none."""
+LEAST_DISORDER: Final = 0.02
+"""A matrix was fine-tuned if at least this share of neighbours in size changed their order; rounding changes none."""
 
-MOST: Final = 0.8
-"""The share of sampled layers in which that has to be seen: an edit of one matrix is no training."""
+LAYER_SHARE: Final = 0.8
+"""The evidence has to be seen in this share of the sampled layers: an edit of one matrix is not training."""
 
-SAME: Final = 0.9
-"""The least correlation with the reference's values: what was tuned is still like what it was."""
+LEAST_CORRELATION: Final = 0.9
+"""A fine-tuned matrix correlates at least this much with the reference's, because training changes it only a little."""
 
 
 @dataclass(frozen=True)
 class WeightSample:
-    """A sample of a model's plain matrices: their names (layer.path) and shapes, and float16 runs ``(R, N)`` of each."""
+    """A sample of a model's plain matrices.
+
+    ``layers`` is the number of layers of the model. ``names`` (``layer.path``), ``shapes`` and ``runs``, float16
+    ``(R, N)`` on the CPU, have one entry for each matrix.
+    """
 
     layers: int
     names: tuple[str, ...]
@@ -61,7 +69,11 @@ class WeightSample:
 
 @dataclass(frozen=True)
 class Kind:
-    """What was done: quantized, finetuned or pruned, and how that is known; ``sure`` where somebody said so."""
+    """What was done to a candidate.
+
+    ``name`` is ``quantized``, ``finetuned`` or ``pruned``; ``why`` says in words how that is known. ``sure`` is False
+    where it was concluded from the weights, and nobody declared it.
+    """
 
     name: str
     why: str
@@ -69,7 +81,10 @@ class Kind:
 
 
 def kind_of(candidate: Subject, reference: Subject) -> Kind:
-    """Return what was done to the candidate: what the user said, else what its scheme or its weights show."""
+    """Return what was done to the candidate: as the user declared, else as its scheme or its weights show.
+
+    The weights are compared only where the declared kind is ``auto`` and there is no scheme.
+    """
     asked, scheme = candidate.kind, candidate.scheme
     if asked in {"finetuned", "pruned"}:
         return Kind(asked, "--swcheck-kind says so")
@@ -88,10 +103,10 @@ def weight_sample(subject: Subject) -> WeightSample:
 
 def sampled(body: Anatomy) -> WeightSample:
     """Sample the plain matrices of evenly spaced layers; packed ones are left out."""
-    found = list(_sampled_matrices(body))[:MATRICES]
-    runs = tuple(_runs(weight) for _, weight in found)
-    shapes = tuple(tuple(weight.shape) for _, weight in found)
-    return WeightSample(len(body.layers), tuple(name for name, _ in found), shapes, runs)
+    matrices = list(_sampled_matrices(body))[:MATRICES]
+    runs = tuple(_runs(weight) for _, weight in matrices)
+    shapes = tuple(tuple(weight.shape) for _, weight in matrices)
+    return WeightSample(len(body.layers), tuple(name for name, _ in matrices), shapes, runs)
 
 
 def _sampled_matrices(body: Anatomy) -> Iterator[tuple[str, torch.Tensor]]:
@@ -104,13 +119,14 @@ def _sampled_matrices(body: Anatomy) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _runs(weight: torch.Tensor) -> torch.Tensor:
-    rows, width = weight.shape[0], min(LONGEST, weight.shape[1])
+    """Return the beginnings of evenly spaced rows of a matrix, float16 ``(R, N)``."""
+    rows, width = weight.shape[0], min(RUN_LENGTH, weight.shape[1])
     chosen = sorted({round(i * (rows - 1) / max(1, RUNS - 1)) for i in range(RUNS)})
     return weight[chosen, :width].to("cpu", torch.float16)
 
 
 def shown_by_scheme(scheme: Scheme) -> Kind:
-    """The kind that a config or an engine gives away."""
+    """Return the kind that follows from the scheme of a candidate, which its config or its engine gives."""
     if scheme.method in {"pruned", "finetuned"}:
         return Kind(scheme.method, "its engine says so")
     if scheme.weight_bits >= 16 and scheme.method != "float":
@@ -119,37 +135,39 @@ def shown_by_scheme(scheme: Scheme) -> Kind:
 
 
 def shown_by_weights(candidate: WeightSample, reference: WeightSample) -> Kind:
-    """The kind that plain weights show, beside those of the reference."""
+    """Return the kind that follows from a comparison of plain weights with the reference's."""
     if candidate.layers != reference.layers:
         name = "pruned" if candidate.layers < reference.layers else "finetuned"
         return Kind(name, f"{candidate.layers} layers where the reference has {reference.layers}", sure=False)
-    there = {name: number for number, name in enumerate(candidate.names)}
-    common = [(name, there[name], number) for number, name in enumerate(reference.names) if name in there]
-    other = [name for name, one, two in common if candidate.shapes[one] != reference.shapes[two]]
-    if other:
-        return Kind("pruned", f"{len(other)} of its matrices have another shape, first layers.{other[0]}", sure=False)
-    pairs = {name: (candidate.runs[one].half(), reference.runs[two].half()) for name, one, two in common}
-    return _judged({name: pair for name, pair in pairs.items() if not torch.equal(*pair)}, pairs)
+    numbers = {name: number for number, name in enumerate(candidate.names)}
+    common = [(name, numbers[name], number) for number, name in enumerate(reference.names) if name in numbers]
+    reshaped = [name for name, ours, theirs in common if candidate.shapes[ours] != reference.shapes[theirs]]
+    if reshaped:
+        words = f"{len(reshaped)} of its matrices have another shape, first layers.{reshaped[0]}"
+        return Kind("pruned", words, sure=False)
+    pairs = {name: (candidate.runs[ours].half(), reference.runs[theirs].half()) for name, ours, theirs in common}
+    return _kind_of_changes({name: pair for name, pair in pairs.items() if not torch.equal(*pair)}, pairs)
 
 
 Pairs = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""By the name of a matrix, its runs in the candidate and in the reference."""
 
 
-def _judged(changed: Pairs, pairs: Pairs) -> Kind:
-    """What the changed matrices show; ``pairs`` are all, candidate's runs first."""
+def _kind_of_changes(changed: Pairs, pairs: Pairs) -> Kind:
+    """Return the kind that follows from the matrices that were ``changed``; ``pairs`` are all that were sampled."""
     unknown = "held to the limits of an unknown scheme"
     if not changed:
         words = f"nothing says how it was made, and all that was sampled of {len(pairs)} matrices is the reference's"
         return Kind("quantized", f"{words}; {unknown}", sure=False)
     ours, theirs = ([pair[side] for pair in changed.values()] for side in (0, 1))
-    if sum(map(_on_a_grid, ours)) > len(changed) / 2 and not sum(map(_on_a_grid, theirs)) > len(changed) / 2:
+    if sum(map(_is_on_grid, ours)) > len(changed) / 2 and not sum(map(_is_on_grid, theirs)) > len(changed) / 2:
         return Kind("quantized", "plain floats that know few levels: rounded to a grid", sure=False)
-    needed, sampled = MOST * len(_layers(pairs)), f"of {len(_layers(pairs))} sampled layers"
-    thinned = {name: pair for name, pair in changed.items() if NEW_ZEROS <= _zeros(pair[0]) - _zeros(pair[1]) < 1}
-    if len(_layers(thinned)) >= needed:
-        share = sum(_zeros(ours) for ours, _ in thinned.values()) / len(thinned)
-        return Kind("pruned", f"{share:.0%} of its weights are zero in {len(_layers(thinned))} {sampled}", sure=False)
-    tuned = {name: pair for name, pair in changed.items() if disorder(*pair) >= DISORDER and _alike(*pair)}
+    needed, sampled = LAYER_SHARE * len(_layers(pairs)), f"of {len(_layers(pairs))} sampled layers"
+    sparse = {n: pair for n, pair in changed.items() if NEW_ZEROS <= _zero_share(pair[0]) - _zero_share(pair[1]) < 1}
+    if len(_layers(sparse)) >= needed:
+        share = sum(_zero_share(ours) for ours, _ in sparse.values()) / len(sparse)
+        return Kind("pruned", f"{share:.0%} of its weights are zero in {len(_layers(sparse))} {sampled}", sure=False)
+    tuned = {n: pair for n, pair in changed.items() if disorder(*pair) >= LEAST_DISORDER and _is_correlated(*pair)}
     if len(_layers(tuned)) >= needed:
         words = f"its weights were changed, and not rounded, in {len(_layers(tuned))} {sampled}"
         return Kind("finetuned", words, sure=False)
@@ -158,34 +176,39 @@ def _judged(changed: Pairs, pairs: Pairs) -> Kind:
 
 
 def _layers(pairs: Pairs) -> set[str]:
+    """Return the numbers of the layers that the matrices are in, as strings."""
     return {name.partition(".")[0] for name in pairs}
 
 
-def _on_a_grid(runs: torch.Tensor) -> bool:
-    """Whether most runs have few levels for their number of values, zeros left out."""
-    found = []
+def _is_on_grid(runs: torch.Tensor) -> bool:
+    """Return whether most runs have few distinct values for their number of values, zeros left out."""
+    few_levels = []
     for run in runs:
         values = run[run != 0]
-        found.append(len(values) > 1 and len(values.unique()) <= FEW_LEVELS * len(values))
-    return sum(found) > len(found) / 2
+        few_levels.append(len(values) > 1 and len(values.unique()) <= FEW_LEVELS * len(values))
+    return sum(few_levels) > len(few_levels) / 2
 
 
-def _zeros(runs: torch.Tensor) -> float:
+def _zero_share(runs: torch.Tensor) -> float:
     return float((runs == 0).float().mean())
 
 
 def disorder(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The share of neighbours in size, in blocks of the reference's runs, that stand the other way round in ours."""
+    """Return the share of neighbours in size whose order is reversed in ``ours``.
+
+    ``ours`` and ``theirs`` are runs ``(R, N)`` of one matrix in the candidate and the reference. Neighbours in size are
+    values that follow each other when a block of ``theirs`` is sorted; equal ones do not count.
+    """
     swapped = total = 0
     for first in range(0, theirs.shape[1], BLOCK):
-        before, order = theirs[:, first : first + BLOCK].float().sort(dim=1)
-        after = ours[:, first : first + BLOCK].float().gather(1, order)
-        counts = before.diff(dim=1) > 0
-        swapped += int(((after.diff(dim=1) < 0) & counts).sum())
-        total += int(counts.sum())
+        ascending, order = theirs[:, first : first + BLOCK].float().sort(dim=1)
+        reordered = ours[:, first : first + BLOCK].float().gather(1, order)
+        distinct = ascending.diff(dim=1) > 0
+        swapped += int(((reordered.diff(dim=1) < 0) & distinct).sum())
+        total += int(distinct.sum())
     return swapped / max(1, total)
 
 
-def _alike(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    one, other = ours.flatten().double(), theirs.flatten().double()
-    return float((one @ other) / (one.norm() * other.norm()).clamp_min(1e-30)) >= SAME
+def _is_correlated(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    a, b = ours.flatten().double(), theirs.flatten().double()
+    return float((a @ b) / (a.norm() * b.norm()).clamp_min(1e-30)) >= LEAST_CORRELATION

@@ -1,7 +1,8 @@
-"""How far each linear map of a candidate answers off, and which ones a quantizer silently left as they were.
+"""Compares the linear maps of a candidate with the reference's, and finds those that were silently not quantized.
 
-Where a group does not divide a width, or no pattern meets a name, a quantizer goes on without a word: the file is larger
-and better than its scheme. A map that answers fixed random inputs as the reference's does was not quantized.
+Where the group size does not divide a width, or no pattern of the config matches a name, a quantizer leaves the matrix
+unquantized without a message. The file is then larger, and the model better, than the scheme says. A map was not
+quantized if its output for fixed random inputs is the reference's.
 """
 
 from __future__ import annotations
@@ -20,63 +21,66 @@ from swcheck.superweights.subject.subject import Subject
 if TYPE_CHECKING:
     from torch import nn
 
-SAME: Final = 1e-6
-"""Two answers of one map differ by less than this where both are computed in float32."""
+SAME_IN_FLOAT32: Final = 1e-6
+"""Two outputs of the same map differ by less than this, relative to the norm, where both are computed in float32."""
 
 SAME_IN_TWO_BYTES: Final = 2e-3
-"""And by less than this where one of them is computed in two bytes; eight bits of weights cost three times as much."""
+"""The same where one of them is computed in two bytes; quantizing the weights to 8 bits gives three times as much."""
 
-EXCLUDING: Final = ("modules_to_not_convert", "llm_int8_skip_modules", "ignore", "exclude", "ignored_layers")
-"""Where the quantizers' configs name the modules that they leave alone."""
+EXCLUSION_KEYS: Final = ("modules_to_not_convert", "llm_int8_skip_modules", "ignore", "exclude", "ignored_layers")
+"""The keys under which the configs of quantizers list the modules that are not quantized."""
 
 
 @measurement("echoes", Cost.LINEAR_MAPS, of_weights=True)
 def map_responses(subject: Subject) -> MapResponses:
-    """Return what every linear map of the layers answers to the fixed random inputs, as count sketches."""
+    """Return the outputs of every linear map of the decoder layers for fixed random inputs, as count sketches."""
     return responses_of(subject.anatomy)
 
 
 def why_unknown(reference: Subject) -> str:
-    """Return why it is not known what every linear map of the reference answers; empty where it is, or can be measured."""
+    """Return in words why ``map_responses`` of the reference are unavailable; empty where known or measurable."""
     if reference.is_measurable:
         return ""
     if not map_responses.knows(reference):
         return "that needs the reference: it has too many linear maps for a baseline"
     return (
-        "" if map_responses(reference).comparable else "the baseline was measured where other random numbers are drawn"
+        ""
+        if map_responses(reference).is_comparable
+        else "the baseline was measured where other random numbers are drawn"
     )
 
 
 @measurement("map errors", Cost.LINEAR_MAPS, in_baseline=InBaseline.NO)
 def map_errors(candidate: Subject, reference: Subject) -> list[tuple[str, float]]:
-    """Return every linear map with the error of its answers, relative to the norm of the reference's; worst first.
+    """Return name and error of every linear map, largest error first.
 
-    Names begin with the layer, as ``1.mlp.down_proj``. A map that the candidate does not have is left out.
+    The error is the norm of the difference of the outputs over the norm of the reference's output. Names begin with
+    the layer, as ``1.mlp.down_proj``. A map that the candidate does not have is left out.
     """
     expected = map_responses(reference)  # first: it may need the reference in memory
     return sorted(response_errors(candidate.anatomy, expected).items(), key=lambda item: -item[1])
 
 
 def not_quantized(candidate: Subject, reference: Subject) -> tuple[str, ...]:
-    """Return the linear maps of the layers that the scheme means and that answer as the reference's, by their names.
+    """Return the qualified names of the linear maps that the scheme should have quantized and that are unchanged.
 
-    Those that the config, or the engine's ``skip=``, names to be left out do not count. Empty for a candidate without a
-    scheme of less than 16 bits, and where the reference's answers are not known.
+    A map is left out if the config or ``skip=`` in the engine's spec excludes it. Empty for a candidate without a
+    scheme, for one of 16 bits or more and for LoRA, and where the reference's map responses are not known.
     """
     scheme = candidate.scheme
     if scheme is None or not scheme.weight_bits < 16 or scheme.method == "lora" or why_unknown(reference):
         return ()
-    slack = SAME_IN_TWO_BYTES if scheme.weight_bits <= 8 else SAME
+    slack = SAME_IN_TWO_BYTES if scheme.weight_bits <= 8 else SAME_IN_FLOAT32
     errors = map_errors(candidate, reference)
     path, config = candidate.anatomy.path, quantization_of(candidate.module)
     same = [f"{path}.{name}" for name, error in errors if error <= slack]
     order = {name: number for number, (name, _) in enumerate(candidate.module.named_modules())}
-    meant = (name for name in same if not _excluded(name, config, candidate.name) and _targeted(name, config))
+    meant = (name for name in same if not _is_excluded(name, config, candidate.name) and _is_targeted(name, config))
     return tuple(sorted(meant, key=lambda name: order.get(name, 0)))
 
 
 def quantization_of(model: nn.Module) -> Mapping[str, Any]:
-    """Return the ``quantization_config`` of a model as plain values; empty where it has none."""
+    """Return the ``quantization_config`` of a transformers model as plain values; empty where it has none."""
     config = getattr(getattr(model, "config", None), "quantization_config", None)
     if config is None:
         return {}
@@ -87,13 +91,14 @@ def quantization_of(model: nn.Module) -> Mapping[str, Any]:
     return {**found, "quant_method": getattr(method, "value", method)}
 
 
-def _excluded(name: str, config: Mapping[str, Any], spec: str) -> bool:
-    """Whether a module was left out by name: in its config, or by ``skip=`` in the spec it was made by."""
+def _is_excluded(name: str, config: Mapping[str, Any], spec: str) -> bool:
+    """Return whether the config, or ``skip=`` in the spec that the candidate was made by, excludes a module by name."""
     return any(_matches(name, str(pattern)) for pattern in (*_exclusions(config), *split_skip(spec)[1]))
 
 
 def _exclusions(config: Mapping[str, Any]) -> Iterator[str]:
-    for key in EXCLUDING:
+    """Yield the patterns of a config for modules that are not quantized, those of GPTQModel and AutoRound included."""
+    for key in EXCLUSION_KEYS:
         found = config.get(key) or ()
         yield from (found,) if isinstance(found, str) else found
     for pattern in config.get("dynamic") or ():
@@ -104,15 +109,19 @@ def _exclusions(config: Mapping[str, Any]) -> Iterator[str]:
             yield str(pattern)
 
 
-def _targeted(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether the groups of a config mean this module: all linear maps, unless they name some."""
+def _is_targeted(name: str, config: Mapping[str, Any]) -> bool:
+    """Return whether ``config_groups`` target a module; without any ``targets`` they target every linear map."""
     groups = (config.get("config_groups") or {}).values()
     targets = [str(target) for group in groups if isinstance(group, Mapping) for target in group.get("targets") or ()]
     return not targets or any(target == "Linear" or _matches(name, target) for target in targets)
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a pattern means a module: its name, the end or a part of it, a container, a glob, or ``re:``."""
+    """Return whether a pattern of a config matches the qualified name of a module.
+
+    A pattern is a run of whole components of the name (``mlp``, ``model.layers.1``), a glob, or ``re:`` and a regular
+    expression that matches from the start.
+    """
     if pattern.startswith("re:"):
         return re.match(pattern[3:], name) is not None
     return f".{pattern}." in f".{name}." or fnmatchcase(name, pattern)

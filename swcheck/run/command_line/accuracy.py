@@ -32,7 +32,11 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Measure, and return the scores as text or JSON; with ``--write-tasks`` write the tasks and return the command."""
+    """Measure the accuracy, and return the scores as text or JSON.
+
+    With ``--write-tasks``, write the offline tasks and return the command that runs them with lm_eval. Raises a
+    ``SwcheckError`` for a model that cannot be loaded, or without lm-evaluation-harness.
+    """
     from swcheck.loading import engines
     from swcheck.study.zeroshot import harness
 
@@ -72,7 +76,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def accuracy_as_text(name: str, scores: Sequence[Score], zeroed_scores: Sequence[Score] | None) -> list[str]:
-    """Return the lines that ``swcheck accuracy MODEL`` prints: a row per number, then the average of the headlines."""
+    """Return the lines that ``swcheck accuracy MODEL`` prints: a row for each number, and the average of the tasks."""
     from swcheck.study.zeroshot.harness import average, headlines
 
     heads = ("task", "metric", "value", "error", "items", *(() if zeroed_scores is None else ("zeroed",)))
@@ -83,6 +87,6 @@ def accuracy_as_text(name: str, scores: Sequence[Score], zeroed_scores: Sequence
     ]
     lines = [f"{name}: zero-shot, by lm-evaluation-harness", *aligned([heads, *rows])]
     if len(chosen := headlines(scores)) > 1:
-        fallen = "" if zeroed_scores is None else f", zeroed {average(zeroed_scores):.4f}"
-        lines.append(f"  average of {len(chosen)} tasks: {average(scores):.4f}{fallen}")
+        zeroed = "" if zeroed_scores is None else f", zeroed {average(zeroed_scores):.4f}"
+        lines.append(f"  average of {len(chosen)} tasks: {average(scores):.4f}{zeroed}")
     return lines

@@ -1,4 +1,4 @@
-"""Arguments that several subcommands share, and the model that they describe."""
+"""Declares arguments that several subcommands share, and loads the model that they describe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
-    """Add how the model is loaded."""
+    """Add ``--device``, ``--dtype``, ``--offline`` and ``--trust-remote-code``."""
     parser.add_argument("--device", help="an accelerator if there is one")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; the checkpoint's own by default")
     parser.add_argument("--offline", action="store_true", help="never download")

@@ -1,4 +1,4 @@
-"""``swcheck index [MODEL]``: the published coordinates."""
+"""``swcheck index [MODEL]``: show the published coordinates of super weights."""
 
 from __future__ import annotations
 

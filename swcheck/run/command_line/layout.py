@@ -1,4 +1,4 @@
-"""How the output of a subcommand is laid out: columns aligned, lines fitted to the terminal."""
+"""Lays out the output of a subcommand: aligns columns, and wraps lines to the width of the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from swcheck.base.wrapping import wrapped
 
 
 def fitted(lines: Sequence[str], width: int | None) -> list[str]:
-    """Wrap the lines that are wider than ``width``, indented under their beginning; None leaves all as they are."""
+    """Return the lines, those wider than ``width`` wrapped with two more spaces of indent; None means no wrapping."""
     return [
         part
         for line in lines
@@ -21,7 +21,7 @@ def fitted(lines: Sequence[str], width: int | None) -> list[str]:
 
 
 def terminal_width() -> int | None:
-    """Return the width of the terminal that stdout goes to, None where it goes to a file or another program."""
+    """Return the width of the terminal that stdout goes to; None if it goes to a file or another program."""
     out = sys.__stdout__
     return shutil.get_terminal_size().columns if out is not None and out.isatty() else None
 

@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Locate, and return what was found as text or JSON."""
+    """Locate the super weights, and return them as text or JSON; with ``--verify`` also the perplexity without them."""
     from swcheck.superweights.locating.locate import locate
     from swcheck.superweights.measurements.contributions import published
     from swcheck.superweights.measurements.inputs import prompt_ids, windows
@@ -69,15 +69,17 @@ def located_as_json(name: str, found: Located) -> dict[str, Any]:
 
 
 def located_as_text(name: str, found: Located) -> list[str]:
-    """Return the lines that ``swcheck locate MODEL`` prints: the answer, then what each round saw."""
+    """Return the lines that ``swcheck locate MODEL`` prints: the super weights, then what each round has found."""
     lines = [f"{name}: {found.reason}"]
     for weight, written in zip(found.super_weights, found.written, strict=True):
         lines.append(f"  {weight}, writes {format_number(written)}")
-    for count, look in enumerate(found.rounds, 1):
+    for count, search in enumerate(found.rounds, 1):
         lines += ["", f"round {count}: largest magnitude per layer (value @ token, channel)"]
-        lines += aligned([("layer", "down_proj input", "down_proj output", "residual stream"), *_rows(look.layers)])
-        lines += [f"  {remark}" for remark in look.remarks]
-        lines.append(f"  found: {'; '.join(map(str, look.found)) or 'nothing more'}")
+        lines += aligned(
+            [("layer", "down_proj input", "down_proj output", "residual stream"), *_layer_rows(search.layers)]
+        )
+        lines += [f"  {remark}" for remark in search.remarks]
+        lines.append(f"  found: {'; '.join(map(str, search.found)) or 'nothing more'}")
     if found.effect is not None:
         ratio = found.effect.together.perplexity / found.effect.intact.perplexity
         zeroed = f"all zeroed together {format_number(ratio, 'x')}" if found.super_weights else "nothing to zero"
@@ -85,7 +87,7 @@ def located_as_text(name: str, found: Located) -> list[str]:
     return lines
 
 
-def _rows(layers: tuple[LayerPeaks, ...]) -> list[tuple[str, ...]]:
+def _layer_rows(layers: tuple[LayerPeaks, ...]) -> list[tuple[str, ...]]:
     return [
         (
             str(peaks.layer),

@@ -17,10 +17,10 @@ from swcheck.run.command_line import accuracy, index, locate, study
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand.
+    """Run one subcommand, and print what it returns.
 
-    Returns the exit code: 0 done, whatever was found; 2 wrong arguments or an unusable model; 130 interrupted; 141 the
-    reader of the output has gone.
+    Returns the exit code: 0 if it is done, whatever it found; 2 for wrong arguments or a model that cannot be used; 130
+    if it was interrupted; 141 if the reader of the output has closed it.
     """
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], str] = options.run

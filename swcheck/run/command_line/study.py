@@ -45,7 +45,10 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Take the studies, write their files into ``--out``, and return their tables as text or their records as JSON."""
+    """Run the studies, write their files into ``--out``, and return their tables as text or their records as JSON.
+
+    Raises ``OptionError`` for a study that does not exist, or published numbers that do not exist.
+    """
     names = list(dict.fromkeys(options.names)) or list(NAMES)
     unknown = [name for name in names if name not in NAMES]
     if unknown:
@@ -72,7 +75,7 @@ def _log(line: str) -> None:
 
 
 def _setup(options: argparse.Namespace, text: str | None) -> Setup:
-    """Load the model and return what its studies share."""
+    """Load the model, and return the setup that its studies share."""
     from swcheck.study.common.setup import setup_of, zero_shot
     from swcheck.study.zeroshot.harness import ITEMS, OFFLINE, named
 
@@ -80,13 +83,13 @@ def _setup(options: argparse.Namespace, text: str | None) -> Setup:
     limit = ITEMS if options.limit is None and set(tasks) <= set(OFFLINE) else options.limit
     scorer, unscored = zero_shot(tasks, limit)
     setup = setup_of(load_model(options), seed=options.seed, text=text, scorer=scorer, unscored=unscored)
-    if scorer is not None:  # a record of other tasks, or of fewer items, must not be taken for this one
+    if scorer is not None:  # a stored record with other tasks or another limit must not be reused
         setup.facts.update(tasks=list(tasks), limit=limit)
     return setup
 
 
 def _published(model: str, names: Sequence[str]) -> tuple[Published, ...]:
-    """Return the published numbers of a model in these studies; raises ``OptionError`` where there are none."""
+    """Return the published numbers of a model in these studies. Raises ``OptionError`` if there are none."""
     from swcheck.study import paper
 
     found = tuple(one for one in paper.published(model) if one.study in names)

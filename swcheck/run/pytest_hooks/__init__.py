@@ -1,4 +1,5 @@
-"""The hooks of the pytest plugin: ``collection`` lets the shipped suite join a run, ``reporter`` says and writes results.
+"""The hooks of the pytest plugin.
 
-``stash`` is what a run of pytest keeps for them. The fixtures are in ``swcheck.plugin``.
+``collection`` adds the shipped suite to a run, ``reporter`` prints the results and writes files, ``stash`` keeps their
+shared state in pytest's config. The fixtures are in ``swcheck.plugin``.
 """

@@ -1,4 +1,4 @@
-"""How the shipped suite joins a run: what is collected, under which ids, once per model and candidate."""
+"""Adds the shipped suite to a run: what is collected, under which ids, and once for each model and candidate."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ import pytest
 from swcheck.run.pytest_hooks.stash import settings_of, specs_of
 
 SUITE: Final = Path(__file__).parents[2] / "suite"
-PAPER: Final = "swcheck_paper"
+PAPER_MARKER: Final = "swcheck_paper"
 PAPERS: Final = "test_paper.py"
-SPOKEN: Final = ("swcheck", "super_weights", "super_activations")
-"""A file with one of these words speaks of swcheck: two fixtures have shorter names as well."""
+SWCHECK_WORDS: Final = ("swcheck", "super_weights", "super_activations")
+"""A test file that contains one of these words may use swcheck; the last two are fixtures with a shorter name."""
 
 
 class SuiteModule(pytest.Module):
-    """A module of the shipped suite: its node ids are the same wherever it lies and whatever a project calls tests."""
+    """A module of the shipped suite.
+
+    Its node ids depend neither on where swcheck is installed nor on the project's ``python_functions``.
+    """
 
     @classmethod
     def of(cls, path: Path, parent: pytest.Collector) -> SuiteModule:
@@ -33,30 +36,33 @@ class SuiteModule(pytest.Module):
 
 
 def is_shipped(path: Path) -> bool:
-    """Whether ``path`` is a module of the shipped suite."""
+    """Return whether ``path`` is a module of the shipped suite."""
     return path.parent == SUITE and path.name.startswith("test_")
 
 
-def asks(item: pytest.Item) -> bool:
-    """Whether a test, or a fixture it needs, asks for a fixture of swcheck."""
+def uses_swcheck(item: pytest.Item) -> bool:
+    """Return whether a test uses a fixture of swcheck, directly or through another fixture."""
     return any(name.startswith("swcheck_") for name in getattr(item, "fixturenames", ()))
 
 
-def suite_joins(config: pytest.Config) -> bool:
-    """Whether this run was asked for a model, or for a candidate, and for no path: then the shipped suite is part of it."""
+def suite_is_included(config: pytest.Config) -> bool:
+    """Return whether the shipped suite is part of this run: a model or candidate on the command line, and no path."""
     settings = settings_of(config)
-    asked = settings is not None and "command line" in map(settings.origins.get, ("model", "candidate"))
-    return asked and config.args_source is not pytest.Config.ArgsSource.ARGS
+    on_command_line = settings is not None and "command line" in map(settings.origins.get, ("model", "candidate"))
+    return on_command_line and config.args_source is not pytest.Config.ArgsSource.ARGS
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """The claims of the paper take minutes: they are collected where their marker or their own name is asked for."""
-    return True if collection_path == SUITE / PAPERS and not paper_is_asked(config) else None
+    """Skip the claims of the paper, which take minutes, unless their marker is selected.
+
+    Pytest does not call this for a file that is itself given as a path.
+    """
+    return True if collection_path == SUITE / PAPERS and not is_paper_selected(config) else None
 
 
-def paper_is_asked(config: pytest.Config) -> bool:
-    """Whether the run's marker expression speaks of the claims of the paper."""
-    return PAPER in config.option.markexpr
+def is_paper_selected(config: pytest.Config) -> bool:
+    """Return whether ``-m`` names the marker of the paper's claims."""
+    return PAPER_MARKER in config.option.markexpr
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
@@ -64,7 +70,7 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
-    """Collect the shipped suite, where its path is given, also if the project calls its own test files otherwise."""
+    """Collect a module of the shipped suite in a given folder, even if the project's ``python_files`` excludes it."""
     if not is_shipped(file_path) or parent.session.isinitpath(file_path):
         return None
     if any(fnmatch(file_path.name, pattern) for pattern in parent.config.getini("python_files")):
@@ -76,16 +82,16 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Mod
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """A file that cannot be collected and never speaks of swcheck does not stop the shipped suite."""
+    """Turn a collection error into a warning if the file does not mention swcheck: the shipped suite still runs."""
     report = yield
-    if report.failed and isinstance(collector, pytest.Module) and suite_joins(collector.config):
-        written = collector.path.read_text(encoding="utf-8", errors="replace")
-        if any(word in written for word in SPOKEN):
+    if report.failed and isinstance(collector, pytest.Module) and suite_is_included(collector.config):
+        source = collector.path.read_text(encoding="utf-8", errors="replace")
+        if any(word in source for word in SWCHECK_WORDS):
             return report
         message = f"{report.nodeid} cannot be collected; it does not speak of swcheck and is left out"
         try:
             warnings.warn(pytest.PytestCollectionWarning(message), stacklevel=1)
-        except pytest.PytestCollectionWarning:  # under -W error it stays an error
+        except pytest.PytestCollectionWarning:  # with -W error it stays an error
             return report
         report.outcome, report.longrepr, report.result = "passed", None, []
     return report
@@ -98,39 +104,43 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("swcheck_spec", settings.models, ids=names, scope="session")
     if "swcheck_candidate_spec" in metafunc.fixturenames and settings is not None and settings.candidates:
         names = [settings.name_of(spec) for spec in settings.candidates]
-        limits = [name for name in ("swcheck_limits",) if name in metafunc.fixturenames]  # each candidate has its own
+        limits = [name for name in ("swcheck_limits",) if name in metafunc.fixturenames]  # they differ by candidate
         values = [(spec, *[spec] * len(limits)) for spec in settings.candidates]
-        told = ["swcheck_candidate_spec", *limits]
-        metafunc.parametrize(told, values, indirect=limits, ids=names, scope="session")
+        argnames = ["swcheck_candidate_spec", *limits]
+        metafunc.parametrize(argnames, values, indirect=limits, ids=names, scope="session")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where no path is given the shipped suite joins, and of the project's tests those that ask for its fixtures."""
-    if suite_joins(config):
+    """Without a path, add the shipped suite and deselect the project's tests that use no fixture of swcheck.
+
+    Under xdist the tests of one model and candidate go to one worker.
+    """
+    if suite_is_included(config):
         if not any(is_shipped(item.path) for item in items):
             items[:0] = suite_items(session)
-        others = [item for item in items if not asks(item)]
+        others = [item for item in items if not uses_swcheck(item)]
         if others:
-            items[:] = [item for item in items if asks(item)]
+            items[:] = [item for item in items if uses_swcheck(item)]
             config.hook.pytest_deselected(items=others)
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            asked = [part for part in specs_of(item) if part is not None]
-            if asked:
-                item.add_marker(pytest.mark.xdist_group("-".join(asked)))
+            specs = [spec for spec in specs_of(item) if spec is not None]
+            if specs:
+                item.add_marker(pytest.mark.xdist_group("-".join(specs)))
 
 
 def suite_items(session: pytest.Session) -> list[pytest.Item]:
-    """The shipped checks, collected beside the arguments: no ini-file, conftest or environment swallows them.
+    """Return the tests of the shipped suite.
 
-    Nor does ``--lf``, which leaves out whole files in which nothing failed: the modules are asked themselves, and what
-    they give is announced as pytest would have done it.
+    The modules are collected directly and not by pytest's arguments. So no ini-file, conftest or environment can
+    exclude them, nor can ``--lf``, which leaves out files without a failure. The hooks that pytest calls on collection
+    are called here. Raises ``pytest.UsageError`` if no test is found.
     """
     before = list(sys.path)
     items = []
     try:
-        for name in ["test_model.py", "test_candidate.py", *[PAPERS] * paper_is_asked(session.config)]:
+        for name in ["test_model.py", "test_candidate.py", *[PAPERS] * is_paper_selected(session.config)]:
             module = SuiteModule.of(SUITE / name, session)
             found = [node for node in module.collect() if isinstance(node, pytest.Item)]
             for item in found:
@@ -140,7 +150,7 @@ def suite_items(session: pytest.Session) -> list[pytest.Item]:
     except pytest.Collector.CollectError as error:
         raise pytest.UsageError(f"no check of swcheck was collected from {SUITE}: {error}") from error
     finally:
-        sys.path[:] = before  # importing a module by its path puts site-packages before the project
+        sys.path[:] = before  # importing a module by its path put site-packages first
     if not items:
         raise pytest.UsageError(f"no check of swcheck was collected from {SUITE}: its installation is not whole")
     return items

@@ -1,6 +1,6 @@
-"""What is said of a run: a red check's own words, the table at the end, and the files that are written.
+"""Reports a run: the text of a red check, the summary at the end, and the files that are written.
 
-Verdicts travel with the reports of tests, so that those of xdist's workers come home as well.
+Verdicts are attached to the reports of tests, because pytest-xdist sends those from its workers to the controller.
 """
 
 from __future__ import annotations
@@ -15,26 +15,29 @@ import pytest
 
 from swcheck.base.errors import RobustnessError, SwcheckError
 from swcheck.run import options
-from swcheck.run.pytest_hooks.collection import is_shipped, suite_joins
-from swcheck.run.pytest_hooks.stash import SESSION, SETTINGS, TAKEN, TOLD, settings_of, specs_of
+from swcheck.run.pytest_hooks.collection import is_shipped, suite_is_included
+from swcheck.run.pytest_hooks.stash import SESSION, SETTINGS, SHOWN_ROWS, TAKEN_ALIASES, settings_of, specs_of
 
 if TYPE_CHECKING:
     from swcheck.base.records import Verdict
     from swcheck.run.reports.margins import Reported
     from swcheck.run.settings import Settings
 
-HOME: Final = Path(__file__).parents[2]
-WORDED: Final = (RobustnessError, SwcheckError)
+PACKAGE: Final = Path(__file__).parents[2]
+"""The folder of the package, whose frames are left out of tracebacks."""
+
+SWCHECK_ERRORS: Final = (RobustnessError, SwcheckError)
+"""The errors whose own text explains the failure."""
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Send new verdicts along with the test's report, and let a red one speak for itself."""
+    """Attach the new verdicts to the report of the test, and show a swcheck error by its own text."""
     report = yield
-    if report.failed and call.excinfo is not None and isinstance(call.excinfo.value, WORDED):
-        speak(report, call.excinfo, item)
+    if report.failed and call.excinfo is not None and isinstance(call.excinfo.value, SWCHECK_ERRORS):
+        format_failure(report, call.excinfo, item)
     verdicts = verdicts_of(item, report, None if call.excinfo is None else call.excinfo.value)
     if verdicts:
         from swcheck.run.reports.verdict_json import verdict_as_json
@@ -43,80 +46,92 @@ def pytest_runtest_makereport(
     return report
 
 
-def speak(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException], item: pytest.Item) -> None:
-    """A traceback that ends where the test called swcheck; none in the suite, where the command to repeat follows.
+def format_failure(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException], item: pytest.Item) -> None:
+    """Set how a failure is shown.
 
-    In the short summary stands the first line of the error, without its class.
+    A user's own test gets a traceback without the frames of swcheck and pytest. A test of the shipped suite gets no
+    traceback, but the command that repeats it. The short summary gets the first line of the error without the name of
+    its class.
     """
-    seen = seen_by(excinfo, item.path)
-    if is_shipped(item.path) or not seen:
-        report.longrepr = briefly(excinfo, item).getrepr(style="value", chain=False)
-    elif not item.config.getoption("fulltrace", False):  # without the terminal plugin there are no such options
-        excinfo.traceback = seen
-        asked = item.config.getoption("tbstyle", "auto")
-        style = {"auto": "long"}.get(asked, asked)
-        shown = {"showlocals": item.config.getoption("showlocals", False), "tbfilter": lambda info: info.traceback}
-        report.longrepr = excinfo.getrepr(style=style, chain=False, **shown)
+    frames = user_frames(excinfo, item.path)
+    if is_shipped(item.path) or not frames:
+        report.longrepr = without_shown_rows(excinfo, item).getrepr(style="value", chain=False)
+    elif not item.config.getoption("fulltrace", False):  # the defaults are for runs without the terminal plugin
+        excinfo.traceback = frames
+        given = item.config.getoption("tbstyle", "auto")
+        style = {"auto": "long"}.get(given, given)
+        kwargs = {"showlocals": item.config.getoption("showlocals", False), "tbfilter": lambda info: info.traceback}
+        report.longrepr = excinfo.getrepr(style=style, chain=False, **kwargs)
     if is_shipped(item.path):
         if not (item.config.getoption("log_level", None) or item.config.getini("log_level")):
-            # nobody asked for logs, and compilers write thousands of lines into them
+            # the user asked for no logs, and compilers write thousands of lines into them
             report.sections = [section for section in report.sections if not section[0].startswith("Captured log")]
         settings, (spec, candidate) = item.config.stash[SETTINGS], specs_of(item)
         candidates = settings.candidates if candidate is None else (candidate,)
-        words = ["pytest", *options.repeating(settings, spec or "", candidates, item.config.stash[TAKEN])]
+        words = [
+            "pytest",
+            *options.repeat_arguments(settings, spec or "", candidates, item.config.stash[TAKEN_ALIASES]),
+        ]
         report.sections.append(("repeat", shlex.join([*words, "--pyargs", item.nodeid.partition("[")[0]])))
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
         crash.message = str(excinfo.value).splitlines()[0]
 
 
-def briefly(excinfo: pytest.ExceptionInfo[BaseException], item: pytest.Item) -> pytest.ExceptionInfo[BaseException]:
-    """The error of a shipped check without what another check has said of the same model or candidate already."""
+def without_shown_rows(
+    excinfo: pytest.ExceptionInfo[BaseException], item: pytest.Item
+) -> pytest.ExceptionInfo[BaseException]:
+    """Return the error of a shipped check without the rows that another check of the same models has shown already.
+
+    The rows of this error are remembered as shown. The error of a user's own test is returned unchanged.
+    """
     from swcheck.base.wrapping import wrapped_error as folded_error
     from swcheck.gate.verdict_message import message_rows, verdict_message
 
     width = shutil.get_terminal_size().columns
-    error, here = excinfo.value, item.name.partition("[")[0]
-    told = item.config.stash.setdefault(TOLD, {}).setdefault(specs_of(item), {})
+    error, test = excinfo.value, item.name.partition("[")[0]
+    shown = item.config.stash.setdefault(SHOWN_ROWS, {}).setdefault(specs_of(item), {})
     if not is_shipped(item.path):
         return excinfo
     if isinstance(error, RobustnessError) and str(error) == verdict_message(error.verdict):
-        shown: BaseException = RobustnessError(verdict_message(error.verdict, told, width=width), error.verdict)
+        brief: BaseException = RobustnessError(verdict_message(error.verdict, shown, width=width), error.verdict)
         rows = message_rows(error.verdict)
     else:
         rows = [("error", str(error))]
-        place = told.get(rows[0])
+        place = shown.get(rows[0])
         words = str(error) if place is None else f"{str(error).splitlines()[0]}\n  as under {place}"
-        shown = pytest.fail.Exception(folded_error(words, width))
+        brief = pytest.fail.Exception(folded_error(words, width))
     for row in rows:
-        told.setdefault(row, here)
-    return pytest.ExceptionInfo.from_exc_info((type(shown), shown, excinfo.tb))
+        shown.setdefault(row, test)
+    return pytest.ExceptionInfo.from_exc_info((type(brief), brief, excinfo.tb))
 
 
-def seen_by(excinfo: pytest.ExceptionInfo[BaseException], test: Path) -> Any:
-    """The entries of a traceback from the test on that are neither pytest's nor swcheck's own."""
+def user_frames(excinfo: pytest.ExceptionInfo[BaseException], test: Path) -> Any:
+    """Return the traceback from the test file on, without the frames of pytest and of swcheck."""
 
-    def theirs(entry: Any) -> bool:
+    def is_users(entry: Any) -> bool:
         path = Path(entry.path)
-        return HOME not in path.parents and not {"_pytest", "pluggy"} & set(path.parts)
+        return PACKAGE not in path.parents and not {"_pytest", "pluggy"} & set(path.parts)
 
-    return excinfo.traceback.cut(path=test).filter(theirs)
+    return excinfo.traceback.cut(path=test).filter(is_users)
 
 
 def verdicts_of(item: pytest.Item, report: pytest.TestReport, error: BaseException | None) -> list[Verdict]:
-    """What this phase of a test has to report; a shipped check that gave no verdict gets one in words."""
+    """Return the verdicts of this phase of a test. A shipped test that fails or is skipped without one gets one."""
     session = item.config.stash.get(SESSION, None)
     found = [] if session is None else session.take(failed=report.failed)
     marker = item.get_closest_marker("swcheck")
     red = any(verdict.red for verdict in found)
-    silent = (report.failed and not red) or (report.skipped and not found)
-    if silent and report.when != "teardown" and is_shipped(item.path) and marker is not None:
-        found.append(unmeasured(item, report, str(marker.args[0]), error))
+    lacks_verdict = (report.failed and not red) or (report.skipped and not found)
+    if lacks_verdict and report.when != "teardown" and is_shipped(item.path) and marker is not None:
+        found.append(verdict_without_measurement(item, report, str(marker.args[0]), error))
     return found
 
 
-def unmeasured(item: pytest.Item, report: pytest.TestReport, check: str, error: BaseException | None) -> Verdict:
-    """The verdict on a shipped check that broke off, or was skipped, before it could give its own."""
+def verdict_without_measurement(
+    item: pytest.Item, report: pytest.TestReport, check: str, error: BaseException | None
+) -> Verdict:
+    """Return a verdict without a number, for a shipped test that stopped with an error or a skip before it gave one."""
     from swcheck.base.records import Outcome, Verdict
 
     settings = settings_of(item.config)
@@ -132,28 +147,31 @@ def unmeasured(item: pytest.Item, report: pytest.TestReport, check: str, error: 
     return Verdict(check, name, Outcome.SKIPPED, str(reason).removeprefix("Skipped: "), candidate)
 
 
-def unreviewed(paths: Iterable[Path]) -> str:
-    """Why a run that measured baselines anew is red, and what to do with them."""
+def unreviewed_message(paths: Iterable[Path]) -> str:
+    """Return the message of a run that fails because it has measured new baselines, which have to be reviewed."""
     names = ", ".join(str(path) for path in paths)
     return f"baselines measured anew: {names}\n  review and commit them, then run without --swcheck-update"
 
 
 class Reporter:
-    """Gathers what the reports of tests bring, from workers too; at the end it is shown and written."""
+    """Collects verdicts and baselines, those of xdist's workers too; prints and writes them at the end of the run.
+
+    It is registered in the process that writes: under xdist in the controller, else in the only one.
+    """
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
         self.config, self.settings = config, settings
-        self.brought: list[tuple[tuple[str, int], Reported]] = []
+        self.placed_verdicts: list[tuple[tuple[str, int], Reported]] = []
         self.loading: tuple[str, ...] = ()
-        self.gathered: dict[Path, list[str]] = {}
-        self.came_home = False
-        self.last: pytest.TestReport | None = None
+        self.baseline_texts: dict[Path, list[str]] = {}
+        self.has_worker_baselines = False
+        self.last_report: pytest.TestReport | None = None
         self.written: list[Path] = []
-        self.unwritten: list[str] = []
+        self.write_errors: list[str] = []
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> None:
-        """Say what a test has to load, and what that will cost, before it starts: a large model takes a while."""
+        """Print the models that a test has to load and the estimated time before it: a large model takes a while."""
         needs = getattr(item, "fixturenames", ())
         spec, candidate = specs_of(item)
         wanted = [spec] if spec and "swcheck_model" in needs else []
@@ -165,22 +183,25 @@ class Reporter:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
-        """Before the tests: under xdist they run elsewhere, so say here, once, what every worker loads and what that
-        will cost. After them: baselines that came home from workers want a review, and are one error, as without xdist
-        one at the end of the last test.
-        """
-        spread = getattr(self.config.option, "numprocesses", None) and suite_joins(session.config)
-        for spec in self.settings.models if spread and not self.config.option.collectonly else ():
-            self._announce("each worker loads", spec, [spec, *self.settings.candidates])
-        done = yield
-        if self.came_home and self.last is not None and not self.settings.accept:
-            words = unreviewed(self.gathered)
-            report = pytest.TestReport(self.last.nodeid, self.last.location, {}, "failed", words, "teardown")
-            self.config.hook.pytest_runtest_logreport(report=report)
-        return done
+        """Under xdist, print before the tests what each worker loads, and fail after them if workers sent baselines.
 
-    def _announce(self, does: str, spec: str, wanted: Sequence[str]) -> None:
-        """Write what is loaded beside the reference ``spec``, and the estimate, where anybody is told anything."""
+        New baselines have to be reviewed. Without xdist the fixture ``swcheck_session`` fails at the end of the last
+        test; here one error is reported for all workers.
+        """
+        announces = getattr(self.config.option, "numprocesses", None) and suite_is_included(session.config)
+        for spec in self.settings.models if announces and not self.config.option.collectonly else ():
+            self._announce("each worker loads", spec, [spec, *self.settings.candidates])
+        result = yield
+        if self.has_worker_baselines and self.last_report is not None and not self.settings.accept:
+            words = unreviewed_message(self.baseline_texts)
+            report = pytest.TestReport(
+                self.last_report.nodeid, self.last_report.location, {}, "failed", words, "teardown"
+            )
+            self.config.hook.pytest_runtest_logreport(report=report)
+        return result
+
+    def _announce(self, verb: str, spec: str, wanted: Sequence[str]) -> None:
+        """Print the models that are loaded and the estimate, unless the run is quiet. ``spec`` is the reference."""
         from swcheck.run.settings import estimate, sized
 
         terminal = self.config.pluginmanager.get_plugin("terminalreporter")
@@ -189,24 +210,24 @@ class Reporter:
         terminal.write("" if getattr(terminal, "currentfspath", None) else "\n")
         terminal.ensure_newline()
         names = " and ".join(sized(self.settings, name) for name in wanted)
-        terminal.write(f"swcheck: {does} {names}", flush=True)  # at once: what follows imports torch
+        terminal.write(f"swcheck: {verb} {names}", flush=True)  # before the estimate, which imports torch
         words = estimate(self.settings, spec, wanted)
         terminal.write_line(f"; {words}" if words else "")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         from swcheck.run.reports.verdict_json import verdict_from_json
 
-        self.last = report
-        if str(report.outcome) != "rerun":  # the word of plugins that try again
+        self.last_report = report
+        if str(report.outcome) != "rerun":  # set by plugins that run a failed test again, whose next report counts
             place = (report.location[0], report.location[1] or 0)
-            self.brought += [(place, verdict_from_json(record)) for record in getattr(report, "swcheck", ())]
+            self.placed_verdicts += [(place, verdict_from_json(record)) for record in getattr(report, "swcheck", ())]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """A worker of xdist has ended, and sends the baselines it measured."""
+        """Collect the baselines that a worker of xdist measured; called when it ends."""
         for path, text in getattr(node, "workeroutput", {}).get("swcheck", {}).items():
-            self.gathered.setdefault(Path(path), []).append(text)
-            self.came_home = True
+            self.baseline_texts.setdefault(Path(path), []).append(text)
+            self.has_worker_baselines = True
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.config.option.collectonly or exitstatus == pytest.ExitCode.USAGE_ERROR:
@@ -215,15 +236,15 @@ class Reporter:
         from swcheck.base.output_files import write_atomically
         from swcheck.run.reports.verdict_json import document
 
-        # Workers may have measured the same reference, one of them more of it.
-        files = {path: max(texts, key=lambda text: (len(text), text)) for path, texts in self.gathered.items()}
+        # Several workers may have measured the same reference; the longest text has the most measurements.
+        files = {path: max(texts, key=lambda text: (len(text), text)) for path, texts in self.baseline_texts.items()}
         if self.settings.json is not None:
-            files[self.settings.json] = json_text(document(self.worst())) + "\n"
+            files[self.settings.json] = json_text(document(self.worst_verdicts())) + "\n"
         for path, text in files.items():
             try:
                 write_atomically(path, text)
             except OSError as error:
-                self.unwritten.append(f"swcheck: {path} cannot be written: {error.strerror or error}")
+                self.write_errors.append(f"swcheck: {path} cannot be written: {error.strerror or error}")
                 if exitstatus == pytest.ExitCode.OK:
                     session.exitstatus = pytest.ExitCode.USAGE_ERROR
             else:
@@ -232,21 +253,21 @@ class Reporter:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         from swcheck.run.reports.summary import summary
 
-        lines = summary(self.worst(), shutil.get_terminal_size().columns)
+        lines = summary(self.worst_verdicts(), shutil.get_terminal_size().columns)
         if lines:
             terminalreporter.ensure_newline()
             terminalreporter.section("swcheck")
         for line in lines:
-            terminalreporter.write_line(line, **markup(line))
-        for line in self.idle() if lines else ():
+            terminalreporter.write_line(line, **colour_of(line))
+        for line in self.unused_limits() if lines else ():
             terminalreporter.write_line(line, yellow=True)
-        for line in self.unwritten:
+        for line in self.write_errors:
             terminalreporter.write_line(line, red=True)
         for path in self.written if lines else ():
             terminalreporter.write_line(f"written: {path}")
 
-    def idle(self) -> list[str]:
-        """What was asked of models that this run does not have: a name with a slip in it would gate nothing."""
+    def unused_limits(self) -> list[str]:
+        """Return a warning about limits for models that this run does not have: a mistyped name would limit nothing."""
         from swcheck.base.wrapping import wrapped
         from swcheck.run.limit_overrides import idle
 
@@ -255,8 +276,8 @@ class Reporter:
         words = f"limits for no model of this run: {names}"
         return wrapped(words, shutil.get_terminal_size().columns, 2) if found else []
 
-    def worst(self) -> Sequence[Reported]:
-        """One verdict per test and check, in the order of the models, the candidates, then of the tests; workers report in any."""
+    def worst_verdicts(self) -> Sequence[Reported]:
+        """Return the worst verdict of each test and check, ordered by model, candidate and place of the test."""
         from swcheck.run.reports.margins import worst_of_each
 
         models, candidates = (
@@ -271,10 +292,10 @@ class Reporter:
             number = candidates.index(name) if name in candidates else len(candidates)
             return model, name is not None, number, verdict.outcome == "skipped", place
 
-        return worst_of_each(reported for _, reported in sorted(self.brought, key=order))
+        return worst_of_each(reported for _, reported in sorted(self.placed_verdicts, key=order))
 
 
-def markup(line: str) -> dict[str, bool]:
-    """Colour for a row of the table, by its outcome."""
+def colour_of(line: str) -> dict[str, bool]:
+    """Return the colour of a line of the summary: that of the outcome at its end."""
     colours = {"FAILED": "red", "inconclusive": "red", "near": "yellow"}
     return {colour: True for word, colour in colours.items() if line.endswith(f"  {word}")}

@@ -1,4 +1,4 @@
-"""What a run of pytest keeps for swcheck, and what the rooms of the skin ask of it."""
+"""State of a run that is kept in ``pytest.Config.stash``, and small questions about a config or a test item."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ Specs = tuple[str | None, str | None]
 
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
-TAKEN: pytest.StashKey[Sequence[Option]] = pytest.StashKey()
-"""The options whose short alias belongs to another plugin."""
+TAKEN_ALIASES: pytest.StashKey[Sequence[Option]] = pytest.StashKey()
+"""The options whose short alias (``--model``, ``--candidate``) belongs to another plugin."""
 
-TOLD: pytest.StashKey[dict[Specs, dict[tuple[str, str], str]]] = pytest.StashKey()
-"""The rows that failures have shown so far, by model and candidate, each with the test that showed it."""
+SHOWN_ROWS: pytest.StashKey[dict[Specs, dict[tuple[str, str], str]]] = pytest.StashKey()
+"""For each model and candidate: the rows (name, text) that failures have shown, with the test that showed each."""
 
 
 def settings_of(config: pytest.Config) -> Settings | None:
-    """What this run asked swcheck for, None where it asked for nothing."""
+    """Return the settings of this run; None if it was given no option of swcheck."""
     return config.stash.get(SETTINGS, None)
 
 
 def specs_of(item: pytest.Item) -> Specs:
-    """The model and the candidate that a test is about, as they were asked for; None where it is about none."""
+    """Return the specs of the model and the candidate that a test is parametrized with; None for a missing one."""
     params = getattr(getattr(item, "callspec", None), "params", {})
     return params.get("swcheck_spec"), params.get("swcheck_candidate_spec")
 
 
 def is_worker(config: pytest.Config) -> bool:
-    """Whether this process is one of xdist's workers, which write nothing."""
+    """Return whether this process is a worker of xdist; workers write no files and print nothing."""
     return hasattr(config, "workerinput")
 
 
 @contextmanager
 def uncaptured(config: pytest.Config) -> Iterator[None]:
-    """Let what is written meanwhile be seen: a download may take an hour."""
+    """Suspend pytest's capture, so that output inside the block is visible at once: a download may take an hour."""
     capture = config.pluginmanager.get_plugin("capturemanager")
     if capture is None or is_worker(config):
         yield

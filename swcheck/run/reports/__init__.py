@@ -1,1 +1,1 @@
-"""Verdicts for people and programs: ``summary`` is the table at the end of a run, ``verdict_json`` the JSON file."""
+"""Formats verdicts: ``summary`` for the end of a run, ``verdict_json`` as JSON; ``margins`` compares them to limits."""

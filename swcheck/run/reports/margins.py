@@ -1,4 +1,4 @@
-"""How far a verdict is from its limit."""
+"""The margin of a verdict to its limit, and which of several verdicts is the worst."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Iterable
 from swcheck.base.records import Outcome, Verdict
 
 Reported = tuple[str, Verdict]
-"""The node id of a test, and a verdict it gave."""
+"""The node id of a test, and a verdict that the test gave."""
 
 
 def margin(verdict: Verdict) -> float | None:
-    """How many times farther the measured value could move before it met its limit; below 1 it is outside.
+    """Return the factor by which the measured value may still change before it meets its limit; outside it is below 1.
 
-    None where that has no meaning: a count, a sign that is flipped, a value that is not finite, an open limit.
+    Of two limits the nearer one counts. None where a factor has no meaning: a count, a flipped sign, a value that is
+    not finite, no limit.
     """
     measured, limit = verdict.measured, verdict.limit
     if measured is None or limit is None or not verdict.unit or not math.isfinite(measured) or measured <= 0:
@@ -24,7 +25,7 @@ def margin(verdict: Verdict) -> float | None:
 
 
 def severity(verdict: Verdict) -> tuple[int, float]:
-    """How a verdict sorts among several of one test, of which the report shows the worst."""
+    """Return a sort key, larger for a worse verdict: the rank of its outcome, then the smaller margin."""
     order = (
         Outcome.SKIPPED,
         Outcome.NOT_APPLICABLE,
@@ -33,12 +34,12 @@ def severity(verdict: Verdict) -> tuple[int, float]:
         Outcome.INCONCLUSIVE,
         Outcome.FAILED,
     )
-    away = margin(verdict)
-    return order.index(verdict.outcome), 0.0 if away is None else -away
+    factor = margin(verdict)
+    return order.index(verdict.outcome), 0.0 if factor is None else -factor
 
 
 def worst_of_each(reported: Iterable[Reported]) -> list[Reported]:
-    """One verdict per test, check, model and candidate: the worst, in the order of first appearance."""
+    """Return the worst verdict of each test, check, model and candidate, in the order of their first appearance."""
     chosen: dict[tuple[str, str, str, str | None], Reported] = {}
     for test, verdict in reported:
         key = (test, verdict.check, verdict.model, verdict.candidate)

@@ -1,4 +1,4 @@
-"""The table at the end of a run."""
+"""Formats the section at the end of a run: tables of the verdicts, explanations, skipped checks."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from swcheck.run.reports.margins import Reported, margin, severity
 OUTCOME_WORDS: Final = {Outcome.NOT_APPLICABLE: "not applicable", Outcome.FAILED: "FAILED"}
 
 
-CACHE: Final = "a quantized KV cache"
+QUANTIZED_CACHE: Final = "a quantized KV cache"
 
 
-NOT_COVERED: Final = f"text generation, {CACHE}, the kernels of other runtimes"
+NOT_COVERED: Final = f"text generation, {QUANTIZED_CACHE}, the kernels of other runtimes"
 
 
-HEAD: Final = ("check", "measured", "limit", "margin", "worst prompt", "outcome")
+HEADS: Final = ("check", "measured", "limit", "margin", "worst prompt", "outcome")
 
 
 PROMPT_WIDTH: Final = 28
-"""How wide the worst prompt may be in the table."""
+"""The largest width of the worst prompt in the table."""
 
 
 COLUMN_NAMES: Final = {
@@ -33,30 +33,30 @@ COLUMN_NAMES: Final = {
     "super activations": "activation",
     "predictions": "KL,\nnats",
 }
-"""What the columns of the table of candidates are called; the others by their check."""
+"""Column heads in the table of several candidates; a check without an entry is its own head."""
 
 
 def verdict_table(reported: Sequence[Reported]) -> str:
-    """One row per verdict: check, measured, limit, margin, the worst prompt where any row has one, outcome."""
-    names = _names(reported)
+    """Return a table with a row for each verdict. The column of worst prompts is left out if no verdict has one."""
+    names = _row_names(reported)
     rows = [
         (
             name,
             format_number(verdict.measured, verdict.unit),
-            _limit(verdict),
+            _limit_cell(verdict),
             format_number(margin(verdict), "x"),
             format_shortened(str(verdict.facts.get("worst_prompt") or "-"), PROMPT_WIDTH),
             OUTCOME_WORDS.get(verdict.outcome) or verdict.outcome.value,
         )
         for name, (_, verdict) in zip(names, reported, strict=True)
     ]
-    columns = [n for n, head in enumerate(HEAD) if head != "worst prompt" or any(row[n] != "-" for row in rows)]
-    rows, head = [tuple(row[n] for n in columns) for row in rows], [HEAD[n] for n in columns]  # type: ignore[misc]
+    columns = [n for n, head in enumerate(HEADS) if head != "worst prompt" or any(row[n] != "-" for row in rows)]
+    rows, head = [tuple(row[n] for n in columns) for row in rows], [HEADS[n] for n in columns]  # type: ignore[misc]
     return tabulate(rows, headers=head, disable_numparse=True, maxcolwidths=[30] + [None] * (len(head) - 1))
 
 
-def _names(reported: Sequence[Reported]) -> list[str]:
-    """The checks; where a check stands more than once, the test it comes from beside it."""
+def _row_names(reported: Sequence[Reported]) -> list[str]:
+    """Return the check of each verdict, with the name of its test added if the check occurs more than once."""
     checks = [verdict.check for _, verdict in reported]
     return [
         verdict.check if checks.count(verdict.check) == 1 else f"{verdict.check} ({test.rpartition('::')[2]})"
@@ -64,8 +64,8 @@ def _names(reported: Sequence[Reported]) -> list[str]:
     ]
 
 
-def _limit(verdict: Verdict) -> str:
-    """The limit in the unit of what was measured."""
+def _limit_cell(verdict: Verdict) -> str:
+    """Return a limit as a table cell: ratios begin with ``x``, as in the column of measured values."""
     limit = verdict.limit
     if limit is None:
         return "-"
@@ -78,15 +78,21 @@ def _limit(verdict: Verdict) -> str:
 
 
 def summary(reported: Sequence[Reported], width: int = 80) -> list[str]:
-    """The end-of-run text: for each model and candidate its table and the words of each row, then what is open."""
+    """Return the lines of the section at the end of a run, at most ``width`` characters wide where they can be wrapped.
+
+    Each model and each candidate has a table, explanations of its rows, and its skipped checks. Several candidates of
+    one model share a table. The last line says what the run does not cover.
+    """
     width = min(width, WIDEST)
     lines: list[str] = []
     pairs = list(dict.fromkeys((verdict.model, verdict.candidate) for _, verdict in reported))
     for model, candidate in pairs:
-        rivals = [name for other, name in pairs if other == model and name is not None]
-        if candidate is not None and len(rivals) > 1:
-            if candidate == rivals[0]:
-                lines += _candidates(model, [entry for entry in reported if entry[1].candidate in rivals], width)
+        candidates = [name for other, name in pairs if other == model and name is not None]
+        if candidate is not None and len(candidates) > 1:
+            if candidate == candidates[0]:
+                lines += _candidates_section(
+                    model, [entry for entry in reported if entry[1].candidate in candidates], width
+                )
             continue
         mine = [entry for entry in reported if (entry[1].model, entry[1].candidate) == (model, candidate)]
         measured = [entry for entry in mine if entry[1].outcome is not Outcome.SKIPPED]
@@ -105,32 +111,40 @@ def summary(reported: Sequence[Reported], width: int = 80) -> list[str]:
 
 
 def not_covered(reported: Sequence[Reported]) -> str:
-    """What nothing here has looked at; a quantized cache has been where every one that a candidate has was scored."""
-    scored = [bool(v.facts["kv_cache"]["scored"]) for _, v in reported if "kv_cache" in v.facts]
-    return NOT_COVERED.replace(f"{CACHE}, ", "") if scored and all(scored) else NOT_COVERED
+    """Return what no check has covered.
 
-
-def _candidates(model: str, reported: Sequence[Reported], width: int) -> list[str]:
-    """Several candidates of one model: one table, then of each what is red, near or not applicable; the rest is in the file.
-
-    What is true of all of them is said once, above.
+    A quantized KV cache is covered if there is one and every candidate that has one was scored through it.
     """
-    each = {name: [one for one in reported if one[1].candidate == name] for name in _candidate_names(reported)}
-    notes = {name: _notes(mine) for name, mine in each.items()}
-    idle = {name: [words for _, one in mine if (words := _not_applicable(one))] for name, mine in each.items()}
-    shared = {words for found in (notes, idle) for words in _in_all(list(found.values()))}
-    known, lines = {"", *shared}, ["", *wrapped(f"candidates against {model}", width)]
-    for found in (notes, idle):
+    scored = [bool(v.facts["kv_cache"]["scored"]) for _, v in reported if "kv_cache" in v.facts]
+    return NOT_COVERED.replace(f"{QUANTIZED_CACHE}, ", "") if scored and all(scored) else NOT_COVERED
+
+
+def _candidates_section(model: str, reported: Sequence[Reported], width: int) -> list[str]:
+    """Return the lines for several candidates of one model: one table, then the details of each candidate.
+
+    Details are its verdicts that are red, near or not applicable; the others are in the JSON file only. Notes and
+    reasons that all candidates share are printed once, above the table.
+    """
+    by_candidate = {name: [one for one in reported if one[1].candidate == name] for name in _candidate_names(reported)}
+    notes = {name: _notes(mine) for name, mine in by_candidate.items()}
+    reasons = {
+        name: [words for _, one in mine if (words := _not_applicable(one))] for name, mine in by_candidate.items()
+    }
+    shared = {words for found in (notes, reasons) for words in _in_all(list(found.values()))}
+    printed, lines = {"", *shared}, ["", *wrapped(f"candidates against {model}", width)]
+    for found in (notes, reasons):
         lines += _folded((words for words in next(iter(found.values())) if words in shared), width)
     lines += ["", *candidates_table(reported).splitlines()]
-    for name, mine in each.items():
-        told = [
-            one for one in mine if one[1].red or one[1].outcome is Outcome.NEAR or _not_applicable(one[1]) not in known
+    for name, mine in by_candidate.items():
+        explained = [
+            one
+            for one in mine
+            if one[1].red or one[1].outcome is Outcome.NEAR or _not_applicable(one[1]) not in printed
         ]
         own = _folded((words for words in notes[name] if words not in shared), width)
-        said = [*_candidate_kind(mine, width), *own, *_explanations(told, width)]
-        if said:
-            lines += ["", *wrapped(str(name), width), *said, *_weight_changes(mine, width)]
+        details = [*_candidate_kind(mine, width), *own, *_explanations(explained, width)]
+        if details:
+            lines += ["", *wrapped(str(name), width), *details, *_weight_changes(mine, width)]
     return lines + _skipped([entry for entry in reported if entry[1].candidate], width)
 
 
@@ -139,17 +153,17 @@ def _candidate_names(reported: Sequence[Reported]) -> list[str | None]:
 
 
 def _not_applicable(verdict: Verdict) -> str:
-    """Why a check has nothing to say here, with its name; empty where it has."""
+    """Return the check and the reason why it is not applicable; empty if it is applicable."""
     return f"{verdict.check}: {verdict.summary}" if verdict.outcome is Outcome.NOT_APPLICABLE else ""
 
 
 def _in_all(lists: Sequence[Sequence[str]]) -> list[str]:
-    """What stands in all of the lists."""
+    """Return the entries of the first list that are in all other lists too."""
     return [words for words in lists[0] if all(words in other for other in lists)]
 
 
 def candidates_table(reported: Sequence[Reported]) -> str:
-    """One row per candidate: what each check measured, a red one marked, and the verdict on all of them together."""
+    """Return a table with a row for each candidate: the measured values, ``!`` after a red one, the worst outcome."""
     names = _candidate_names(reported)
     checks = list(dict.fromkeys(verdict.check for _, verdict in reported))
     rows = []
@@ -163,7 +177,7 @@ def candidates_table(reported: Sequence[Reported]) -> str:
 
 
 def _cell(verdicts: Sequence[Verdict]) -> str:
-    """The worst of a candidate's verdicts on one check."""
+    """Return the table cell of one check of a candidate: its worst verdict."""
     if not verdicts:
         return "-"
     worst = max(verdicts, key=severity)
@@ -171,13 +185,16 @@ def _cell(verdicts: Sequence[Verdict]) -> str:
 
 
 def _candidate_kind(reported: Sequence[Reported], width: int) -> list[str]:
-    """What was taken to have been done to a candidate, and why: its limits depend on it."""
+    """Return the lines that say for which kind a candidate is taken (quantized, fine-tuned, pruned), and why.
+
+    The limits depend on the kind.
+    """
     found = [verdict.facts for _, verdict in reported if verdict.facts.get("candidate_kind")]
     return wrapped("taken for {candidate_kind}: {candidate_kind_why}".format(**found[0]), width, 2) if found else []
 
 
 def _notes(reported: Sequence[Reported]) -> list[str]:
-    """How the reference was measured, where that is another way than this run's, and what of a candidate was followed."""
+    """Return the notes of the verdicts, each once: how a baseline differs from this run, permutations followed."""
     return list(dict.fromkeys(f"note: {note}" for _, verdict in reported for note in verdict.facts.get("notes", ())))
 
 
@@ -186,7 +203,7 @@ def _folded(texts: Iterable[str], width: int) -> list[str]:
 
 
 def _weight_changes(reported: Sequence[Reported], width: int) -> list[str]:
-    """Of what was fine-tuned or pruned, each super weight before and after, also where nothing is red."""
+    """Return the change of each super weight, also of a green one, if the candidate is fine-tuned or pruned."""
     if not any(verdict.facts.get("candidate_kind") in {"finetuned", "pruned"} for _, verdict in reported):
         return []
     rows = [row for _, verdict in reported if verdict.check == "super weights" for row in verdict.detail]
@@ -194,20 +211,20 @@ def _weight_changes(reported: Sequence[Reported], width: int) -> list[str]:
 
 
 def _explanations(reported: Sequence[Reported], width: int) -> list[str]:
-    """What the verdicts say, each after its check, wrapped; what several say alike is said once.
+    """Return the text of each verdict after the name of its check, wrapped; equal texts are printed once.
 
-    Of a red one that measured something that is its cause: the number is in the table, the rest under its failure.
+    Of a red verdict that measured something it is the cause alone: the number is in the table, the rest in the failure.
     """
-    said: dict[str, list[str]] = {}
+    checks_by_text: dict[str, list[str]] = {}
     for _, verdict in reported:
         words = verdict.summary
         if verdict.cause:
             unmeasured = verdict.measured is None and verdict.summary
             words = f"{verdict.cause}: {verdict.summary}" if unmeasured else verdict.cause
-        said.setdefault(words, []).append(verdict.check)
-    column = max((len(checks[0]) for checks in said.values() if len(checks) == 1), default=0) + 2
+        checks_by_text.setdefault(words, []).append(verdict.check)
+    column = max((len(checks[0]) for checks in checks_by_text.values() if len(checks) == 1), default=0) + 2
     lines = []
-    for words, checks in said.items():
+    for words, checks in checks_by_text.items():
         alone = len(checks) == 1
         start = f"{checks[0]:<{column}}" if alone else f"{', '.join(dict.fromkeys(checks))}: "
         lines += wrapped(start + words, width, indent=column if alone else 2)
@@ -215,7 +232,7 @@ def _explanations(reported: Sequence[Reported], width: int) -> list[str]:
 
 
 def _skipped(reported: Sequence[Reported], width: int) -> list[str]:
-    """The checks that were skipped, those of one reason on one line."""
+    """Return the skipped checks, those with the same reason on one line."""
     reasons: dict[str, list[str]] = {}
     for _, verdict in reported:
         if verdict.outcome is Outcome.SKIPPED:

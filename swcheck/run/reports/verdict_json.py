@@ -1,4 +1,4 @@
-"""Verdicts as JSON."""
+"""Converts verdicts to JSON, and back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCHEMA: Final = 1
 
 
 def verdict_as_json(verdict: Verdict, test: str = "") -> dict[str, Any]:
-    """One verdict as plain values; non-finite numbers become strings, since JSON has no word for them."""
+    """Return a verdict as plain values. Numbers that are not finite become strings, since JSON cannot hold them."""
     record = {
         "check": verdict.check,
         "model": verdict.model,
@@ -35,7 +35,7 @@ def verdict_as_json(verdict: Verdict, test: str = "") -> dict[str, Any]:
 
 
 def verdict_from_json(record: dict[str, Any]) -> Reported:
-    """The test and the verdict that ``as_json`` wrote: they have travelled from another process."""
+    """Return the test and the verdict that ``verdict_as_json`` has written, perhaps in another process."""
     ends = record["limit"]
     verdict = Verdict(
         check=record["check"],
@@ -59,5 +59,5 @@ def _number(value: Any) -> float | None:
 
 
 def document(reported: Iterable[Reported]) -> dict[str, Any]:
-    """What ``--swcheck-json`` writes."""
+    """Return the content of the file that ``--swcheck-json`` writes."""
     return {"schema": SCHEMA, "verdicts": [verdict_as_json(verdict, test) for test, verdict in reported]}

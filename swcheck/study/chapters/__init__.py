@@ -1,1 +1,1 @@
-"""The studies, a module each, with a ``CHAPTER``; ``study.catalogue`` lists them in the order of the paper."""
+"""The studies, one module each, with its ``CHAPTER``; ``study.catalogue`` lists them in the order of the paper."""

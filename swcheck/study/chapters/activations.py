@@ -1,9 +1,9 @@
-"""The super activation (figures 3 and 4): where it arises, how it is carried, what zeroing leaves of it.
+"""The super activation (figures 3 and 4): where it arises, how it persists over layers, what zeroing leaves of it.
 
 Figure 3 is the largest input and output of every down projection, figure 4 the largest value of the residual stream.
-Beside them: the activation at its own place, layer by layer and prompt by prompt, and the attention that later tokens
-pay to its token. Whether sinks survive without the weights is disputed, so attention is reported, not judged.
-T time, L layers.
+Measured beside them: the activation at its own place, layer by layer and prompt by prompt, and the attention that later
+tokens pay to its token. The literature disagrees whether sinks survive without the weights, so attention is reported
+and not judged. T tokens, L layers, C channels.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ PROMPTS: Final = (
 )
 WINDOWS: Final = 8
 LENGTH: Final = 64
-"""So many windows of the text, each so many tokens: prompts, and where attention is looked at (Gu et al. take 64)."""
+"""Prompts and attention use ``WINDOWS`` windows of the text, ``LENGTH`` tokens each (Gu et al. take 64)."""
 
 
 @dataclass(frozen=True)
-class Spot:
-    """The largest magnitude of a tensor, with its sign and its place."""
+class Peak:
+    """The entry of largest magnitude of a tensor, signed, with its place."""
 
     value: float
     position: int
@@ -71,35 +71,37 @@ class Spot:
 
 
 def measure(setup: Setup) -> Iterator[Measurement]:
-    """One prompt under four conditions, then other prompts, then attention."""
+    """Yield one prompt under four conditions, then other prompts, then attention."""
     places = tuple(sorted(super_activations(setup.subject, setup.weights), key=lambda place: -abs(place.value)))
-    taken = tuple(_by_layer(setup, places))
-    yield from taken
-    so_far = Study("activations", setup.subject.name, taken)
-    for condition in so_far.conditions(HIDDEN)[1:]:
-        yield Measurement(DROP, drop(so_far, condition), condition)
+    by_layer = tuple(_by_layer(setup, places))
+    yield from by_layer
+    partial_study = Study("activations", setup.subject.name, by_layer)
+    for condition in partial_study.conditions(HIDDEN)[1:]:
+        yield Measurement(DROP, drop(partial_study, condition), condition)
     yield Measurement(BOS, float(has_bos(setup.subject)))
     yield from _by_prompt(setup, places)
     yield from _attention(setup, places)
 
 
 def _by_layer(setup: Setup, places: tuple[SuperActivation, ...]) -> Iterator[Measurement]:
-    """Figures 3 and 4 on the paper's prompt, and what stands at each activation's own place."""
-    ids, there = _ids(setup, Prompt(PAPERS_PROMPT)), places
-    for condition, entered in setup.steps(tuple(_conditions(setup).items()), "condition"):
+    """Yield figures 3 and 4 on the paper's prompt, and the values at each activation's own place."""
+    ids, prompt_places = _prompt_ids(setup, Prompt(PAPERS_PROMPT)), places
+    for condition, context in setup.steps(tuple(_conditions(setup).items()), "condition"):
         try:
-            with entered():
-                seen, start = _look(setup, ids)
+            with context():
+                sight, initial = _observe_prompt(setup, ids)
         except OptionError as error:
             setup.note(f"{condition}: left out, {error.found}")
             continue
         if condition == INTACT:
-            there = tuple(_here(place, seen.residual) for place in places)
-            yield from _spots(INPUT, seen.inputs, condition)
-            yield from _spots(OUTPUT, seen.outputs, condition)
-        yield Measurement(HIDDEN, abs(start.value), condition, 0.0, position=start.position, channel=start.channel)
-        yield from (replace(one, value=abs(one.value)) for one in _spots(HIDDEN, seen.residual, condition))
-        yield from _at_places(there, seen.residual, condition)
+            prompt_places = tuple(_place_in_prompt(place, sight.residual) for place in places)
+            yield from _peaks(INPUT, sight.inputs, condition)
+            yield from _peaks(OUTPUT, sight.outputs, condition)
+        yield Measurement(
+            HIDDEN, abs(initial.value), condition, 0.0, position=initial.position, channel=initial.channel
+        )
+        yield from (replace(point, value=abs(point.value)) for point in _peaks(HIDDEN, sight.residual, condition))
+        yield from _place_measurements(prompt_places, sight.residual, condition)
 
 
 def _conditions(setup: Setup) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
@@ -116,59 +118,59 @@ def _conditions(setup: Setup) -> dict[str, Callable[[], AbstractContextManager[A
     }
 
 
-def _ids(setup: Setup, prompt: Prompt) -> torch.Tensor:
-    """The ids of a prompt, int64 ``(1, T)``; of the first window where there is no tokenizer."""
+def _prompt_ids(setup: Setup, prompt: Prompt) -> torch.Tensor:
+    """Return the ids of a prompt, int64 ``(1, T)``; those of the first window if there is no tokenizer."""
     if setup.tokenizer is None:
         return setup.ids[:1, :LENGTH]
     return torch.tensor([encoded(setup.tokenizer, prompt)], dtype=torch.int64)
 
 
-def _look(setup: Setup, ids: torch.Tensor) -> tuple[Any, Spot]:
-    """One pass that ends at the last layer: what every layer shows, and the largest value that the first one gets."""
-    body, start = setup.subject.anatomy, []
+def _observe_prompt(setup: Setup, ids: torch.Tensor) -> tuple[Any, Peak]:
+    """Run one pass up to the last layer; return what was observed, and the peak of the first layer's input."""
+    body, first_inputs = setup.subject.anatomy, []
 
-    def see(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        start.append(first_tensor(args[0] if args else kwargs["hidden_states"]).detach())
+    def record_input(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first_inputs.append(first_tensor(args[0] if args else kwargs["hidden_states"]).detach())
 
     layers = range(len(body.layers))
     with evaluating(setup.model), ExitStack() as hooks:
-        hooks.callback(body.layers[0].register_forward_pre_hook(see, with_kwargs=True).remove)
+        hooks.callback(body.layers[0].register_forward_pre_hook(record_input, with_kwargs=True).remove)
         sight = hooks.enter_context(observe(setup.model, residual=layers, inputs=layers, outputs=layers, stop=True))
         setup.model(ids.to(device_of(setup.model)), use_cache=False)
-    return sight, _spot(start[0][0])
+    return sight, _peak(first_inputs[0][0])
 
 
-def _spot(values: torch.Tensor) -> Spot:
-    """The largest magnitude of ``values`` ``(T, C)``."""
+def _peak(values: torch.Tensor) -> Peak:
+    """Return the entry of largest magnitude of ``values`` ``(T, C)``."""
     position, channel = divmod(int(values.float().abs().argmax()), values.shape[1])
-    return Spot(float(values[position, channel]), position, channel)
+    return Peak(float(values[position, channel]), position, channel)
 
 
-def _spots(quantity: str, by_layer: dict[int, torch.Tensor], condition: str) -> Iterator[Measurement]:
+def _peaks(quantity: str, by_layer: dict[int, torch.Tensor], condition: str) -> Iterator[Measurement]:
     for layer, values in sorted(by_layer.items()):
-        spot = _spot(values[0])
-        yield Measurement(quantity, spot.value, condition, layer=layer, position=spot.position, channel=spot.channel)
+        peak = _peak(values[0])
+        yield Measurement(quantity, peak.value, condition, layer=layer, position=peak.position, channel=peak.channel)
 
 
-def _at_places(
+def _place_measurements(
     places: Sequence[SuperActivation], residual: dict[int, torch.Tensor], condition: str
 ) -> Iterator[Measurement]:
-    """What stands in each activation's channel and token after every layer."""
+    """Yield the value in each activation's channel and token after every layer."""
     for place in places:
         for layer, values in sorted(residual.items()):
             value = float(values[0, place.position, place.channel])
             yield Measurement(PLACE, value, condition, layer=layer, position=place.position, channel=place.channel)
 
 
-def _here(place: SuperActivation, residual: dict[int, torch.Tensor]) -> SuperActivation:
-    """The activation in another prompt: at the token where its channel is largest after the onset layer."""
+def _place_in_prompt(place: SuperActivation, residual: dict[int, torch.Tensor]) -> SuperActivation:
+    """Return the activation's place in another prompt: the token where its channel is largest after the onset layer."""
     values = residual[place.layer][0, :, place.channel].float()
     position = int(values.abs().argmax())
     return replace(place, position=position, value=float(values[position]))
 
 
 def _by_prompt(setup: Setup, places: Sequence[SuperActivation]) -> Iterator[Measurement]:
-    """The largest value after the onset of the strongest activation, for prompts with BOS, without, and for windows."""
+    """Yield the largest value after the strongest activation's onset layer, for windows and for prompts."""
     onset = places[0].layer
     cases = [
         (f"window {number}", BY_PROMPT, setup.ids[[number], :LENGTH]) for number in range(len(setup.ids[:WINDOWS]))
@@ -177,44 +179,44 @@ def _by_prompt(setup: Setup, places: Sequence[SuperActivation]) -> Iterator[Meas
         forms = (("plain", BY_PROMPT), ("bare", BARE)) if has_bos(setup.subject) else (("plain", BY_PROMPT),)
         for form, quantity in forms:
             prompt = Prompt(text, form)
-            cases.append((displayed(setup.tokenizer, prompt), quantity, _ids(setup, prompt)))
+            cases.append((displayed(setup.tokenizer, prompt), quantity, _prompt_ids(setup, prompt)))
     for name, quantity, ids in setup.steps(cases, "prompt"):
         with evaluating(setup.model), observe(setup.model, residual=[onset], stop=True) as sight:
             setup.model(ids.to(device_of(setup.model)), use_cache=False)
-        spot = _spot(sight.residual[onset][0])
-        yield Measurement(quantity, spot.value, layer=onset, position=spot.position, channel=spot.channel, prompt=name)
+        peak = _peak(sight.residual[onset][0])
+        yield Measurement(quantity, peak.value, layer=onset, position=peak.position, channel=peak.channel, prompt=name)
 
 
 @contextmanager
-def _weights_of_attention(model: Any) -> Iterator[None]:
-    """Let the model compute its attention in the form that shows its weights; its own form comes back."""
-    before = model.config._attn_implementation  # noqa: SLF001 - transformers has a public way to set, none to ask
+def _eager_attention(model: Any) -> Iterator[None]:
+    """Use transformers' eager attention within the block, the implementation that returns its weights."""
+    previous = model.config._attn_implementation  # noqa: SLF001 - transformers has a public setter, no getter
     model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(previous)
 
 
 def _attention(setup: Setup, places: Sequence[SuperActivation]) -> Iterator[Measurement]:
-    """What later tokens pay to the sink, by layer and head, intact and zeroed; a note where it cannot be had."""
+    """Yield the attention that later tokens pay to the sink, by layer and head; or leave a note why not."""
     onset, ids = places[0].layer, setup.ids[:WINDOWS, :LENGTH].to(device_of(setup.model))
     with evaluating(setup.model), observe(setup.model, residual=[onset], stop=True) as sight:
         setup.model(ids, use_cache=False)
     sinks = sight.residual[onset][..., places[0].channel].float().abs()[:, :-1].argmax(1).tolist()
-    for condition, entered in ((INTACT, nullcontext), (ZEROED, setup.without)):
+    for condition, context in ((INTACT, nullcontext), (ZEROED, setup.without)):
         try:
-            with evaluating(setup.model), _weights_of_attention(setup.model), entered():
+            with evaluating(setup.model), _eager_attention(setup.model), context():
                 maps = setup.model(ids, use_cache=False, output_attentions=True).attentions
         except (AttributeError, ValueError, TypeError, RuntimeError) as error:
             setup.note(f"attention is left out: {type(error).__name__}, {error}")
             return
-        if not maps or any(one is None for one in maps):
+        if not maps or any(attention is None for attention in maps):
             setup.note("attention is left out: this model does not show its weights")
             return
         for layer, weights in enumerate(maps):
-            paid = [weights[number, :, sink + 1 :, sink].float().mean(1) for number, sink in enumerate(sinks)]
-            for head, value in enumerate(torch.stack(paid).mean(0).tolist()):
+            to_sink = [weights[number, :, sink + 1 :, sink].float().mean(1) for number, sink in enumerate(sinks)]
+            for head, value in enumerate(torch.stack(to_sink).mean(0).tolist()):
                 yield Measurement(ATTENTION, value, condition, float(head), layer=layer)
 
 

@@ -1,1 +1,4 @@
-"""What all studies share: ``setup`` (model, text, seed), ``record`` (measurements), ``chapter`` (one study), pictures."""
+"""What all studies share: ``setup``, ``record`` (measurements), ``chapter`` (one study), ``surgery`` and ``plots``.
+
+``setup`` holds model, text and seed; ``surgery`` edits a forward pass.
+"""

@@ -1,4 +1,4 @@
-"""What one study is: how it measures, and how its record becomes a table, a picture and a verdict."""
+"""The parts of one study: how it measures, and how its record becomes a table, a picture and verdicts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Rows = Sequence[Sequence[str]]
 class Chapter:
     """One claim of the paper as a study.
 
-    ``measure`` yields measurements of the model of a setup, ``total`` says how many steps of progress it takes;
-    ``table`` gives rows of text, the head first; ``draw`` fills an empty matplotlib figure; ``judge`` gives the verdicts
-    of what the study claims, none where it only reports. ``source`` names the figure or table of the paper.
+    ``measure`` yields the measurements of the model of a setup. ``table`` returns rows of text, the header first.
+    ``draw`` fills an empty matplotlib figure. ``judge`` returns the verdicts on the study's claims; it is empty for a
+    study that only reports. ``source`` names the figure or table of the paper.
     """
 
     name: str
@@ -31,12 +31,15 @@ class Chapter:
     judge: Callable[[Study], tuple[Verdict, ...]] = lambda _study: ()
 
 
-def claim(
-    study: Study, check: str, measured: float, limit: Limit, words: str, *, cause: str, unit: str = ""
+def claim_verdict(
+    study: Study, check: str, measured: float, limit: Limit, summary: str, *, cause: str, unit: str = ""
 ) -> Verdict:
-    """What a study claims, held against a limit: passed, or failed with ``cause``."""
+    """Return the verdict of a claim: passed where ``limit`` holds ``measured``, else failed with ``cause``.
+
+    ``unit`` is the unit of ``measured`` ("x" is a ratio). NaN fails.
+    """
     passed = limit.holds(measured)
     outcome = Outcome.PASSED if passed else Outcome.FAILED
     return Verdict(
-        check, study.model, outcome, words, measured=measured, limit=limit, unit=unit, cause="" if passed else cause
+        check, study.model, outcome, summary, measured=measured, limit=limit, unit=unit, cause="" if passed else cause
     )

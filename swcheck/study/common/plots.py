@@ -1,7 +1,8 @@
-"""How the pictures look, and how they are written. Only this room imports matplotlib, which is an extra.
+"""The style of the pictures, and the function that writes them.
 
-Colours are Okabe and Ito's eight, told apart by the colour-blind; every line has a marker of its own as well. A study
-fills a figure that it is handed, with its units at the axes.
+matplotlib is an optional extra, so every import of it stands inside a function. The colours are the eight of Okabe and
+Ito, which colour-blind readers can tell apart; each line also has its own marker. A study fills a figure that it is
+given, and labels the axes with units.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ STYLE: Final = {
 }
 
 
-def available() -> str:
-    """Why no picture can be drawn, in words; empty where one can."""
+def why_unavailable() -> str:
+    """Return why no picture can be drawn, or an empty string if matplotlib is installed."""
     try:
         import matplotlib  # noqa: F401, ICN001
     except ImportError:
@@ -54,10 +55,13 @@ def _style() -> Iterator[Any]:
 
 
 def write_picture(path: Path, title: str, fill: Callable[[Any], None], *, size: tuple[float, float] = SIZE) -> None:
-    """Draw one figure without a screen and write it whole, or not at all. Raises ``ExtraError`` without matplotlib."""
-    missing = available()
-    if missing:
-        raise ExtraError(f"a picture {path.name}", missing, INSTALL)
+    """Draw one figure without a display and write it to ``path`` as PNG, whole or not at all.
+
+    ``fill`` draws into it; ``size`` is in inches. Raises ``ExtraError`` without matplotlib.
+    """
+    reason = why_unavailable()
+    if reason:
+        raise ExtraError(f"a picture {path.name}", reason, INSTALL)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -66,35 +70,35 @@ def write_picture(path: Path, title: str, fill: Callable[[Any], None], *, size: 
         FigureCanvasAgg(figure)
         figure.suptitle(title, fontsize=11)
         fill(figure)
-        part = path.with_name(f"{path.name}.part")
-        figure.savefig(part, format="png")
-        part.replace(path)
+        temporary = path.with_name(f"{path.name}.part")
+        figure.savefig(temporary, format="png")
+        temporary.replace(path)
 
 
-def alone(figure: Any) -> Any:
-    """The only axes of a figure."""
+def single_axes(figure: Any) -> Any:
+    """Add one axes object to an empty figure and return it."""
     return figure.subplots()
 
 
 def ratio_axis(axes: Any, xlabel: str) -> None:
-    """A logarithmic axis of perplexity over the intact model's, with a line where nothing has changed."""
+    """Label a logarithmic axis of perplexity over the intact model's perplexity, with a line at x1 (no change)."""
     axes.set_yscale("log")
     axes.axhline(1.0, color="0.6", linewidth=0.8, linestyle="--", marker="")
     axes.set_xlabel(xlabel)
     axes.set_ylabel("perplexity, times the intact model's")
 
 
-def rise_axis(axes: Any, xlabel: str) -> None:
-    """An axis of what is added to the intact model's perplexity in percent: logarithmic above one, even around zero."""
+def percent_axis(axes: Any, xlabel: str) -> None:
+    """Label an axis of the percentage added to the intact model's perplexity: linear up to 1 %, logarithmic above."""
     axes.set_yscale("symlog", linthresh=1.0, linscale=0.5)
     axes.axhline(0.0, color="0.6", linewidth=0.8, linestyle="--", marker="")
-    axes.yaxis.set_major_formatter(lambda value, _place: f"{value:+,.0f} %")
+    axes.yaxis.set_major_formatter(lambda value, _position: f"{value:+,.0f} %")
     axes.set_xlabel(xlabel)
     axes.set_ylabel("perplexity above the intact model's")
 
 
 def accuracy_axis(axes: Any, xlabel: str, study: Study) -> None:
-    """An axis of zero-shot accuracy with its legend."""
+    """Label an axis of zero-shot accuracy from 0 to 1, with a legend if accuracy was measured."""
     axes.set_ylim(0.0, 1.0)
     axes.set_xlabel(xlabel)
     axes.set_ylabel("zero-shot accuracy")
@@ -102,6 +106,6 @@ def accuracy_axis(axes: Any, xlabel: str, study: Study) -> None:
         axes.legend()
 
 
-def by_task(study: Study) -> tuple[str, ...]:
-    """The zero-shot tasks that were measured."""
-    return tuple(dict.fromkeys(one.task for one in study.select(ACCURACY) if one.task is not None))
+def measured_tasks(study: Study) -> tuple[str, ...]:
+    """Return the zero-shot tasks that were measured, in order."""
+    return tuple(dict.fromkeys(point.task for point in study.select(ACCURACY) if point.task is not None))

@@ -1,7 +1,7 @@
-"""What a study is made of: flat measurements, and the record that holds them.
+"""The record of a study: a flat list of measurements, with facts and notes.
 
-Everything that is shown of a study (table, picture, CSV, verdict) is made from its measurements alone, so that a
-stopped run goes on from its files. Layer, position, channel, row and column count from 0.
+Every output of a study (table, picture, CSV, verdicts) is made from its measurements alone. A stopped run can therefore
+continue from its files. Layer, position, channel, row and column count from 0.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ OTHERS: Final = "other largest weights zeroed"
 class Measurement:
     """One number of a study.
 
-    ``quantity`` says what was measured and in what unit, ``condition`` what was done to the model, ``x`` the setting
-    that a curve runs over (alpha, block size, bits), ``error`` the standard error where there is one, ``task`` the
-    zero-shot task of an accuracy. The others say where; None where that does not apply.
+    ``quantity`` says what was measured and in what unit, ``condition`` what was done to the model. ``x`` is the setting
+    that a curve runs over (alpha, block size, bits), ``error`` the standard error if there is one, ``task`` the
+    zero-shot task of an accuracy. The other fields say where it was measured; they are None where they do not apply.
     """
 
     quantity: str
@@ -47,10 +47,10 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Study:
-    """What one study of one model has measured.
+    """The measurements of one study on one model.
 
-    ``facts`` say of what, on what and with what (model, revision, text, seed, versions); ``notes`` are sentences for
-    its reader, among them what was left out and why.
+    ``facts`` say what was measured and with what (revision, text, seed, versions). ``notes`` are sentences for the
+    reader, among them what was left out and why.
     """
 
     name: str
@@ -60,34 +60,37 @@ class Study:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def select(self, quantity: str, condition: str | None = None, **place: Any) -> tuple[Measurement, ...]:
-        """The measurements of a quantity, in order, of one condition and one place where these are given."""
+        """Return the measurements of ``quantity`` in order, filtered by condition and by the fields in ``place``."""
         return tuple(
-            one
-            for one in self.measurements
-            if one.quantity == quantity
-            and (condition is None or one.condition == condition)
-            and all(getattr(one, name) == value for name, value in place.items())
+            point
+            for point in self.measurements
+            if point.quantity == quantity
+            and (condition is None or point.condition == condition)
+            and all(getattr(point, name) == value for name, value in place.items())
         )
 
     def value(self, quantity: str, condition: str = INTACT, **place: Any) -> float:
-        """The one number of this quantity, condition and place. Raises ``NotObservedError`` where there is none."""
+        """Return the one number with this quantity, condition and place.
+
+        Raises ``NotObservedError`` unless there is exactly one.
+        """
         found = self.select(quantity, condition, **place)
         if len(found) != 1:
-            asked = f"{quantity} ({condition}{''.join(f', {name} {value}' for name, value in place.items())})"
-            raise NotObservedError(asked, f"{len(found)} measurements in the study {self.name}")
+            description = f"{quantity} ({condition}{''.join(f', {name} {value}' for name, value in place.items())})"
+            raise NotObservedError(description, f"{len(found)} measurements in the study {self.name}")
         return found[0].value
 
     def conditions(self, quantity: str) -> tuple[str, ...]:
-        """The conditions under which a quantity was measured, in order."""
-        return tuple(dict.fromkeys(one.condition for one in self.select(quantity)))
+        """Return the conditions under which a quantity was measured, in order."""
+        return tuple(dict.fromkeys(point.condition for point in self.select(quantity)))
 
     def has(self, quantity: str) -> bool:
-        """Whether a quantity was measured at all."""
+        """Return whether a quantity was measured at all."""
         return bool(self.select(quantity))
 
 
 def as_json(study: Study) -> str:
-    """A study as a JSON document; ``from_json`` reads it."""
+    """Return a study as a JSON document, which ``from_json`` reads."""
     body = {
         "schema": SCHEMA,
         "study": study.name,
@@ -95,14 +98,14 @@ def as_json(study: Study) -> str:
         "facts": dict(study.facts),
         "notes": list(study.notes),
         "measurements": [
-            {name: value for name, value in asdict(one).items() if value is not None} for one in study.measurements
+            {name: value for name, value in asdict(point).items() if value is not None} for point in study.measurements
         ],
     }
     return json_text(body)
 
 
 def from_json(text: str, origin: str) -> Study:
-    """The study that ``as_json`` wrote. Raises ``CheckpointError`` for anything else."""
+    """Return the study that ``as_json`` wrote. Raises ``CheckpointError``, which names ``origin``, for other text."""
     try:
         body = json.loads(text)
         if body["schema"] != SCHEMA:
@@ -121,20 +124,20 @@ COLUMNS: Final = (
 
 
 def as_csv(studies: Iterable[Study]) -> str:
-    """Tidy CSV, one measurement a row: study, model, revision, seed, then the fields of ``Measurement``."""
+    """Return tidy CSV, one measurement a row: study, model, revision, seed, then the fields of ``Measurement``."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for study in studies:
-        whose = {"study": study.name, "model": study.model}
-        whose |= {name: study.facts.get(name, "") for name in ("revision", "seed")}
-        for one in study.measurements:
-            writer.writerow({**whose, **asdict(one)})
+        study_columns = {"study": study.name, "model": study.model}
+        study_columns |= {name: study.facts.get(name, "") for name in ("revision", "seed")}
+        for point in study.measurements:
+            writer.writerow({**study_columns, **asdict(point)})
     return stream.getvalue()
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean of independent values, and its standard error where there are two or more."""
+    """Return the mean of independent values and its standard error, which is None for a single value."""
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return mean, None

@@ -1,7 +1,7 @@
-"""What every study of a run shares: the model and its super weights, the text, the seed, and the scores taken so far.
+"""What all studies of a run share: the model and its super weights, the text, the seed, the scores measured so far.
 
-A setup measures likelihood and zero-shot accuracy in whatever state the model is in, and words both as measurements.
-The model is left as it was by every study, to the bit. B batch, T time.
+A setup measures likelihood and zero-shot accuracy in whatever state the model is in, and returns both as measurements.
+Every study leaves the model bit for bit as it found it. B windows, T tokens.
 """
 
 from __future__ import annotations
@@ -38,25 +38,27 @@ if TYPE_CHECKING:
 
 Step = TypeVar("Step")
 
-LARGEST: Final = 700.0
-"""Nats whose exponential still fits in a float64."""
+LARGEST_EXPONENT: Final = 700.0
+"""The exponential of so many nats still fits in a float64 (the largest possible exponent is 709.8)."""
 
-SNAPSHOT: Final = re.compile(r"snapshots/([0-9a-f]{7,40})(?:/|$)")
+SNAPSHOT_COMMIT: Final = re.compile(r"snapshots/([0-9a-f]{7,40})(?:/|$)")
+"""Finds the commit in the path of a hub snapshot."""
 
 PERPLEXITY: Final = "perplexity"
 RATIO: Final = "perplexity ratio"
 ACCURACY: Final = "accuracy"
 
 Scorer = Callable[[Any, Any], Iterable[tuple[str, float, float | None]]]
-"""Zero-shot accuracy of a model with its tokenizer: (task, accuracy, standard error) for every task."""
+"""Measures the zero-shot accuracy of a model with its tokenizer: (task, accuracy, standard error) for every task."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A model in the hands of the studies.
+    """A model prepared for the studies.
 
-    ``ids`` int64 ``(B, T)`` are the windows that likelihood is taken on. ``scorer`` measures zero-shot accuracy, None
-    where it is not to be had; ``unscored`` then says why. ``progress`` wraps what a study walks through.
+    ``weights`` are its super weights. ``ids`` int64 ``(B, T)`` are the windows that likelihood is measured on.
+    ``scorer`` measures zero-shot accuracy; where it is None, ``unscored`` says why. ``progress`` wraps the steps that a
+    study iterates over. ``untouched`` keeps the likelihood of the intact model by window set.
     """
 
     subject: Subject
@@ -77,31 +79,32 @@ class Setup:
 
     @property
     def tokenizer(self) -> Any:
-        """Its tokenizer."""
+        """The tokenizer of the model, or None."""
         return self.subject.tokenizer
 
     def steps(self, steps: Iterable[Step], words: str) -> Iterable[Step]:
-        """``steps``, with progress shown under ``words``."""
+        """Return ``steps`` wrapped so that iterating shows progress under ``words``."""
         return self.progress(steps, words)
 
     def note(self, sentence: str) -> None:
-        """Keep a sentence for the reader of the study that is being taken, once."""
+        """Keep a sentence for the reader of the present study, unless it is kept already."""
         if sentence not in self.notes:
             self.notes.append(sentence)
 
     def nats(self) -> torch.Tensor:
-        """The nats of every token of the windows in the model's present state, float64 ``(B, T - 1)``."""
+        """Return the nats of every token of the windows in the model's present state, float64 ``(B, T - 1)``."""
         return token_nats(self.model, self.ids)
 
     def prepare(self) -> None:
-        """Take what has to be taken of the untouched model, once for all studies of a run, before any edits it."""
-        if self._key() not in self.untouched:
-            self.untouched[self._key()] = self.nats()
+        """Measure the intact model, once for all studies of a run. Call it before any study edits the model."""
+        if self._windows_key() not in self.untouched:
+            self.untouched[self._windows_key()] = self.nats()
 
-    def on_fewer(self, windows: int, length: int | None = None) -> Setup:
-        """The same on so many of the windows, evenly spread, cut to ``length`` tokens: for a study of many passes.
+    def on_fewer_windows(self, windows: int, length: int | None = None) -> Setup:
+        """Return this setup on at most ``windows`` windows, evenly spread and cut to ``length`` tokens.
 
-        Prepared, so that it is to be asked for while the model is untouched; a note says how many windows there are.
+        It is for a study of many passes. It calls ``prepare``, so the model must be intact. A note tells the reader how
+        many windows were used.
         """
         step = -(-len(self.ids) // windows)
         fewer = replace(self, ids=self.ids[::step, :length])
@@ -111,32 +114,32 @@ class Setup:
         return fewer
 
     def intact(self) -> torch.Tensor:
-        """The nats of the untouched model, float64 ``(B, T - 1)``. Raises ``NotObservedError`` before ``prepare``."""
-        if self._key() not in self.untouched:
+        """Return the intact nats, float64 ``(B, T - 1)``. Raises ``NotObservedError`` before ``prepare``."""
+        if self._windows_key() not in self.untouched:
             raise NotObservedError("the likelihood of the untouched model", "nothing yet", "call prepare() first")
-        return self.untouched[self._key()]
+        return self.untouched[self._windows_key()]
 
-    def _key(self) -> tuple[int, ...]:
+    def _windows_key(self) -> tuple[int, ...]:
         return tuple(self.ids.flatten().tolist())
 
     def likelihood(
         self, condition: str, *, x: float | None = None, nats: torch.Tensor | None = None
     ) -> Iterator[Measurement]:
-        """Perplexity in the model's present state, and its ratio to the untouched one, differences paired by token.
+        """Yield perplexity in the model's present state, and its ratio to the intact model's, paired token by token.
 
-        ``nats`` are those of this state, where they were taken before.
+        ``nats`` are those of this state, float64 ``(B, T - 1)``, if they were measured before.
         """
         intact = self.intact()
         if nats is None:
             nats = intact if condition == INTACT and x is None else self.nats()
         difference = nats - intact
-        ratio = exponential(float(difference.mean()))
+        ratio = exp_or_inf(float(difference.mean()))
         error = standard_error(difference) * ratio
-        yield Measurement(PERPLEXITY, exponential(float(nats.mean())), condition, x)
+        yield Measurement(PERPLEXITY, exp_or_inf(float(nats.mean())), condition, x)
         yield Measurement(RATIO, ratio, condition, x, error if math.isfinite(error) else None)
 
     def accuracies(self, condition: str, *, x: float | None = None) -> Iterator[Measurement]:
-        """Zero-shot accuracy in the model's present state by task; nothing without a scorer."""
+        """Yield zero-shot accuracy in the model's present state by task; nothing but a note without a scorer."""
         if self.scorer is None:
             self.note(f"zero-shot accuracy is left out: {self.unscored}")
             return
@@ -144,25 +147,25 @@ class Setup:
             yield Measurement(ACCURACY, accuracy, condition, x, error, task=task)
 
     def scores(self, condition: str, *, x: float | None = None) -> Iterator[Measurement]:
-        """Likelihood and accuracy in the model's present state."""
+        """Yield likelihood, then accuracy, in the model's present state."""
         yield from self.likelihood(condition, x=x)
         yield from self.accuracies(condition, x=x)
 
     def maps(self) -> tuple[LinearMap, ...]:
-        """The plain linear maps of the layers; a note says how many others there are, which are left as they are."""
+        """Return the linear maps of the layers that keep a plain weight; a note counts the others."""
         packed = packed_maps(self.model)
         if packed:
             self.note(f"linear maps without a plain weight, left as they are: {len(packed)}, first {packed[0]}")
         return linear_maps(self.model)
 
-    def places(self, one: LinearMap) -> tuple[tuple[int, int], ...]:
-        """Row and column of the super weights that stand in this map."""
-        if one.module is not self.subject.anatomy.down_projections[one.layer]:
+    def super_weight_places(self, linear_map: LinearMap) -> tuple[tuple[int, int], ...]:
+        """Return (row, column) of the super weights that stand in this linear map."""
+        if linear_map.module is not self.subject.anatomy.down_projections[linear_map.layer]:
             return ()
-        return tuple((weight.row, weight.column) for weight in self.weights if weight.layer == one.layer)
+        return tuple((weight.row, weight.column) for weight in self.weights if weight.layer == linear_map.layer)
 
     def without(self) -> AbstractContextManager[None]:
-        """The model without its super weights, all zeroed together."""
+        """Zero all super weights together within the block."""
         return zeroed(self.model, self.weights) if self.weights else nullcontext()
 
 
@@ -174,9 +177,10 @@ def setup_of(
     unscored: str = "no scorer was given",
     text: str | None = None,
 ) -> Setup:
-    """Everything the studies of one model share. Raises ``OptionError`` for a model without super weights.
+    """Return the setup of one model: locate its super weights, take its windows, collect the facts for the record.
 
-    ``text`` takes the place of the text that the model is measured on by default.
+    ``text`` replaces the model's default text. ``scorer`` and ``unscored`` are those of ``zero_shot``. Raises
+    ``OptionError`` for a model without super weights.
     """
     subject = as_subject(loaded)
     if isinstance(loaded, Loaded) and text is not None:
@@ -187,9 +191,9 @@ def setup_of(
             f"super weights of {subject.name} to study", located(subject).reason, "swcheck locate shows what was seen"
         )
     ids = windows(subject)
-    source = loaded.source if isinstance(loaded, Loaded) else ""
+    source_path = loaded.source if isinstance(loaded, Loaded) else ""
     facts = {
-        "revision": revision_of(source),
+        "revision": revision_of(source_path),
         "text": hashlib.sha256((evaluation_text() if subject.text is None else subject.text).encode()).hexdigest(),
         "windows": list(ids.shape),
         "seed": seed,
@@ -205,43 +209,47 @@ def setup_of(
 
 
 def zero_shot(tasks: Sequence[str] = harness.OFFLINE, limit: int | None = harness.ITEMS) -> tuple[Scorer | None, str]:
-    """A scorer through lm-evaluation-harness, an extra, or None and what is missing."""
-    absent = harness.missing()
-    if absent is not None:
-        return None, f"{absent} ({harness.INSTALL})"
+    """Return a scorer through lm-evaluation-harness and "", or None and the reason why there is none.
+
+    The harness is an optional extra. ``tasks`` are names as ``harness.accuracy`` takes them; ``limit`` is the number of
+    items per task, None for all.
+    """
+    reason = harness.missing()
+    if reason is not None:
+        return None, f"{reason} ({harness.INSTALL})"
 
     def score(model: nn.Module, tokenizer: Any) -> Iterator[tuple[str, float, float | None]]:
-        for one in harness.headlines(harness.accuracy(model, tokenizer, tasks, limit=limit)):
-            yield one.task, one.value, one.stderr
+        for headline in harness.headlines(harness.accuracy(model, tokenizer, tasks, limit=limit)):
+            yield headline.task, headline.value, headline.stderr
 
     return score, ""
 
 
 def revision_of(source: str) -> str:
-    """The commit of a hub snapshot, else a digest of the weights, else nothing."""
-    found = SNAPSHOT.search(Path(source).as_posix()) if source else None
-    if found:
-        return found[1]
+    """Return the commit of a hub snapshot, else 12 hex digits of a digest of the directory's weights, else ""."""
+    match = SNAPSHOT_COMMIT.search(Path(source).as_posix()) if source else None
+    if match:
+        return match[1]
     directory = Path(source) if source else None
     return (weights_identity(directory) or "")[:12] if directory is not None and directory.is_dir() else ""
 
 
-def exponential(nats: float) -> float:
-    """exp(nats); infinite where that overflows."""
-    return math.exp(nats) if nats < LARGEST else math.inf
+def exp_or_inf(nats: float) -> float:
+    """Return exp(nats), or infinity where that overflows."""
+    return math.exp(nats) if nats < LARGEST_EXPONENT else math.inf
 
 
 @contextmanager
 def edited(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Let a study write into whole tensors; each gets its saved bits back. Yields the saved ones, in order."""
+    """Let the block write into whole tensors, then restore their values. Yields the saved copies, in order."""
     with torch.no_grad():
-        written = tuple(tensors)
-        saved = tuple(tensor.clone() for tensor in written)
+        targets = tuple(tensors)
+        saved = tuple(tensor.clone() for tensor in targets)
         try:
             yield saved
         finally:
-            for tensor, bits in zip(written, saved, strict=True):
-                tensor.copy_(bits)
+            for tensor, saved_values in zip(targets, saved, strict=True):
+                tensor.copy_(saved_values)
 
 
 __all__ = [

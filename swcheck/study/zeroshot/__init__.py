@@ -1,1 +1,1 @@
-"""Zero-shot accuracy: ``harness`` runs lm-evaluation-harness; ``cloze`` and ``last_word`` are tasks that need no network."""
+"""Zero-shot accuracy: ``harness`` runs lm-evaluation-harness; ``cloze`` and ``last_word`` are tasks without network."""

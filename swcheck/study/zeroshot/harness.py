@@ -1,11 +1,11 @@
 """Zero-shot accuracy through lm-evaluation-harness: its tasks, prompts and metrics, on a model that is in memory.
 
-Any of its tasks by name, where its data is in the local cache; nothing is downloaded. Two tasks of its own format are
-made from the embedded text and need no network at all: ``swcheck_cloze`` (which of four pieces comes next, by mutual
-information, a quarter by guessing) and ``swcheck_lastword`` (of LAMBADA's form, nothing by guessing). ``write_tasks``
-puts them where ``lm_eval --include_path`` finds them, and its numbers are those of this room.
+Any of its tasks can be named if their data is in the local cache; nothing is downloaded. Two tasks in its format are
+made from the embedded text and need no network: ``swcheck_cloze`` (which of four pieces comes next, scored by mutual
+information; guessing gets a quarter) and ``swcheck_lastword`` (in the form of LAMBADA; guessing gets nothing).
+``write_tasks`` writes them where ``lm_eval --include_path`` finds them, and ``lm_eval`` then gives the same numbers.
 
-The harness is an extra, and this is the only room that imports it.
+The harness is an optional extra. Only this module imports it.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ if TYPE_CHECKING:
     from torch import nn
 
 PAPER: Final = ("arc_challenge", "arc_easy", "hellaswag", "lambada_openai", "piqa", "sciq", "winogrande")
-"""The tasks of the paper's table 1, in its order; its figures are the metric ``acc``."""
+"""The tasks of the paper's table 1, in its order. Its numbers are the metric ``acc``."""
 
 OFFLINE: Final = ("swcheck_cloze", "swcheck_lastword")
 """The tasks that are made from the embedded text."""
 
 ITEMS: Final = 200
-"""So many items of the offline tasks a study asks at every setting: an error of three points, in a few seconds."""
+"""How many items of the offline tasks a study uses per setting: a standard error of three points, in seconds."""
 
 GUESSING: Final = {"swcheck_cloze": cloze.GUESSING, "swcheck_lastword": 0.0}
 
 HEADLINES: Final = ("acc_mutual_info", "acc", "exact_match", "acc_norm")
-"""What counts right answers, first choice first. A task that defines mutual information means to be read by it."""
+"""Metrics that count right answers, the preferred first. A task that defines mutual information is meant for it."""
 
 BATCH: Final = 16
 INSTALL: Final = "pip install 'swcheck[zero-shot]'"
 
-_CLOZE: Final = """\
+_CLOZE_YAML: Final = """\
 task: swcheck_cloze
 dataset_path: json
 dataset_kwargs:
@@ -75,7 +75,7 @@ metadata:
   version: 1.0
 """
 
-_LASTWORD: Final = """\
+_LASTWORD_YAML: Final = """\
 task: swcheck_lastword
 dataset_path: json
 dataset_kwargs:
@@ -107,28 +107,28 @@ class Score:
     items: int
 
     def as_json(self) -> dict[str, Any]:
-        """Its fields as plain values."""
+        """Return its fields as plain values."""
         return asdict(self)
 
 
 def named(tasks: Sequence[str] | None) -> tuple[str, ...]:
-    """The tasks that are meant: ``paper`` stands for its seven, ``offline`` and None for those of the embedded text."""
+    """Return task names with sets expanded: ``paper`` is its seven tasks, ``offline`` (and None) the embedded ones."""
     sets = {"paper": PAPER, "offline": OFFLINE}
-    asked = ("offline",) if tasks is None else tuple(tasks)
-    return tuple(dict.fromkeys(one for task in asked for one in sets.get(task, (task,))))
+    requested = ("offline",) if tasks is None else tuple(tasks)
+    return tuple(dict.fromkeys(one for task in requested for one in sets.get(task, (task,))))
 
 
 def missing() -> str | None:
-    """Why accuracy cannot be measured here, in words; None where it can. Nothing is imported to find out."""
-    absent = [name for name in ("lm_eval", "accelerate") if find_spec(name) is None]
-    return f"{' and '.join(absent)} not installed" if absent else None
+    """Return which packages of the extra are not installed, or None if all are. Nothing is imported to find out."""
+    packages = [name for name in ("lm_eval", "accelerate") if find_spec(name) is None]
+    return f"{' and '.join(packages)} not installed" if packages else None
 
 
 def check_installed() -> None:
-    """Raise ``ExtraError`` where the extra is not installed, before a model is loaded for nothing."""
-    absent = missing()
-    if absent is not None:
-        raise ExtraError("zero-shot accuracy", absent, INSTALL)
+    """Raise ``ExtraError`` unless the extra is installed. Call it before a model is loaded."""
+    reason = missing()
+    if reason is not None:
+        raise ExtraError("zero-shot accuracy", reason, INSTALL)
 
 
 def accuracy(
@@ -140,127 +140,129 @@ def accuracy(
     batch: int = BATCH,
     include: Path | None = None,
 ) -> tuple[Score, ...]:
-    """Every number that the harness takes of ``model`` on ``tasks``, in the order of the tasks.
+    """Return every number that the harness measures of ``model`` on ``tasks``, in the order of the tasks.
 
     ``tasks`` are names of the harness's tasks, tags and groups, or of ``OFFLINE``; ``include`` is a folder with more of
-    them; ``limit`` takes the first so many items of each. BOS is put where the tokenizer puts it. Model and tokenizer
-    are left as they are, and so are the generators of random numbers. ``headlines`` picks one number per task.
-    Raises ``ExtraError`` without the extra, ``OptionError`` for a task that is unknown or whose data is not here.
+    them; ``limit`` uses only the first items of each. BOS is put where the tokenizer puts it. Model, tokenizer and
+    random number generators are left as they were. ``headlines`` picks one number per task. Raises ``ExtraError``
+    without the extra, ``OptionError`` for a task that is unknown or whose data is not cached.
     """
-    _check(model, tokenizer, tasks, limit, batch)
-    with tempfile.TemporaryDirectory(prefix="swcheck-") as folder, captured_output(), evaluating(model), _hermetic():
+    _check_arguments(model, tokenizer, tasks, limit, batch)
+    with tempfile.TemporaryDirectory(prefix="swcheck-") as folder, captured_output(), evaluating(model), _isolated():
         write_tasks(Path(folder))
-        manager = _manager(tasks, [Path(folder), *([] if include is None else [include])])
-        wrapped = _wrapped(model, tokenizer, batch)
+        manager = _task_manager(tasks, [Path(folder), *([] if include is None else [include])])
+        harness_model = _harness_model(model, tokenizer, batch)
         from lm_eval import simple_evaluate
 
-        answer = simple_evaluate(
-            model=wrapped, tasks=list(dict.fromkeys(tasks)), task_manager=manager, limit=limit, log_samples=False
+        results = simple_evaluate(
+            model=harness_model, tasks=list(dict.fromkeys(tasks)), task_manager=manager, limit=limit, log_samples=False
         )
-    return scores_of(answer)
+    return scores_of(results)
 
 
 def headlines(scores: Sequence[Score]) -> tuple[Score, ...]:
-    """Per task the one score that counts right answers; raises ``OptionError`` for a task that has none."""
+    """Return per task the one score that counts right answers. Raises ``OptionError`` for a task without one."""
     chosen = []
     for task in dict.fromkeys(score.task for score in scores):
         of_task = {score.metric: score for score in reversed(scores) if score.task == task}
-        best = next((of_task[metric] for metric in HEADLINES if metric in of_task), None)
-        if best is None:
+        headline = next((of_task[metric] for metric in HEADLINES if metric in of_task), None)
+        if headline is None:
             found = f"it is measured by {', '.join(sorted(of_task))}"
             raise OptionError(f"the accuracy on {task}", found, f"a task with one of {', '.join(HEADLINES)}")
-        chosen.append(best)
+        chosen.append(headline)
     return tuple(chosen)
 
 
 def average(scores: Sequence[Score]) -> float:
-    """The mean over tasks of their headlines, each task counting once, as the paper averages."""
-    chosen = headlines(scores)
-    if not chosen:
+    """Return the mean over tasks of their headline scores; each task counts once, as in the paper."""
+    task_headlines = headlines(scores)
+    if not task_headlines:
         raise OptionError("an average accuracy", "no task", f"name some: {', '.join(OFFLINE)}")
-    return sum(score.value for score in chosen) / len(chosen)
+    return sum(score.value for score in task_headlines) / len(task_headlines)
 
 
-def scores_of(answer: Mapping[str, Any]) -> tuple[Score, ...]:
-    """The scores in what the harness returns, or writes with ``--output_path``."""
-    counts, found = answer.get("n-samples", {}), []
-    for task, row in answer["results"].items():
-        for key, value in row.items():
-            metric, comma, filtered = key.partition(",")
+def scores_of(results: Mapping[str, Any]) -> tuple[Score, ...]:
+    """Return the scores in ``results``: what the harness returns, or writes with ``--output_path``."""
+    counts, scores = results.get("n-samples", {}), []
+    for task, metrics in results["results"].items():
+        for key, value in metrics.items():
+            metric, comma, filter_name = key.partition(",")
             if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
                 continue
-            error = row.get(f"{metric}_stderr,{filtered}")
-            items = counts[task]["effective"] if task in counts else row.get("sample_len", 0)
-            found.append(
+            error = metrics.get(f"{metric}_stderr,{filter_name}")
+            items = counts[task]["effective"] if task in counts else metrics.get("sample_len", 0)
+            scores.append(
                 Score(task, metric, float(value), float(error) if isinstance(error, (int, float)) else None, int(items))
             )
-    return tuple(found)
+    return tuple(scores)
 
 
 def write_tasks(folder: Path, text: str | None = None, count: int = 400) -> None:
-    """Write the offline tasks to ``folder``: YAML in the harness's format and the items as JSON lines.
+    """Write the offline tasks to ``folder``: YAML in the harness's format, and the items as JSON lines.
 
     ``text`` None is the embedded held-out source. The harness moves blanks from the end of a context to the front of
-    what follows, but not where it scores a choice on its own; here they stand in the choices from the start, so that
-    both scores of the mutual information are of one string.
+    the continuation, but not when it scores a choice on its own. Here the blanks stand in the choices from the start,
+    so that both scores of the mutual information are of the same string.
     """
     text = HELDOUT.read_text(encoding="utf-8") if text is None else text
     check_writable(folder / "swcheck_cloze.yaml")
     folder.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, tuple[str, list[dict[str, Any]]]] = {
-        "swcheck_cloze": (_CLOZE, [asdict(unblanked(item)) for item in cloze.items(text, count)]),
-        "swcheck_lastword": (_LASTWORD, [asdict(item) for item in last_word.items(text, count)]),
+    tasks: dict[str, tuple[str, list[dict[str, Any]]]] = {
+        "swcheck_cloze": (_CLOZE_YAML, [asdict(unblanked(item)) for item in cloze.items(text, count)]),
+        "swcheck_lastword": (_LASTWORD_YAML, [asdict(item) for item in last_word.items(text, count)]),
     }
-    for name, (task, items) in rows.items():
+    for name, (template, items) in tasks.items():
         data = folder / f"{name}.jsonl"
         data.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
-        filled = task.format(data=json.dumps(str(data.resolve())), cache=json.dumps(str(folder.resolve() / "cache")))
-        (folder / f"{name}.yaml").write_text(filled, encoding="utf-8")
+        yaml = template.format(data=json.dumps(str(data.resolve())), cache=json.dumps(str(folder.resolve() / "cache")))
+        (folder / f"{name}.yaml").write_text(yaml, encoding="utf-8")
 
 
 def unblanked(item: cloze.Item) -> cloze.Item:
-    """The same question with the blanks at the end of its context moved to the front of each choice."""
+    """Return the same question with the blanks at the end of its context moved to the front of each choice."""
     context = item.context.rstrip()
     blanks = item.context[len(context) :]
     return cloze.Item(context, tuple(blanks + choice for choice in item.choices), item.answer)
 
 
-def _check(model: nn.Module, tokenizer: Any, tasks: Sequence[str], limit: int | None, batch: int) -> None:
+def _check_arguments(model: nn.Module, tokenizer: Any, tasks: Sequence[str], limit: int | None, batch: int) -> None:
     check_installed()
     if isinstance(tasks, str) or not tasks:
         raise OptionError("zero-shot tasks", repr(tasks), f"a list of names: {', '.join(OFFLINE)}")
     if tokenizer is None or getattr(model, "config", None) is None:
-        lacking = "no tokenizer" if tokenizer is None else "a bare module without a config"
-        raise OptionError("zero-shot accuracy", lacking, "a transformers model and its tokenizer: swcheck.load('tiny')")
+        missing_part = "no tokenizer" if tokenizer is None else "a bare module without a config"
+        raise OptionError(
+            "zero-shot accuracy", missing_part, "a transformers model and its tokenizer: swcheck.load('tiny')"
+        )
     for name, value in (("limit", limit), ("batch", batch)):
         if value is not None and value < 1:
             raise OptionError(f"{name} = {value}", "nothing to ask", "1 or more")
 
 
 @contextmanager
-def _hermetic() -> Iterator[None]:
-    """No download, and random numbers go on afterwards as if the harness had not seeded them."""
+def _isolated() -> Iterator[None]:
+    """Forbid downloads within the block, and afterwards restore the random number generators that the harness seeds."""
     import datasets
     import huggingface_hub
     import numpy as np
 
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - what the harness seeds
-    places = (huggingface_hub.constants, "HF_HUB_OFFLINE"), (datasets.config, "HF_HUB_OFFLINE")
-    before = [getattr(module, name) for module, name in places]
-    for module, name in places:
+    settings = (huggingface_hub.constants, "HF_HUB_OFFLINE"), (datasets.config, "HF_HUB_OFFLINE")
+    previous = [getattr(module, name) for module, name in settings]
+    for module, name in settings:
         setattr(module, name, True)
     try:
         yield
     finally:
-        for (module, name), value in zip(places, before, strict=True):
+        for (module, name), value in zip(settings, previous, strict=True):
             setattr(module, name, value)
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         torch.set_rng_state(states[2])
 
 
-def _manager(tasks: Sequence[str], folders: Sequence[Path]) -> Any:
-    """The harness's index of tasks. Its own, some ten thousand files, are read only where one of them is asked for."""
+def _task_manager(tasks: Sequence[str], folders: Sequence[Path]) -> Any:
+    """Return the harness's index of tasks; its own ten thousand or so files are read only if one is asked for."""
     from lm_eval.tasks import TaskManager
 
     class Manager(TaskManager):  # type: ignore[misc]
@@ -268,7 +270,7 @@ def _manager(tasks: Sequence[str], folders: Sequence[Path]) -> Any:
             try:
                 return super().load(task_list)
             except (OSError, ValueError) as error:
-                raise _not_here(tasks, error) from error
+                raise _data_not_cached(tasks, error) from error
 
     manager = Manager(include_path=[str(folder) for folder in folders], include_defaults=False)
     if set(tasks) <= set(manager.all_tasks):
@@ -276,24 +278,26 @@ def _manager(tasks: Sequence[str], folders: Sequence[Path]) -> Any:
     manager = Manager(include_path=[str(folder) for folder in folders])
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
-        close = get_close_matches(unknown[0], manager.all_tasks, n=3)
-        found = "lm-evaluation-harness knows no such task" + (f"; the closest: {', '.join(close)}" if close else "")
+        close_names = get_close_matches(unknown[0], manager.all_tasks, n=3)
+        found = "lm-evaluation-harness knows no such task" + (
+            f"; the closest: {', '.join(close_names)}" if close_names else ""
+        )
         raise OptionError(f"zero-shot task {unknown[0]!r}", found, f"`lm_eval ls tasks`, or {', '.join(OFFLINE)}")
     return manager
 
 
-def _not_here(tasks: Sequence[str], error: Exception) -> OptionError:
-    named = [task for task in tasks if task not in OFFLINE]
-    words = (str(error).strip() or type(error).__name__).splitlines()[0]
+def _data_not_cached(tasks: Sequence[str], error: Exception) -> OptionError:
+    harness_tasks = [task for task in tasks if task not in OFFLINE]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return OptionError(
-        f"the data of {', '.join(named)}",
-        f"not in the local cache, and nothing is downloaded here ({words})",
-        f"fetch it where there is a network: lm_eval --model dummy --limit 1 --tasks {','.join(named)}",
+        f"the data of {', '.join(harness_tasks)}",
+        f"not in the local cache, and nothing is downloaded here ({reason})",
+        f"fetch it where there is a network: lm_eval --model dummy --limit 1 --tasks {','.join(harness_tasks)}",
     )
 
 
-def _wrapped(model: nn.Module, tokenizer: Any, batch: int) -> Any:
-    """The model as the harness wants it; the tokenizer is a copy, since the harness gives it a pad token."""
+def _harness_model(model: nn.Module, tokenizer: Any, batch: int) -> Any:
+    """Return the model as the harness wants it. The tokenizer is copied, because the harness gives it a pad token."""
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch)

@@ -1,4 +1,5 @@
-"""Finding super weights without data: ``locate`` is the entry, ``activation_rules`` decide what counts.
+"""Finds super weights without data. ``locate`` is the entry point.
 
-``search`` runs the rounds, ``passes`` the forward passes, ``attribution`` goes from an activation back to its weights.
+``search`` runs the rounds of the search and ``passes`` its forward passes. ``activation_rules`` decide which values are
+super activations, ``attribution`` finds the weights that write one, and ``located`` is the result.
 """

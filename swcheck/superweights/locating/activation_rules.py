@@ -1,7 +1,7 @@
-"""Which values of a residual stream are super activations, and which layer wrote them: pure functions of what was seen.
+"""Decides which values of a residual stream are super activations, and which layer wrote one.
 
-Not the loudest value counts but one that persists over the later layers and stands at few tokens. T time, H residual
-width, L layers.
+A super activation is not simply the largest value: it persists over the later layers and stands at few tokens. These are
+pure functions of recorded tensors. T tokens, H residual width, L layers.
 """
 
 from __future__ import annotations
@@ -17,50 +17,63 @@ from swcheck.base.records import SuperActivation
 
 @dataclass(frozen=True)
 class Rules:
-    """What counts. Ratios, never absolute numbers: magnitudes span four orders between families.
+    """What counts as a super activation and as a super weight.
 
-    ``above_median`` and ``below_peak`` make the bar (a follow-up's fifth detector, the one with the fewest extras, has
-    the same two); ``band`` is how much of its peak a value keeps to count as carried on, ``carried`` the share of the
-    later layers that have to; ``tokens`` the share of the prompt that may hold it; ``written`` the least part of the
-    peak that a writer adds, ``share`` the least part of a writer's output that one weight explains; ``drop`` the least
-    part of the activation that goes when its weights do; ``inputs`` how many inner neurons of a writer are looked at,
-    the strongest first; ``rounds`` how often at most is removed and looked again.
+    All are ratios, never absolute numbers, because magnitudes differ by four orders between families. The first two
+    give the threshold; the fifth detector of a follow-up paper, the one with the fewest extra detections, has the same.
     """
 
     above_median: float = 50.0
+    """The threshold is at least this many times the median magnitude of the residual stream."""
     below_peak: float = 0.1
+    """The threshold is at least this share of the largest magnitude of the residual stream."""
     band: float = 0.5
+    """A layer or token carries an activation if it has at least this share of the peak."""
     carried: float = 0.5
+    """At least this share of the later layers has to carry the activation, locally in this share of the carrying ones."""
     tokens: float = 0.25
+    """At most this share of the tokens of the prompt may carry the activation; one token always may."""
     written: float = 0.2
+    """A layer writes an activation if it adds at least this share of it."""
     share: float = 0.2
+    """A super weight writes at least this share of what its layer adds to the activation."""
     drop: float = 0.1
+    """The activation has to fall by at least this share when the weight is zeroed.
+
+    In the intact model the weight has to write at least this share of what its layer adds.
+    """
     inputs: int = 32
+    """At most this many inner neurons of a layer are examined: those that write most.
+
+    Where the weight is packed, they are those with the largest inputs.
+    """
     rounds: int = 8
+    """At most this many rounds of zeroing weights and running the pass again are made."""
 
 
-USUAL: Final = Rules()
+DEFAULT_RULES: Final = Rules()
 
 
 def spikes(
-    residual: torch.Tensor, bar: float, rules: Rules, *, first: torch.Tensor | None = None
+    residual: torch.Tensor, threshold: float, rules: Rules, *, first: torch.Tensor | None = None
 ) -> tuple[SuperActivation, ...]:
-    """The persistent, local spikes of the residual stream ``(L, T, H)``, strongest first, one per channel.
+    """Return the super activations of the residual stream ``(L, T, H)``, largest first, at most one per channel.
 
-    ``bar`` is the least magnitude; ``first`` ``(L, T, H)`` is the stream in which a channel has to be local, this one if
-    none is given. The last layer's output is left out, so that a model of fewer than three layers has none.
+    ``threshold`` is the least magnitude. ``first`` ``(L, T, H)`` is the stream in which a channel has to be local, if
+    that is another one: a shorter pass cannot tell what stands at few tokens. The output of the last layer is left out,
+    so a model of fewer than three layers has none.
     """
     inner = residual[:-1]
     if len(inner) < 2:
         return ()
     peaks = inner.abs().amax(0)
-    loudest = peaks.amax(0)
+    largest = peaks.amax(0)
     found = []
-    for channel in ((loudest >= bar) & (loudest > 0)).nonzero().flatten().tolist():
+    for channel in ((largest >= threshold) & (largest > 0)).nonzero().flatten().tolist():
         series, order = inner[:, :, channel].abs(), peaks[:, channel].argsort(descending=True)
         local = local_layers((inner if first is None else first[:-1])[:, :, channel], rules).tolist()
-        for position in order[peaks[order, channel] >= bar].tolist():
-            layers = _held(series[:, position].tolist(), local, rules)
+        for position in order[peaks[order, channel] >= threshold].tolist():
+            layers = _carrying_layers(series[:, position].tolist(), local, rules)
             if layers is not None:
                 value, median = float(inner[layers[0], position, channel]), median_of(inner[layers[0]].abs())
                 found.append(SuperActivation(layers[0], channel, position, value, median, layers[1]))
@@ -68,31 +81,35 @@ def spikes(
     return tuple(sorted(found, key=lambda spike: -abs(spike.value)))
 
 
-def _held(series: Sequence[float], local: Sequence[bool], rules: Rules) -> tuple[int, int] | None:
-    """The first and the last layer that hold one token's magnitude; None where it does not persist, locally.
+def _carrying_layers(series: Sequence[float], local: Sequence[bool], rules: Rules) -> tuple[int, int] | None:
+    """Return the first and the last layer that carry a value at one token, None where it does not persist.
 
-    The layer after the onset has to hold it, and enough of the later ones; where they do, the channel has to be local.
+    ``series`` has its magnitude and ``local`` whether the channel is local, by layer. The layer after the onset has to
+    carry the value, and enough of the later ones; and the channel has to be local in enough of those that carry it.
     """
     least = rules.band * max(series)
-    holds = [layer for layer, size in enumerate(series) if size >= least]
-    onset, later = holds[0], len(series) - holds[0] - 1
-    persists = onset + 1 in holds and len(holds) - 1 >= rules.carried * later
-    stands_alone = sum(local[layer] for layer in holds) >= rules.carried * len(holds)
-    return (onset, holds[-1]) if persists and stands_alone else None
+    carrying = [layer for layer, magnitude in enumerate(series) if magnitude >= least]
+    onset, later = carrying[0], len(series) - carrying[0] - 1
+    persists = onset + 1 in carrying and len(carrying) - 1 >= rules.carried * later
+    is_local = sum(local[layer] for layer in carrying) >= rules.carried * len(carrying)
+    return (onset, carrying[-1]) if persists and is_local else None
 
 
 def local_layers(series: torch.Tensor, rules: Rules) -> torch.Tensor:
-    """In which layers ``(L,)`` one channel of the residual stream, ``(L, T)``, is large at few tokens only.
+    """Return in which layers, bool ``(L,)``, one channel of the residual stream, ``(L, T)``, is large at few tokens.
 
-    A channel that is large everywhere is an outlier feature, not a super activation.
+    A channel that is large at many tokens is an outlier feature, not a super activation.
     """
-    size = series.abs()
-    holders = (size >= rules.band * size.amax(1, keepdim=True)).sum(1)
+    magnitudes = series.abs()
+    holders = (magnitudes >= rules.band * magnitudes.amax(1, keepdim=True)).sum(1)
     return holders <= max(1, int(rules.tokens * series.shape[1]))
 
 
 def median_of(magnitudes: torch.Tensor) -> float:
-    """The median of finite float32 values, the lower one of two, as torch has it; a partition takes a ninth of the time."""
+    """Return the median of finite float32 values, the lower of the two middle ones, as ``torch.median`` does.
+
+    numpy's partition takes a ninth of the time of torch's.
+    """
     values: Any = magnitudes.flatten().clone().numpy()
     middle = (len(values) - 1) // 2
     values.partition(middle)
@@ -100,10 +117,11 @@ def median_of(magnitudes: torch.Tensor) -> float:
 
 
 def earliest_writer(spike: SuperActivation, written: Sequence[float], rules: Rules, after: int = -1) -> int | None:
-    """The first layer whose down projection adds a good part of the spike, with its sign; None if none does.
+    """Return the first layer whose down projection adds at least ``rules.written`` of the spike, with its sign.
 
-    ``written`` is what each layer's down projection adds at the spike's token and channel, looked at from the layer
-    behind ``after`` to the spike's onset. The earliest, not the largest: a later writer may only echo.
+    ``written`` is what the down projection of each layer adds at the token and channel of the spike. Layers behind
+    ``after``, up to the onset, are searched; None if none of them does. The earliest writer is wanted, not the largest,
+    because a later one may only echo it.
     """
     sign = 1 if spike.value > 0 else -1
     least = rules.written * abs(spike.value)

@@ -1,4 +1,4 @@
-"""From a super activation back to the single weights that write it. T time, F inner width."""
+"""Finds the single weights that write a super activation. F inner width."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from swcheck.superweights.locating.activation_rules import Rules, earliest_write
 
 @dataclass(frozen=True)
 class Attribution:
-    """Weights with what each writes in the intact model, and remarks on activations that no weight was found for."""
+    """The weights that were found for some activations.
+
+    ``written`` gives for each weight what it writes in the intact model; ``remarks`` name the activations that no
+    weight was found for.
+    """
 
     written: dict[SuperWeight, float] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
@@ -25,65 +29,67 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Attributor:
-    """Attributes super activations to weights. ``first`` is what the pass of the intact model showed."""
+    """Attributes super activations to weights. ``intact`` has the tensors of the pass of the intact model."""
 
     body: Anatomy
     rules: Rules
-    first: Sight
+    intact: Sight
 
     def attribute(
         self, sight: Sight, activations: Sequence[SuperActivation], known: frozenset[SuperWeight]
     ) -> Attribution:
         """Return the weights of the earliest layer that writes one of the activations in ``sight``.
 
-        ``known`` are weights that were taken or turned down before; they are left out.
+        ``sight`` has the inputs and outputs of the down projections in the present pass. ``known`` are weights that
+        were accepted or rejected before; they are left out.
         """
         if not activations:
             return Attribution()
-        sources = [self._source(sight, activation, known) for activation in activations]
-        layers = [weight.layer for found, _ in sources for weight in found]
-        written = {w: value for found, _ in sources for w, value in found.items() if w.layer == min(layers)}
-        return Attribution(written, tuple(remark for _, remark in sources if remark))
+        results = [self._weights_of(sight, activation, known) for activation in activations]
+        layers = [weight.layer for found, _ in results for weight in found]
+        written = {w: value for found, _ in results for w, value in found.items() if w.layer == min(layers)}
+        return Attribution(written, tuple(remark for _, remark in results if remark))
 
-    def _source(
+    def _weights_of(
         self, sight: Sight, activation: SuperActivation, known: frozenset[SuperWeight]
     ) -> tuple[dict[SuperWeight, float], str]:
-        """The weights behind the earliest writer of one activation that has any; a remark where there are none."""
+        """Return the weights of the earliest layer that writes one activation and has any; else a remark."""
         layers = range(min(activation.layer + 1, len(sight.outputs)))
         written = [float(sight.outputs[layer][0, activation.position, activation.channel]) for layer in layers]
-        layer = first = earliest_writer(activation, written, self.rules)
+        layer = first_writer = earliest_writer(activation, written, self.rules)
         while layer is not None:
-            found = self._feeding(sight, activation, layer, known)
+            found = self._weights_in_layer(sight, activation, layer, known)
             if found:
                 return found, ""
             layer = earliest_writer(activation, written, self.rules, after=layer)
-        writer = "down projection" if first is None else f"single weight left in layer {first}"
+        writer = "down projection" if first_writer is None else f"single weight left in layer {first_writer}"
         return {}, f"channel {activation.channel}: no {writer} writes its {activation.value:+.4g}"
 
-    def _feeding(
+    def _weights_in_layer(
         self, sight: Sight, activation: SuperActivation, layer: int, known: frozenset[SuperWeight]
     ) -> dict[SuperWeight, float]:
-        """The weights that each write a good part of what one down projection adds to an activation.
+        """Return the weights that each write at least ``rules.share`` of what one layer adds to an activation.
 
-        With each comes what it writes in the intact model: a weight that writes only once others are gone is none.
+        With each comes what it writes in the intact model. A weight that writes only after others were zeroed is left
+        out: it is not a super weight.
         """
         module, row = self.body.down_projections[layer], activation.channel
-        x, before = (look.inputs[layer][0, activation.position] for look in (sight, self.first))
+        x, x_intact = (recorded.inputs[layer][0, activation.position] for recorded in (sight, self.intact))
         weight = plain_weight(module)
         strength = (x.float() if weight is None else x.float() * weight[row].float()).abs()
         columns = strength.topk(min(self.rules.inputs, len(x))).indices.tolist()
         total = float(sight.outputs[layer][0, activation.position, row])
         shares = _contributions(module, x, row, columns) / total
-        intact = shares if sight is self.first else _contributions(module, before, row, columns) / total
+        intact = shares if sight is self.intact else _contributions(module, x_intact, row, columns) / total
         return {
-            SuperWeight(layer, row, column, effective_weight(module, row, column)): here * total
-            for column, share, here in zip(columns, shares.tolist(), intact.tolist(), strict=True)
-            if share >= self.rules.share and here >= self.rules.drop and SuperWeight(layer, row, column) not in known
+            SuperWeight(layer, row, column, effective_weight(module, row, column)): before * total
+            for column, share, before in zip(columns, shares.tolist(), intact.tolist(), strict=True)
+            if share >= self.rules.share and before >= self.rules.drop and SuperWeight(layer, row, column) not in known
         }
 
 
 def _contributions(module: nn.Module, x: torch.Tensor, row: int, columns: Sequence[int]) -> torch.Tensor:
-    """As ``lens.linear_maps.contributions``, without a call of a module whose weight is plain."""
+    """Return ``lens.linear_maps.contributions``, without calling the module where its weight is plain."""
     weight = plain_weight(module)
     if weight is None:
         return contributions(module, x, row, columns)

@@ -1,16 +1,16 @@
 """Finds super weights without data, in one forward pass and a few shorter ones.
 
-After the paper (arXiv 2411.07191, section 3.1), with what follow-ups found wrong corrected:
+The method is that of the paper (arXiv 2411.07191, section 3.1), with corrections from follow-up papers:
 
-- A super activation is not the largest value of the residual stream, but one that persists over the later layers and is
-  local to few tokens (``activation_rules``).
-- Its *earliest* writer is followed back to the inner neurons that feed it, several in one layer or row where need be
-  (``attribution``). Signs are kept: a writer against the sign of the activation is a canceller.
-- The last layer's output is no evidence: its largest values are often echoes.
-- What vanishes when an earlier weight is zeroed was only received from there. So the weights found are zeroed and the
-  model is looked at again until nothing is left to explain (``search``). The bar is set in the first round and stays.
+- A super activation is not simply the largest value of the residual stream: it persists over the later layers and
+  stands at few tokens (``activation_rules``).
+- It is traced to the *earliest* layer that writes it, and to the inner neurons there, several of them where need be
+  (``attribution``). Signs count: a layer that writes against the sign of the activation cancels it.
+- The output of the last layer is not used, because its largest values are often echoes.
+- An activation that vanishes when an earlier weight is zeroed was only passed on. So the weights found are zeroed and
+  the pass is repeated until no activation is left (``search``). The threshold is set in the first round and kept.
 
-T time.
+B batch, T tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from swcheck.lens.anatomy import anatomy
 from swcheck.lens.intervene import zeroed
 from swcheck.lens.likelihood import evaluating, perplexity, token_nats
 from swcheck.lens.tokens import check_token_ids, vocabulary_size
-from swcheck.superweights.locating.activation_rules import USUAL, Rules
+from swcheck.superweights.locating.activation_rules import DEFAULT_RULES, Rules
 from swcheck.superweights.locating.located import Effect, Located
 from swcheck.superweights.locating.search import Search
 
@@ -49,18 +49,19 @@ def locate(
     token_ids: torch.Tensor | None = None,
     seeds: Sequence[SuperWeight] = (),
     verify: torch.Tensor | None = None,
-    rules: Rules = USUAL,
+    rules: Rules = DEFAULT_RULES,
 ) -> Located:
     """Find the super weights of ``model``, a transformers module, which is left as it was.
 
-    ``prompt`` is encoded by ``tokenizer``; ``token_ids``, int64 ``(1, T)``, take the place of both. ``seeds`` are
-    published coordinates: they are taken first and completed by what is found beside them. ``verify``, int64 ``(B, T)``,
-    are token ids that are scored intact and zeroed. ``rules`` say what counts as a super activation.
+    ``prompt`` is encoded by ``tokenizer``; ``token_ids``, int64 ``(1, T)``, replace both. ``seeds`` are published
+    coordinates: those that write a super activation here are accepted first, and the search adds what is missing.
+    ``verify``, int64 ``(B, T)``, are token ids that are scored intact and with the found weights zeroed. ``rules`` say
+    what counts as a super activation.
 
     Returns a ``Located`` with ``.super_weights``, ``.activations`` and ``.reason``. Raises ``ArchitectureError`` for a
     model whose down projections are not known, ``CoordinateError`` for a seed outside the model, ``WrongModelError``
-    where none of the seeds writes a super activation, ``TextError`` for a prompt or ids that cannot be looked at,
-    ``NotFiniteError`` where the pass holds NaN or infinity.
+    where none of the seeds writes a super activation, ``TextError`` for a missing prompt or ids that are not valid,
+    ``NotFiniteError`` where the residual stream holds NaN or infinity.
     """
     body = anatomy(model)
     body.check(seeds)
@@ -75,8 +76,8 @@ def locate(
 def effect_of(model: nn.Module, super_weights: Sequence[SuperWeight], token_ids: torch.Tensor) -> Effect:
     """Score ``token_ids``, int64 ``(B, T)``, intact, with all of ``super_weights`` zeroed, and with each zeroed alone.
 
-    A likelihood that is not finite with weights zeroed is returned as it is; raises ``NotFiniteError`` where it is not
-    finite intact.
+    A likelihood that is not finite with weights zeroed is returned as it is. Raises ``NotFiniteError`` where the
+    intact one is not finite.
     """
 
     def score(removed: Sequence[SuperWeight]) -> Likelihood:

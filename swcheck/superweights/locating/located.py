@@ -1,6 +1,6 @@
 """What ``locate`` returns: the super weights, what they write, and what every round of the search saw.
 
-T time, C channels.
+T tokens, C channels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class LayerPeaks:
 
 @dataclass(frozen=True)
 class Round:
-    """One round of the search: the peaks, the weights taken for super weights, and remarks on those that were not."""
+    """One round of the search: the peaks of each layer, the super weights found, and remarks on what was rejected."""
 
     layers: tuple[LayerPeaks, ...]
     found: tuple[SuperWeight, ...]
@@ -40,7 +40,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Effect:
-    """What zeroing the located weights does to the likelihood of a text: intact, all zeroed together, each alone."""
+    """The likelihood of a text intact, with all located weights zeroed together, and with each zeroed alone."""
 
     intact: Likelihood
     together: Likelihood
@@ -51,9 +51,9 @@ class Effect:
 class Located:
     """What ``locate`` found.
 
-    ``super_weights`` are in the order of the magnitude that they write, largest first; ``written`` is what each adds to
-    the residual stream at its token; ``activations`` are the super activations in their rows. ``reason`` says in words
-    what was found, or why nothing was. ``effect`` is None unless it was asked for.
+    ``super_weights`` are ordered by the magnitude of what they write, largest first. ``written`` is what each of them
+    adds to the residual stream at its token. ``activations`` are the super activations in their rows. ``reason`` says
+    in words what was found, or why nothing was found. ``effect`` is None unless token ids to verify on were given.
     """
 
     super_weights: tuple[SuperWeight, ...]

@@ -1,7 +1,7 @@
-"""The forward passes of a search: one over the whole prompt, then shorter ones with weights zeroed.
+"""Runs the forward passes of a search: one over the whole prompt, then shorter ones with weights zeroed.
 
-A later pass takes the layers before the first edited one from the first pass, and ends before the last layer: what the
-last layer writes is no evidence. T time, H residual width, L layers.
+A later pass reuses the first pass up to the first edited layer, and ends before the last layer, whose output is not
+used. T tokens, H residual width, L layers.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one pass showed, and its residual stream in one piece, float32 ``(L, T, H)`` on the CPU."""
+class PassResult:
+    """The tensors recorded in one pass, and its residual stream as one tensor, float32 ``(L, T, H)`` on the CPU."""
 
     sight: Sight
     residual: torch.Tensor
@@ -40,23 +40,23 @@ class Passes:
             sight = stack.enter_context(self._observed(len(body.layers)))
             stack.callback(body.layers[0].register_forward_hook(self._note_output_form).remove)
             model(ids.to(device_of(model)), use_cache=False)
-        self.first = _look(sight)
+        self.first = _result_of(sight)
 
-    def without(self, removed: Sequence[SuperWeight], length: int) -> Look:
-        """One pass over the first ``length`` tokens with ``removed`` zeroed.
+    def run_without(self, removed: Sequence[SuperWeight], length: int) -> PassResult:
+        """Run one pass over the first ``length`` tokens with ``removed`` zeroed.
 
-        The layers before the first edited one show what they showed in the first pass.
+        The layers before the first edited one are not computed: their tensors are those of the first pass.
         """
         start, first = min(weight.layer for weight in removed), self.first.sight
         with zeroed(self.model, removed), ExitStack() as stack:
             sight = stack.enter_context(self._observed(max(1, len(self.body.layers) - 1)))
             stack.enter_context(_resumed(self.body, start, first.residual, length, in_tuple=self._in_tuple))
             self.model(self.ids[:, :length].to(device_of(self.model)), use_cache=False)
-        look = _look(sight)
+        result = _result_of(sight)
         for layer in range(start):
             sight.inputs[layer] = first.inputs[layer][:, :length]
             sight.outputs[layer] = first.outputs[layer][:, :length]
-        return look
+        return result
 
     def _observed(self, count: int) -> Any:
         layers = range(count)
@@ -66,19 +66,19 @@ class Passes:
         self._in_tuple = isinstance(output, tuple)
 
 
-def _look(sight: Sight) -> Look:
+def _result_of(sight: Sight) -> PassResult:
     layers = sorted(sight.residual)
-    return Look(sight, torch.stack([sight.residual[layer][0] for layer in layers]).float().cpu())
+    return PassResult(sight, torch.stack([sight.residual[layer][0] for layer in layers]).float().cpu())
 
 
 @contextmanager
 def _resumed(
     body: Anatomy, start: int, residual: dict[int, torch.Tensor], length: int, *, in_tuple: bool
 ) -> Iterator[None]:
-    """Let the model's own pass skip the layers before ``start``: each returns what it returned in an earlier pass.
+    """Let a pass of the model skip the layers before ``start``: each returns ``residual`` of an earlier pass.
 
-    The model still makes its masks and positions itself, so nothing about a layer's signature is assumed. ``in_tuple``
-    says whether its layers return the residual stream alone or first in a tuple.
+    The model still makes its masks and positions itself, so nothing is assumed about the signature of a layer.
+    ``in_tuple`` says whether the layers return the residual stream first in a tuple, or alone.
     """
 
     def returning(layer: int) -> Callable[..., Any]:

@@ -1,5 +1,7 @@
-"""The numbers that are measured of a subject, a function each; ``subject.measurement`` says how to add one.
+"""The numbers that are measured of a subject, one function for each; ``subject.measurement`` says how to add one.
 
-``inputs`` (text, windows, prompts), ``weights``, ``contributions`` (what super weights write), ``residual_stream``,
-``prompt_readings``, ``scores`` (likelihood, predictions), ``ablation`` (scores without some weights).
+``inputs``: text, windows, prompts. ``weights``: weight values and sizes. ``contributions``: what super weights write.
+``residual_stream``: super activations and the whole stream. ``prompt_readings``: an activation on many prompts.
+``scores``: likelihood and predictions. ``ablation``: scores with weights zeroed. ``model_sample``: what identifies a
+base model.
 """

@@ -1,7 +1,7 @@
-"""The nats of a subject with weights zeroed, on the starts of its windows.
+"""Scores a subject with weights zeroed, on the starts of its windows.
 
-The intact nats of a start are known from the whole window by causal masking; only the pass without the weights costs.
-B number of windows, P length of a start, H residual width.
+Under causal masking the intact nats of a start are a part of those of its whole window, which are known. So only the
+pass with the weights zeroed costs time. B windows, P tokens of a start, H residual width.
 """
 
 from __future__ import annotations
@@ -27,31 +27,35 @@ from swcheck.superweights.subject.memory import Cost, InBaseline
 from swcheck.superweights.subject.subject import Subject
 
 SHORTEST_START: Final = 64
-"""A start has at least so many tokens."""
+"""A start has at least this many tokens, unless the window is shorter."""
 
 _STARTS_BETWEEN: Final = Slot[torch.Tensor]("between", Cost.TOKENIZER)
 
 
 def window_starts(subject: Subject) -> torch.Tensor:
-    """Return the token ids that a causal check is scored on, ``(B, P)``: the first quarter of every window.
+    """Return the token ids that a causal check is scored on, int64 ``(B, P)``: the first quarter of every window.
 
-    Where the tier has fewer than ``CAUSAL_WINDOWS`` windows, starts from between them make up the number.
+    Where the tier has fewer than ``CAUSAL_WINDOWS`` windows, further starts are cut from the text between them, so that
+    there are as many.
     """
     ids = windows(subject)
-    first = ids[:, : max(SHORTEST_START, ids.shape[1] // 4)]
+    starts = ids[:, : max(SHORTEST_START, ids.shape[1] // 4)]
     missing = CAUSAL_WINDOWS - len(ids)
     if missing <= 0 or not subject.tier.causal or subject.token_ids is not None:
-        return first
+        return starts
 
-    def between() -> torch.Tensor:
-        length = first.shape[1]
+    def starts_between() -> torch.Tensor:
+        length = starts.shape[1]
         return token_windows(subject.tokenizer, text_of(subject), count=2 * missing, length=length)[1::2]
 
-    return torch.cat([first, _STARTS_BETWEEN.recall(subject, (), between)])
+    return torch.cat([starts, _STARTS_BETWEEN.recall(subject, (), starts_between)])
 
 
 def ablated_nats(subject: Subject, removed: Sequence[SuperWeight], ids: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the nats with ``removed`` zeroed together, float64 ``(B, P - 1)``, on ``ids`` or the window starts."""
+    """Return the nats with ``removed`` zeroed together, float64 ``(B, P - 1)``.
+
+    They are scored on ``ids``, int64 ``(B, P)``; None means the window starts.
+    """
     return _ablated_nats(subject, tuple(removed), window_starts(subject) if ids is None else ids)
 
 
@@ -63,19 +67,22 @@ def _ablated_nats(subject: Subject, removed: Sequence[SuperWeight], ids: torch.T
 
 
 def intact_nats(subject: Subject) -> torch.Tensor:
-    """Return the intact nats on the window starts, most of them a part of those of the windows."""
-    return _on_starts(subject, intact_scores(subject)[0], window_starts(subject))
+    """Return the intact nats on the window starts, float64 ``(B, P - 1)``."""
+    return _nats_on_starts(subject, intact_scores(subject)[0], window_starts(subject))
 
 
 def intact_nats_against(candidate: Subject, reference: Subject) -> torch.Tensor:
-    """Return the candidate's intact nats on the reference's window starts."""
+    """Return the candidate's intact nats on the reference's window starts, float64 ``(B, P - 1)``."""
     if candidate is reference:
         return intact_nats(reference)
-    return _on_starts(candidate, scores_against(candidate, reference)[0], window_starts(reference))
+    return _nats_on_starts(candidate, scores_against(candidate, reference)[0], window_starts(reference))
 
 
-def _on_starts(subject: Subject, nats: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """The nats on ``ids``: those of the windows are a part of ``nats``, those from between the windows are scored now."""
+def _nats_on_starts(subject: Subject, nats: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return the nats on the window starts ``ids``.
+
+    The first ones are a part of ``nats``, those of the whole windows. The starts from between the windows are scored.
+    """
     known, between = nats[:, : ids.shape[1] - 1], ids[len(nats) :]
     if not len(between):
         return known
@@ -85,7 +92,10 @@ def _on_starts(subject: Subject, nats: torch.Tensor, ids: torch.Tensor) -> torch
 
 @measurement("matched", Cost.WINDOW_STARTS, in_baseline=InBaseline.HALF)
 def nats_without_matched(subject: Subject, super_weights: Sequence[SuperWeight], seed: int) -> torch.Tensor | str:
-    """Return the nats on the window starts without one draw of matched weights, or words why none can be drawn."""
+    """Return the nats on the window starts with one draw of matched weights zeroed, float64 ``(B, P - 1)``.
+
+    Words that say why, where none can be drawn.
+    """
     model = subject.module
     try:
         with nulls.without_matched(model, super_weights, seed):
@@ -96,9 +106,9 @@ def nats_without_matched(subject: Subject, super_weights: Sequence[SuperWeight],
 
 @measurement("largest", Cost.WINDOW_STARTS, in_baseline=InBaseline.HALF)
 def nats_without_largest(subject: Subject, super_weights: Sequence[SuperWeight]) -> tuple[torch.Tensor, int] | str:
-    """Return the nats on the window starts without the largest other weights of every matrix, and their number.
+    """Return the nats on the window starts with the largest other weights of every matrix zeroed, and their number.
 
-    Words that say why, where they cannot be told.
+    The nats are float64 ``(B, P - 1)``. Words that say why, where the largest weights cannot be found.
     """
     model = subject.module
     try:
@@ -110,7 +120,7 @@ def nats_without_largest(subject: Subject, super_weights: Sequence[SuperWeight])
 
 @measurement("embedded", Cost.WEIGHTS, in_baseline=InBaseline.NO)
 def embedded_starts(subject: Subject) -> torch.Tensor:
-    """Return what the token embedding gives for the window starts, in the model's dtype, ``(B, P, H)``."""
+    """Return the output of the token embedding for the window starts, in the model's dtype, ``(B, P, H)``."""
     model: Any = subject.module
     with torch.no_grad():
         return first_tensor(model.get_input_embeddings()(window_starts(subject).to(device_of(model)))).cpu()

@@ -1,6 +1,6 @@
-"""The super weights of a subject, and what they write: weight times input at the token where it matters.
+"""The super weights of a subject, and what they write: weight times input at the token where the input is largest.
 
-T time, F inner width.
+T tokens, F inner width.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from swcheck.superweights.subject.measurement import measurement
 from swcheck.superweights.subject.memory import Cost, InBaseline, WhenFreed
 from swcheck.superweights.subject.subject import Subject
 
-LOUDEST: Final = 32
-"""So many inner neurons of a down projection are compared, those of the largest inputs."""
+COMPARED_COLUMNS: Final = 32
+"""At most this many inner neurons of a down projection are compared, those with the largest inputs."""
 
 
 @measurement("located", Cost.LOCATE)
 def located(subject: Subject) -> Located:
-    """Return the super weights: the published ones completed by what is found, or found from nothing."""
+    """Return the super weights: those that are found, and the published ones of a model of this name."""
     return _located(subject, prompt_ids(subject))
 
 
 @measurement("located", Cost.LOCATE)
 def located_on(subject: Subject, ids: torch.Tensor) -> Located:
-    """As ``located``, on the prompt ``ids`` ``(1, T)`` of another model: a candidate is asked what its reference was."""
+    """Return ``located`` on the given prompt ``ids`` ``(1, T)``, so that a candidate is searched as its reference was."""
     return _located(subject, ids)
 
 
@@ -53,7 +53,7 @@ def _located(subject: Subject, ids: torch.Tensor) -> Located:
 
 
 def published(name: str) -> tuple[SuperWeight, ...]:
-    """Return the published super weights of a model of this name; nothing for a name without an index entry."""
+    """Return the published super weights of a model of this name; empty for a name without an index entry."""
     entry = published_index.find(name) if name else None
     return entry.super_weights if entry else ()
 
@@ -62,21 +62,25 @@ def published(name: str) -> tuple[SuperWeight, ...]:
 def loudest_columns(
     subject: Subject, weight: SuperWeight, ids: torch.Tensor, position: int
 ) -> tuple[tuple[int, float], ...]:
-    """Return what the loudest inner neurons write into a super weight's row at a token of the prompt ``ids`` ``(1, T)``.
+    """Return what the inner neurons with the largest inputs write into a super weight's row.
 
-    Pairs of column and contribution, in the order of the magnitude of their inputs.
+    The inputs are those at token ``position`` of the prompt ``ids`` ``(1, T)``. The result has pairs of column and
+    contribution, in the order of the magnitude of the input, largest first.
     """
     x = _down_inputs(subject, [weight.layer], ids)[weight.layer][position]
-    loudest = x.float().abs().topk(min(LOUDEST, len(x))).indices.tolist()
-    written = contributions(subject.anatomy.down_projections[weight.layer], x, weight.row, loudest)
-    return tuple(zip(loudest, written.tolist(), strict=True))
+    columns = x.float().abs().topk(min(COMPARED_COLUMNS, len(x))).indices.tolist()
+    written = contributions(subject.anatomy.down_projections[weight.layer], x, weight.row, columns)
+    return tuple(zip(columns, written.tolist(), strict=True))
 
 
 @measurement("contributions", Cost.PROMPT)
 def contributions_at(
     subject: Subject, super_weights: Sequence[SuperWeight], ids: torch.Tensor, positions: Sequence[int]
 ) -> tuple[float, ...]:
-    """Return what each scalar writes at its own token of the prompt ``ids`` ``(1, T)``: weight times input there."""
+    """Return what each scalar writes, weight times input, at its own token of the prompt ``ids`` ``(1, T)``.
+
+    ``positions`` has the token of each.
+    """
     inputs, downs = (
         _down_inputs(subject, {weight.layer for weight in super_weights}, ids),
         subject.anatomy.down_projections,
@@ -102,15 +106,15 @@ def written(subject: Subject, super_weights: Sequence[SuperWeight]) -> tuple[flo
 
 @measurement("inputs", Cost.PROMPT, in_baseline=InBaseline.NO, when_freed=WhenFreed.FORGET)
 def down_input(subject: Subject, layer: int, ids: torch.Tensor) -> torch.Tensor:
-    """Return what the down projection of a layer reads on the prompt ``ids`` ``(1, T)``: ``(T, F)``, as it passed."""
+    """Return the input ``(T, F)`` of the down projection of a layer on the prompt ``ids`` ``(1, T)``, in its own dtype."""
     return _observed_inputs(subject, [layer], ids)[layer]
 
 
 def _down_inputs(subject: Subject, layers: Collection[int], ids: torch.Tensor) -> dict[int, torch.Tensor]:
-    """``down_input`` of several layers, in one pass for those that are not remembered."""
+    """Return ``down_input`` of several layers, with one pass for all that are not remembered."""
     missing = [layer for layer in layers if not down_input.knows(subject, layer, ids)]
-    seen = _observed_inputs(subject, missing, ids) if missing else {}
-    return {layer: down_input.recall(subject, (layer, ids), partial(seen.__getitem__, layer)) for layer in layers}
+    observed = _observed_inputs(subject, missing, ids) if missing else {}
+    return {layer: down_input.recall(subject, (layer, ids), partial(observed.__getitem__, layer)) for layer in layers}
 
 
 def _observed_inputs(subject: Subject, layers: Sequence[int], ids: torch.Tensor) -> dict[int, torch.Tensor]:

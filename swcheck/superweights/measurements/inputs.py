@@ -1,4 +1,4 @@
-"""What a subject is measured on: its text, windows of it, prompts. B batch, T time."""
+"""What a subject is measured on: its text, the windows of it, and prompts. B batch, T tokens."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from swcheck.superweights.subject.memory import Cost
 from swcheck.superweights.subject.subject import Subject
 
 SAMPLE_TEXTS: Final = (PROMPT, "def spam(eggs=1):\n    return [eggs] * 2  # \u00e9, \u4f60\u597d\n")
-"""Tokenizers are compared by the ids of these texts."""
+"""Two tokenizers are compared by the ids that they give for these texts."""
 
 UNKNOWN_VOCABULARY: Final = 2**17
-"""The size assumed for a model that does not tell its vocabulary."""
+"""The size that is assumed for a model that does not give the size of its vocabulary."""
 
 
 PADDED_PROMPTS: Final = Slot[tuple[torch.Tensor, tuple[int, ...]]]("padded", Cost.TOKENIZER)
-"""The ids of prompts, int64 ``(B, T)``, padded on the right, and the true length of each; by the prompts."""
+"""The ids of prompts, int64 ``(B, T)``, padded on the right, and the true length of each. Its input is the prompts."""
 
 DRAWN_PROMPTS: Final = Slot[tuple[Prompt, ...]]("prompts", Cost.TOKENIZER)
-"""The prompts that hypothesis drew for the shipped suite: once for a reference, so that every candidate gets the same."""
+"""The prompts that hypothesis drew for the shipped suite, once for a reference, so that every candidate gets the same."""
 
 
 def text_of(subject: Subject) -> str:
-    """Return the text that the subject is measured on where no token ids were given."""
+    """Return the text that the subject is measured on if no token ids were given."""
     return evaluation_text() if subject.text is None else subject.text
 
 
 def text_name(subject: Subject) -> str:
-    """Return what reports call the text."""
+    """Return the name of the text in reports."""
     if subject.token_ids is not None:
         return "the given token ids"
     topics = f"Python {platform.python_version()}'s documentation topics"
@@ -51,14 +51,15 @@ def text_hash(subject: Subject) -> str | None:
 
 
 def tier_suffix(subject: Subject) -> str:
-    """Return the tier as reports add it to a number of tokens; nothing where token ids were given."""
+    """Return the words that name the tier behind a number of tokens in reports; empty where token ids were given."""
     return "" if subject.token_ids is not None else f", {subject.tier.name} tier"
 
 
 def windows(subject: Subject) -> torch.Tensor:
     """Return the token ids that perplexity is measured on, int64 ``(B, T)``.
 
-    Raises ``TextError`` for given ids or a text that cannot be measured on, ``OptionError`` for a bare module.
+    Raises ``TextError`` for given ids that are not valid and for a text that is too short, ``OptionError`` for a bare
+    module that has neither ids nor a tokenizer.
     """
     return _text_windows(subject) if subject.token_ids is None else _given_windows(subject)
 
@@ -80,7 +81,10 @@ def _text_windows(subject: Subject) -> torch.Tensor:
 
 @measurement("prompt", Cost.TOKENIZER)
 def prompt_ids(subject: Subject, prompt: str | None = None) -> torch.Tensor:
-    """Return the ids of a prompt, int64 ``(1, T)``: the default prompt for None, the first window without a tokenizer."""
+    """Return the ids of a prompt, int64 ``(1, T)``; None means the default prompt.
+
+    Without a tokenizer they are the ids of the first window.
+    """
     if subject.tokenizer is None:
         return windows(subject)[:1]
     return torch.tensor([subject.tokenizer(PROMPT if prompt is None else prompt)["input_ids"]], dtype=torch.int64)
@@ -88,7 +92,7 @@ def prompt_ids(subject: Subject, prompt: str | None = None) -> torch.Tensor:
 
 @measurement("tokens", Cost.TOKENIZER)
 def sample_ids(subject: Subject) -> tuple[tuple[int, ...], ...]:
-    """Return the ids of ``SAMPLE_TEXTS``; nothing without a tokenizer."""
+    """Return the ids of each of ``SAMPLE_TEXTS``; empty without a tokenizer."""
     if subject.tokenizer is None:
         return ()
     return tuple(tuple(subject.tokenizer(text)["input_ids"]) for text in SAMPLE_TEXTS)
@@ -102,12 +106,12 @@ def has_bos(subject: Subject) -> bool:
 
 @measurement("context", Cost.WEIGHTS)
 def context_length(subject: Subject) -> int | None:
-    """Return how many tokens the model takes at once, None where its configuration does not say."""
+    """Return the largest number of tokens the model takes at once, None where its configuration does not say."""
     longest = getattr(getattr(subject.module, "config", None), "max_position_embeddings", None)
     return int(longest) if longest else None
 
 
 @measurement("vocabulary", Cost.WEIGHTS, of_weights=True)
 def vocabulary_size(subject: Subject) -> int:
-    """Return the size V of the vocabulary."""
+    """Return the size of the vocabulary, ``UNKNOWN_VOCABULARY`` where the model does not give it."""
     return vocabulary_size_of_model(subject.module) or UNKNOWN_VOCABULARY

@@ -1,6 +1,6 @@
-"""A sample of a model by which another one is recognised as the same or another: its sizes and some embedding rows.
+"""Samples the sizes and some embedding rows of a model, which tell whether another one comes from the same base model.
 
-V vocabulary, H residual width, N sampled rows.
+H residual width, F inner width, N sampled rows.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from swcheck.superweights.subject.subject import Subject
 if TYPE_CHECKING:
     from torch import nn
 
-ROWS: Final = 256
-"""At most so many rows of the embedding are sampled."""
+SAMPLED_ROWS: Final = 256
+"""At most this many rows of the embedding are sampled."""
 
 
 @dataclass(frozen=True)
 class ModelSample:
     """Sizes and embedding rows of a model.
 
-    ``layers``, ``hidden`` (H) and ``inner`` (F) are its sizes; ``rows``, float32 ``(N, H)``, are the rows ``indices``,
-    int64 ``(N,)``, of its input embedding, None where that cannot be read (packed or absent).
+    ``layers`` is the number of decoder layers, ``hidden`` is H and ``inner`` is F. ``rows``, float32 ``(N, H)``, are the
+    rows of the input embedding at ``indices``, int64 ``(N,)``; None where it cannot be read (packed or absent).
     """
 
     layers: int
@@ -39,24 +39,24 @@ class ModelSample:
 
 @measurement("portrait", Cost.WEIGHTS, of_weights=True)
 def model_sample(subject: Subject) -> ModelSample:
-    """Return the sample of a subject."""
+    """Return the sample of a subject's model."""
     return sampled(subject.module)
 
 
 def sampled(model: nn.Module) -> ModelSample:
-    """Sample a model, at indices that do not change when its vocabulary is padded."""
+    """Sample a model. The row indices do not change when its vocabulary is padded to another size."""
     body = anatomy(model)
-    table = _embedding(model)
+    table = _embedding_table(model)
     if table is None:
         return ModelSample(len(body.layers), body.hidden, body.inner, torch.zeros(0, dtype=torch.int64), None)
-    stride = 2 ** max(0, (max(1, len(table) // ROWS)).bit_length() - 1)
-    indices = torch.arange(0, len(table), stride)[:ROWS]
+    stride = 2 ** max(0, (max(1, len(table) // SAMPLED_ROWS)).bit_length() - 1)
+    indices = torch.arange(0, len(table), stride)[:SAMPLED_ROWS]
     rows = table[indices.to(table.device)].float().cpu()
     return ModelSample(len(body.layers), body.hidden, body.inner, indices, rows)
 
 
 def embedding_of(model: nn.Module) -> nn.Module | None:
-    """Return the module that embeds tokens, None where its table is packed or there is none."""
+    """Return the token embedding module, None where its table is packed or there is none."""
     get = getattr(model, "get_input_embeddings", None)
     module: nn.Module | None = get() if get else None
     weight = getattr(module, "weight", None)
@@ -64,6 +64,6 @@ def embedding_of(model: nn.Module) -> nn.Module | None:
     return module if plain else None
 
 
-def _embedding(model: nn.Module) -> torch.Tensor | None:
+def _embedding_table(model: nn.Module) -> torch.Tensor | None:
     module: Any = embedding_of(model)
     return None if module is None else module.weight.detach()

@@ -1,7 +1,8 @@
-"""What prompts show at one place of the residual stream: several prompts in a pass, equal ones once.
+"""Reads one channel of the residual stream after one layer on many prompts, several prompts in a pass.
 
-Under causal masking a value depends only on what stands before it. So padding on the right changes nothing, what
-follows a sink is left out, and a prompt with BOS often needs no pass. B batch, T time, H residual width.
+Under causal masking a value depends only on the tokens before it. So padding on the right changes nothing, the tokens
+behind the one that is read are left out, prompts that are equal up to it are run once, and a prompt with BOS often needs
+no pass. B batch, T tokens, H residual width.
 """
 
 from __future__ import annotations
@@ -22,20 +23,22 @@ from swcheck.superweights.subject.measurement import measurement
 from swcheck.superweights.subject.memory import Cost
 from swcheck.superweights.subject.subject import Subject
 
-HOLDERS: Final = 16
-"""At most so many tokens that hold an activation are kept of a prompt."""
+MOST_HOLDERS: Final = 16
+"""At most this many tokens that hold an activation are kept of a prompt."""
 TOKENS_AT_ONCE: Final = 4096
-"""At most so many tokens of prompts are in one pass, padding counted."""
+"""At most this many tokens of prompts are in one pass, with the padding."""
 SHORT_PROMPT: Final = 8
-"""Prompts of at most so many tokens share a pass however their lengths differ."""
+"""Prompts of at most twice this many tokens may share a pass, however their lengths differ."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One prompt at one place: the residual value there, and the layer's largest value with its channel and token.
+    """What was read of one prompt after one layer.
 
-    ``holders`` are the first tokens at which the place's channel holds at least half of the value. In what ``readings``
-    returns, ``position`` is the token at which the value was read.
+    ``value`` is the residual value in the channel of interest. ``largest`` is the value of largest magnitude in all
+    channels and tokens, ``channel`` its channel and ``position`` its token. But where the token of ``value`` was not
+    given, ``position`` is the token at which ``value`` was read. ``holders`` are the first tokens at which the channel
+    of interest has at least half of the magnitude of ``value``.
     """
 
     value: float
@@ -46,45 +49,50 @@ class Reading:
 
 
 def reading_of(values: torch.Tensor, channel: int, position: int | None) -> Reading:
-    """Read one prompt's residual stream ``(T, H)`` in a channel, at a token or (None) where its magnitude is largest."""
-    column = values[:, channel]
-    here = int(column.abs().argmax()) if position is None else position
-    where, loudest = divmod(int(values.abs().argmax()), values.shape[1])
-    holders = tuple((column.abs() >= 0.5 * column[here].abs()).nonzero().flatten().tolist()[:HOLDERS])
-    largest = float(values[where, loudest])
-    return Reading(float(column[here]), largest, loudest, here if position is None else where, holders)
+    """Read a channel of one prompt's residual stream ``(T, H)``, float, after one layer.
+
+    ``position`` is the token to read; None means the token at which the magnitude of the channel is largest.
+    """
+    series = values[:, channel]
+    token = int(series.abs().argmax()) if position is None else position
+    largest_token, largest_channel = divmod(int(values.abs().argmax()), values.shape[1])
+    holders = tuple((series.abs() >= 0.5 * series[token].abs()).nonzero().flatten().tolist()[:MOST_HOLDERS])
+    largest = float(values[largest_token, largest_channel])
+    at = token if position is None else largest_token
+    return Reading(float(series[token]), largest, largest_channel, at, holders)
 
 
 @measurement("readings", Cost.PROMPTS)
 def readings(
     subject: Subject, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int]
 ) -> tuple[Reading, ...]:
-    """Read the prompts ``ids`` ``(B, T)``, padded on the right, after the onset layer of ``place``: one reading each.
+    """Return a reading of each prompt after the onset layer of ``place``, in its channel, where its magnitude is largest.
 
-    The value is the one in the place's channel at the token where its magnitude is largest. A prompt that begins, with
-    BOS, like the default prompt up to its sink gets the default prompt's reading without a pass.
+    ``ids``, int64 ``(B, T)``, are padded on the right, and ``lengths`` are the true lengths. A prompt that begins with
+    BOS and the other tokens of the default prompt up to its sink gets the reading of that one, without a pass.
     """
-    usual, like_it = by_causality(subject, place, ids, lengths)
-    if usual is None:
+    default, has_same_start = by_causality(subject, place, ids, lengths)
+    if default is None:
         return read(subject, place, ids, lengths)
-    other = [number for number, same in enumerate(like_it) if not same]
-    others = iter(read(subject, place, ids[other], [lengths[number] for number in other]))
-    return tuple(usual if same else next(others) for same in like_it)
+    others = [number for number, same in enumerate(has_same_start) if not same]
+    other_readings = iter(read(subject, place, ids[others], [lengths[number] for number in others]))
+    return tuple(default if same else next(other_readings) for same in has_same_start)
 
 
 def by_causality(
     subject: Subject, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int]
 ) -> tuple[Reading | None, tuple[bool, ...]]:
-    """Return the default prompt's reading, and for each prompt whether it begins, with BOS, like that one up to its sink.
+    """Return the reading of the default prompt, and for each prompt whether the same reading holds for it.
 
-    None, and False for all, where prompts do not begin with BOS.
+    It holds for prompts that equal the default prompt up to its sink, with BOS. Where the tokenizer adds no BOS the
+    result is None, and False for all.
     """
     if not has_bos(subject):
         return None, (False,) * len(lengths)
-    usual = _default_reading(subject, place)
-    start = prompt_ids(subject)[0, : usual.position + 1]
+    default = _default_reading(subject, place)
+    start = prompt_ids(subject)[0, : default.position + 1]
     same = (ids[:, : len(start)] == start).all(1) if ids.shape[1] >= len(start) else torch.zeros(len(ids))
-    return usual, tuple(bool(one) and length >= len(start) for one, length in zip(same, lengths, strict=True))
+    return default, tuple(bool(one) and length >= len(start) for one, length in zip(same, lengths, strict=True))
 
 
 @measurement("usual", Cost.PROMPT)
@@ -97,17 +105,18 @@ def _default_reading(subject: Subject, place: SuperActivation) -> Reading:
 def readings_at(
     subject: Subject, place: SuperActivation, ids: torch.Tensor, positions: Sequence[int]
 ) -> tuple[Reading, ...]:
-    """As ``readings``, at the given tokens: a candidate is read where the reference carries its activation.
+    """Return a reading of each prompt as ``readings`` does, but at the given tokens.
 
-    What follows such a token is left out, and of prompts that are equal up to it one is read.
+    A candidate is read at the tokens at which its reference carries the activation. Tokens behind these are left out,
+    and prompts that are equal up to them are read once.
     """
     starts = [tuple(row[: position + 1]) for row, position in zip(ids.tolist(), positions, strict=True)]
-    several = {start: number for number, start in enumerate(starts)}
-    chosen = list(several.values())
+    distinct = {start: number for number, start in enumerate(starts)}
+    chosen = list(distinct.values())
     at = [positions[number] for number in chosen]
-    each = read(subject, place, ids[chosen], [position + 1 for position in at], at)
-    found = dict(zip(several, each, strict=True))
-    return tuple(found[start] for start in starts)
+    chosen_readings = read(subject, place, ids[chosen], [position + 1 for position in at], at)
+    by_start = dict(zip(distinct, chosen_readings, strict=True))
+    return tuple(by_start[start] for start in starts)
 
 
 def read(
@@ -117,7 +126,10 @@ def read(
     lengths: Sequence[int],
     positions: Sequence[int] | None = None,
 ) -> tuple[Reading, ...]:
-    """Read every prompt, and remember nothing; prompts of similar length share a pass."""
+    """Read every prompt as ``readings`` does, at ``positions`` if they are given, and remember nothing.
+
+    Prompts of similar length share a pass.
+    """
     if len(ids) == 1 and is_residual_known(subject, ids):
         values = residual_stream(subject, ids)[place.layer, : lengths[0]]
         return (reading_of(values, place.channel, None if positions is None else positions[0]),)
@@ -133,9 +145,10 @@ def read(
 
 
 def batches(lengths: Sequence[int], most: int = TOKENS_AT_ONCE) -> Iterator[list[int]]:
-    """Yield the numbers of the prompts, shortest first, in batches of at most ``most`` tokens with their padding.
+    """Yield batches of prompt numbers, shortest prompts first, each of at most ``most`` tokens with the padding.
 
-    In a batch no prompt is more than twice as long as the shortest: padding costs time, one more pass hardly any.
+    In a batch no prompt is more than twice as long as the shortest, or as ``SHORT_PROMPT``: padding costs time, one more
+    pass hardly any. A prompt longer than ``most`` is a batch of its own.
     """
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda number: (lengths[number], number)):

@@ -1,6 +1,6 @@
-"""The residual stream of a subject: the whole of it on a prompt, its super activations, and what is kept to compare it.
+"""The residual stream of a subject on a prompt: the super activations in it, and a sketch to compare it by.
 
-B batch, T time, H residual width, L layers.
+B batch, T tokens, H residual width, L layers.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from swcheck.superweights.subject.memory import Cost, InBaseline
 from swcheck.superweights.subject.subject import Subject
 
 INPUTS_KEPT: Final = 256
-"""For a prompt of at most so many tokens the inputs of every down projection are kept while the weights are in memory."""
+"""The inputs of every down projection are kept for a prompt of at most this many tokens, until the weights are freed."""
 
-SINK: Final = 8
-"""A token whose largest value is so many times that of the median token is a sink."""
+SINK_RATIO: Final = 8
+"""A token is a sink if its largest magnitude is more than this many times that of the median token."""
 SKETCH_VALUES: Final = 2**13
-"""So many numbers are kept of a residual stream, 40 kB in a file."""
+"""At most this many numbers are kept of a residual stream, 40 kB in a file."""
 LAYER_VALUES: Final = 256
-"""And at most so many of one layer."""
+"""At most this many numbers are kept of one layer."""
 
 
 @measurement("residuals", Cost.PROMPT, in_baseline=InBaseline.NO)
 def _whole_pass(subject: Subject, ids: torch.Tensor) -> tuple[bool, torch.Tensor]:
-    """One whole pass over the prompt ``ids`` ``(1, T)``: whether all nats are finite, and the residual stream.
+    """Run one pass over the prompt ``ids`` ``(1, T)``; return whether all nats are finite, and the residual stream.
 
-    It also leaves the inputs of the down projections in the subject's memory.
+    For a short prompt the subject also remembers the inputs of the down projections.
     """
     model = subject.module
-    layers, short = range(len(subject.anatomy.layers)), ids.shape[1] <= INPUTS_KEPT
-    with observe(model, residual=layers, inputs=layers if short and subject.memory is not None else ()) as sight:
+    layers, is_short = range(len(subject.anatomy.layers)), ids.shape[1] <= INPUTS_KEPT
+    with observe(model, residual=layers, inputs=layers if is_short and subject.memory is not None else ()) as sight:
         nats = token_nats(model, ids)
-    for layer, seen in sight.inputs.items():
-        down_input.recall(subject, (layer, ids), partial(seen.__getitem__, 0))
+    for layer, inputs in sight.inputs.items():
+        down_input.recall(subject, (layer, ids), partial(inputs.__getitem__, 0))
     stacked = torch.stack([sight.residual[layer][0].float().cpu() for layer in layers])
     return bool(torch.isfinite(nats).all()), stacked
 
@@ -58,7 +58,7 @@ def residual_stream(subject: Subject, ids: torch.Tensor) -> torch.Tensor:
 
 
 def is_residual_known(subject: Subject, ids: torch.Tensor) -> bool:
-    """Return whether ``residual_stream`` needs no pass."""
+    """Return whether ``residual_stream`` is remembered, so that it needs no pass."""
     return _whole_pass.knows(subject, ids)
 
 
@@ -76,7 +76,10 @@ def first_non_finite(subject: Subject, ids: torch.Tensor) -> NonFinite | None:
 
 @measurement("norm", Cost.PROMPT)
 def token_norm(subject: Subject, layer: int, position: int, ids: torch.Tensor) -> float:
-    """Return the norm of the residual stream after a layer at one token of the prompt ``ids``; it needs no basis."""
+    """Return the norm of the residual stream after a layer at one token of the prompt ``ids`` ``(1, T)``.
+
+    It is the same in every basis of the residual stream.
+    """
     model = subject.module
     with evaluating(model), observe(model, residual=[layer], stop=True) as sight:
         model(ids.to(device_of(model)), use_cache=False)
@@ -85,7 +88,7 @@ def token_norm(subject: Subject, layer: int, position: int, ids: torch.Tensor) -
 
 @measurement("places", Cost.PROMPT)
 def super_activations(subject: Subject, super_weights: Sequence[SuperWeight]) -> tuple[SuperActivation, ...]:
-    """Return the super activations that these scalars write on the default prompt: one per row, at its onset."""
+    """Return the super activations that these scalars write on the default prompt, one for each row, at its onset."""
     residual = residual_stream(subject, prompt_ids(subject))
     return tuple(
         _activation_of_row(residual, row, min(weight.layer for weight in super_weights if weight.row == row))
@@ -94,18 +97,21 @@ def super_activations(subject: Subject, super_weights: Sequence[SuperWeight]) ->
 
 
 def _activation_of_row(residual: torch.Tensor, row: int, first: int) -> SuperActivation:
-    """The activation of a channel; its onset is the first layer from ``first`` on with half of the later maximum."""
+    """Return the super activation in channel ``row``, at the token where its magnitude is largest.
+
+    Only layers from ``first`` on count, without the last one. The onset is the first layer with half of the maximum.
+    """
     series = residual[first:-1, :, row].abs() if first < len(residual) - 1 else residual[first:, :, row].abs()
     position = int(series.amax(0).argmax())
-    holds = (series[:, position] >= 0.5 * series[:, position].max()).nonzero().flatten()
-    onset = first + int(holds[0])
+    carrying = (series[:, position] >= 0.5 * series[:, position].max()).nonzero().flatten()
+    onset = first + int(carrying[0])
     value, median = float(residual[onset, position, row]), float(residual[onset].abs().median())
-    return SuperActivation(onset, row, position, value, median, first + int(holds[-1]))
+    return SuperActivation(onset, row, position, value, median, first + int(carrying[-1]))
 
 
 @measurement("profile", Cost.PROMPT)
 def activation_profile(subject: Subject, place: SuperActivation, ids: torch.Tensor) -> tuple[float, ...]:
-    """Return the value at the channel and token of ``place`` after every layer, on the prompt ``ids`` ``(1, T)``."""
+    """Return the residual value at the channel and token of ``place`` after every layer, on the prompt ``ids`` ``(1, T)``."""
     return tuple(residual_stream(subject, ids)[:, place.position, place.channel].tolist())
 
 
@@ -113,8 +119,8 @@ def activation_profile(subject: Subject, place: SuperActivation, ids: torch.Tens
 class ResidualSketch:
     """What is kept of a residual stream ``(L, T, H)`` to tell how far another one differs, layer by layer.
 
-    ``away``, bool ``(L, T)``, are the tokens that are no sink; ``norms``, float32 ``(L,)``, are the norms over these, and
-    ``values``, float32 ``(L, K)``, their count sketches.
+    ``away``, bool ``(L, T)``, marks the tokens that are not sinks. ``norms``, float32 ``(L,)``, are the norms over these
+    tokens, and ``values``, float32 ``(L, K)``, are count sketches of them with K numbers each.
     """
 
     away: torch.Tensor
@@ -129,9 +135,9 @@ def residual_sketch(subject: Subject, ids: torch.Tensor) -> ResidualSketch:
 
 
 def sketched(residual: torch.Tensor) -> ResidualSketch:
-    """Sketch a residual stream, float32 ``(L, T, H)``."""
+    """Return the sketch of a residual stream, float32 ``(L, T, H)``. A layer with no other tokens than sinks keeps all."""
     largest = residual.abs().amax(2)
-    away = largest <= SINK * largest.median(1, keepdim=True).values
+    away = largest <= SINK_RATIO * largest.median(1, keepdim=True).values
     away |= ~away.any(1, keepdim=True)
     count = max(1, min(LAYER_VALUES, SKETCH_VALUES // len(residual)))
     values = torch.stack([count_sketch(layer[kept], count) for layer, kept in zip(residual, away, strict=True)])
@@ -140,7 +146,10 @@ def sketched(residual: torch.Tensor) -> ResidualSketch:
 
 
 def sketch_errors(residual: torch.Tensor, expected: ResidualSketch) -> list[float]:
-    """Return how far a stream of the same prompt differs after every layer, sinks left out, relative to the norm."""
+    """Return how far a residual stream ``(L, T, H)`` of the same prompt differs from the expected one after every layer.
+
+    Sinks are left out; the difference is relative to the expected norm.
+    """
     rows = zip(residual, expected.away, expected.norms, expected.values, strict=True)
     return [
         float((count_sketch(layer[kept], len(values)) - values).norm() / norm.clamp_min(1e-12))
@@ -149,9 +158,9 @@ def sketch_errors(residual: torch.Tensor, expected: ResidualSketch) -> list[floa
 
 
 def residual_errors(subject: Subject, reference: Subject, channels: Sequence[int] = ()) -> list[float]:
-    """Return ``sketch_errors`` against a reference on its default prompt.
+    """Return ``sketch_errors`` of the subject against a reference, on the reference's default prompt.
 
-    ``channels`` gives for each channel of the reference its place in the subject.
+    ``channels`` gives for each channel of the reference its channel in the subject; empty means the same.
     """
     ids = prompt_ids(reference)
     residual = residual_stream(subject, ids)

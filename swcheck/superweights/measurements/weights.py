@@ -1,4 +1,4 @@
-"""What is read from the weights of a subject without a forward pass, and from the files they were loaded from.
+"""Reads the weights of a subject without a forward pass, and the files they were loaded from.
 
 H residual width, F inner width.
 """
@@ -21,18 +21,21 @@ from swcheck.superweights.subject.memory import Cost, InBaseline, WhenFreed
 from swcheck.superweights.subject.subject import Subject
 
 SMALL: Final = 1_000_000_000
-"""A model of at most so many parameters is loaded again for one more number; two of them fit into most machines."""
+"""A model of at most this many parameters is small.
+
+It is loaded again for one more measurement, and two of them fit into the memory of most machines.
+"""
 
 
 def check_coordinates(subject: Subject, super_weights: Sequence[SuperWeight]) -> None:
-    """Raise ``CoordinateError`` for the first coordinate outside the model; needs no weights where the sizes are known."""
+    """Raise ``CoordinateError`` for the first coordinate outside the model. No weights are read if its sizes are known."""
     sizes = model_sample(subject)
     check_inside(super_weights, sizes.layers, sizes.hidden, sizes.inner)
 
 
 @measurement("parameters", Cost.WEIGHTS, of_weights=True)
 def parameter_count(subject: Subject) -> int:
-    """Return the number of parameters, as far as they are counted before packing."""
+    """Return the number of parameters as the module counts them; packed weights make it smaller."""
     return sum(parameter.numel() for parameter in subject.module.parameters())
 
 
@@ -42,7 +45,7 @@ def is_small(subject: Subject) -> bool:
 
 
 def is_quickly_measurable(subject: Subject) -> bool:
-    """Return whether a new number takes no long loading: the weights are in memory, or the model is small."""
+    """Return whether a new measurement needs no long loading: the weights are in memory, or the model is small."""
     return subject.held.in_memory or (subject.is_measurable and is_small(subject))
 
 
@@ -67,19 +70,19 @@ def down_matrix(subject: Subject, layer: int) -> torch.Tensor | None:
 
 @measurement("row", Cost.WEIGHTS, in_baseline=InBaseline.HALF)
 def matrix_row(subject: Subject, weight: SuperWeight) -> torch.Tensor | None:
-    """Return the row of the matrix that a super weight is in, float32 ``(F,)``; None where the matrix is packed."""
+    """Return the row of the down projection that has a super weight, float32 ``(F,)``; None where it is packed."""
     matrix = plain_weight(subject.anatomy.down_projections[weight.layer])
     return None if matrix is None else matrix[weight.row].to("cpu", torch.float32, copy=True)
 
 
 def stored_tensor(subject: Subject, name: str) -> torch.Tensor | str:
-    """Return a tensor from the files of the subject's directory; words where they do not have it."""
+    """Return a tensor from the files of the subject's directory, or words that say why it cannot be read."""
     folder = _directory(subject)
     return "the reference is not on this machine" if folder is None else tensor_files.tensor(folder, name)
 
 
 def stored_bytes(subject: Subject) -> int:
-    """Return the size of the tensors in the subject's directory, 0 where it has none."""
+    """Return the size in bytes of the tensors in the subject's directory, 0 where it has none."""
     folder = _directory(subject)
     return 0 if folder is None else tensor_files.size(folder)
 

@@ -1,5 +1,5 @@
-"""A model under test: ``Subject``, made by ``as_subject`` from what an assertion is given.
+"""A model under test: ``Subject``, which ``as_subject`` makes from the argument of an assertion.
 
-``held_model`` keeps, frees and reloads the weights; ``memory`` keeps what was measured; ``measurement`` makes a function
-of a subject a number that is measured once.
+``held_model`` keeps, frees and reloads the weights. ``memory`` keeps what was measured. ``measurement`` is the decorator
+for functions of a subject whose values are remembered.
 """

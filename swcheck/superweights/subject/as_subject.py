@@ -1,4 +1,4 @@
-"""What an assertion was given, as a subject."""
+"""Makes a ``Subject`` from the argument of an assertion."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ def as_subject(
     token_ids: torch.Tensor | None = None,
     role: str = "model",
 ) -> Subject:
-    """Return ``thing`` as a subject: a ``Subject``, what ``load`` returns, or a bare module.
+    """Return a subject for ``thing``: a ``Subject``, what ``load`` returns, or a bare module.
 
-    A ``Subject`` that is to be measured on other tokens becomes a new one, which remembers only what does not depend on
-    the tokens; its weights stay the other's. Raises ``OptionError`` for anything else, about its ``role``.
+    ``tokenizer`` and ``token_ids``, int64 ``(B, T)``, say what it is measured on. Where they are given for a
+    ``Subject``, the result is a new one that remembers only what does not depend on the tokens; a model that can be
+    reloaded stays with the old subject, which becomes its ``owner``. Raises ``OptionError`` for any other ``thing``;
+    ``role`` names it in the message.
     """
     from torch import nn
 
@@ -48,14 +50,18 @@ def as_subject(
         )
     if isinstance(thing, nn.Module):
         name = str(getattr(getattr(thing, "config", None), "name_or_path", "") or type(thing).__name__)
-        return Subject(_short(name.rstrip("/")), HeldModel(thing), tokenizer, token_ids, memory=Memory())
+        return Subject(_short_name(name.rstrip("/")), HeldModel(thing), tokenizer, token_ids, memory=Memory())
     raise OptionError(
         f"a {role}: what load() returns, or a torch module", f"{type(thing).__name__}", "swcheck.load('tiny')"
     )
 
 
-def _short(name: str) -> str:
-    """The last part of a hub id or of a path; all of a path whose last part is a known model's name."""
+def _short_name(name: str) -> str:
+    """Return the last part of a hub id or of a path.
+
+    The whole name is kept where its last part is the name of a published model, but ``name`` is a directory or another
+    hub id: it should not be taken for the published model.
+    """
     last = name.rsplit("/", 1)[-1]
-    unclear = published_index.find(last) and (hub.existing(name) is not None or not published_index.find(name))
-    return name if unclear else last
+    is_ambiguous = published_index.find(last) and (hub.existing(name) is not None or not published_index.find(name))
+    return name if is_ambiguous else last

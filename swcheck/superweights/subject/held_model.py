@@ -30,7 +30,7 @@ class HeldModel:
 
     @property
     def is_obtainable(self) -> bool:
-        """Whether ``obtain`` returns a module."""
+        """Whether ``obtain`` returns a module: it is in memory, or can be loaded again."""
         return self.in_memory or self.is_reloadable
 
     def obtain(self) -> nn.Module | None:
@@ -40,24 +40,24 @@ class HeldModel:
         return self._module
 
     def keep(self) -> None:
-        """Never free the module by itself from now on: somebody outside has it and may have changed it."""
+        """Keep the module in memory from now on: code outside has it and may have changed it."""
         self._reload = None
 
     def free(self, reload: Callable[[], nn.Module] | None = None) -> None:
-        """Let go of the module; ``reload`` is how to load it again from now on."""
+        """Drop the reference to the module; ``reload`` loads it again. With None it cannot be loaded again."""
         self._module, self._reload = None, reload
 
     def free_until_needed(self) -> None:
-        """Let go of the module; ``obtain`` loads it again."""
+        """Drop the reference to the module; ``obtain`` loads it again."""
         if self._module is None:
             return
-        watched = weakref.ref(self._module)
+        module = weakref.ref(self._module)
         self._module = None
-        if watched() is not None:  # the modules of some engines refer to themselves
+        if module() is not None:  # the modules of some engines refer to themselves
             gc.collect()
 
     def discard(self) -> None:
-        """Let go of the module for good, and of its storage even where something still refers to it."""
+        """Drop the module for good, and free its storage even where something still refers to the module."""
         if self._module is not None:
             with suppress(Exception):  # some packed modules refuse to move; the garbage collector frees those
                 self._module.to("meta")

@@ -5,11 +5,11 @@ To add one, write a function whose first parameter is the subject and decorate i
     @measurement("noise", Cost.PROMPT)
     def noise_floor(subject: Subject) -> tuple[float, float]: ...
 
-The decorator declares all that the other modules need to know: the key under which the value is remembered and kept in
-a baseline file, its cost, and how it is treated when the weights are freed or a baseline is written. Where a value
-depends on more than its key, a ``Slot`` is declared instead and filled with ``recall``.
+The decorator declares the key under which the value is remembered and kept in a baseline file, its cost, and how it is
+treated when the weights are freed or a baseline is written. Where the value is not computed by such a function, declare
+a ``Slot`` and fill it with ``recall``.
 
-Nothing is remembered of a subject that somebody outside may have changed, nor of a comparison with such a reference.
+Nothing is remembered of a subject that code outside may have changed, nor of a comparison with such a reference.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 TRAITS: Final[dict[str, Traits]] = {}
-"""The traits of every measurement of the modules imported so far, by key; for values that are read from a file."""
+"""The traits of the measurements of all modules imported so far, by key; they apply to values read from a baseline."""
 
 
 class Slot(Generic[R]):
     """A place in the memory of every subject: a key, and the traits of the values under it.
 
-    Values are told apart by their inputs. Token ids count by shape and content; another subject, a reference, by its
-    ``serial``.
+    A value is stored under its inputs. Of token ids shape and content count; of another subject, such as a reference,
+    its ``serial`` counts.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Slot(Generic[R]):
         of_weights: bool = False,
         when_freed: WhenFreed = WhenFreed.KEEP,
     ) -> None:
-        """Declare a slot; ``Traits`` says what the parameters mean."""
+        """Declare a slot; ``Traits`` explains the parameters."""
         self.key, self.traits = key, Traits(cost, in_baseline, of_weights, when_freed)
         TRAITS[key] = self.traits
 
     def recall(self, subject: Subject, inputs: tuple[Any, ...], compute: Callable[[], R]) -> R:
-        """Return the value that is remembered for ``inputs``; else what ``compute`` returns, remembered from now on."""
-        changeable = any(isinstance(one, Subject) and one.memory is None for one in inputs)
-        if subject.memory is None or changeable:
+        """Return the value that is remembered for ``inputs``; else call ``compute`` and remember what it returns."""
+        has_changeable_input = any(isinstance(one, Subject) and one.memory is None for one in inputs)
+        if subject.memory is None or has_changeable_input:
             return compute()
         return subject.memory.recall(self._key_for(inputs), self.traits, compute)
 
@@ -67,7 +67,7 @@ class Slot(Generic[R]):
 
 
 class Measurement(Slot[R], Generic[P, R]):
-    """A function of a subject, computed once for the same inputs."""
+    """A function of a subject that is computed once for the same inputs."""
 
     def __init__(self, compute: Callable[Concatenate[Subject, P], R], key: str, cost: Cost, **traits: Any) -> None:
         super().__init__(key, cost, **traits)
@@ -78,8 +78,8 @@ class Measurement(Slot[R], Generic[P, R]):
         """Return the remembered value, or compute it."""
         bound = self._signature.bind(subject, *inputs, **named)
         bound.apply_defaults()
-        every = tuple(bound.arguments.values())[1:]
-        return self.recall(subject, every, partial(self.compute, subject, *inputs, **named))
+        all_inputs = tuple(bound.arguments.values())[1:]
+        return self.recall(subject, all_inputs, partial(self.compute, subject, *inputs, **named))
 
 
 def measurement(
@@ -90,7 +90,7 @@ def measurement(
     of_weights: bool = False,
     when_freed: WhenFreed = WhenFreed.KEEP,
 ) -> Callable[[Callable[Concatenate[Subject, P], R]], Measurement[P, R]]:
-    """Make a measurement of the decorated function; ``Traits`` says what the parameters mean."""
+    """Make the decorated function a ``Measurement``; ``Traits`` explains the parameters."""
 
     def decorate(compute: Callable[Concatenate[Subject, P], R]) -> Measurement[P, R]:
         return Measurement(compute, key, cost, in_baseline=in_baseline, of_weights=of_weights, when_freed=when_freed)

@@ -1,4 +1,4 @@
-"""What is remembered of a subject: measured values by key, each with the traits of its measurement."""
+"""The memory of a subject: measured values by key, each with the traits of its measurement."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Final, TypeAlias, TypeVar
 Value = TypeVar("Value")
 
 Key: TypeAlias = "str | tuple[Any, ...]"
-"""The key of a measurement alone, or in a tuple with the inputs that it was taken for."""
+"""The key of a measurement, alone or in a tuple with the inputs that the value was computed for."""
 
 
 class Cost(Enum):
-    """What it takes to measure a value that is not remembered."""
+    """What has to be run to measure a value that is not remembered."""
 
     TOKENIZER = "calls of the tokenizer"
     WEIGHTS = "reading some weights or the configuration, no forward pass"
@@ -48,7 +48,7 @@ class WhenFreed(Enum):
 class Traits:
     """How the values of a measurement are treated.
 
-    ``of_weights`` says that the value does not depend on the tokens that the subject is measured on.
+    ``of_weights`` says that the value depends on the weights alone, not on the tokens that the subject is measured on.
     """
 
     cost: Cost
@@ -58,20 +58,20 @@ class Traits:
 
 
 UNKNOWN: Final = Traits(Cost.WEIGHTS)
-"""The traits of a value that was read from a baseline of another version."""
+"""The traits of a value with an unknown key, which a baseline of another version may hold."""
 
 
 class Memory:
     """Measured values by key. Each is computed once."""
 
     def __init__(self, values: Mapping[Key, Any] | None = None, traits: Mapping[str, Traits] | None = None) -> None:
-        """Begin with ``values``; ``traits`` are those of their measurements, by the key without inputs."""
+        """Start with ``values``; ``traits`` gives the traits of their measurements, by the key without inputs."""
         self.values: dict[Key, Any] = dict(values or {})
-        known = traits or {}
-        self._traits = {key: known.get(name_of(key), UNKNOWN) for key in self.values}
+        known_traits = traits or {}
+        self._traits = {key: known_traits.get(name_of(key), UNKNOWN) for key in self.values}
 
     def recall(self, key: Key, traits: Traits, compute: Callable[[], Value]) -> Value:
-        """Return the value under ``key``; compute it if there is none."""
+        """Return the value under ``key``; compute and store it if there is none."""
         if key not in self.values:
             self.values[key] = compute()
             self._traits[key] = traits
@@ -81,20 +81,20 @@ class Memory:
         return key in self.values
 
     def entries(self) -> Iterator[tuple[Key, Any, Traits]]:
-        """Every key with its value and the traits of its measurement."""
+        """Yield every key with its value and the traits of its measurement."""
         for key, value in self.values.items():
             yield key, value, self._traits.get(key, UNKNOWN)
 
     def of_weights(self) -> Memory:
-        """A memory of the values that do not depend on the tokens."""
-        chosen = Memory()
+        """Return a new memory with the values that do not depend on the tokens."""
+        memory = Memory()
         for key, value, traits in self.entries():
             if traits.of_weights:
-                chosen.recall(key, traits, lambda value=value: value)  # type: ignore[misc]
-        return chosen
+                memory.recall(key, traits, lambda value=value: value)  # type: ignore[misc]
+        return memory
 
     def weights_freed(self) -> None:
-        """Let go of everything that keeps the weights in memory."""
+        """Drop or copy every value that keeps the weights in memory."""
         for key, value, traits in list(self.entries()):
             if traits.when_freed is WhenFreed.FORGET:
                 del self.values[key]
@@ -107,5 +107,5 @@ class Memory:
 
 
 def name_of(key: Key) -> str:
-    """The key of a measurement without the inputs."""
+    """Return the key of a measurement without the inputs."""
     return key if isinstance(key, str) else str(key[0])

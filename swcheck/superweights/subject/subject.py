@@ -1,7 +1,7 @@
 """A model under test: its weights, what it is measured on, and what was measured of it.
 
-The assertions compare two subjects. What is measured of one is in the modules beside this one, a function for each
-number (see ``measurement``).
+The assertions compare two subjects. The numbers that are measured of a subject are in ``superweights.measurements``, one
+function for each. B batch, T tokens.
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ _SERIALS: Final = count()
 class Subject:
     """A model under test.
 
-    ``held`` keeps or reloads the weights; ``owner`` is the subject that keeps them instead, where this one is the same
-    model measured on other tokens. ``token_ids``, int64 ``(B, T)``, is what perplexity is measured on; None means windows
-    of ``text``, and without a text of the package's evaluation text. ``text_label`` names a text that the user gave.
-    ``memory`` holds what was measured, None once somebody outside may have changed the model. ``kind`` is what was done
-    to the model (``auto``: its scheme or its weights tell); ``limits`` are those that the run asks for in place of
-    defaults. ``on_verdict`` is called with every verdict about this subject. ``source`` is the directory or hub id of the
-    model, or of the reference an engine made it from; ``remake`` makes what an engine's spec names of such a source.
-    ``notes`` go with every verdict about it.
+    - ``held`` keeps or reloads the weights. ``owner`` is the subject that has them instead, where this one is the same
+      model measured on other tokens.
+    - ``token_ids``, int64 ``(B, T)``, are what perplexity is measured on. None means windows of ``text``, or of the
+      evaluation text of the package where that is None too. ``text_label`` names a text that the user gave.
+    - ``memory`` holds what was measured; None from when code outside may have changed the model.
+    - ``kind`` is what was done to the model: ``quantized``, ``finetuned``, ``pruned``, or ``auto`` for what its scheme
+      or its weights show. ``limits`` are those that the run sets in place of the defaults.
+    - ``on_verdict`` is called with every verdict about this subject; ``notes`` are added to every one.
+    - ``source`` is the directory or hub id of the model, or of the reference that an engine made it from.
+      ``remake(spec, source)`` makes from such a source what an engine's spec names; it is used to try a fix.
     """
 
     name: str
@@ -60,11 +62,14 @@ class Subject:
     notes: tuple[str, ...] = ()
     owner: Subject | None = field(default=None, repr=False)
     serial: int = field(default_factory=_SERIALS.__next__, init=False, repr=False, compare=False)
-    """Unique in this process: what a candidate remembers against one reference does not hold against another."""
+    """Unique in this process. Values that a candidate remembers of a comparison are stored under the reference's serial."""
 
     @property
     def model(self) -> nn.Module:
-        """The transformers module, for users. They may change it: nothing is remembered from then on, and it stays loaded."""
+        """The transformers module, for users.
+
+        They may change it. So from now on nothing is remembered, and the module stays in memory.
+        """
         self.memory = None
         if self.owner is not None:
             return self.owner.model
@@ -74,7 +79,7 @@ class Subject:
 
     @property
     def module(self) -> nn.Module:
-        """The transformers module, for measuring inside swcheck; loaded again if it was freed.
+        """The transformers module, for measurements inside swcheck; it is loaded again if it was freed.
 
         Raises ``OptionError`` where it was freed for good.
         """
@@ -100,7 +105,7 @@ class Subject:
         return self.owner is not None or self.held.is_obtainable
 
     def free(self, reload: Callable[[], nn.Module] | None = None) -> None:
-        """Free the weights; what was measured stays. ``reload`` loads them for a new measurement."""
+        """Free the weights and keep what was measured. ``reload`` loads them again; with None they cannot be."""
         self._before_freeing()
         self.held.free(reload)
 
@@ -111,7 +116,7 @@ class Subject:
             self.held.free_until_needed()
 
     def discard(self) -> None:
-        """Free the weights for good, even where something else, as a traceback, still refers to the module."""
+        """Free the weights for good, even where something else, such as a traceback, still refers to the module."""
         self._before_freeing()
         self.held.discard()
 

@@ -1,4 +1,4 @@
-"""A layer loses the super activation though the super weights write it; proven by restoring it after that layer."""
+"""The cause: a layer loses the super activation although the super weights write it. Proven by restoring it there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def find(damaged: DamagedCandidate) -> Finding | Detail:
-    """For each super activation find the first layer after which it is out of its limits, and restore it there."""
+    """For each super activation find the first layer after which it is outside its limits, and restore it there."""
     rows: Detail = ()
     for place in super_activations(damaged.reference, damaged.weights) if damaged.weights else ():
         there = damaged.place_of(place)
@@ -42,10 +42,10 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
             continue
         restored = partial(residual_replaced, layer=layer, channel=there.channel, wanted=wanted)
         share, words = damaged.recovered(restored)
-        told = f"x{ratio:.2f} after layer {layer}; restored through a hook: {words}"
+        evidence = f"x{ratio:.2f} after layer {layer}; restored through a hook: {words}"
         if share >= PROVEN:
-            return _finding(damaged, layer, f"channel {there.channel} (x{ratio:.2f})", (("proof", told), *rows))
-        rows += ruled_out(f"the super activation of channel {there.channel} ({told})")
+            return _finding(damaged, layer, f"channel {there.channel} (x{ratio:.2f})", (("proof", evidence), *rows))
+        rows += ruled_out(f"the super activation of channel {there.channel} ({evidence})")
     return rows
 
 
@@ -59,10 +59,10 @@ def _finding(damaged: DamagedCandidate, layer: int, what: str, detail: Detail) -
 def losing_layer(
     candidate: Subject, reference: Subject, place: SuperActivation, there: SuperActivation
 ) -> tuple[int, float] | str:
-    """Return the first layer from the onset on after which an activation is out of its limits, and its ratio there.
+    """Return the first layer, from the onset on, after which an activation is outside its limits, and its ratio there.
 
-    ``place`` is in the reference's channels, ``there`` in the candidate's. Words with the range of ratios where it is
-    nowhere out of its limits.
+    ``place`` is in the reference's channels, ``there`` in the candidate's. If it is within its limits after every
+    layer, return words with the range of the ratios.
     """
     prompt = prompt_ids(reference)
     pairs = list(
@@ -78,7 +78,7 @@ def losing_layer(
 
 
 def first_losing_layer(damaged: DamagedCandidate) -> int | None:
-    """Return the first layer that loses any of the super activations; None where none does."""
+    """Return the first layer that loses a super activation; None if no layer does."""
     for place in super_activations(damaged.reference, damaged.weights):
         lost = losing_layer(damaged.candidate, damaged.reference, place, damaged.place_of(place))
         if not isinstance(lost, str):
@@ -87,10 +87,10 @@ def first_losing_layer(damaged: DamagedCandidate) -> int | None:
 
 
 def reference_values(damaged: DamagedCandidate, place: SuperActivation, layer: int) -> torch.Tensor | None:
-    """Return what the reference carries in the place's channel after a layer at the sink of each window; NaN elsewhere.
+    """Return the reference's value in the channel of ``place`` after ``layer``, NaN except at each window's sink.
 
-    Float32 ``(1, P)`` with BOS and the sink at position 0, where it is one number by causality, else ``(B, P)``. None
-    where the windows would have to be looked at in a reference that takes long to load.
+    Float32 ``(1, P)`` if the sink is a BOS at position 0, where causality makes it one number, else ``(B, P)``; P is
+    the length of a window start. None if the reference has to be run on the windows and takes long to load.
     """
     reference = damaged.reference
     if has_bos(reference) and place.position == 0:

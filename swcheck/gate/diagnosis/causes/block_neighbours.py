@@ -1,6 +1,6 @@
-"""The other weights in the super weights' rows and matrices were rounded on a grid that the outlier made coarse.
+"""The cause: a super weight made the grid of its quantization block coarse, and the other weights lost precision.
 
-Proven by giving the reference's rows back, then its whole matrices.
+Proven by replacing the rows of the super weights with the reference's, then their whole matrices.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
 
 
 def find(damaged: DamagedCandidate) -> Finding | Detail:
-    """Give back the rows that hold super weights, then their whole matrices."""
+    """Replace the rows that hold super weights with the reference's, then their whole matrices."""
     if not damaged.weights:
         return ()
     if damaged.relation.channels or [w.column for w in damaged.weights] != [w.column for w in damaged.places]:
         return not_known("whether their blocks' neighbours pay: channels or neurons are permuted")
     layers = ", ".join(dict.fromkeys(f"layer {weight.layer}" for weight in damaged.weights))
-    told = []
+    tried = []
     whole, unknown = _matrices(damaged)
     for what, maps, rows, why in (
         (*_rows(damaged), "the reference is not here or keeps it packed"),
         ("its whole matrix", whole, {}, unknown),
     ):
         if len(maps) < len(damaged.matrix_names()):
-            told.append(f"{what}: not known, {why}")
+            tried.append(f"{what}: not known, {why}")
             continue
         share, words = damaged.recovered(partial(maps_replaced, maps=maps, rows=rows))
-        told.append(f"{what} given back: {words}")
+        tried.append(f"{what} given back: {words}")
         if share >= PROVEN:
             cause = f"block neighbours of the super weight pay ({layers}, {what})"
             return Finding(cause, (("proof", f"{what} given back through a hook: {words}"),), damaged.matrix_names())
-    return ruled_out(f"neighbours in the super weights' blocks ({'; '.join(told)})")
+    return ruled_out(f"neighbours in the super weights' blocks ({'; '.join(tried)})")
 
 
 def _rows(damaged: DamagedCandidate) -> tuple[str, dict[str, torch.Tensor], dict[str, list[int]]]:
-    """Words for the reference's rows that hold super weights, their values ``(N, F)`` and numbers by module."""
+    """Return words for the reference's rows with super weights, their values ``(N, F)`` and indices by module."""
     maps: dict[str, torch.Tensor] = {}
     rows: dict[str, list[int]] = {}
     reference = damaged.reference
@@ -60,7 +60,7 @@ def _rows(damaged: DamagedCandidate) -> tuple[str, dict[str, torch.Tensor], dict
 
 
 def _matrices(damaged: DamagedCandidate) -> tuple[dict[str, Matrix], str]:
-    """The reference's matrices that hold super weights by module, and words why one of them is not known."""
+    """Return the reference's matrices that hold super weights by module, and words why one of them is not known."""
     found: dict[str, Matrix] = {}
     why = ""
     for layer in dict.fromkeys(weight.layer for weight in damaged.weights):

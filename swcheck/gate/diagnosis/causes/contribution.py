@@ -1,4 +1,4 @@
-"""The super weights write too little, too much, or with the other sign; proven by restoring what they write."""
+"""The cause: super weights write too little, too much, or with the other sign. Proven by restoring what they write."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from swcheck.superweights.measurements.weights import weight_values
 
 
 def find(damaged: DamagedCandidate) -> Finding | Detail:
-    """Restore what all super weights write."""
+    """Restore what all super weights write, and see whether the loss returns."""
     if not damaged.weights:
         why = damaged.relation.words if damaged.relation.kind == "rotated" else "the reference has none"
         return ruled_out(f"the super weights: {why}")
-    share, words = _restored(damaged)
+    share, words = _share_restored(damaged)
     if share >= PROVEN:
         names = ", ".join(f"layer {w.layer} [{w.row}, {w.column}]" for w in damaged.weights)
         cause = f"what the super weights write {contribution_change(damaged.ratios)} ({names})"
@@ -34,8 +34,8 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
 def restoration_rows(damaged: DamagedCandidate) -> Detail:
     """Return rows that say how much of the loss returns when what the super weights write is restored.
 
-    Where they write as much as in the reference, what a later layer has lost of it is restored instead. The row is a
-    proof from half of the loss on.
+    If they write as much as in the reference, the super activation is restored after the layer that loses it instead. A
+    row is called a proof if at least half of the loss returns.
     """
     layers = model_sample(damaged.candidate).layers
     if not damaged.weights or any(weight.layer >= layers for weight in damaged.places):
@@ -44,31 +44,31 @@ def restoration_rows(damaged: DamagedCandidate) -> Detail:
         found = activation.find(damaged)
         rows = tuple(row for row in found.detail if row[0] == "proof") if isinstance(found, Finding) else found
     else:
-        share, words = _restored(damaged)
+        share, words = _share_restored(damaged)
         rows = (("proof" if share >= PROVEN else "given back", f"restored through a hook: {words}"),)
     return (*rows, *damaged.tried_on)
 
 
-def _restored(damaged: DamagedCandidate) -> tuple[float, str]:
-    """The share of the loss that returns with what the super weights write restored, and words for it."""
+def _share_restored(damaged: DamagedCandidate) -> tuple[float, str]:
+    """Return the share of the loss that returns if what the super weights write is restored, and words for it."""
 
     def attempt() -> tuple[float, str]:
         prompt = prompt_ids(damaged.reference)
-        due = written(damaged.reference, damaged.weights)
+        expected = written(damaged.reference, damaged.weights)
         sinks = sink_tokens(damaged.reference, damaged.weights, prompt)
         now = contributions_at(damaged.candidate, damaged.places, prompt, sinks)
         values = weight_values(damaged.candidate, damaged.places), weight_values(damaged.reference, damaged.weights)
         targets = [
-            replace(weight, value=_restoring(*four))
-            for weight, *four in zip(damaged.places, *values, due, now, strict=True)
+            replace(weight, value=_restoring_value(*numbers))
+            for weight, *numbers in zip(damaged.places, *values, expected, now, strict=True)
         ]
         return damaged.recovered(partial(set_to, super_weights=targets))
 
     return damaged.with_contributions_restored(attempt)
 
 
-def _restoring(value: float, expected: float, due: float, now: float) -> float:
-    """The weight that writes ``due`` at the input where it now writes ``now``; the reference's own where that is 0."""
-    if abs(now) < 1e-3 * abs(due) or value == 0:
-        return expected
-    return value * due / now
+def _restoring_value(weight: float, reference_weight: float, expected: float, now: float) -> float:
+    """Return the weight that writes ``expected`` if ``weight`` writes ``now``; the reference's if that is near 0."""
+    if abs(now) < 1e-3 * abs(expected) or weight == 0:
+        return reference_weight
+    return weight * expected / now

@@ -1,4 +1,4 @@
-"""The embedding is in another basis than the layers behind it; proven by giving the reference's embedding back."""
+"""The cause: the embedding is in another basis than the layers. Proven by replacing it with the reference's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from swcheck.lens.replace import embedding_replaced
 
 
 def find(damaged: DamagedCandidate) -> Finding | Detail:
-    """Give the reference's embedding back where the candidate's is permuted or rotated."""
+    """Replace the embedding with the reference's, if it is permuted or rotated."""
     kind = damaged.relation.kind
     if kind not in {"permuted", "rotated"}:
         return ()

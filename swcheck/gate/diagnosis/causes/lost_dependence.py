@@ -1,4 +1,7 @@
-"""The candidate has lost nothing else and lives on without the super weights: its constant comes from elsewhere."""
+"""The cause: the candidate no longer depends on the super weights, though its perplexity is intact.
+
+The constant that the super weights write then comes from other weights.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, ruled_out
 
 HARMLESS: Final = 1.10
-"""A perplexity ratio up to here, that of a plain 4-bit scheme, is no loss that explains a lost dependence."""
+"""Up to this perplexity ratio, the limit of a plain 4-bit scheme, a loss does not explain a lost dependence."""
 
 
 def find(damaged: DamagedCandidate) -> Finding | Detail:
-    """Compare the intact perplexities, where it is the dependence that is red."""
+    """Compare the intact perplexities, if the red check is that of dependence."""
     if damaged.share is None:
         return ()
     ratio = math.exp(min(LARGEST_EXPONENT, damaged.candidate_nats - damaged.reference_nats))

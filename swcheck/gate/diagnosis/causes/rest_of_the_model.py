@@ -1,4 +1,4 @@
-"""Nothing that the super weights lost explains the loss: the layer and the linear maps that are damaged most."""
+"""The last cause: the loss does not come from the super weights. Names the layer and linear maps with most damage."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from swcheck.superweights.measurements.residual_stream import residual_errors
 if TYPE_CHECKING:
     from swcheck.superweights.subject.subject import Subject
 
-WORST: Final = 5
-"""So many linear maps are named."""
+MOST_MAPS: Final = 5
+"""The number of linear maps that are named."""
 
 
 def find(damaged: DamagedCandidate) -> Finding:
-    """Return the layer where the error rises most, the worst linear maps, and what returns when these are given back."""
+    """Find the layer where the error rises most and the worst linear maps; replace these with the reference's."""
     cause, candidate, reference = "not the super weights", damaged.candidate, damaged.reference
     depths = model_sample(candidate).layers, model_sample(reference).layers
     if depths[0] != depths[1]:
@@ -42,7 +42,7 @@ def find(damaged: DamagedCandidate) -> Finding:
     if unknown:
         advice = "run the gate once with the reference instead of its baseline"
         return Finding(cause, (*detail, *not_known(f"which matrices: {unknown}")), (), advice)
-    worst = [(name, error) for name, error in map_errors(candidate, reference) if error > 0][:WORST]
+    worst = [(name, error) for name, error in map_errors(candidate, reference) if error > 0][:MOST_MAPS]
     names = tuple(f"{candidate.anatomy.path}.{name}" for name, _ in worst)
     detail += tuple((f"layers.{name}", f"answers {error:.1%} off") for name, error in worst)
     detail += _given_back(damaged, names) if names else ()
@@ -50,7 +50,7 @@ def find(damaged: DamagedCandidate) -> Finding:
 
 
 def _given_back(damaged: DamagedCandidate, names: Sequence[str]) -> Detail:
-    """What returns with these maps replaced by the reference's, as far as those are known."""
+    """Return a row with the loss that returns if these maps are replaced by the reference's that are known."""
     found = {name: reference_matrix(damaged.candidate, damaged.reference, name) for name in names}
     maps = {name: weight for name, weight in found.items() if not isinstance(weight, str)}
     if not maps:
@@ -61,7 +61,7 @@ def _given_back(damaged: DamagedCandidate, names: Sequence[str]) -> Detail:
 
 
 def first_bad_layer(candidate: Subject, reference: Subject, channels: Sequence[int] = ()) -> tuple[int, float]:
-    """Return the layer after which the error of the residual stream rises most, and that error; sinks are left out.
+    """Return the layer after which the error of the residual stream has risen most, and that error; sinks are left out.
 
     The error is relative to the reference's norm. ``channels`` gives for each channel of the reference its place in the
     candidate.

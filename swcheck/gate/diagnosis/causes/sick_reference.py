@@ -1,4 +1,4 @@
-"""The reference itself is worse than guessing: then nothing can be said about a candidate."""
+"""The cause: the reference itself is worse than guessing. Then nothing can be said about a candidate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from swcheck.superweights.measurements.scores import intact_scores
 
 
 def find(damaged: DamagedCandidate) -> Finding | Detail:
-    """Compare the reference's perplexity with guessing; the rows also name what ``gate.confounds`` has ruled out."""
+    """Compare the reference's perplexity with guessing; the rows also name what ``gate.checks.confounds`` ruled out."""
     value, guessing = perplexity_of(intact_scores(damaged.reference)[0]), vocabulary_size(damaged.reference)
     if not value <= guessing:
         words = f"its own perplexity is {value:.4g}, guessing has {guessing:,}"

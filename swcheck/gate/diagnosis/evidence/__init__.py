@@ -1,5 +1,6 @@
-"""What causes are found and proven with.
+"""The means to find and prove a cause.
 
-``damaged_candidate`` measures how many of the lost nats return when something is restored; ``reference_matrices`` are
-what can be given back; ``finding`` is the result.
+``damaged_candidate`` measures how many of the lost nats return when something is restored. ``reference_matrices`` has
+the reference's matrices that can be put into the candidate. ``weight_change`` and ``worst_maps`` describe the damage.
+``finding`` is the result.
 """

@@ -1,4 +1,4 @@
-"""A red candidate beside its reference, and how much of its lost nats returns when something is restored."""
+"""A red candidate and its reference, and how many of the lost nats return when something is restored."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from swcheck.superweights.subject.subject import Subject
 
 PROVEN: Final = 0.5
-"""A cause is proven where at least this share of the lost nats returns when it is undone."""
+"""A cause is proven if at least this share of the lost nats returns when it is undone."""
 
 NO_LOSS: Final = 1e-4
-"""Fewer lost nats per token than this, a hundredth of the tightest limit, prove nothing: they are taken for no loss."""
+"""Fewer lost nats per token than this, a hundredth of the tightest limit, count as no loss and prove nothing."""
 
 _CONTRIBUTIONS_RESTORED: Final = Slot[tuple[float, str]](
     "contributions restored", Cost.WINDOW_STARTS, in_baseline=InBaseline.NO
@@ -42,10 +42,10 @@ _CONTRIBUTIONS_RESTORED: Final = Slot[tuple[float, str]](
 
 @dataclass(frozen=True)
 class DamagedCandidate:
-    """A red candidate beside its reference.
+    """A red candidate and its reference. B windows, P tokens of a window start.
 
-    ``weights`` are the super weights in the reference's coordinates, ``places`` the same in the candidate's. ``share`` is
-    how much of the reference's collapse the candidate still shows, where that is what is red.
+    ``weights`` are the super weights in the reference's coordinates, ``places`` the same in the candidate's. ``share``
+    is the share of the reference's collapse that the candidate still shows, given only if that is red.
     """
 
     candidate: Subject
@@ -57,7 +57,7 @@ class DamagedCandidate:
 
     @cached_property
     def ids(self) -> torch.Tensor:
-        """The token ids that are scored to see how much returns, ``(B, P)``: the reference's window starts."""
+        """The token ids that are scored after a restoration, int64 ``(B, P)``: starts of the reference's windows."""
         return window_starts(self.reference)
 
     @cached_property
@@ -71,8 +71,9 @@ class DamagedCandidate:
         return float(intact_nats_against(self.candidate, self.reference).mean())
 
     def recovered(self, restored: Callable[[nn.Module], AbstractContextManager[None]]) -> tuple[float, str]:
-        """Return the share of the lost nats that returns inside a block on the candidate's module, and words for it."""
-        ids, lost = self.ids, self.candidate_nats - self.reference_nats  # first: they may need other weights in memory
+        """Return the share of the lost nats that returns inside ``restored(module)``, and words for it."""
+        # before the candidate is loaded, since these may need another model in memory
+        ids, lost = self.ids, self.candidate_nats - self.reference_nats
         model = self.candidate.module
         with restored(model):
             each = token_nats(model, ids)
@@ -84,14 +85,14 @@ class DamagedCandidate:
         return share, f"perplexity x{left:.3f}, {round(100 * share)}% of the loss returns"
 
     def with_contributions_restored(self, attempt: Callable[[], tuple[float, str]]) -> tuple[float, str]:
-        """Return what ``attempt`` returns, called once for all checks of the candidate."""
-        _ = self.candidate_nats  # the attempt is compared with it, and ``tried_on`` says so
+        """Return what ``attempt`` returns; it is called once and remembered for all checks of the candidate."""
+        _ = self.candidate_nats  # computed first, since the attempt is compared with it and ``tried_on`` reports it
         inputs = (self.reference, self.weights, self.places)
         return _CONTRIBUTIONS_RESTORED.recall(self.candidate, inputs, attempt)
 
     @property
     def tried_on(self) -> Detail:
-        """A row that says what was scored, and the candidate's perplexity there; nothing if nothing was tried."""
+        """A row with the tokens that were scored and the candidate's perplexity there; empty if nothing was tried."""
         if "candidate_nats" not in vars(self):
             return ()
         windows, length = self.ids.shape
@@ -101,7 +102,7 @@ class DamagedCandidate:
 
     @cached_property
     def ratios(self) -> tuple[float, ...]:
-        """What each super weight writes in the candidate over what it writes in the reference."""
+        """The contribution of each super weight in the candidate over that in the reference."""
         prompt = prompt_ids(self.reference)
         ours = contributions_at(self.candidate, self.places, prompt, sink_tokens(self.reference, self.weights, prompt))
         return tuple(
@@ -109,10 +110,10 @@ class DamagedCandidate:
         )
 
     def matrix_names(self) -> tuple[str, ...]:
-        """The qualified names of the matrices that the super weights are in."""
+        """Return the qualified names of the matrices that have the super weights."""
         return tuple(dict.fromkeys(down_name(self.candidate, weight.layer) for weight in self.places))
 
     def place_of(self, place: SuperActivation) -> SuperActivation:
-        """A super activation of the reference in the candidate's channels."""
+        """Return a super activation of the reference with its channel in the candidate."""
         channels = self.relation.channels
         return replace(place, channel=channels[place.channel]) if channels else place

@@ -1,4 +1,4 @@
-"""What a diagnosis finds: a cause in words with the rows of its proof, or the rows that rule a cause out."""
+"""The result of a diagnosis: a cause in words with the rows of its proof, or the rows that rule a cause out."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Detail: TypeAlias = "tuple[tuple[str, str], ...]"
 
 @dataclass(frozen=True)
 class Finding:
-    """A cause in words, the rows under it, and the matrices whose precision it depends on, by their qualified names.
+    """A cause in words, the rows under it, and the qualified names of the matrices that should stay unquantized.
 
-    ``advice`` is what to try where there are no matrices; ``blame`` is ``candidate``, or ``reference`` where that is sick.
+    ``advice`` is what to try if there are no matrices. ``blame`` is ``candidate``, or ``reference`` if that is sick.
     """
 
     cause: str

@@ -1,8 +1,8 @@
-"""The reference's own tensors, to be put in the place of a candidate's: from its module, or from its files.
+"""Reads the reference's own tensors, which replace the candidate's: from its module, or from its files.
 
-Where the reference is not in memory, a matrix is read from its files whenever it is asked for and let go again, so that
-several of them and the candidate are never in memory together. A tensor from a file is used only if it answers as what
-was measured.
+If the reference is not in memory, a matrix is read from its files each time it is needed and freed afterwards, so that
+several of them are never in memory beside the candidate. A tensor from a file is used only if it gives the responses
+that were measured of the reference.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from swcheck.superweights.subject.subject import Subject
 
 ROUNDED: Final = 0.01
-"""The same weights in two formats differ by less than this, by their norms; bfloat16 rounds to 0.4 %."""
+"""Two tensors are the same weights if their difference has at most this share of the norm; bfloat16 rounds to 0.4 %."""
 
 
 def measure_for_diagnosis(reference: Subject) -> None:
-    """Measure what explains a red candidate, while the reference's weights are in memory."""
+    """Measure what the diagnosis of a red candidate needs, while the reference's weights are in memory."""
     prompt = prompt_ids(reference)
     residual_sketch(reference, prompt)
     map_responses(reference)
@@ -57,18 +57,18 @@ def reference_matrix(candidate: Subject, reference: Subject, name: str) -> Matri
     weight = stored_tensor(reference, f"{name}.weight")
     if isinstance(weight, str):
         return weight
-    if why_unknown(reference):  # its answers are not known: its files have to hold a plain matrix of this size
+    if why_unknown(reference):  # its responses are not known: a plain matrix of this size is accepted
         sizes = map_sizes(candidate.module.get_submodule(name))
         fits, other = weight.is_floating_point() and tuple(weight.shape) == sizes, "keep it packed"
     else:
         bias = stored_tensor(reference, f"{name}.bias")
         fits = answers_like(weight, None if isinstance(bias, str) else bias, inner, map_responses(reference))
         other = "hold another matrix than was measured, or keep it packed"
-    return partial(_read, reference, name) if fits else f"the reference's files {other}"
+    return partial(_read_stored, reference, name) if fits else f"the reference's files {other}"
 
 
 def reference_down_matrix(damaged: DamagedCandidate, layer: int, name: str) -> Matrix | str:
-    """As ``reference_matrix`` for the down projection of a layer, which is remembered; ``name`` is its qualified name."""
+    """Return the reference's down projection ``(H, F)`` of a layer, ``name`` in the candidate, or words why not."""
     reference = damaged.reference
     if reference.held.in_memory or down_matrix.knows(reference, layer):
         matrix = down_matrix(reference, layer)
@@ -77,7 +77,7 @@ def reference_down_matrix(damaged: DamagedCandidate, layer: int, name: str) -> M
 
 
 def matrix_in_memory(reference: Subject, inner: str) -> torch.Tensor | str:
-    """Return the plain weight ``(H, F)`` of the map ``inner`` (``1.mlp.down_proj``) of the reference's layers, or words."""
+    """Return the plain weight ``(H, F)`` of the reference's map ``inner`` (``1.mlp.down_proj``), or words why not."""
     (layer, _, path), layers = inner.partition("."), reference.anatomy.layers
     try:
         weight = plain_weight(layers[int(layer)].get_submodule(path))
@@ -87,21 +87,21 @@ def matrix_in_memory(reference: Subject, inner: str) -> torch.Tensor | str:
 
 
 def map_sizes(module: Any) -> tuple[int, ...]:
-    """Return the outputs and inputs of a linear map, 0 where it does not say (AutoRound writes ``outfeatures``)."""
+    """Return the output and input width of a linear map, 0 if unknown (AutoRound calls them ``outfeatures``)."""
     return tuple(
         int(getattr(module, f"{side}_features", getattr(module, f"{side}features", 0))) for side in ("out", "in")
     )
 
 
-def _read(reference: Subject, name: str) -> torch.Tensor:
+def _read_stored(reference: Subject, name: str) -> torch.Tensor:
     weight = stored_tensor(reference, f"{name}.weight")
-    if isinstance(weight, str):  # it was there a moment ago
+    if isinstance(weight, str):  # the file has vanished since it was checked
         raise FileNotFoundError(weight)
     return weight
 
 
 def reference_embedding(damaged: DamagedCandidate) -> torch.Tensor | str:
-    """Return what the reference's embedding gives for ``damaged.ids``, ``(B, P, H)``, or words why it is not known."""
+    """Return the reference's embeddings of ``damaged.ids``, ``(B, P, H)``, or words why they are not known."""
     reference, known = damaged.reference, model_sample(damaged.reference)
     if embedded_starts.knows(reference) or reference.held.in_memory:
         return embedded_starts(reference)
@@ -115,11 +115,11 @@ def reference_embedding(damaged: DamagedCandidate) -> torch.Tensor | str:
     fits = table.ndim == 2 and table.is_floating_point() and len(table) > int(known.indices.max())
     if not fits or not _same_values(table[known.indices], known.rows):
         return "the reference's files hold another embedding than the baseline"
-    with torch.no_grad():  # by the candidate's own module: some scale what they look up
+    with torch.no_grad():  # through the candidate's module, since some scale what they look up
         here = {"weight": table.to(device_of(module))}
         return first_tensor(functional_call(module, here, (damaged.ids.to(device_of(module)),))).cpu()
 
 
 def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two readings of the same weights agree, but for their rounding to two bytes."""
+    """Return whether two tensors are the same weights, apart from rounding to a float of two bytes."""
     return one.shape == other.shape and bool((one.float() - other.float()).norm() <= ROUNDED * other.float().norm())

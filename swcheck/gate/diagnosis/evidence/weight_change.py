@@ -1,4 +1,4 @@
-"""How a super weight was changed, in words: zeroed, rounded away, moved, clipped, sign flipped, amplified."""
+"""Describes how a super weight was changed: zeroed, rounded away, moved, clipped, sign flipped, amplified."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from swcheck.base.records import SuperWeight
     from swcheck.superweights.subject.subject import Subject
 
-ALIKE: Final = 0.1
+SAME_VALUE: Final = 0.1
 """Two weights within this share of each other count as the same one."""
 
-ENDS: Final = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0, "float16": 65504.0}
-"""The largest finite number of the formats that weights are saturated in."""
+LARGEST_FINITE: Final = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0, "float16": 65504.0}
+"""The largest finite number of the float formats that weights may be clipped to."""
 
 
 def contribution_change(ratios: Sequence[float]) -> str:
-    """Return how the contributions changed, by their ratios to the reference's: the worst change of any of them."""
+    """Return words for the worst change of the contributions, given their ratios to the reference's."""
     if any(ratio <= -DEFAULTS["contribution"].low for ratio in ratios):  # type: ignore[operator]
         return "has its sign flipped"
     grown = all(not ratio < 1 for ratio in ratios)
@@ -32,45 +32,45 @@ def contribution_change(ratios: Sequence[float]) -> str:
 
 
 def weight_change(candidate: Subject, reference: Subject, weight: SuperWeight, ratio: float) -> str:
-    """Return how a super weight was changed that writes ``ratio`` of what it writes in the reference."""
+    """Return words for how a super weight was changed, given the ratio of its contribution to the reference's."""
     place = f"super weight at layer {weight.layer} [{weight.row}, {weight.column}]"
     if not math.isfinite(ratio):
         return f"{place} is not finite"
-    moved = _moved_to(candidate, reference, weight)
+    moved = _new_column(candidate, reference, weight)
     if abs(ratio) < 0.25 and moved is not None:
         return f"{place} moved to column {moved}"
     if abs(ratio) < 0.02:
-        how = {True: "rounded away", False: "zeroed", None: "gone"}[_on_a_grid(candidate, reference, weight)]
+        how = {True: "rounded away", False: "zeroed", None: "gone"}[_is_rounded(candidate, reference, weight)]
         return f"{place} {how} (x{abs(ratio):.2f})"
     if ratio < 0:
         return f"{place} has its sign flipped (x{ratio:.2f})"
     if ratio < 1:
-        end = _end_of_range(candidate, weight)
-        how = "clipped or rounded down" if _on_a_grid(candidate, reference, weight) else "weakened"
+        end = _saturated_format(candidate, weight)
+        how = "clipped or rounded down" if _is_rounded(candidate, reference, weight) else "weakened"
         return f"{place} {f'cut at the end of the range of {end}' if end else how} (x{ratio:.2f})"
     return f"{place} amplified (x{ratio:.2f})"
 
 
-def _end_of_range(candidate: Subject, weight: SuperWeight) -> str | None:
-    """The format whose largest finite number the weight has: larger values were saturated."""
+def _saturated_format(candidate: Subject, weight: SuperWeight) -> str | None:
+    """Return the format whose largest finite number the weight is: larger values are clipped to it; else None."""
     value = abs(weight_values(candidate, (weight,))[0]) if weight.layer < model_sample(candidate).layers else 0.0
-    return next((f"{name} ({end:,.0f})" for name, end in ENDS.items() if value == end), None)
+    return next((f"{name} ({end:,.0f})" for name, end in LARGEST_FINITE.items() if value == end), None)
 
 
-def _moved_to(candidate: Subject, reference: Subject, weight: SuperWeight) -> int | None:
-    """The column of the candidate's row that holds the value of ``weight``, and did not in the reference; None if none."""
+def _new_column(candidate: Subject, reference: Subject, weight: SuperWeight) -> int | None:
+    """Return the column of the row that has the value of ``weight`` in the candidate only; None if there is none."""
     before, after = matrix_row(reference, weight), matrix_row(candidate, weight)
     if before is None or after is None or not before[weight.column]:
         return None
     value = before[weight.column]
-    new = ((after / value - 1).abs() < ALIKE) & ((before / value - 1).abs() >= ALIKE)
+    new = ((after / value - 1).abs() < SAME_VALUE) & ((before / value - 1).abs() >= SAME_VALUE)
     return int(new.nonzero()[0]) if new.any() else None
 
 
-def _on_a_grid(candidate: Subject, reference: Subject, weight: SuperWeight) -> bool | None:
-    """Whether the candidate's row has few different values where the reference's has many, as a rounded one has.
+def _is_rounded(candidate: Subject, reference: Subject, weight: SuperWeight) -> bool | None:
+    """Return whether the candidate's row is rounded: it has at most half as many different values as the reference's.
 
-    None where one of the rows is not known, unless the candidate's own scheme says that it is rounded.
+    If a row is not known, the candidate's scheme decides; None if that does not say that it is quantized.
     """
     before, after = matrix_row(reference, weight), matrix_row(candidate, weight)
     if before is None or after is None:

@@ -1,4 +1,4 @@
-"""The linear maps of a layer that answer worst."""
+"""The linear maps of a layer with the largest errors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from swcheck.superweights.measurements.weights import down_name
 
 
 def worst_maps_of_layer(damaged: DamagedCandidate, layer: int) -> tuple[str, ...]:
-    """Return the maps of a layer with at least half of the largest error, by qualified names.
+    """Return the qualified names of the maps of a layer with at least half of the largest error.
 
-    The down projection where errors are not known, or mean nothing in another basis.
+    It is the down projection if errors are not known, or have no meaning because the basis is another one.
     """
     candidate = damaged.candidate
     if why_unknown(damaged.reference) or damaged.relation.kind in {"permuted", "rotated"}:
