@@ -10,6 +10,9 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # for processes that tests start, too; workers of xdist would fight for cores
 
 import hashlib
 

@@ -52,13 +52,13 @@ def pytest_configure(config: pytest.Config) -> None:
         values, origins = options.read_values(config)
         if not origins:
             return
-        from swcheck.run.settings import forbidding_downloads, read_settings
+        from swcheck.run.settings import forbid_downloads, read_settings
 
         settings = config.stash[SETTINGS] = read_settings(values, origins)
     except SwcheckError as error:
         raise usage_error(error) from error
     if settings.offline:
-        config.add_cleanup(forbidding_downloads())
+        config.add_cleanup(forbid_downloads())
     if not is_worker(config):
         config.pluginmanager.register(reporter.Reporter(config, settings), "swcheck-reporter")
     argument = options.argument_that_hid_ini_file(config)
@@ -172,13 +172,13 @@ def swcheck_candidate(
 @pytest.fixture(scope="session")
 def swcheck_study_setup(swcheck_model: Subject, swcheck_session: Session) -> Setup:
     """The setup of the paper's studies for the model under test. Skips the test if the model has no super weights."""
-    from swcheck.study.common.setup import setup_of, zero_shot
+    from swcheck.study.common.setup import setup_of, zero_shot_scorer
     from swcheck.superweights.measurements.contributions import located
 
     if not located(swcheck_model).super_weights:
         pytest.skip(f"no super weight: {located(swcheck_model).reason}")
-    scorer, unscored = zero_shot()
-    return setup_of(swcheck_model, seed=swcheck_session.settings.seed, scorer=scorer, unscored=unscored)
+    scorer, why_unscored = zero_shot_scorer()
+    return setup_of(swcheck_model, seed=swcheck_session.settings.seed, scorer=scorer, why_unscored=why_unscored)
 
 
 @pytest.fixture(scope="session")

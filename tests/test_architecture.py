@@ -56,8 +56,8 @@ LIGHT = (
 """Modules that import neither torch nor transformers, numpy or hypothesis."""
 
 LONGEST_MODULE, LONGEST_CLASS = 350, 150
-MEDIAN_FUNCTION, LONG_FUNCTION = 7, 19
-"""Lines: the median of all functions, and their 90th percentile."""
+MEDIAN_FUNCTION, LONG_FUNCTION = 6, 17
+"""Lines without the docstring: the median of all functions, and their 90th percentile."""
 
 FOLDERS_AT_THE_TOP, FILES_AT_THE_TOP, MODULES_IN_A_FOLDER, LINES_OF_A_SIGN = 10, 5, 13, 10
 
@@ -233,16 +233,24 @@ def test_no_folder_has_more_than_a_dozen_modules():
     assert {folder: count for folder, count in counts.items() if count > MODULES_IN_A_FOLDER} == {}
 
 
+def lines_of(node: ast.AST) -> int:
+    """The lines that a node spans."""
+    return node.end_lineno - node.lineno + 1
+
+
+def lines_of_code(function: ast.FunctionDef) -> int:
+    """The lines of a function, its docstring left out."""
+    return lines_of(function) - (lines_of(function.body[0]) if ast.get_docstring(function) else 0)
+
+
 def test_modules_classes_and_functions_are_short():
     """The longest module and class, and the median and 90th percentile of the functions' lengths, are within limits."""
 
-    def lines(kind) -> list[int]:
-        nodes = (node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, kind))
-        return sorted(node.end_lineno - node.lineno + 1 for node in nodes)
-
-    functions, classes = lines(ast.FunctionDef), lines(ast.ClassDef)
+    nodes = [node for tree in TREES.values() for node in ast.walk(tree)]
+    classes = [lines_of(node) for node in nodes if isinstance(node, ast.ClassDef)]
+    functions = sorted(lines_of_code(node) for node in nodes if isinstance(node, ast.FunctionDef))
     assert {module for module, source in SOURCES.items() if source.count("\n") > LONGEST_MODULE} == set()
-    assert classes[-1] <= LONGEST_CLASS
+    assert max(classes) <= LONGEST_CLASS
     assert statistics.median(functions) <= MEDIAN_FUNCTION
     assert functions[int(len(functions) * 0.9)] <= LONG_FUNCTION
 

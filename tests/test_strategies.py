@@ -36,6 +36,7 @@ def test_lists(data, size):
     assert all(prompt.strip() for prompt in drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", ["water", "42", "你好", "\n", "é"])
 def test_variety(wanted):
     """Words, numbers, other scripts and line ends all occur."""

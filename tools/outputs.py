@@ -107,12 +107,12 @@ def limits() -> str:
 
 def studies(folder: Path) -> str:
     """Return the table of studies from their records in ``folder``: what each says of tiny."""
-    from swcheck.study.catalogue import NAMES, chapter
+    from swcheck.study.catalogue import NAMES, chapter_of
     from swcheck.study.common.record import from_json
 
     rows = ["| `swcheck study MODEL` | of the paper | on `tiny` |", "| --- | --- | --- |"]
     for name in NAMES:
-        study_chapter, study = chapter(name), from_json((folder / f"{name}.json").read_text(encoding="utf-8"), name)
+        study_chapter, study = chapter_of(name), from_json((folder / f"{name}.json").read_text(encoding="utf-8"), name)
         verdicts = [
             f"{verdict.outcome.value}: {verdict.cause or verdict.summary}" for verdict in study_chapter.judge(study)
         ]

@@ -15,7 +15,7 @@ from typing import Final
 from swcheck.base.errors import OptionError
 
 CAUSAL_WINDOWS: Final = 32
-LARGE: Final = 1_000_000_000
+LARGE_MODEL_PARAMETERS: Final = 1_000_000_000
 """A model with more parameters is measured in the smoke tier on a CPU, unless the user chooses a tier."""
 
 
@@ -49,4 +49,4 @@ def tier_named(name: str) -> Tier:
 
 def default_tier(parameters: int, device: str) -> Tier:
     """Return the standard tier, or smoke for a model of more than ``LARGE`` parameters on a CPU."""
-    return SMOKE if device == "cpu" and parameters > LARGE else STANDARD
+    return SMOKE if device == "cpu" and parameters > LARGE_MODEL_PARAMETERS else STANDARD

@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Sequence
 from typing import Final
 
-WIDEST: Final = 100
+MAX_WIDTH: Final = 100
 """Wider lines are hard to read, however wide the terminal is."""
 
-NARROWEST: Final = 40
+MIN_WIDTH: Final = 40
 """A narrower text would have no room beside its indent."""
 
 FOUND_LABEL: Final = "  found: "
@@ -26,7 +26,7 @@ def wrapped(text: str, width: int | None, indent: int = 0) -> list[str]:
     """
     if width is None:
         return [text]
-    width = max(NARROWEST, min(width, WIDEST))
+    width = max(MIN_WIDTH, min(width, MAX_WIDTH))
     hanging = " " * min(indent, width // 2)
     return textwrap.wrap(text, width, subsequent_indent=hanging, break_on_hyphens=False, break_long_words=False)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from swcheck.base.records import Verdict
-from swcheck.base.wrapping import WIDEST, wrapped, wrapped_rows
+from swcheck.base.wrapping import MAX_WIDTH, wrapped, wrapped_rows
 
 FOUND: Final = "found"
 PROOF: Final = "proof"
@@ -58,6 +58,6 @@ def message_rows(verdict: Verdict) -> list[tuple[str, str]]:
 def _attempt_lines(attempt: str, width: int | None) -> list[str]:
     """Return the lines with what to try. A list that does not fit into one line gets a line for each entry."""
     head, colon, rest = attempt.partition(": ")
-    if len(attempt) + len("  try: ") <= (width or WIDEST) or not colon:
+    if len(attempt) + len("  try: ") <= (width or MAX_WIDTH) or not colon:
         return wrapped(f"  try: {attempt}", width, len("  try: ")) if attempt else []
     return [*wrapped(f"  try: {head}:", width, len("  try: ")), *(f"    {entry}" for entry in rest.split("; "))]

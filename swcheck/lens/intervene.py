@@ -21,7 +21,7 @@ from swcheck.base.errors import OptionError
 from swcheck.base.records import SuperWeight
 from swcheck.lens.anatomy import anatomy
 from swcheck.lens.linear_maps import plain_weight
-from swcheck.lens.observe import as_floats, first_tensor
+from swcheck.lens.observe import dequantized, first_tensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -141,7 +141,7 @@ class _Override:
     outer: Mapping[SuperWeight, _Override]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        out, x = first_tensor(output).clone(), as_floats(args[0])
+        out, x = first_tensor(output).clone(), dequantized(args[0])
         batch = torch.stack([x] * (1 + len(self.weights)))
         for number, weight in enumerate(self.weights):
             batch[1 + number, ..., weight.column] = 0

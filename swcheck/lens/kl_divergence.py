@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-KEPT: Final = 32
+TOKENS_KEPT: Final = 32
 """The number of tokens, the likeliest ones, that are kept at each position."""
 POSITIONS: Final = 1024
 """At most this many positions are sampled."""
@@ -95,18 +95,20 @@ def predict(model: nn.Module, token_ids: torch.Tensor) -> tuple[torch.Tensor, Pr
     Returns the nats of every predicted token, float64 ``(B, T - 1)``, and the predictions to compare a candidate with,
     both from the same passes. Raises ``TextError`` for ids that are not valid.
     """
-    positions = sampled(token_ids.shape[0] * (token_ids.shape[1] - 1))
+    positions = sampled_positions(token_ids.shape[0] * (token_ids.shape[1] - 1))
     batches: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def keep_likeliest(logs: torch.Tensor, _numbers: slice) -> None:
-        top = logs.topk(min(KEPT, logs.shape[1]))
+        top = logs.topk(min(TOKENS_KEPT, logs.shape[1]))
         batches.append((top.indices.cpu(), top.values.cpu()))
 
     nats = _score(model, token_ids, positions, keep_likeliest)
     return nats, Predictions(positions, torch.cat([t for t, _ in batches]), torch.cat([v for _, v in batches]))
 
 
-def compare(model: nn.Module, token_ids: torch.Tensor, reference: Predictions) -> tuple[torch.Tensor, Drift]:
+def compare_predictions(
+    model: nn.Module, token_ids: torch.Tensor, reference: Predictions
+) -> tuple[torch.Tensor, Drift]:
     """Score the same ``token_ids``, int64 ``(B, T)``, with the candidate.
 
     Returns its nats of every predicted token, float64 ``(B, T - 1)``, and its drift from the predictions ``reference``.
@@ -132,7 +134,7 @@ def _divergence(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
     return (head + expected_tail * (expected_tail.log() - found_tail.log())).clamp_min(0)
 
 
-def sampled(count: int) -> torch.Tensor:
+def sampled_positions(count: int) -> torch.Tensor:
     """Return at most ``POSITIONS`` of the positions 0 to ``count - 1``, evenly spaced, int64 ``(N,)``."""
     return torch.linspace(0, count - 1, min(POSITIONS, count), dtype=torch.float64).long()
 

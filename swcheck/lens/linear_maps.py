@@ -16,7 +16,7 @@ import torch
 from swcheck.base.errors import NotObservedError
 from swcheck.lens.anatomy import anatomy, device_of, input_width
 from swcheck.lens.likelihood import evaluating
-from swcheck.lens.observe import as_floats, first_tensor
+from swcheck.lens.observe import dequantized, first_tensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +47,7 @@ def effective_weight(module: nn.Module, row: int, column: int, *, at: float = 1.
     weight = plain_weight(module)
     if weight is not None:
         return float(weight[row, column])
-    width, dtype, device = _input_of(module)
+    width, dtype, device = _input_format(module)
     probe = torch.zeros(2, width, dtype=dtype, device=device)
     probe[1, column] = at
     with torch.no_grad():
@@ -135,7 +135,7 @@ def inputs_of(model: nn.Module, maps: Sequence[LinearMap], ids: torch.Tensor) ->
     inputs: dict[LinearMap, torch.Tensor] = {}
 
     def recorder(linear_map: LinearMap) -> Any:
-        return lambda _module, args: inputs.__setitem__(linear_map, as_floats(args[0]).detach())
+        return lambda _module, args: inputs.__setitem__(linear_map, dequantized(args[0]).detach())
 
     with ExitStack() as hooks, evaluating(model):
         for linear_map in maps:
@@ -144,7 +144,7 @@ def inputs_of(model: nn.Module, maps: Sequence[LinearMap], ids: torch.Tensor) ->
     return inputs
 
 
-def _input_of(module: nn.Module) -> tuple[int, torch.dtype, torch.device]:
+def _input_format(module: nn.Module) -> tuple[int, torch.dtype, torch.device]:
     """Return width, dtype and device that an input of the module must have.
 
     The dtype is that of its first floating tensor of two bytes or more; float32 where it has none.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PROBES: Final = 8
 """The number of random inputs that each map gets."""
-KEPT: Final = 2**15
+VALUES_KEPT: Final = 2**15
 """At most this many numbers are kept of all maps together, 160 kB in a file."""
 MOST_PER_MAP: Final = 256
 """At most this many numbers are kept of one map. They give its error to within 4 %."""
@@ -53,9 +53,9 @@ class MapResponses:
     drawn: torch.Tensor
 
     @property
-    def fits(self) -> bool:
+    def fits_in_baseline(self) -> bool:
         """Whether the numbers are few enough for a baseline file."""
-        return self.values.numel() <= KEPT
+        return self.values.numel() <= VALUES_KEPT
 
     @property
     def is_comparable(self) -> bool:
@@ -67,7 +67,7 @@ class MapResponses:
 def responses_of(body: Anatomy) -> MapResponses:
     """Return the outputs of every linear map of the decoder layers for the fixed inputs."""
     maps = list(_named_maps(body))
-    count = min(MOST_PER_MAP, max(FEWEST_PER_MAP, KEPT // max(1, len(maps))))
+    count = min(MOST_PER_MAP, max(FEWEST_PER_MAP, VALUES_KEPT // max(1, len(maps))))
     widths = torch.tensor([width for *_, width in maps], dtype=torch.int64)
     norms, values = torch.zeros(len(maps)), torch.zeros(len(maps), count)
     for number, (_, module, width) in enumerate(maps):
@@ -92,7 +92,7 @@ def response_errors(body: Anatomy, expected: MapResponses) -> dict[str, float]:
     return errors
 
 
-def answers_like(weight: torch.Tensor, bias: torch.Tensor | None, name: str, expected: MapResponses) -> bool:
+def gives_response(weight: torch.Tensor, bias: torch.Tensor | None, name: str, expected: MapResponses) -> bool:
     """Return whether a plain weight ``(out, in)`` gives the output of the map ``name``, up to rounding to two bytes.
 
     False for a weight of another input width and for one that is not stored as floats of two bytes or more.

@@ -30,7 +30,7 @@ LARGEST_SHARE: Final = 1e-4
 """The share of the weights of every matrix that ``without_largest`` zeroes."""
 
 
-def matched(model: nn.Module, super_weights: Sequence[SuperWeight], seed: int) -> tuple[SuperWeight, ...]:
+def draw_matched(model: nn.Module, super_weights: Sequence[SuperWeight], seed: int) -> tuple[SuperWeight, ...]:
     """Draw as many weights as ``super_weights``, from the same down projections, none of them a super weight.
 
     Each is drawn from the ``NEXT_LARGEST`` largest other weights of its matrix, by ``seed``, and no weight is drawn
@@ -81,7 +81,7 @@ def _storage_of(module: nn.Module) -> str:
 @contextmanager
 def without_matched(model: nn.Module, super_weights: Sequence[SuperWeight], seed: int) -> Iterator[None]:
     """Run ``model`` with one draw of matched weights zeroed; raises what ``matched`` raises."""
-    with zeroed(model, matched(model, super_weights, seed)):
+    with zeroed(model, draw_matched(model, super_weights, seed)):
         yield
 
 

@@ -40,7 +40,7 @@ class _TensorsByLayer(dict[int, torch.Tensor]):
 
 
 @dataclass(frozen=True)
-class Sight:
+class Observation:
     """The tensors recorded in the last forward pass, by layer. They are detached, but not copied.
 
     ``residual`` is the output of the decoder layer, ``(B, T, H)``. ``inputs`` and ``outputs`` are those of its down
@@ -60,14 +60,14 @@ def observe(
     inputs: Sequence[int] = (),
     outputs: Sequence[int] = (),
     stop: bool = False,
-) -> Iterator[Sight]:
+) -> Iterator[Observation]:
     """Record tensors of the named layers during the forward passes that run inside the block.
 
     Yields a ``Sight``. With ``stop`` the pass ends right after the last module that was asked for. The rest of the
     block is then skipped, so read the ``Sight`` after the block. The hooks are removed when the block is left, also by
     an exception. Raises ``CoordinateError`` for a layer that the model does not have.
     """
-    body, sight = anatomy(model), Sight()
+    body, sight = anatomy(model), Observation()
     body.check_layers((*residual, *inputs, *outputs))
     last = max((*residual, *inputs, *outputs), default=-1)
 
@@ -87,7 +87,9 @@ def observe(
                 raise
 
 
-def _record_layer(hooks: ExitStack, body: Anatomy, layer: int, sight: Sight, wanted: tuple[bool, bool, bool]) -> None:
+def _record_layer(
+    hooks: ExitStack, body: Anatomy, layer: int, sight: Observation, wanted: tuple[bool, bool, bool]
+) -> None:
     """Add the hooks of one layer; ``wanted`` says whether to record residual, inputs and outputs."""
     residual, inputs, outputs = wanted
     down = body.down_projections[layer]
@@ -96,7 +98,7 @@ def _record_layer(hooks: ExitStack, body: Anatomy, layer: int, sight: Sight, wan
         sight.residual[layer] = first_tensor(output).detach()
 
     def record_inputs(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        sight.inputs[layer] = as_floats(args[0]).detach()
+        sight.inputs[layer] = dequantized(args[0]).detach()
 
     def record_outputs(_module: nn.Module, _args: Any, output: Any) -> None:
         sight.outputs[layer] = first_tensor(output).detach()
@@ -114,10 +116,10 @@ def first_tensor(output: Any) -> torch.Tensor:
 
     Depending on the version of transformers a decoder layer returns the tensor alone or first in a tuple.
     """
-    return as_floats(output[0] if isinstance(output, tuple) else output)
+    return dequantized(output[0] if isinstance(output, tuple) else output)
 
 
-def as_floats(tensor: torch.Tensor) -> torch.Tensor:
+def dequantized(tensor: torch.Tensor) -> torch.Tensor:
     """Return the dequantized values of a tensor whose class overrides ``dequantize``, else ``tensor`` itself.
 
     Some quantizers pass tensors of integer codes from module to module.

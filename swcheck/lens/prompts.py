@@ -20,7 +20,7 @@ from swcheck.base.errors import OptionError
 from swcheck.base.records import Prompt
 from swcheck.lens.tokens import adds_bos
 
-PASSES: Final = 12
+SHRINK_BATCHES: Final = 12
 """At most this many batches are tried to shorten a failing prompt; 12 halvings of 4,096 tokens reach single tokens."""
 
 Ids = tuple[int, ...]
@@ -33,7 +33,7 @@ def as_prompt(prompt: str | Prompt) -> Prompt:
     return prompt if isinstance(prompt, Prompt) else Prompt(prompt)
 
 
-def encoded(tokenizer: Any, prompt: Prompt) -> Ids:
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> Ids:
     """Return the token ids of a prompt, with one BOS at most; empty where the text has no token in this form.
 
     A chat prompt is encoded as a plain one where the tokenizer has no chat template, or the template refuses it.
@@ -50,35 +50,35 @@ def encoded(tokenizer: Any, prompt: Prompt) -> Ids:
     return ids
 
 
-def padded(tokenizer: Any, prompts: Sequence[Prompt], longest: int | None = None) -> tuple[torch.Tensor, Ids]:
+def encode_batch(tokenizer: Any, prompts: Sequence[Prompt], longest: int | None = None) -> tuple[torch.Tensor, Ids]:
     """Return the token ids of the prompts, int64 ``(B, T)``, padded on the right, and the true length of each.
 
     Each prompt keeps its first ``longest`` tokens, or all for None. The length of a prompt without a token is 0.
     """
-    rows = [encoded(tokenizer, prompt)[:longest] for prompt in prompts]
+    rows = [encode_prompt(tokenizer, prompt)[:longest] for prompt in prompts]
     width = max((len(row) for row in rows), default=0)
     ids = [row + (row[-1] if row else 0,) * (width - len(row)) for row in rows]
     return torch.tensor(ids, dtype=torch.int64).reshape(len(rows), width), tuple(len(row) for row in rows)
 
 
-def decoded(tokenizer: Any, ids: Ids) -> Prompt | None:
+def prompt_for_ids(tokenizer: Any, ids: Ids) -> Prompt | None:
     """Return a prompt that is encoded as exactly these ids, None where there is none."""
     choices = [Prompt(_decoded_text(tokenizer, ids), "bare")]
     if ids and ids[0] == tokenizer.bos_token_id and adds_bos(tokenizer):
         choices.insert(0, Prompt(_decoded_text(tokenizer, ids[1:])))
-    return next((choice for choice in choices if encoded(tokenizer, choice) == ids), None)
+    return next((choice for choice in choices if encode_prompt(tokenizer, choice) == ids), None)
 
 
 def _decoded_text(tokenizer: Any, ids: Ids) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def displayed(tokenizer: Any, prompt: Prompt) -> str:
+def prompt_label(tokenizer: Any, prompt: Prompt) -> str:
     """Return the name of a prompt in reports: its text in quotes, control characters escaped.
 
     The form is added where it is not the usual one. ``tokenizer`` None is allowed.
     """
-    if not prompt.text and (tokenizer is None or encoded(tokenizer, prompt)):
+    if not prompt.text and (tokenizer is None or encode_prompt(tokenizer, prompt)):
         return "BOS alone"
     if prompt.form == "chat" and (tokenizer is None or getattr(tokenizer, "chat_template", None)):
         return f"{prompt.text!r} as a chat"
@@ -89,7 +89,7 @@ def is_bare(tokenizer: Any, prompt: Prompt) -> bool:
     """Return whether a prompt lacks the BOS that the tokenizer would add; without a tokenizer its form decides."""
     if tokenizer is None:
         return prompt.form == "bare"
-    return adds_bos(tokenizer) and encoded(tokenizer, prompt)[:1] != (tokenizer.bos_token_id,)
+    return adds_bos(tokenizer) and encode_prompt(tokenizer, prompt)[:1] != (tokenizer.bos_token_id,)
 
 
 def shortest_start(tokenizer: Any, prompt: Prompt, position: int) -> Prompt:
@@ -98,15 +98,15 @@ def shortest_start(tokenizer: Any, prompt: Prompt, position: int) -> Prompt:
     Under causal masking the values at this token are the same as in the whole prompt. Returns ``prompt`` itself where
     no shorter beginning can be expressed, or without a tokenizer.
     """
-    ids = () if tokenizer is None else encoded(tokenizer, prompt)
+    ids = () if tokenizer is None else encode_prompt(tokenizer, prompt)
     for length in range(position + 1, len(ids)):
-        found = decoded(tokenizer, ids[:length])
+        found = prompt_for_ids(tokenizer, ids[:length])
         if found is not None:
             return found
     return prompt
 
 
-def shrunk(ids: Ids, fails: Callable[[list[Ids]], list[bool]], passes: int = PASSES) -> Ids:
+def shrink_ids(ids: Ids, fails: Callable[[list[Ids]], list[bool]], passes: int = SHRINK_BATCHES) -> Ids:
     """Remove from the ids of a failing prompt what is not needed for the failure, and return the rest.
 
     This is delta debugging with all pieces of one size in one batch. ``fails`` returns for each of several lists of ids

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import torch
 
 from swcheck.lens.anatomy import anatomy
-from swcheck.lens.observe import as_floats, first_tensor
+from swcheck.lens.observe import dequantized, first_tensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +51,7 @@ class _MapOverride:
     rows: tuple[int, ...] | None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        out, x = first_tensor(output).clone(), as_floats(args[0])
+        out, x = first_tensor(output).clone(), dequantized(args[0])
         bias = getattr(module, "bias", None)
         weight = self.weight() if callable(self.weight) else self.weight
         for start in range(0, len(weight), ROW_BLOCK):

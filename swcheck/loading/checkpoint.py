@@ -22,7 +22,7 @@ HQQ_PICKLE: Final = "qmodel.pt"
 """The pickle that hqq's own ``save_quantized`` writes."""
 
 CAUSAL_HEADS: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-SINGLE: Final = "model.safetensors"
+SINGLE_FILE: Final = "model.safetensors"
 SHARD_INDEX: Final = "model.safetensors.index.json"
 
 
@@ -132,9 +132,9 @@ def _check_weights(path: Path) -> None:
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"weights in {path}", "no *.safetensors file", "save the model with save_pretrained")
-    wanted = [SINGLE] if (path / SINGLE).exists() else sorted(shards_of(path))
+    wanted = [SINGLE_FILE] if (path / SINGLE_FILE).exists() else sorted(shards_of(path))
     if not wanted:
-        found = f"{files[0].name}, but neither {SINGLE} nor {SHARD_INDEX}"
+        found = f"{files[0].name}, but neither {SINGLE_FILE} nor {SHARD_INDEX}"
         raise CheckpointError(f"weights in {path}", found, "save the model with save_pretrained")
     for name in wanted:
         if not (path / name).exists():

@@ -101,7 +101,7 @@ def read_request(
 def _parse_option(engine: str, spec: str, option: str, known: Collection[str]) -> tuple[str, str]:
     name, equals, value = option.partition("=")
     if not equals or name not in known:
-        known_options = ", ".join(f"{key}=..." for key in (*known, skip_option.OPTION.rstrip("=")))
+        known_options = ", ".join(f"{key}=..." for key in (*known, skip_option.SKIP_OPTION.rstrip("=")))
         raise OptionError(f"{option!r} in {engine}:{spec}", f"options here: {known_options}", "leave it out")
     return name, value
 

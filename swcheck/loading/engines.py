@@ -28,7 +28,7 @@ from swcheck.loading import hub, tiny
 if TYPE_CHECKING:
     import torch
 
-GROUP: Final = "swcheck.engines"
+ENTRY_POINT_GROUP: Final = "swcheck.engines"
 BUILT_IN: Final = "huggingface"
 ENGINE_DISTRIBUTIONS: Final = (("adapter_config.json", "swcheck-peft"), ("*.gguf", "swcheck-gguf"))
 """File patterns of formats that need an engine, with the distribution to install: the advice if that is missing."""
@@ -38,10 +38,10 @@ DTYPES: Final = ("float32", "bfloat16", "float16")
 
 def installed_engines() -> dict[str, EntryPoint]:
     """Return the registered engines by name, in alphabetical order. Nothing is imported."""
-    return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
+    return {point.name: point for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)}
 
 
-def engine(name: str) -> Engine:
+def import_engine(name: str) -> Engine:
     """Import and return the engine of this name.
 
     Raises ``EngineError`` if it is not installed, cannot be imported, or has a wrong interface.
@@ -60,11 +60,11 @@ def engine(name: str) -> Engine:
         found = point.load()
     except Exception as error:  # an engine may raise anything on import; the error names it as the cause
         raise EngineError(f"engine {name!r}", f"{origin} cannot be imported: {error}", "repair or remove it") from error
-    check_wiring(found, name, origin)
+    check_interface(found, name, origin)
     return found  # type: ignore[no-any-return]
 
 
-def check_wiring(found: object, name: str, origin: str) -> None:
+def check_interface(found: object, name: str, origin: str) -> None:
     """Raise ``EngineError`` unless ``found`` has the interface of an ``Engine`` called ``name``.
 
     That is an attribute ``name`` and a method ``load(spec, *, reference, device, dtype)``. ``origin`` says in the
@@ -109,7 +109,7 @@ def load(
         check_dtype(dtype)
     if name == BUILT_IN:
         _check_engine_installed(spec)
-    chosen = _with_options(engine(name), trust_remote_code=trust_remote_code, offline=offline)
+    chosen = _with_options(import_engine(name), trust_remote_code=trust_remote_code, offline=offline)
     if device_map is not None:
         check_device_map(device_map)
         with_device_map = _with_options(chosen, device_map=device_map)
@@ -166,7 +166,7 @@ def claiming_engine(spec: str) -> str | None:
 
 def _is_claimed_by(name: str, path: Path) -> bool:
     try:
-        return bool(getattr(engine(name), "claims", lambda _path: False)(path))
+        return bool(getattr(import_engine(name), "claims", lambda _path: False)(path))
     except Exception:  # a broken engine is reported when a user asks for it
         return False
 
@@ -189,23 +189,23 @@ def check(spec: str, *, trust_remote_code: bool = False, offline: bool = False) 
     """
     name, scheme = route(spec)
     if name != BUILT_IN:
-        ask(engine(name), scheme)
+        check_scheme(import_engine(name), scheme)
     else:
         _check_engine_installed(spec)
-        if spec in installed_engines() and spec != BUILT_IN and hub.existing(spec) is None:
-            ask(engine(spec), "")  # most engines answer with the schemes that they know
+        if spec in installed_engines() and spec != BUILT_IN and hub.existing_path(spec) is None:
+            check_scheme(import_engine(spec), "")  # most engines answer with the schemes that they know
             raise EngineError(f"model {spec!r}", "an engine's name, without a scheme", f"--candidate={spec}:SCHEME")
         hub.check(scheme, trust_remote_code=trust_remote_code, offline=offline)
 
 
-def fetch(spec: str, *, offline: bool = False) -> None:
+def download(spec: str, *, offline: bool = False) -> None:
     """Download the model of ``spec`` if it is not on this machine. Raises ``UnknownModelError`` if that fails."""
     name, scheme = route(spec)
     if name == BUILT_IN and scheme not in tiny.CHECKPOINTS:
         hub.find_directory(scheme, offline=offline)
 
 
-def ask(chosen: Engine, scheme: str) -> None:
+def check_scheme(chosen: Engine, scheme: str) -> None:
     """Call ``chosen.check(scheme)``, if the engine has that method.
 
     Raises the ``SwcheckError`` that ``check`` raises. Any other exception becomes an ``EngineError``.
@@ -225,10 +225,10 @@ def name_of(spec: str) -> str:
     return str(hub.name_of(scheme)) if name == BUILT_IN or scheme == spec else spec
 
 
-def meaning(spec: str) -> str:
+def canonical_name(spec: str) -> str:
     """Return a canonical name: two specs of the same model give the same one."""
     name, scheme = route(spec)
-    return str(hub.meaning(scheme)) if name == BUILT_IN or scheme == spec else spec
+    return str(hub.canonical_name(scheme)) if name == BUILT_IN or scheme == spec else spec
 
 
 def directory_of(spec: str) -> Path | None:
@@ -238,14 +238,14 @@ def directory_of(spec: str) -> Path | None:
         return None
     if scheme in tiny.CHECKPOINTS:
         return tiny.CHECKPOINTS[scheme]
-    found: Path | None = hub.local(scheme)
+    found: Path | None = hub.local_directory(scheme)
     return found
 
 
 def needs_reference(spec: str) -> bool:
     """Return whether the candidate is made from its reference by an engine, rather than read from files of its own."""
     name, scheme = route(spec)
-    return name != BUILT_IN and hub.existing(scheme) is None
+    return name != BUILT_IN and hub.existing_path(scheme) is None
 
 
 def tokenizer_of(spec: str, *, trust_remote_code: bool = False) -> Any:

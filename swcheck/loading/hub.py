@@ -11,7 +11,7 @@ from typing import Final
 
 from swcheck.base.errors import CheckpointError, SwcheckError, UnknownModelError, UnsafeCheckpointError, brief_message
 from swcheck.loading import published_index, tiny
-from swcheck.loading.checkpoint import SINGLE, TOKENIZER_FILES, check_directory, shards_of
+from swcheck.loading.checkpoint import SINGLE_FILE, TOKENIZER_FILES, check_directory, shards_of
 
 DOWNLOADED: Final = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 NOT_DOWNLOADED: Final = ("consolidated*", "*/*")
@@ -28,7 +28,7 @@ def check(spec: str, *, trust_remote_code: bool = False, offline: bool = False) 
     """
     if spec in tiny.CHECKPOINTS:
         return
-    path = existing(spec)
+    path = existing_path(spec)
     if path is not None:
         check_directory(path, trust_remote_code=trust_remote_code)
         return
@@ -42,18 +42,18 @@ def find_directory(spec: str, *, offline: bool = False) -> Path:
 
     Raises ``UnknownModelError``, or ``UnsafeCheckpointError`` if the repository has no safetensors.
     """
-    return existing(spec) or _download_snapshot(repository_of(spec), spec, offline)
+    return existing_path(spec) or _download_snapshot(repository_of(spec), spec, offline)
 
 
-def existing(spec: str) -> Path | None:
+def existing_path(spec: str) -> Path | None:
     """Return ``spec`` as a path, with ``~`` expanded; None if no such file or directory exists."""
     expanded = os.path.expanduser(spec)  # noqa: PTH111 - pathlib raises for an unknown user
     return Path(expanded) if os.path.exists(expanded) else None  # noqa: PTH110 - pathlib raises for too long a name
 
 
-def local(spec: str) -> Path | None:
+def local_directory(spec: str) -> Path | None:
     """Return the path ``spec``, or the complete snapshot of it in the local cache; None if there is neither."""
-    path = existing(spec)
+    path = existing_path(spec)
     if path is not None:
         return path
     try:
@@ -68,14 +68,14 @@ def name_of(spec: str) -> str:
 
     A directory with the name of a known model keeps its whole path as name, because it need not be that model.
     """
-    path = existing(spec)
+    path = existing_path(spec)
     name = spec if path is None else path.resolve().name
     return spec if published_index.find(name) else name
 
 
-def meaning(spec: str) -> str:
+def canonical_name(spec: str) -> str:
     """Return the absolute path or the hub repository of ``spec``: the same for two specs of one model."""
-    path = existing(spec)
+    path = existing_path(spec)
     if path is not None:
         return str(path.resolve())
     known = published_index.find(spec)
@@ -191,7 +191,7 @@ def _missing_in_words(repository: str) -> str:
     snapshot = _cached_snapshot(repository)
     if snapshot is None:
         return "it is"
-    shards = [SINGLE] if (snapshot / SINGLE).exists() else sorted(shards_of(snapshot))
+    shards = [SINGLE_FILE] if (snapshot / SINGLE_FILE).exists() else sorted(shards_of(snapshot))
     missing = [shard for shard in shards if not (snapshot / shard).exists()]
     if missing or not shards:
         return f"{', '.join(missing[:4]) or 'its weights (*.safetensors)'} {'is' if len(missing) == 1 else 'are'}"

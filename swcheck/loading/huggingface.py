@@ -60,7 +60,7 @@ class HuggingFace:
             _check_quantization_method(directory, config)
             tokenizer = _load_tokenizer(directory, self.trust_remote_code)
             model = _load_model(directory, config, dtype or "auto", self.trust_remote_code, device_map=self.device_map)
-            model = _after_first_pass(model if target is None else _moved(model, target, spec), directory)
+            model = _after_first_pass(model if target is None else _moved_to_device(model, target, spec), directory)
             scheme = scheme_of(config.to_dict())
         return Loaded(model, tokenizer, name_of(spec), text, str(directory), scheme)
 
@@ -267,7 +267,7 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
-def _moved(model: Any, device: torch.device, spec: str) -> Any:
+def _moved_to_device(model: Any, device: torch.device, spec: str) -> Any:
     try:
         return model.to(device)
     except (RuntimeError, MemoryError) as error:

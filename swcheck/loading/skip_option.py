@@ -11,14 +11,14 @@ from typing import Any, Final
 
 from swcheck.base.errors import EngineError, OptionError
 
-OPTION: Final = "skip="
+SKIP_OPTION: Final = "skip="
 
 
 def split_skip(spec: str) -> tuple[str, tuple[str, ...]]:
     """Return ``spec`` without its ``skip=NAME+NAME``, and the names. The option may stand behind any comma."""
     parts = spec.split(",")
-    skips = [part.removeprefix(OPTION) for part in parts[1:] if part.startswith(OPTION)]
-    others = [part for part in parts[1:] if not part.startswith(OPTION)]
+    skips = [part.removeprefix(SKIP_OPTION) for part in parts[1:] if part.startswith(SKIP_OPTION)]
+    others = [part for part in parts[1:] if not part.startswith(SKIP_OPTION)]
     return ",".join([parts[0], *others]), tuple(name.strip() for skip in skips for name in skip.split("+"))
 
 

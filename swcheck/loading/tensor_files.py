@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from swcheck.base.errors import brief_message
 
 
-def tensor(directory: Path, name: str) -> torch.Tensor | str:
+def read_tensor(directory: Path, name: str) -> torch.Tensor | str:
     """Return the tensor ``name`` of a checkpoint, or a sentence that says why it cannot be read.
 
     If no tensor has that name, the leading parts of ``name`` are dropped one by one until a tensor has this name or
@@ -34,7 +34,7 @@ def tensor(directory: Path, name: str) -> torch.Tensor | str:
     return f"the reference's files have no tensor {name}" if file_of else "the reference is not on this machine"
 
 
-def size(directory: Path) -> int:
+def tensor_bytes(directory: Path) -> int:
     """Return the size in bytes of the safetensors files of a directory."""
     return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 

@@ -72,7 +72,7 @@ def absmax(weight: torch.Tensor, bits: int, *, block: Block = None) -> torch.Ten
     return _map_blocks(weight, block, grid)
 
 
-def clipped(weight: torch.Tensor, z: float, *, block: Block = None) -> torch.Tensor:
+def clip_z_score(weight: torch.Tensor, z: float, *, block: Block = None) -> torch.Tensor:
     """Clip magnitudes at ``mean(|w|) + z * std(|w|)`` of their block, signs kept: the paper's CLIP, with z near 9.
 
     It is not a z-score of w around its own mean. The standard deviation is the unbiased one. A block of one element is
@@ -89,7 +89,7 @@ def clipped(weight: torch.Tensor, z: float, *, block: Block = None) -> torch.Ten
     return _map_blocks(weight, block, clip)
 
 
-def clipped_share(weight: torch.Tensor, share: float, *, block: Block = None) -> torch.Tensor:
+def clip_share(weight: torch.Tensor, share: float, *, block: Block = None) -> torch.Tensor:
     """Clip magnitudes at the k-th largest of their block of n elements, ``k = int(n * share + 1)``, signs kept.
 
     It is the official code's "block percentage", 1e-5 in its examples, or "tensor percentage", 1e-6, if the block is
@@ -106,7 +106,7 @@ def clipped_share(weight: torch.Tensor, share: float, *, block: Block = None) ->
     return _map_blocks(weight, block, clip)
 
 
-def clipped_iqr(weight: torch.Tensor, times: float, *, block: Block = None) -> torch.Tensor:
+def clip_iqr(weight: torch.Tensor, times: float, *, block: Block = None) -> torch.Tensor:
     """Clip magnitudes at ``q3 + times * (q3 - q1)``, with the quartiles of |w| in their block, signs kept.
 
     A quartile is an element of the block, the lower one if it falls between two.
@@ -128,7 +128,7 @@ def _ranked_element(blocks: torch.Tensor, rank: int) -> torch.Tensor:
     return blocks.kthvalue(rank + 1, dim=1, keepdim=True).values
 
 
-def keep(quantized: torch.Tensor, weight: torch.Tensor, places: Iterable[tuple[int, ...]]) -> torch.Tensor:
+def with_kept(quantized: torch.Tensor, weight: torch.Tensor, places: Iterable[tuple[int, ...]]) -> torch.Tensor:
     """Return ``quantized`` with the values of ``weight`` put back at ``places`` (one index per dimension): RESTORE."""
     restored = quantized.clone()
     for place in places:
@@ -136,7 +136,7 @@ def keep(quantized: torch.Tensor, weight: torch.Tensor, places: Iterable[tuple[i
     return restored
 
 
-def keep_largest(quantized: torch.Tensor, weight: torch.Tensor, count: int) -> torch.Tensor:
+def with_largest_kept(quantized: torch.Tensor, weight: torch.Tensor, count: int) -> torch.Tensor:
     """Return ``quantized`` with the ``count`` largest magnitudes of ``weight`` put back."""
     if not 0 <= count <= weight.numel():
         raise OptionError(f"keep {count} values", f"the tensor has {weight.numel()}")
@@ -148,7 +148,7 @@ def keep_largest(quantized: torch.Tensor, weight: torch.Tensor, count: int) -> t
     return restored.view_as(quantized)
 
 
-def per_row(weight: torch.Tensor) -> int:
+def row_block(weight: torch.Tensor) -> int:
     """Return the ``block`` that makes every row (the last dimension) one block."""
     return weight.shape[-1]
 

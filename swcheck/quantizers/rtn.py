@@ -54,8 +54,8 @@ class Recipe:
         """Return ``weight`` clipped and rounded, with nothing put back yet."""
         from swcheck.quantizers import rounding
 
-        block = {"block": self.block, "row": rounding.per_row(weight), "tensor": None}[self.per]
-        clipped_weight = weight if self.clip is None else rounding.clipped(weight, self.clip, block=block)
+        block = {"block": self.block, "row": rounding.row_block(weight), "tensor": None}[self.per]
+        clipped_weight = weight if self.clip is None else rounding.clip_z_score(weight, self.clip, block=block)
         if self.symmetric:
             return rounding.absmax(clipped_weight, self.bits, block=block)
         return rounding.minmax(clipped_weight, self.bits, block=block, reading=self.reading)
@@ -195,5 +195,5 @@ def _super_weights(loaded: Loaded) -> tuple[SuperWeight, ...]:
 def _round_in_place(recipe: Recipe, weight: torch.Tensor, places: list[tuple[int, int]]) -> None:
     from swcheck.quantizers import rounding
 
-    rounded = rounding.keep(recipe.rounded(weight), weight, places)
-    weight.copy_(rounding.keep_largest(rounded, weight, min(recipe.keep or 0, weight.numel())))
+    rounded = rounding.with_kept(recipe.rounded(weight), weight, places)
+    weight.copy_(rounding.with_largest_kept(rounded, weight, min(recipe.keep or 0, weight.numel())))

@@ -18,7 +18,7 @@ from swcheck.base.limits import DEFAULTS, SINGLE_MODEL_LIMITS, chosen_limit
 from swcheck.base.records import Limit
 from swcheck.loading import engines, published_index
 
-PLACES: Final[Mapping[str, str]] = {
+ORIGINS: Final[Mapping[str, str]] = {
     "command line": "on the command line",
     "environment": "in the environment",
     "ini": "in the ini-file",
@@ -64,7 +64,7 @@ class Override:
         return None
 
 
-def read(texts: Iterable[str], origin: str = "command line") -> tuple[Override, ...]:
+def parse_overrides(texts: Iterable[str], origin: str = "command line") -> tuple[Override, ...]:
     """Return the entries that ``texts`` of one place describe. Raises ``OptionError`` for an invalid one."""
     return tuple(_parse_override(text, origin) for text in texts)
 
@@ -82,7 +82,7 @@ def _parse_override(text: str, origin: str) -> Override:
         low, high = _parse_interval(value, DEFAULTS[name])
     except ValueError as error:
         raise OptionError(f"limit {text!r}", f"{value!r} is no number", f"default: {DEFAULTS[name]}") from error
-    source = f"given {PLACES[origin]}" + f" for {model}" * bool(model)
+    source = f"given {ORIGINS[origin]}" + f" for {model}" * bool(model)
     return Override(name, replace(chosen_limit(name, low, high), source=source), model, origin)
 
 
@@ -94,9 +94,9 @@ def _parse_interval(value: str, default: Limit) -> tuple[float | None, float | N
     return (float(value), None) if default.high is None else (None, float(value))
 
 
-def ruling(overrides: Sequence[Override], model: str, candidate: str | None = None) -> dict[str, Override]:
+def winning_overrides(overrides: Sequence[Override], model: str, candidate: str | None = None) -> dict[str, Override]:
     """Return the winning entry of each limit that is overridden, by its name, for a model or for a candidate of it."""
-    places, chosen = list(PLACES), {}
+    places, chosen = list(ORIGINS), {}
     best: dict[str, tuple[int, ...]] = {}
     for number, override in enumerate(overrides):
         rank = override.rank(model, candidate)
@@ -108,18 +108,20 @@ def ruling(overrides: Sequence[Override], model: str, candidate: str | None = No
     return chosen
 
 
-def idle(overrides: Sequence[Override], model_specs: Sequence[str], candidates: Sequence[str]) -> tuple[Override, ...]:
+def unused_overrides(
+    overrides: Sequence[Override], model_specs: Sequence[str], candidates: Sequence[str]
+) -> tuple[Override, ...]:
     """Return the entries that match no model and no candidate of a run; nothing if the run has no model."""
     pairs = [(model, candidate) for model in model_specs for candidate in (None, *candidates)]
     return tuple(entry for entry in overrides if pairs and all(entry.rank(*pair) is None for pair in pairs))
 
 
-def check_spoken_to(overrides: Sequence[Override], model_specs: Sequence[str], candidates: Sequence[str]) -> None:
+def check_all_used(overrides: Sequence[Override], model_specs: Sequence[str], candidates: Sequence[str]) -> None:
     """Raise ``OptionError`` for an entry of the command line that matches no model of this run: it would limit nothing.
 
     Entries of the environment and the ini-file may be meant for other runs.
     """
-    for entry in idle(overrides, model_specs, candidates):
+    for entry in unused_overrides(overrides, model_specs, candidates):
         if entry.origin == "command line":
             whom = "model" if entry.name in SINGLE_MODEL_LIMITS or not candidates else "model or candidate"
             names = model_specs if entry.name in SINGLE_MODEL_LIMITS else (*model_specs, *candidates)
@@ -130,7 +132,7 @@ def check_spoken_to(overrides: Sequence[Override], model_specs: Sequence[str], c
 
 def _is_exact_name(name: str, spec: str) -> bool:
     """Return whether ``name`` is ``spec`` as typed, the name of its directory, an alias, or its hub id."""
-    return name in _names(spec) or engines.meaning(name) == engines.meaning(spec)
+    return name in _names(spec) or engines.canonical_name(name) == engines.canonical_name(spec)
 
 
 def _matches_glob(glob: str, spec: str) -> bool:
@@ -139,6 +141,6 @@ def _matches_glob(glob: str, spec: str) -> bool:
 
 def _names(spec: str) -> tuple[str, ...]:
     """Return all names that a model may be called by."""
-    meaning = engines.meaning(spec)
+    meaning = engines.canonical_name(spec)
     known = published_index.find(meaning)
     return (spec, engines.name_of(spec), meaning, *(known.aliases if known else ()))

@@ -199,14 +199,14 @@ def _resolve_ini_paths(option: Option, value: Any, ini: Path | None) -> Any:
 
 def describe_settings(settings: Settings) -> str:
     """Return one line with all option values of a run, each with the place where it was given."""
-    from swcheck.run.limit_overrides import PLACES, idle
+    from swcheck.run.limit_overrides import ORIGINS, unused_overrides
 
     names: dict[str, Any] = {"model": ", ".join(settings.models), "candidate": ", ".join(settings.candidates)}
-    unused = idle(settings.overrides, settings.models, settings.candidates)
+    unused = unused_overrides(settings.overrides, settings.models, settings.candidates)
     parts = []
     for option in OPTIONS:
         if option.kind == "table" and option.name in settings.origins:
-            for place in PLACES:
+            for place in ORIGINS:
                 limits = [str(one) for one in settings.overrides if one.origin == place and one not in unused]
                 parts += [f"{option.name} {', '.join(limits)} ({place})"] if limits else []
         elif option.name in settings.origins:
@@ -225,7 +225,7 @@ def repeat_arguments(
     ``--swcheck-json`` is left out, and so are limits of other models. ``taken`` are the options whose short alias
     belongs to another plugin.
     """
-    from swcheck.run.limit_overrides import ruling
+    from swcheck.run.limit_overrides import winning_overrides
 
     values: Mapping[str, Any] = {"model": [spec], "candidate": list(candidates)}
     words = []
@@ -234,7 +234,7 @@ def repeat_arguments(
             continue
         flag = option.alias if option in {MODEL, CANDIDATE} and option not in taken else option.flag
         if option.kind == "table":
-            rules = [ruling(settings.overrides, spec, candidate) for candidate in (None, *candidates)]
+            rules = [winning_overrides(settings.overrides, spec, candidate) for candidate in (None, *candidates)]
             texts = dict.fromkeys(one.text for rule in rules for one in rule.values())
             words += [f"{flag}={text}" for text in texts]
         elif option.kind == "flag":

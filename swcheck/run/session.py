@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from swcheck.superweights.subject.subject import Subject
 
 
-RELOADS: Final = 12
+RELOADS_BEFORE_KEEPING_BOTH: Final = 12
 """After more reloads than this in one run, more than a red gate takes, two small models stay in memory together."""
 
 
@@ -60,7 +60,7 @@ class Session:
             self._candidate = (spec, self._load(spec, models[0] if models else None))
         return self._candidate[1]
 
-    def take(self, *, failed: bool) -> list[Verdict]:
+    def take_verdicts(self, *, failed: bool) -> list[Verdict]:
         """Return the verdicts since the last call, without red ones if the test did not fail, which expected them."""
         taken = [verdict for verdict in self.verdicts if failed or not verdict.red]
         self.verdicts.clear()
@@ -75,7 +75,7 @@ class Session:
         if self._reference is not None:
             spec, subject = self._reference
             if self.settings.update and subject.memory is not None:
-                self._measure_reference(subject)
+                _measure_reference(subject, self.settings.seed)
                 self.baselines[baseline_path(self.settings, spec)] = measure_baseline_text(self.settings, spec, subject)
             _discard(subject)
         self._reference = None
@@ -100,20 +100,11 @@ class Session:
 
         subject = self._reference[1] if self._reference is not None else None
         if subject is not None and subject.held.in_memory and subject.held.is_reloadable:
-            self._measure_reference(subject)
+            _measure_reference(subject, self.settings.seed)
             measure_for_diagnosis(subject)
             subject.free_until_needed()
         if self._candidate is not None:
             self._candidate[1].free_until_needed()
-
-    def _measure_reference(self, reference: Subject) -> None:
-        """Measure the numbers that a candidate is compared with, on the prompts of the shipped suite too."""
-        from swcheck.gate.baseline.measure import measure_for_candidates
-        from swcheck.strategies import drawn_prompts
-        from swcheck.superweights.measurements.inputs import DRAWN_PROMPTS
-
-        prompts = DRAWN_PROMPTS.recall(reference, (), lambda: drawn_prompts(self.settings.seed))
-        measure_for_candidates(reference, prompts)
 
     def _read_baseline(self, spec: str) -> Subject:
         subject = reference_from_baseline(self.settings, spec)
@@ -156,12 +147,15 @@ class Session:
     def _reload(self, spec: str, reference: str | None) -> nn.Module:
         """Load a model again that was freed to make room for another one.
 
-        If tests use reference and candidate in turn, both stay in memory after ``RELOADS`` reloads, if they are small.
+        If tests use reference and candidate in turn, small ones both stay in memory after
+        ``RELOADS_BEFORE_KEEPING_BOTH`` reloads.
         """
         from swcheck.superweights.measurements.weights import is_small
 
         self._reloads += 1
-        keep_both = self._reloads > RELOADS and self._reference is not None and is_small(self._reference[1])
+        keep_both = (
+            self._reloads > RELOADS_BEFORE_KEEPING_BOTH and self._reference is not None and is_small(self._reference[1])
+        )
         loaded = self._load_keeping_others(spec, reference) if keep_both else self._load_alone(spec, reference)
         module: nn.Module = loaded.model
         return module
@@ -177,6 +171,19 @@ class Session:
             trust_remote_code=self.settings.trust_remote_code,
             offline=self.settings.offline,
         )
+
+
+def _measure_reference(reference: Subject, seed: int) -> None:
+    """Measure the numbers that a candidate is compared with, on the prompts of the shipped suite too.
+
+    ``seed`` is the one that the prompts are drawn with.
+    """
+    from swcheck.gate.baseline.measure import measure_for_candidates
+    from swcheck.strategies import drawn_prompts
+    from swcheck.superweights.measurements.inputs import DRAWN_PROMPTS
+
+    prompts = DRAWN_PROMPTS.recall(reference, (), lambda: drawn_prompts(seed))
+    measure_for_candidates(reference, prompts)
 
 
 def _discard(subject: Subject) -> None:

@@ -68,7 +68,7 @@ class Settings:
         return self.baseline is not None and not self.update
 
     @property
-    def loaded(self) -> tuple[str, ...]:
+    def models_to_load(self) -> tuple[str, ...]:
         """The models that this run loads; a reference with a baseline only if an engine makes a candidate from it."""
         if self.uses_baselines and not any(map(engines.needs_reference, self.candidates)):
             return self.candidates
@@ -82,7 +82,9 @@ class Settings:
 
     def given_limits_for(self, spec: str, candidate: str | None = None) -> Mapping[str, Limit]:
         """Return the limits that the user gave, by name, for one model, or for its candidate if there is one."""
-        return {name: one.limit for name, one in limit_overrides.ruling(self.overrides, spec, candidate).items()}
+        return {
+            name: one.limit for name, one in limit_overrides.winning_overrides(self.overrides, spec, candidate).items()
+        }
 
     def limits_for(self, spec: str, candidate: str | None = None) -> Mapping[str, Limit]:
         """Return all limits by name, for one model, or for its candidate if there is one.
@@ -119,7 +121,9 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
         text=_absolute_path(values.get("text")),
         tier=values.get("tier"),
         overrides=tuple(
-            one for origin, texts in (values.get("limit") or {}).items() for one in limit_overrides.read(texts, origin)
+            one
+            for origin, texts in (values.get("limit") or {}).items()
+            for one in limit_overrides.parse_overrides(texts, origin)
         ),
         json=_absolute_path(values.get("json")),
         trust_remote_code=bool(values.get("trust_remote_code")),
@@ -137,11 +141,11 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
 
 
 def _check(settings: Settings) -> None:
-    for spec in settings.loaded:
+    for spec in settings.models_to_load:
         engines.check(spec, trust_remote_code=settings.trust_remote_code, offline=settings.offline)
     _check_unique(settings.models, "model")
     _check_unique(settings.candidates, "candidate")
-    limit_overrides.check_spoken_to(settings.overrides, settings.models, settings.candidates)
+    limit_overrides.check_all_used(settings.overrides, settings.models, settings.candidates)
     if settings.kind not in KINDS:
         raise OptionError(f"--swcheck-kind={settings.kind}", f"known: {', '.join(KINDS)}", "leave it out for auto")
     if settings.dtype is not None:
@@ -163,7 +167,7 @@ def _check(settings: Settings) -> None:
 
 
 def _check_unique(specs: Sequence[str], what: str) -> None:
-    meanings = [engines.meaning(spec) for spec in specs]
+    meanings = [engines.canonical_name(spec) for spec in specs]
     for spec, meaning in zip(specs, meanings, strict=True):
         if meanings.count(meaning) > 1:
             raise OptionError(f"--swcheck-{what}", f"{spec} is given twice", f"give each {what} once")
@@ -200,7 +204,7 @@ def tier_of(settings: Settings, spec: str) -> Tier:
     return STANDARD if weights is None else default_tier(weights.parameters, engines.device_of(settings.device))
 
 
-def sized(settings: Settings, spec: str) -> str:
+def name_with_size(settings: Settings, spec: str) -> str:
     """Return words for a model: its spec with the size on disk if that is known, or the baseline in its place."""
     if spec in settings.models and settings.uses_baselines:
         return f"the baseline of {spec}"
@@ -211,7 +215,7 @@ def sized(settings: Settings, spec: str) -> str:
     return spec
 
 
-def estimate(settings: Settings, reference: str, loading: Sequence[str]) -> str:
+def cost_estimate_words(settings: Settings, reference: str, loading: Sequence[str]) -> str:
     """Return words for the cost of measuring the models ``loading``: tier, windows, passes, time. Empty if not known.
 
     The time is that of the matrix products, at the speed of this machine on the model's largest matrix.
@@ -236,11 +240,11 @@ def estimate(settings: Settings, reference: str, loading: Sequence[str]) -> str:
 
 def fetch(settings: Settings) -> None:
     """Download the models that are not on this machine. Raises ``UnknownModelError`` where that is impossible."""
-    for spec in settings.loaded:
-        engines.fetch(spec, offline=settings.offline)
+    for spec in settings.models_to_load:
+        engines.download(spec, offline=settings.offline)
 
 
-def forbidding_downloads() -> Callable[[], None]:
+def forbid_downloads() -> Callable[[], None]:
     """Set ``HF_HUB_OFFLINE``, which every hub library reads; return a function that restores the old value."""
     before = os.environ.get("HF_HUB_OFFLINE")
     os.environ["HF_HUB_OFFLINE"] = "1"

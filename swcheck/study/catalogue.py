@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NAMES: Final = ("prune", "activations", "stopwords", "scaling", "weights", "w8a8", "where")
 
 
-def chapter(name: str) -> Chapter:
+def chapter_of(name: str) -> Chapter:
     """Return the study called ``name``. Raises ``OptionError``, which lists ``NAMES``, for any other name."""
     if name not in NAMES:
         raise OptionError(f"a study called {name!r}", f"there are {', '.join(NAMES)}", "swcheck study MODEL scaling")

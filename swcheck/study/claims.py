@@ -6,9 +6,9 @@ from typing import Any
 
 from swcheck.base.records import Verdict
 from swcheck.gate.conclusion import conclude
-from swcheck.study.catalogue import chapter
+from swcheck.study.catalogue import chapter_of
 from swcheck.study.common.setup import Setup, setup_of
-from swcheck.study.runner import measured
+from swcheck.study.runner import measure_study
 
 
 def assert_paper_claim(model: Any, name: str, *, setup: Setup | None = None) -> tuple[Verdict, ...]:
@@ -20,7 +20,7 @@ def assert_paper_claim(model: Any, name: str, *, setup: Setup | None = None) -> 
     """
     __tracebackhide__ = True
     study_setup = setup_of(model) if setup is None else setup
-    verdicts = chapter(name).judge(measured(study_setup, name))
+    verdicts = chapter_of(name).judge(measure_study(study_setup, name))
     for verdict in sorted(verdicts, key=lambda verdict: verdict.red):
         conclude(verdict, study_setup.subject)
     return verdicts

@@ -17,7 +17,7 @@ from typing import Final
 
 from swcheck.loading import published_index
 from swcheck.study.common.record import Measurement, Study
-from swcheck.study.zeroshot.harness import PAPER
+from swcheck.study.zeroshot.harness import PAPER_TASKS
 
 HIDDEN_STATE: Final = "largest hidden state"
 """The quantity whose ``x`` is the index of a hidden state, which is layer + 1."""
@@ -81,7 +81,7 @@ class Cell:
 
 
 @cache
-def everything() -> tuple[Published, ...]:
+def all_published() -> tuple[Published, ...]:
     """Return every published number, in the order of the file."""
     text = resources.files("swcheck.study").joinpath("paper.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
@@ -92,7 +92,7 @@ def published(model: str, study: str | None = None) -> tuple[Published, ...]:
     """Return what is published of ``model`` (alias or hub id, in any case), in one study or all; may be empty."""
     known = published_index.find(model)
     hub = (known.model if known else model).lower()
-    rows = (row for row in everything() if hub in {row.hub.lower(), row.model})
+    rows = (row for row in all_published() if hub in {row.hub.lower(), row.model})
     return tuple(row for row in rows if study in {None, row.study})
 
 
@@ -107,7 +107,7 @@ def compare(studies: Iterable[Study], numbers: Iterable[Published], *, corpus: s
     return tuple(_cell(number, measured.get(number.study), corpus) for number in numbers)
 
 
-def as_text(cells: Sequence[Cell]) -> list[list[str]]:
+def table_rows(cells: Sequence[Cell]) -> list[list[str]]:
     """Return the comparison as rows of text, the header first."""
     rows = [["study", "condition", "quantity", "item", "x", "published", "measured", "ratio", "source", "note"]]
     for cell in cells:
@@ -165,7 +165,7 @@ def _fits(row: Measurement, entry: Published) -> bool:
 def _average_accuracy(entry: Published, rows: Sequence[Measurement]) -> Cell:
     """Compare an average accuracy. The paper averages seven tasks; the average of other tasks is another number."""
     by_task = {row.task: row.value for row in rows if row.task}
-    missing = [task for task in PAPER if task not in by_task]
+    missing = [task for task in PAPER_TASKS if task not in by_task]
     if missing:
         return Cell(entry, None, f"an average of seven tasks; {', '.join(missing)} not measured")
-    return Cell(entry, sum(by_task[task] for task in PAPER) / len(PAPER))
+    return Cell(entry, sum(by_task[task] for task in PAPER_TASKS) / len(PAPER_TASKS))

@@ -19,21 +19,21 @@ from tqdm import tqdm
 from swcheck.base.errors import SwcheckError
 from swcheck.base.formatting import table_lines
 from swcheck.base.output_files import check_writable, write_atomically
-from swcheck.study.catalogue import chapter
+from swcheck.study.catalogue import chapter_of
 from swcheck.study.common import plots
 from swcheck.study.common.chapter import Chapter
 from swcheck.study.common.record import Study, as_csv, as_json, from_json
 from swcheck.study.common.setup import Setup
 from swcheck.study.paper import Cell
-from swcheck.study.paper import as_text as comparison_rows
+from swcheck.study.paper import table_rows as comparison_rows
 
 Report = Callable[[str], None]
 """Receives one line about the progress of a run."""
 
 
-def measured(setup: Setup, name: str) -> Study:
+def measure_study(setup: Setup, name: str) -> Study:
     """Measure one study on the model of ``setup`` and return its record. The model is left as it was."""
-    entry = chapter(name)
+    entry = chapter_of(name)
     setup.notes.clear()
     setup.prepare()
     measurements = tuple(entry.measure(setup))
@@ -45,7 +45,7 @@ def run(setup: Setup, names: Sequence[str], out: Path | None, report: Report) ->
 
     ``report`` receives a line about each study. Raises ``OptionError`` if ``out`` cannot be written.
     """
-    chapters = [chapter(name) for name in names]
+    chapters = [chapter_of(name) for name in names]
     if out is not None:
         for name in names:
             check_writable(out / f"{name}.json")
@@ -54,7 +54,7 @@ def run(setup: Setup, names: Sequence[str], out: Path | None, report: Report) ->
         study = None if file is None else load_earlier_study(file, setup, entry, report)
         if study is None:
             start = time.monotonic()
-            study = measured(replace(setup, progress=progress_bar(entry.name)), entry.name)
+            study = measure_study(replace(setup, progress=progress_bar(entry.name)), entry.name)
             report(f"{entry.name}: {entry.title}, {time.monotonic() - start:.0f} s")
             if file is not None:
                 write_atomically(file, as_json(study) + "\n")
@@ -100,7 +100,7 @@ def as_text(entry: Chapter, study: Study) -> list[str]:
     return [*lines, "", *(f"  {line}" for line in [*verdicts, *study.notes]), ""]
 
 
-def comparison(cells: Sequence[Cell], *, style: str = "simple") -> list[str]:
+def comparison_lines(cells: Sequence[Cell], *, style: str = "simple") -> list[str]:
     """Return the lines of a table of published and measured numbers; no lines without cells."""
     if not cells:
         return []
@@ -125,7 +125,7 @@ def as_page(studies: Iterable[tuple[Chapter, Study]], out: Path, cells: Sequence
         lines += [f"- {note}" for note in study.notes]
         lines += ["", f"Numbers: [{entry.name}.csv]({entry.name}.csv), [{entry.name}.json]({entry.name}.json).", ""]
     if cells:
-        lines += ["## Published and measured", "", *comparison(cells, style="github")]
+        lines += ["## Published and measured", "", *comparison_lines(cells, style="github")]
     return "\n".join(lines)
 
 

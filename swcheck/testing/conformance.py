@@ -91,7 +91,7 @@ def own_dequantization(module: nn.Module) -> torch.Tensor | None:
     return None
 
 
-def narrowed(folder: Path, inner: int) -> str:
+def save_narrowed_tiny(folder: Path, inner: int) -> str:
     """Save ``tiny`` with only the first ``inner`` of its 512 inner neurons in ``folder``, and return the path.
 
     For tests of widths that no group size divides. The super weight, at column 301, may be cut off.

@@ -13,7 +13,7 @@ from swcheck.base.isolation import captured_output
 from swcheck.base.records import Engine, Loaded, Scheme, SuperWeight
 from swcheck.lens.anatomy import anatomy
 from swcheck.lens.likelihood import evaluating
-from swcheck.lens.observe import Sight, observe
+from swcheck.lens.observe import Observation, observe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +31,7 @@ SIXTEEN_BITS: Final = 2**-9
 """The relative error allowed to a map left unquantized, for the median token: the rounding of a bfloat16."""
 
 
-UNKNOWN: Final = "no-such-scheme"
+UNKNOWN_SCHEME: Final = "no-such-scheme"
 """A scheme that no engine knows."""
 
 
@@ -105,7 +105,7 @@ def load_scheme(case: EngineCase) -> Any:
         raise AssertionError(f"{case.title}: a model\n  found: {found}\n  try: repair its load()") from error
 
 
-def look_inside(case: EngineCase, model: nn.Module) -> tuple[Sight, torch.Tensor]:
+def look_inside(case: EngineCase, model: nn.Module) -> tuple[Observation, torch.Tensor]:
     """Run one pass on the prompt; return the inputs and outputs of every down projection, and the logits."""
     layers = range(len(anatomy(model).layers))
     with captured_output(), evaluating(model), observe(model, residual=layers, inputs=layers, outputs=layers) as sight:

@@ -14,7 +14,7 @@ from swcheck.base.records import Loaded, Scheme, SuperWeight
 from swcheck.lens.anatomy import anatomy, device_of
 from swcheck.lens.intervene import scaled
 from swcheck.lens.linear_maps import contributions, plain_weight
-from swcheck.lens.observe import Sight
+from swcheck.lens.observe import Observation
 from swcheck.testing.engine_case import ACTIVATIONS_TOO, WEIGHT_ONLY, EngineCase, Reading, listed_layers, look_inside
 from swcheck.testing.engine_checkpoint import state_fingerprint
 
@@ -56,7 +56,7 @@ def check_anatomy(case: EngineCase, loaded: Loaded) -> None:
         case.refuse(f"the anatomy of the reference, {words.format(*wanted)}", words.format(*found), "quantize, no more")
 
 
-def check_quantized(case: EngineCase, sight: Sight, scheme: Scheme, *, kept: Sequence[int] = ()) -> None:
+def check_quantized(case: EngineCase, sight: Observation, scheme: Scheme, *, kept: Sequence[int] = ()) -> None:
     """Check that every down projection except layers ``kept`` computes something other than the reference's.
 
     A scheme of 16 or more bits may change nothing, so it is not checked.
@@ -87,7 +87,7 @@ def _computes_as_reference(reference_map: nn.Module, x: torch.Tensor, written: t
 
 
 def read_weight(
-    case: EngineCase, loaded: Loaded, sight: Sight, weight: SuperWeight, scheme: Scheme, seconds: float
+    case: EngineCase, loaded: Loaded, sight: Observation, weight: SuperWeight, scheme: Scheme, seconds: float
 ) -> Reading:
     """Read one scalar in three ways, and check that they agree."""
     module = anatomy(loaded.model).down_projections[weight.layer]

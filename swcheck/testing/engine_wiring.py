@@ -20,7 +20,7 @@ from swcheck.testing.engine_case import (
     HEAVY,
     NOT_OFFERED,
     SIXTEEN_BITS,
-    UNKNOWN,
+    UNKNOWN_SCHEME,
     EngineCase,
     load_scheme,
     look_inside,
@@ -38,7 +38,7 @@ def wired_engine(engine: Engine | str, scheme: str) -> Engine:
         if engine in engines.installed_engines():
             _check_light(engine, scheme)
         try:
-            return engines.engine(engine)
+            return engines.import_engine(engine)
         except EngineError as error:
             raise AssertionError(str(error)) from error
     name, kind = getattr(engine, "name", None), type(engine)
@@ -47,7 +47,7 @@ def wired_engine(engine: Engine | str, scheme: str) -> Engine:
             f"the name of {kind.__qualname__}", repr(name), "a plain word, as in the entry point: name = 'my-engine'"
         )
     try:
-        engines.check_wiring(engine, name, f"{kind.__module__}:{kind.__qualname__}")
+        engines.check_interface(engine, name, f"{kind.__module__}:{kind.__qualname__}")
     except EngineError as error:
         raise AssertionError(str(error)) from error
     return engine
@@ -56,7 +56,7 @@ def wired_engine(engine: Engine | str, scheme: str) -> Engine:
 def _check_light(name: str, scheme: str) -> None:
     """Refuse an installed engine that imports torch or another heavy package before it loads a model."""
     asked = f"import {engines.installed_engines()[name].module}, engine {name!r}"
-    code = f"import sys; from swcheck.loading.engines import ask, installed_engines; ask(installed_engines()[{name!r}].load(), {scheme!r})"
+    code = f"import sys; from swcheck.loading.engines import check_scheme, installed_engines; check_scheme(installed_engines()[{name!r}].load(), {scheme!r})"
     code += f"; print('heavy:', *[n for n in {HEAVY!r} if n in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603 - our own
     if result.returncode:
@@ -68,10 +68,10 @@ def _check_light(name: str, scheme: str) -> None:
 
 def check_unknown_scheme(case: EngineCase, known: Sequence[str]) -> None:
     """Check that the engine refuses a scheme it does not know with a worded error that names those it knows."""
-    asked = f"{case.engine.name}:{UNKNOWN}"
+    asked = f"{case.engine.name}:{UNKNOWN_SCHEME}"
     try:
         with captured_output():
-            case.engine.load(UNKNOWN, reference=case.spec, device=case.device, dtype=case.dtype)
+            case.engine.load(UNKNOWN_SCHEME, reference=case.spec, device=case.device, dtype=case.dtype)
     except SwcheckError as error:
         known_names = {
             name.replace("=", ",").split(",")[0] for name in known if not any(mark in name for mark in "/\\.")
@@ -91,14 +91,14 @@ def _check_check_method(case: EngineCase, known: Sequence[str], refusal: str) ->
     if not hasattr(case.engine, "check"):
         return
     errors: dict[str, str] = {}
-    for scheme in (*known, UNKNOWN):
+    for scheme in (*known, UNKNOWN_SCHEME):
         try:
             case.engine.check(scheme)
         except Exception as error:  # an engine may raise anything
             errors[scheme] = str(error)
     mismatch = next((f"check({scheme!r}): {errors[scheme]}" for scheme in known if scheme in errors), "")
-    if not mismatch and errors.get(UNKNOWN) != refusal:
-        mismatch = f"check({UNKNOWN!r}): {errors.get(UNKNOWN, 'nothing is raised')}"
+    if not mismatch and errors.get(UNKNOWN_SCHEME) != refusal:
+        mismatch = f"check({UNKNOWN_SCHEME!r}): {errors.get(UNKNOWN_SCHEME, 'nothing is raised')}"
     if mismatch:
         refuse(f"{case.engine.name}: check() as load()", mismatch, "let load() begin with what check() does")
 

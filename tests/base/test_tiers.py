@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swcheck.base.errors import OptionError
-from swcheck.base.tiers import FULL, LARGE, SMOKE, STANDARD, TIERS, default_tier, tier_named
+from swcheck.base.tiers import FULL, LARGE_MODEL_PARAMETERS, SMOKE, STANDARD, TIERS, default_tier, tier_named
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,12 @@ def test_names():
 
 @pytest.mark.parametrize(
     ("parameters", "device", "tier"),
-    [(LARGE, "cpu", STANDARD), (LARGE + 1, "cpu", SMOKE), (70 * LARGE, "cuda", STANDARD), (0, "cpu", STANDARD)],
+    [
+        (LARGE_MODEL_PARAMETERS, "cpu", STANDARD),
+        (LARGE_MODEL_PARAMETERS + 1, "cpu", SMOKE),
+        (70 * LARGE_MODEL_PARAMETERS, "cuda", STANDARD),
+        (0, "cpu", STANDARD),
+    ],
 )
 def test_the_default(parameters, device, tier):
     """Above a billion parameters a CPU measures little unless it is told to."""

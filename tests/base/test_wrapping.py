@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swcheck.base.wrapping import NARROWEST, WIDEST, wrapped, wrapped_error, wrapped_rows
+from swcheck.base.wrapping import MAX_WIDTH, MIN_WIDTH, wrapped, wrapped_error, wrapped_rows
 
 words = st.lists(st.text("abc-=/:", min_size=1, max_size=30), min_size=1, max_size=30).map(" ".join)
 
@@ -16,7 +16,7 @@ def test_folding_keeps_every_word(text, width, indent):
     lines = wrapped(text, width, indent)
 
     assert " ".join(lines).split() == text.split()
-    wide = max(NARROWEST, min(width, WIDEST))
+    wide = max(MIN_WIDTH, min(width, MAX_WIDTH))
     assert all(len(line) <= wide or len(line.split()) == 1 for line in lines)
 
 

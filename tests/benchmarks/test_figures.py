@@ -18,7 +18,7 @@ from swcheck import load, locate
 from swcheck.lens.observe import observe
 from swcheck.superweights.locating.locate import PROMPT
 
-pytestmark = pytest.mark.benchmark
+pytestmark = [pytest.mark.benchmark, pytest.mark.slow]
 SPAM = "def spam(eggs):\n    return eggs\n" * 200
 
 

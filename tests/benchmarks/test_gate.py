@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from swcheck import SuperWeight, assert_super_activations_preserved, load
 from swcheck.base.records import Loaded
-from swcheck.lens.prompts import encoded
+from swcheck.lens.prompts import encode_prompt
 from swcheck.strategies import drawn_prompts
 from swcheck.superweights.measurements.contributions import located
 from swcheck.superweights.measurements.residual_stream import super_activations
@@ -28,7 +28,7 @@ from swcheck.superweights.subject.as_subject import as_subject
 from tests import checkpoints, damage
 from tests.planted import plant
 
-pytestmark = pytest.mark.benchmark
+pytestmark = [pytest.mark.benchmark, pytest.mark.slow]
 TEXT, DEPTH = 32 * 256, 5
 """The tokens that tiny is measured on, and its layers."""
 
@@ -192,7 +192,7 @@ def test_prompts(name, request):
     def alone():
         with torch.no_grad():
             for prompt in prompts:
-                ids = torch.tensor([encoded(model.tokenizer, prompt)[:256] or (0,)])
+                ids = torch.tensor([encode_prompt(model.tokenizer, prompt)[:256] or (0,)])
                 for subject in (reference, other):
                     subject.module(ids, use_cache=False)
 

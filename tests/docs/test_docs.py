@@ -26,12 +26,14 @@ def numbered(examples: list[tuple[str, str]]) -> list[str]:
     return [f"{name} {number}" for number, (name, _) in enumerate(examples)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [code for _, code in PYTHON if "def test_" not in code])
 def test_scripts_run(code):
     """Every block of Python that is no test is a program that passes."""
     exec(compile(code, "example", "exec"), {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [code for _, code in PYTHON if "def test_" in code])
 def test_tests_run(code, pytester, monkeypatch):
     """Every block that is a test passes for tiny against itself."""

@@ -33,7 +33,7 @@ from swcheck.base.statistics import capped_collapse, collapse_ratio
 from swcheck.gate.conclusion import conclude
 from swcheck.gate.verdict_message import verdict_message
 from swcheck.lens.tokens import token_windows
-from swcheck.superweights.measurements.contributions import loudest_columns, written
+from swcheck.superweights.measurements.contributions import contributions_on_default_prompt, largest_input_columns
 from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.measurements.prompt_readings import readings
 from swcheck.superweights.measurements.residual_stream import answers_finite, super_activations
@@ -56,6 +56,7 @@ def first_line(caught) -> str:
     return str(caught.value).splitlines()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "cause", "ratio"),
     [
@@ -80,6 +81,7 @@ def test_a_damaged_super_weight_is_red_with_its_cause(tiny, edit, cause, ratio):
     assert verdict.measured == pytest.approx(ratio, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "cause"),
     [(damage.zero, "lost"), (damage.halve, "weakened"), (damage.flip, "sign flipped"), (damage.amplify, "amplified")],
@@ -93,6 +95,7 @@ def test_a_damaged_super_activation_is_red_with_its_cause(tiny, edit, cause):
     assert cause in first_line(caught)
 
 
+@pytest.mark.slow
 def test_what_is_nearly_nothing_has_no_sign(tiny):
     """A super weight of a millionth of its value with the other sign is zeroed, not flipped, and no minus is shown."""
 
@@ -105,6 +108,7 @@ def test_what_is_nearly_nothing_has_no_sign(tiny):
     assert "x-0.00" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_dead_candidate_has_nothing_left_to_collapse(tiny):
     """A candidate that is worse than guessing before anything is zeroed keeps no share of the collapse, in words."""
     with pytest.raises(RobustnessError, match="nothing is left to collapse") as caught:
@@ -113,6 +117,7 @@ def test_a_dead_candidate_has_nothing_left_to_collapse(tiny):
     assert "nothing is left to collapse: intact it has " in caught.value.verdict.summary
 
 
+@pytest.mark.slow
 def test_a_reference_that_is_worse_than_guessing_has_no_dependence_to_keep(tiny):
     """A reference whose logits are ten times too large has no collapse to hold a candidate against, and it is to blame."""
     model = copy.deepcopy(tiny.model)
@@ -124,6 +129,7 @@ def test_a_reference_that_is_worse_than_guessing_has_no_dependence_to_keep(tiny)
     assert caught.value.verdict.outcome is Outcome.INCONCLUSIVE
 
 
+@pytest.mark.slow
 def test_an_activation_in_another_channel_has_moved(tiny):
     """A candidate whose channels 97 and 5 of the writing matrix are swapped has its activation moved, not lost."""
 
@@ -134,6 +140,7 @@ def test_an_activation_in_another_channel_has_moved(tiny):
         assert_super_activations_preserved(damage.damaged(tiny, swap), tiny)
 
 
+@pytest.mark.slow
 def test_harmless_rounding_is_green(tiny):
     """A copy with the 1,000 next-largest weights rounded to 8 bits passes every comparison."""
     candidate = damage.damaged(tiny, damage.round_next_largest)
@@ -144,6 +151,7 @@ def test_harmless_rounding_is_green(tiny):
     assert assert_collapses_when_zeroed(candidate, tiny).outcome is Outcome.PASSED
 
 
+@pytest.mark.slow
 def test_limits_are_the_callers(tiny):
     """The same candidate is green or red as the caller's own limits say."""
     candidate = damage.damaged(tiny, damage.halve)
@@ -333,6 +341,7 @@ def test_another_base_model_is_named(tiny, random_llama, ids):
             assert_super_weights_preserved(candidate, tiny, token_ids=ids)
 
 
+@pytest.mark.slow
 def test_bare_modules_need_a_tokenizer_or_token_ids(tiny, ids):
     """A torch module is taken as it is, with token_ids or a tokenizer; without both the error says so."""
     model = tiny.model
@@ -347,6 +356,7 @@ def test_bare_modules_need_a_tokenizer_or_token_ids(tiny, ids):
         assert_super_activations_preserved(model, model, token_ids=ids, prompts=["a"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", [assert_super_weights_preserved, assert_super_activations_preserved, assert_perplexity_within])  # fmt: skip
 def test_a_red_bare_module_is_asked_what_its_reference_was(tiny, check):
     """A candidate without a tokenizer of its own is judged, and its cause found, on the reference's tokens."""
@@ -441,6 +451,7 @@ def test_a_prompt_counts_only_where_the_reference_carries_its_activation(tiny):
         )
 
 
+@pytest.mark.slow
 def test_scaled_in_place_is_seen_at_once(tiny):
     """Nothing is remembered of a plain model: what is changed in place is measured as it is now."""
     assert_super_weights_preserved(tiny, tiny)
@@ -592,8 +603,8 @@ def test_one_pass_over_a_prompt_serves_all_who_ask(tiny, ids):
     hook = tiny.model.model.layers[0].register_forward_pre_hook(lambda *_: passes.append(1))
     try:
         assert answers_finite(subject, prompt)
-        written(subject, [damage.WEIGHT])
-        loudest_columns(subject, damage.WEIGHT, prompt, 0)
+        contributions_on_default_prompt(subject, [damage.WEIGHT])
+        largest_input_columns(subject, damage.WEIGHT, prompt, 0)
         place = super_activations(subject, [damage.WEIGHT])[0]
         (reading,) = readings(subject, place, prompt, [prompt.shape[1]])
     finally:

@@ -43,6 +43,7 @@ def test_a_llama(random_llama):
     assert (body.path, body.hidden, body.inner) == ("model.layers", 16, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("wrap", [lambda model: model, Wrapped, torch.compile], ids=["bare", "wrapped", "compiled"])
 def test_wrapping_changes_nothing_but_the_path(random_llama, wrap):

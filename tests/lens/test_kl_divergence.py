@@ -32,7 +32,7 @@ def other(random_llama):
 def test_a_model_does_not_drift_from_itself(random_llama, ids):
     """Against its own predictions KL is 0 and every likeliest token is the same."""
     _, expected = kl_divergence.predict(random_llama, ids)
-    _, found = kl_divergence.compare(random_llama, ids, expected)
+    _, found = kl_divergence.compare_predictions(random_llama, ids, expected)
 
     assert found.mean == pytest.approx(0, abs=1e-6)
     assert found.top1 == 1
@@ -40,9 +40,9 @@ def test_a_model_does_not_drift_from_itself(random_llama, ids):
 
 def test_with_every_token_kept_it_is_the_full_divergence(random_llama, other, ids, monkeypatch):
     """Keeping the whole vocabulary gives the KL divergence that a full softmax gives."""
-    monkeypatch.setattr(kl_divergence, "KEPT", 64)
+    monkeypatch.setattr(kl_divergence, "TOKENS_KEPT", 64)
     _, expected = kl_divergence.predict(random_llama, ids)
-    _, found = kl_divergence.compare(other, ids, expected)
+    _, found = kl_divergence.compare_predictions(other, ids, expected)
 
     with torch.no_grad():
         ours, theirs = (model(ids).logits[:, :-1].double().log_softmax(-1) for model in (random_llama, other))
@@ -57,9 +57,9 @@ def test_merging_the_tail_never_raises_it(random_llama, other, ids, kept, monkey
     """With fewer tokens kept the estimate is a lower bound, up to rounding."""
     values = []
     for count in (kept, 64):
-        monkeypatch.setattr(kl_divergence, "KEPT", count)
+        monkeypatch.setattr(kl_divergence, "TOKENS_KEPT", count)
         _, expected = kl_divergence.predict(random_llama, ids)
-        values.append(kl_divergence.compare(other, ids, expected)[1].kl)
+        values.append(kl_divergence.compare_predictions(other, ids, expected)[1].kl)
 
     assert (values[0] <= values[1] + 1e-6).all()
 
@@ -67,7 +67,7 @@ def test_merging_the_tail_never_raises_it(random_llama, other, ids, kept, monkey
 def test_it_scores_in_the_same_pass(random_llama, other, ids):
     """The nats it returns are those of token_nats, for both models."""
     nats, expected = kl_divergence.predict(random_llama, ids)
-    again, _ = kl_divergence.compare(other, ids, expected)
+    again, _ = kl_divergence.compare_predictions(other, ids, expected)
 
     assert torch.allclose(nats, token_nats(random_llama, ids), atol=1e-5)
     assert torch.allclose(again, token_nats(other, ids), atol=1e-5)
@@ -76,10 +76,10 @@ def test_it_scores_in_the_same_pass(random_llama, other, ids):
 def test_batches_do_not_change_it(random_llama, other, ids, monkeypatch):
     """One window at a time gives what all at once give."""
     _, expected = kl_divergence.predict(random_llama, ids)
-    whole = kl_divergence.compare(other, ids, expected)[1]
+    whole = kl_divergence.compare_predictions(other, ids, expected)[1]
     monkeypatch.setattr(kl_divergence, "LOGITS_AT_ONCE", 1)
     _, single = kl_divergence.predict(random_llama, ids)
-    parts = kl_divergence.compare(other, ids, single)[1]
+    parts = kl_divergence.compare_predictions(other, ids, single)[1]
 
     assert torch.equal(single.tokens[:, 0], expected.tokens[:, 0])
     assert torch.allclose(parts.kl, whole.kl, atol=1e-5)
@@ -88,7 +88,7 @@ def test_batches_do_not_change_it(random_llama, other, ids, monkeypatch):
 @given(st.integers(1, 100_000))
 def test_sampled_positions_are_inside_ordered_and_few(count):
     """At most 1,024 positions, ascending, all inside."""
-    positions = kl_divergence.sampled(count)
+    positions = kl_divergence.sampled_positions(count)
 
     assert len(positions) == min(count, 1024)
     assert int(positions[0]) == 0
@@ -99,6 +99,6 @@ def test_sampled_positions_are_inside_ordered_and_few(count):
 def test_percentiles_are_ordered(random_llama, other, ids):
     """A higher share of positions stays under a higher divergence."""
     _, expected = kl_divergence.predict(random_llama, ids)
-    _, found = kl_divergence.compare(other, ids, expected)
+    _, found = kl_divergence.compare_predictions(other, ids, expected)
 
     assert found.percentile(0.5) <= found.percentile(0.95) <= found.percentile(0.99)

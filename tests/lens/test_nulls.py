@@ -14,7 +14,7 @@ from torch import nn
 
 from swcheck.base.errors import CoordinateError, OptionError
 from swcheck.base.records import SuperWeight
-from swcheck.lens.nulls import LARGEST_SHARE, NEXT_LARGEST, matched, next_largest, without_largest, without_matched
+from swcheck.lens.nulls import LARGEST_SHARE, NEXT_LARGEST, draw_matched, next_largest, without_largest, without_matched
 from swcheck.strategies import super_weights
 from tests.planted import Packed, plant
 
@@ -49,7 +49,7 @@ def zeroes(model):
 @given(weights=SETS, seed=st.integers(0, 2**32))
 def test_matched(random_llama, weights, seed):
     """Each draw has as many different weights from the same matrices, none super, all among the 100 next-largest."""
-    drawn = matched(random_llama, weights, seed)
+    drawn = draw_matched(random_llama, weights, seed)
     assert [weight.layer for weight in drawn] == [weight.layer for weight in weights]
     assert len(set(drawn)) == len(drawn)
     assert not set(drawn) & set(weights)
@@ -64,8 +64,8 @@ def test_matched(random_llama, weights, seed):
 def test_draws_differ(random_llama):
     """A seed draws the same weights again, and seeds draw different ones."""
     weights = [SuperWeight(1, 2, 3), SuperWeight(2, 5, 30)]
-    draws = [matched(random_llama, weights, seed) for seed in range(20)]
-    assert draws == [matched(random_llama, weights, seed) for seed in range(20)]
+    draws = [draw_matched(random_llama, weights, seed) for seed in range(20)]
+    assert draws == [draw_matched(random_llama, weights, seed) for seed in range(20)]
     assert len(set(draws)) > 15
 
 
@@ -84,7 +84,7 @@ def test_next_largest(random_llama, layer, weights, count):
 def test_without_matched(random_llama):
     """In the block exactly one draw is zeroed, and after it every bit is as before."""
     weights, before = [SuperWeight(1, 2, 3), SuperWeight(2, 5, 30)], bits(random_llama)
-    drawn, empty = matched(random_llama, weights, 7), zeroes(random_llama)
+    drawn, empty = draw_matched(random_llama, weights, 7), zeroes(random_llama)
     with without_matched(random_llama, weights, 7):
         gone = {(f"model.layers.{w.layer}.mlp.down_proj.weight", (w.row, w.column)) for w in drawn}
         assert zeroes(random_llama) - empty == gone
@@ -97,10 +97,10 @@ def test_nothing_to_draw():
     weights = [SuperWeight(0, row, 0) for row in range(16)]
     words = "a weight of model.layers.0.mlp.down_proj to draw\n  found: all of it is super or drawn\n  try: name fewer"
     with pytest.raises(OptionError, match=words):
-        matched(model, weights, 0)
+        draw_matched(model, weights, 0)
     with pytest.raises(OptionError, match=words):
-        matched(model, weights[:9], 0)
-    assert len(matched(model, weights[:8], 0)) == 8
+        draw_matched(model, weights[:9], 0)
+    assert len(draw_matched(model, weights[:8], 0)) == 8
 
 
 def test_packed_magnitudes(random_llama):
@@ -112,15 +112,15 @@ def test_packed_magnitudes(random_llama):
         "  try: draw the null in the reference"
     )
     with pytest.raises(OptionError, match=words):
-        matched(model, [SuperWeight(1, 2, 3)], 0)
-    assert len(matched(model, [SuperWeight(2, 2, 3)], 0)) == 1
+        draw_matched(model, [SuperWeight(1, 2, 3)], 0)
+    assert len(draw_matched(model, [SuperWeight(2, 2, 3)], 0)) == 1
 
 
 @pytest.mark.parametrize("weight", [SuperWeight(4, 0, 0), SuperWeight(0, 16, 0), SuperWeight(0, 0, -1)])
 def test_outside(random_llama, weight):
     """A coordinate outside the model has no null."""
     with pytest.raises(CoordinateError, match="was asked for"):
-        matched(random_llama, [weight], 0)
+        draw_matched(random_llama, [weight], 0)
     with pytest.raises(CoordinateError, match="was asked for"), without_largest(random_llama, [weight]):
         pytest.fail("the block was entered")
 

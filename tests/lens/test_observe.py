@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations, prune
 from swcheck.base.errors import CoordinateError, NotObservedError
 from swcheck.base.records import SuperWeight
 from swcheck.lens.linear_maps import (
-    _input_of,
+    _input_format,
     contributions,
     effective_weight,
     inputs_of,
@@ -302,9 +302,9 @@ def test_the_probe_goes_where_the_codes_are():
     """A packed module is probed on the device of its tensors, whatever their dtype."""
     packed = Packed(linear()).to("meta")
     packed.scale = None
-    assert _input_of(packed) == (12, torch.float32, torch.device("meta"))
+    assert _input_format(packed) == (12, torch.float32, torch.device("meta"))
     packed.codes = None
-    assert _input_of(packed) == (12, torch.float32, torch.device("cpu"))
+    assert _input_format(packed) == (12, torch.float32, torch.device("cpu"))
 
 
 def test_the_size_of_the_probe():

@@ -8,9 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swcheck import Prompt
-from swcheck.lens.prompts import PASSES, as_prompt, decoded, displayed, encoded, is_bare, padded, shortest_start, shrunk
+from swcheck.lens.prompts import (
+    SHRINK_BATCHES,
+    as_prompt,
+    encode_batch,
+    encode_prompt,
+    is_bare,
+    prompt_for_ids,
+    prompt_label,
+    shortest_start,
+    shrink_ids,
+)
 from swcheck.strategies import prompts
-from swcheck.superweights.measurements.prompt_readings import batches, read
+from swcheck.superweights.measurements.prompt_readings import prompt_batches, read_prompts
 from swcheck.superweights.measurements.residual_stream import super_activations
 from swcheck.superweights.subject.held_model import HeldModel
 from swcheck.superweights.subject.memory import Memory
@@ -40,10 +50,14 @@ def bare():
 
 def test_forms(plain, bare, chatty):
     """Plain has BOS where the tokenizer adds one, bare has none, a chat is the template's own."""
-    assert encoded(plain, Prompt("def"))[0] == 0
-    assert encoded(plain, Prompt("def", "bare")) == encoded(plain, Prompt("def"))[1:] == encoded(bare, Prompt("def"))
-    assert chatty.decode(encoded(chatty, Prompt("def", "chat"))) == "<s>[INST] def [/INST]"
-    assert encoded(plain, Prompt("def", "chat")) == encoded(plain, Prompt("def"))
+    assert encode_prompt(plain, Prompt("def"))[0] == 0
+    assert (
+        encode_prompt(plain, Prompt("def", "bare"))
+        == encode_prompt(plain, Prompt("def"))[1:]
+        == encode_prompt(bare, Prompt("def"))
+    )
+    assert chatty.decode(encode_prompt(chatty, Prompt("def", "chat"))) == "<s>[INST] def [/INST]"
+    assert encode_prompt(plain, Prompt("def", "chat")) == encode_prompt(plain, Prompt("def"))
     assert as_prompt("def") == Prompt("def")
 
 
@@ -52,41 +66,42 @@ def test_there_is_never_a_second_bos(plain, chatty, form):
     """Neither a template that writes one nor a text that begins with one doubles it."""
     for tokenizer in (plain, chatty):
         for text in ("def", "<s>def", "<s><s>def"):
-            assert encoded(tokenizer, Prompt(text, form))[:2].count(0) <= 1
+            assert encode_prompt(tokenizer, Prompt(text, form))[:2].count(0) <= 1
 
 
 def test_a_template_that_refuses_is_left_out(plain):
     """A prompt that the template does not take is an ordinary one."""
     refusing = planted.tokenizer()
     refusing.chat_template = "{{ raise_exception('no user') }}"
-    assert encoded(refusing, Prompt("def", "chat")) == encoded(plain, Prompt("def"))
+    assert encode_prompt(refusing, Prompt("def", "chat")) == encode_prompt(plain, Prompt("def"))
 
 
 def test_padding_is_on_the_right(plain):
     """Rows keep their beginning, short ones repeat their last token, an empty one has length 0, long ones are cut."""
-    ids, lengths = padded(plain, [Prompt("def spam"), Prompt("", "bare"), Prompt("x " * 50)], 8)
+    ids, lengths = encode_batch(plain, [Prompt("def spam"), Prompt("", "bare"), Prompt("x " * 50)], 8)
 
-    assert lengths == (len(encoded(plain, Prompt("def spam"))), 0, 8)
+    assert lengths == (len(encode_prompt(plain, Prompt("def spam"))), 0, 8)
     assert ids.shape == (3, 8)
-    assert tuple(ids[0, : lengths[0]].tolist()) == encoded(plain, Prompt("def spam"))
+    assert tuple(ids[0, : lengths[0]].tolist()) == encode_prompt(plain, Prompt("def spam"))
     assert len(set(ids[0, lengths[0] - 1 :].tolist())) == 1
-    assert padded(plain, [Prompt("", "bare")])[0].shape == (1, 0)
+    assert encode_batch(plain, [Prompt("", "bare")])[0].shape == (1, 0)
 
 
+@pytest.mark.slow
 @given(text=prompts(), form=st.sampled_from(["plain", "bare"]))
 def test_what_is_decoded_gives_the_same_ids(text, form):
     """A prompt found for some ids encodes to exactly these."""
     tokenizer = planted.tokenizer()
-    ids = encoded(tokenizer, Prompt(text, form))
-    found = decoded(tokenizer, ids)
+    ids = encode_prompt(tokenizer, Prompt(text, form))
+    found = prompt_for_ids(tokenizer, ids)
     assert found is not None
-    assert encoded(tokenizer, found) == ids
+    assert encode_prompt(tokenizer, found) == ids
 
 
 def test_ids_that_no_text_gives(plain):
     """Half a character is no prompt."""
-    ids = encoded(plain, Prompt("你", "bare"))
-    assert decoded(plain, ids[:1]) is None
+    ids = encode_prompt(plain, Prompt("你", "bare"))
+    assert prompt_for_ids(plain, ids[:1]) is None
 
 
 def test_cut(plain):
@@ -108,7 +123,7 @@ def test_cut(plain):
 )
 def test_how_prompts_are_shown(chatty, prompt, words):
     """Quoted and escaped, with the form where it is not the usual one."""
-    assert displayed(chatty, prompt) == words
+    assert prompt_label(chatty, prompt) == words
 
 
 def test_bare_means_that_something_is_missing(plain, bare):
@@ -116,7 +131,7 @@ def test_bare_means_that_something_is_missing(plain, bare):
     assert is_bare(plain, Prompt("a", "bare"))
     assert not is_bare(plain, Prompt("a"))
     assert not is_bare(bare, Prompt("a", "bare"))
-    assert displayed(bare, Prompt("a", "bare")) == "'a'"
+    assert prompt_label(bare, Prompt("a", "bare")) == "'a'"
 
 
 @given(
@@ -131,14 +146,14 @@ def test_shrinking_keeps_the_failure_and_nothing_else(ids, needed):
         return [needed <= set(kept) for kept in several]
 
     if needed <= set(ids):
-        small = shrunk(ids, fails, passes=1000)
+        small = shrink_ids(ids, fails, passes=1000)
         assert needed <= set(small)
         assert len(small) == max(1, len(needed))
         calls.clear()
-        few = shrunk(ids, fails)
+        few = shrink_ids(ids, fails)
         assert needed <= set(few)
-        assert len(calls) <= PASSES
-        assert few == shrunk(ids, fails)
+        assert len(calls) <= SHRINK_BATCHES
+        assert few == shrink_ids(ids, fails)
 
 
 def test_readings_do_not_depend_on_the_batch():
@@ -148,13 +163,13 @@ def test_readings_do_not_depend_on_the_batch():
     )
     place = super_activations(reference, [planted.SINK])[0]
     texts = [Prompt(text) for text in ("a.", "x " * 30 + "!", "no", "\n", "one: two")]
-    ids, lengths = padded(reference.tokenizer, texts)
+    ids, lengths = encode_batch(reference.tokenizer, texts)
 
-    together = read(reference, place, ids, lengths)
-    alone = [read(reference, place, ids[n : n + 1, :length], [length])[0] for n, length in enumerate(lengths)]
+    together = read_prompts(reference, place, ids, lengths)
+    alone = [read_prompts(reference, place, ids[n : n + 1, :length], [length])[0] for n, length in enumerate(lengths)]
 
     assert [reading.position for reading in together] == [reading.position for reading in alone]
     assert torch.allclose(*(torch.tensor([r.value for r in several]) for several in (together, alone)), atol=1e-4)
-    parts = list(batches(lengths, 8))
+    parts = list(prompt_batches(lengths, 8))
     assert sorted(number for batch in parts for number in batch) == list(range(len(texts)))
     assert all(len(batch) == 1 or len(batch) * lengths[batch[-1]] <= 8 for batch in parts)

@@ -119,10 +119,10 @@ NOT_AN_ENGINE = 3
 def installing(monkeypatch, value, name="homemade"):
     """Let the registry have an engine of that name, at that place, beside the built-in one."""
     points = (
-        EntryPoint(name, value, engines.GROUP),
-        EntryPoint("huggingface", "swcheck.loading.huggingface:ENGINE", engines.GROUP),
+        EntryPoint(name, value, engines.ENTRY_POINT_GROUP),
+        EntryPoint("huggingface", "swcheck.loading.huggingface:ENGINE", engines.ENTRY_POINT_GROUP),
     )
-    monkeypatch.setattr(engines, "entry_points", lambda group: points if group == engines.GROUP else ())
+    monkeypatch.setattr(engines, "entry_points", lambda group: points if group == engines.ENTRY_POINT_GROUP else ())
 
 
 def test_a_third_partys_engine_is_loaded_by_its_name(monkeypatch):
@@ -131,9 +131,9 @@ def test_a_third_partys_engine_is_loaded_by_its_name(monkeypatch):
     loaded = swcheck.load("homemade:int4:block", reference="tiny", device="cpu", dtype="float16", offline=True)
     assert loaded.name == "homemade int4:block"
     assert loaded.tokenizer == (True, "tiny", "cpu", "float16")
-    assert engines.name_of("homemade:int4") == engines.meaning("homemade:int4") == "homemade:int4"
+    assert engines.name_of("homemade:int4") == engines.canonical_name("homemade:int4") == "homemade:int4"
     engines.check("homemade:int4")
-    engines.fetch("homemade:int4")
+    engines.download("homemade:int4")
 
 
 def test_an_engine_need_not_know_every_wish(monkeypatch):
@@ -156,7 +156,7 @@ def test_wrong_wiring_is_refused_with_the_culprit(monkeypatch, value, said):
     """An engine that cannot be imported, or does not keep the contract, is refused, and the place of it named."""
     installing(monkeypatch, value)
     with pytest.raises(EngineError, match="engine 'homemade'") as caught:
-        engines.engine("homemade")
+        engines.import_engine("homemade")
     _, found, _ = words_of(caught)
     assert found.startswith(f"{value} of an unknown distribution")
     assert said in found
@@ -166,14 +166,14 @@ def test_a_broken_engine_disturbs_nobody(monkeypatch):
     """As long as it is not asked for, an engine that cannot be imported is only a name."""
     installing(monkeypatch, "tests.no_such_module:ENGINE")
     assert list(engines.installed_engines()) == ["homemade", "huggingface"]
-    assert engines.engine("huggingface").name == "huggingface"
+    assert engines.import_engine("huggingface").name == "huggingface"
     engines.check("tiny")
 
 
 def test_the_built_in_one_is_registered_like_any_other():
     """The loader of directories is found by its entry point, and keeps the contract."""
     assert engines.installed_engines()["huggingface"].value == "swcheck.loading.huggingface:ENGINE"
-    assert engines.engine("huggingface").name == "huggingface"
+    assert engines.import_engine("huggingface").name == "huggingface"
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_path_that_an_engine_claims_needs_no_prefix(monkeypatch, tmp_path):
     assert engines.route(str(file)) == ("homemade", str(file))
     assert swcheck.load(str(file)).name == f"homemade {file}"
     assert engines.name_of(str(file)) == "mine.homemade"
-    assert engines.meaning(f"{tmp_path}/../{tmp_path.name}/mine.homemade") == str(file)
+    assert engines.canonical_name(f"{tmp_path}/../{tmp_path.name}/mine.homemade") == str(file)
     engines.check(str(file))
     assert engines.route(str(tmp_path)) == ("huggingface", str(tmp_path))
     assert engines.route("tiny") == ("huggingface", "tiny")
@@ -252,7 +252,7 @@ def test_two_engines_that_claim_one_path(monkeypatch, tmp_path):
     file = tmp_path / "mine.homemade"
     file.touch()
     monkeypatch.setattr(engines, "installed_engines", lambda: dict.fromkeys(["broken", "huggingface", "one", "two"]))
-    monkeypatch.setattr(engines, "engine", lambda name: {"one": CLAIMING, "two": CLAIMING}[name])
+    monkeypatch.setattr(engines, "import_engine", lambda name: {"one": CLAIMING, "two": CLAIMING}[name])
     with pytest.raises(EngineError, match="an engine for") as caught:
         engines.route(str(file))
     assert words_of(caught)[1:] == ("claimed by one, two", f"name one: one:{file}")
@@ -350,6 +350,6 @@ def test_an_engine_without_a_scheme_is_no_unknown_model(monkeypatch, says, words
         if says:
             raise says
 
-    monkeypatch.setattr(engines, "ask", ask)
+    monkeypatch.setattr(engines, "check_scheme", ask)
     with pytest.raises(OptionError if says else EngineError, match=words):
         engines.check("rtn")

@@ -14,7 +14,7 @@ import pytest
 
 from swcheck.base.errors import UnknownModelError
 from swcheck.loading import tiny
-from swcheck.loading.hub import check, meaning, repository_of
+from swcheck.loading.hub import canonical_name, check, repository_of
 from tests.loading.test_engines import words_of
 
 
@@ -22,7 +22,7 @@ def test_a_known_name_is_its_repository():
     """Aliases in any case and spelling, and hub ids, stand for a repository; two ways to name a model mean the same."""
     assert repository_of("LLaMA_7B") == "huggyllama/llama-7b"
     assert repository_of("somebody/some-model") == "somebody/some-model"
-    assert meaning("llama-7b") == meaning("huggyllama/llama-7b") == "huggyllama/llama-7b"
+    assert canonical_name("llama-7b") == canonical_name("huggyllama/llama-7b") == "huggyllama/llama-7b"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def fetching(tmp_path, server):
     def fetch(spec: str, address: str = server, *, offline: bool = False, **environment: str):
         program = (
             "import sys\nfrom swcheck.loading import engines\nfrom swcheck.base.errors import SwcheckError\n"
-            f"try:\n    engines.fetch({spec!r}, offline={offline})\n"
+            f"try:\n    engines.download({spec!r}, offline={offline})\n"
             "except SwcheckError as error:\n    print(error)\n    raise SystemExit(4)\n"
             "assert 'torch' not in sys.modules\n"
         )
@@ -132,6 +132,7 @@ def test_a_model_is_downloaded_once(fetching, tmp_path):
     assert (again.returncode, again.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_half_a_download_is_not_a_model(fetching, tmp_path):
     """Where the cache has the config and not the weights, offline says that the weights are missing."""
     assert fetching("mine/model").returncode == 0

@@ -216,7 +216,7 @@ def test_a_kernel_that_repacks(tmp_path, monkeypatch, fault):
         model.model.layers[2].mlp.down_proj = Coded(model.model.layers[2].mlp.down_proj, fault)
         return model
 
-    monkeypatch.setattr(huggingface, "_moved", quantized)
+    monkeypatch.setattr(huggingface, "_moved_to_device", quantized)
     if fault == "fails":
         with pytest.raises(CheckpointError, match="RuntimeError: expected m1 and m2") as caught:
             swcheck.load(str(source), device="cpu")
@@ -300,7 +300,7 @@ def test_no_room_on_the_device():
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 13 GiB.\nmore\nand more")
 
     with pytest.raises(SwcheckError, match="llama-7b on cpu") as caught:
-        huggingface._moved(Large(), torch.device("cpu"), "llama-7b")
+        huggingface._moved_to_device(Large(), torch.device("cpu"), "llama-7b")
     _, found, attempt = words_of(caught)
     assert found == "CUDA out of memory. Tried to allocate 13 GiB. more"
     assert "--swcheck-dtype" in attempt

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from swcheck.run.pytest_hooks.collection import SUITE
+from swcheck.run.pytest_hooks.collection import SUITE_FOLDER
 
 MODEL, CANDIDATE = (
-    len(re.findall("^def test_", (SUITE / name).read_text(encoding="utf-8"), re.MULTILINE))
+    len(re.findall("^def test_", (SUITE_FOLDER / name).read_text(encoding="utf-8"), re.MULTILINE))
     for name in ("test_model.py", "test_candidate.py")
 )
 SHIPPED = BOTH = MODEL + CANDIDATE

@@ -90,6 +90,7 @@ def test_unused_it_does_not_exist(inner):
     inner("--help").stdout.no_re_match_line(r"\s+--model\b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--swcheck-model", "--model", "--swcheck-text"])
 def test_a_path_after_a_space_that_costs_the_ini_file_is_warned_of(inner, pytester, micro, flag):
     """pytest takes an existing path after a space for a test path and so misses the ini-file: a warning says how to write it."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import swcheck
-from swcheck.run.pytest_hooks.collection import PAPERS, SUITE
+from swcheck.run.pytest_hooks.collection import PAPER_MODULE, SUITE_FOLDER
 from tests.plugin import BOTH, MODEL, SHIPPED
 
 MINE = """
@@ -155,6 +155,7 @@ def test_the_path_of_imports_is_left_alone(inner, pytester):
     inner("--model=tiny", "-k", "test_path").assert_outcomes(passed=1, deselected=SHIPPED)
 
 
+@pytest.mark.slow
 def test_a_broken_file_that_never_speaks_of_swcheck_is_left_out(inner, pytester):
     """A project's test that cannot be imported is a warning, unless it speaks of swcheck or warnings are errors."""
     pytester.makepyfile(test_broken="import nonexistent_thing")
@@ -173,7 +174,7 @@ def test_a_broken_file_that_never_speaks_of_swcheck_is_left_out(inner, pytester)
 
 def test_it_joins_once(inner, pytester):
     """Where the project's own paths already lead to the suite it is not collected a second time."""
-    pytester.makeini(f"[pytest]\ntestpaths = {SUITE}")
+    pytester.makeini(f"[pytest]\ntestpaths = {SUITE_FOLDER}")
     ids = collected(inner("--model=tiny", "--co", "-q", "--noconftest"))
     assert len(ids) == len(set(ids)) == BOTH
 
@@ -183,13 +184,14 @@ def test_an_incomplete_installation_is_an_error(inner, monkeypatch, pytester):
     for name in ("test_model.py", "test_candidate.py"):
         (pytester.mkdir(name.removesuffix(".py")) / name).touch()
         pytester.path.joinpath(name).touch()
-    monkeypatch.setattr("swcheck.run.pytest_hooks.collection.SUITE", pytester.path)
+    monkeypatch.setattr("swcheck.run.pytest_hooks.collection.SUITE_FOLDER", pytester.path)
     monkeypatch.setattr("swcheck.run.pytest_hooks.collection.is_shipped", lambda _path: False)
     result = inner("--model=tiny", "--ignore=.")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: no check of swcheck was collected from *"])
 
 
+@pytest.mark.slow
 def test_its_environment_may_lie_inside_the_project(outer, tmp_path):
     """With swcheck installed in .venv below the rootdir, and the project a git checkout, the suite is collected whole."""
     project = tmp_path / "project"
@@ -217,7 +219,11 @@ def test_its_environment_may_lie_inside_the_project(outer, tmp_path):
 
 def test_the_suite_is_where_the_plugin_says():
     """The folder of the suite holds the modules that join a run, and nothing else that is a test."""
-    assert sorted(path.name for path in SUITE.glob("test_*.py")) == ["test_candidate.py", "test_model.py", PAPERS]
+    assert sorted(path.name for path in SUITE_FOLDER.glob("test_*.py")) == [
+        "test_candidate.py",
+        "test_model.py",
+        PAPER_MODULE,
+    ]
 
 
 @pytest.mark.parametrize(

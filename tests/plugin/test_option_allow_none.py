@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.plugin import BOTH, SHIPPED
 
 
@@ -19,6 +21,7 @@ def test_a_model_without_super_weights_may_pass(inner, micro):
     )
 
 
+@pytest.mark.slow
 def test_it_excuses_nothing_else(inner, zeroed):
     """A candidate that lost its super weight is red all the same."""
     words = ("--model=tiny", f"--candidate={zeroed}", "--swcheck-allow-none", "-k", "test_candidate and super_weights")

@@ -20,6 +20,7 @@ def baselines(inner, pytester):
     return pytester.path / "baselines"
 
 
+@pytest.mark.slow
 def test_updating_writes_and_still_fails(inner, pytester):
     """An update rewrites the file and is red all the same, for it wants a review; the numbers are in it."""
     result = inner("--model=tiny", "--swcheck-baseline=here", "--swcheck-update")
@@ -33,6 +34,7 @@ def test_updating_writes_and_still_fails(inner, pytester):
     assert json.loads(text)["super_weights"][0]["row"] == 97
 
 
+@pytest.mark.slow
 def test_a_baseline_takes_the_place_of_its_reference(inner, baselines, monkeypatch):
     """With it the reference is not loaded: its own checks and those of a candidate run on what is in the file."""
     healthy = checkpoints.copy_of_tiny(baselines.parent / "copy")
@@ -50,6 +52,7 @@ def test_a_baseline_takes_the_place_of_its_reference(inner, baselines, monkeypat
     assert loaded == [str(healthy)]
 
 
+@pytest.mark.slow
 def test_a_damaged_candidate_is_red_against_a_baseline(inner, baselines):
     """The cause is the one that the reference itself would show."""
     zeroed = checkpoints.damaged(baselines.parent / "zeroed", damage.zero)
@@ -60,6 +63,7 @@ def test_a_damaged_candidate_is_red_against_a_baseline(inner, baselines):
     result.stdout.fnmatch_lines(["super weight at layer 1 [[]97, 301[]] zeroed*"])
 
 
+@pytest.mark.slow
 def test_other_conditions_stand_in_the_report(inner, baselines):
     """A baseline of another torch is used, and the report of the run says so, in the table's place and in the JSON."""
     file = baselines / "tiny.json"
@@ -86,6 +90,7 @@ def cached(monkeypatch, tmp_path):
     return checkpoints.copy_of_tiny(folder / "snapshots" / ("0" * 40))
 
 
+@pytest.mark.slow
 def test_a_baseline_of_a_hub_model_has_its_identity_and_needs_no_copy(inner, pytester, cached):
     """Weights and revision are in the file; other ones are refused; where the model is not here, the file is enough."""
     names = "--model=mine/model", "--swcheck-baseline=kept", "--swcheck-offline"
@@ -110,6 +115,7 @@ def test_updating_needs_a_folder(inner):
     refused(inner("--model=tiny", "--swcheck-update"), "no folder to write to")
 
 
+@pytest.mark.slow
 def test_a_baseline_of_another_text_is_refused(inner, baselines):
     """The numbers of another text are not compared."""
     text = baselines.parent / "other.txt"

@@ -62,6 +62,7 @@ def test_a_candidate_in_the_ini_file_waits_for_a_model(inner, pytester):
     inner().assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_a_healthy_copy_is_green(inner, tmp_path):
     """Tiny with its 1,000 next-largest weights rounded to 8 bits passes every check, and the table says against what."""
     copy = checkpoints.damaged(tmp_path / "rounded", damage.round_next_largest)
@@ -73,6 +74,7 @@ def test_a_healthy_copy_is_green(inner, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_zeroed_one_is_red_and_its_command_repeats(inner, zeroed):
     """The failure's first line is its cause, the summary has it too, and the command under it fails in the same way."""
     result = inner("--model=tiny", f"--candidate={zeroed}", "-k", "test_candidate and super_weights")
@@ -105,6 +107,7 @@ def pytest_runtest_call(item):
 """
 
 
+@pytest.mark.slow
 def test_logs_of_others_stand_under_no_failure(inner, pytester, zeroed):
     """A compiler's thousand lines would bury the cause; who asks for logs gets them."""
     pytester.syspathinsert(pytester.makepyfile(chatty=CHATTY).parent)
@@ -113,6 +116,7 @@ def test_logs_of_others_stand_under_no_failure(inner, pytester, zeroed):
     inner(*words, "--log-level=WARNING").stdout.fnmatch_lines(["*Captured log call*", "*a thousand graphs*"])
 
 
+@pytest.mark.slow
 def test_what_one_check_has_said_the_next_points_to(inner, zeroed):
     """Snippets, the proof of the fix and what was ruled out stand once for a candidate; the file has them everywhere."""
     result = inner("--model=tiny", f"--candidate={zeroed}", "-k", "test_candidate", "--swcheck-json=out.json")
@@ -126,6 +130,7 @@ def test_what_one_check_has_said_the_next_points_to(inner, zeroed):
     assert sum("llama-quantize" in verdict["try"] for verdict in verdicts) == 5
 
 
+@pytest.mark.slow
 def test_a_candidate_that_cannot_be_loaded_is_explained_once(inner, tmp_path):
     """What is wrong with its files stands under the first check and in the table; the others point to it."""
     torn = checkpoints.copy_of_tiny(tmp_path / "torn", checkpoints.config(hidden_size=128))
@@ -140,6 +145,7 @@ def test_a_candidate_that_cannot_be_loaded_is_explained_once(inner, tmp_path):
     assert said[1].startswith("check that weights")
 
 
+@pytest.mark.slow
 def test_the_whole_cause_is_in_the_summary_under_ci(inner, zeroed, monkeypatch):
     """Where CI is set the short summary has the first line uncut, and only that."""
     monkeypatch.setenv("CI", "true")
@@ -148,6 +154,7 @@ def test_the_whole_cause_is_in_the_summary_under_ci(inner, zeroed, monkeypatch):
     assert line.endswith(": super weights of zeroed against tiny")
 
 
+@pytest.mark.slow
 def test_nan_is_a_failing_test(inner, poisoned):
     """A candidate with NaN loads and fails every check, exit code 1, with ``not finite`` first, also under -W error."""
     result = inner(
@@ -164,6 +171,7 @@ def test_nan_is_a_failing_test(inner, poisoned):
     assert {verdict["candidate"] for verdict in verdicts} == {"poisoned"}
 
 
+@pytest.mark.slow
 def test_one_that_cannot_be_loaded_fails_its_own_checks_only(inner, tmp_path):
     """A candidate whose tensors are missing is red in words, while the reference is still judged."""
     folder = checkpoints.copy_of_tiny(
@@ -176,6 +184,7 @@ def test_one_that_cannot_be_loaded_fails_its_own_checks_only(inner, tmp_path):
     result.stdout.fnmatch_lines(["all weights of *broken", "broken against tiny", "perplexity * FAILED"])
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_same_name_is_told_apart(inner, tmp_path, micro):
     """Where candidate and reference are directories of one name the table has their paths."""
     copy = checkpoints.micro(tmp_path / "micro")
@@ -184,6 +193,7 @@ def test_a_copy_of_the_same_name_is_told_apart(inner, tmp_path, micro):
     result.stdout.fnmatch_lines([f"{copy} against"[:60] + "*"])
 
 
+@pytest.mark.slow
 def test_a_wrong_base_model_is_said(inner, micro):
     """A candidate of another shape is refused with the cause in the first line."""
     result = inner("--model=tiny", f"--candidate={micro}", "-k", "test_candidate and super_weights")
@@ -191,6 +201,7 @@ def test_a_wrong_base_model_is_said(inner, micro):
     result.stdout.fnmatch_lines(["wrong base model*"])
 
 
+@pytest.mark.slow
 def test_several_candidates_make_one_table(inner, zeroed, tmp_path):
     """Each candidate has tests of its own, one row of one table, and a red one alone its words and its command."""
     good = checkpoints.damaged(tmp_path / "rounded", damage.round_next_largest)

@@ -13,6 +13,7 @@ def test_a_dtype_that_models_are_not_loaded_in(inner, name):
     refused(inner("--model=tiny", f"--swcheck-dtype={name}"), "dtype")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
 def test_the_model_has_it(inner, pytester, micro, name):
     """The model under test has the dtype that was asked for."""

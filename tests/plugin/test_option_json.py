@@ -23,6 +23,7 @@ def verdicts(file="out.json"):
     return document["verdicts"]
 
 
+@pytest.mark.slow
 def test_every_shipped_check_is_in_it(inner, micro):
     """Passed, failed, not applicable and skipped checks are there in the order of the tests; a red one has its cause."""
     result = inner(f"--model={micro}", "--swcheck-json=out.json")
@@ -46,6 +47,7 @@ def test_every_shipped_check_is_in_it(inner, micro):
     assert [verdict["check"] for verdict in verdicts()][:3] == ["perplexity", "super weights", "super activations"]
 
 
+@pytest.mark.slow
 def test_a_check_that_was_skipped_says_so(inner, micro):
     """Asked for by name without a candidate, the checks of candidates are in the file as skipped."""
     inner(f"--model={micro}", "--pyargs", "swcheck.suite.test_candidate", "--swcheck-json=out.json")
@@ -53,6 +55,7 @@ def test_a_check_that_was_skipped_says_so(inner, micro):
     assert {verdict["check"] for verdict in verdicts()} >= {"super weights", "perplexity", "predictions", "dependence"}
 
 
+@pytest.mark.slow
 def test_a_folder_is_made_and_an_old_file_replaced(inner, pytester, micro):
     """Missing folders are made when there is something to write; an older file is replaced, nothing lies beside it."""
     out = pytester.path / "a" / "b" / "out.json"
@@ -74,6 +77,7 @@ def test_a_path_that_cannot_be_written(inner, pytester, value):
     refused(inner("--model=tiny", f"--swcheck-json={value}"))
 
 
+@pytest.mark.slow
 def test_one_that_cannot_be_written_in_the_end_loses_nothing(inner, pytester, micro):
     """Where the folder vanishes during the run the table is still shown, the error said in words, and the exit code is 4."""
     pytester.makepyfile(
@@ -93,6 +97,7 @@ def test_one_that_cannot_be_written_in_the_end_loses_nothing(inner, pytester, mi
     result.stdout.no_fnmatch_line("written: *")
 
 
+@pytest.mark.slow
 def test_non_finite_numbers_are_words(inner, pytester, healthy):
     """NaN that a model answers is written as a string, so that every reader of JSON can read it."""
     from tests import checkpoints
@@ -110,6 +115,7 @@ def test_without_a_model_it_is_empty(inner):
     assert verdicts() == []
 
 
+@pytest.mark.slow
 def test_a_test_of_ones_own_is_in_it(inner, pytester):
     """A verdict of the project's own test is written with its node id; a red one that the test expected is not."""
     pytester.makepyfile(

@@ -40,6 +40,7 @@ def gate(inner, brief):
     return run
 
 
+@pytest.mark.slow
 def test_a_fine_tune_is_told_by_its_weights(gate, tuned):
     """It is green, its drift reported and not judged, and the report says what it was taken for, and why."""
     result, verdicts = gate(tuned, "-k", "test_candidate")
@@ -59,6 +60,7 @@ def test_a_fine_tune_is_told_by_its_weights(gate, tuned):
     assert measured["predictions"] > 0.05
 
 
+@pytest.mark.slow
 def test_the_same_candidate_as_a_quantized_one_is_red(gate, tuned):
     """Asked for by name, quantization's limits hold."""
     result, _ = gate(tuned, "-k", "test_candidate and (perplexity or predictions)", "--swcheck-kind=quantized")
@@ -66,12 +68,14 @@ def test_the_same_candidate_as_a_quantized_one_is_red(gate, tuned):
     result.stdout.fnmatch_lines(["taken for quantized: nothing says how*"])
 
 
+@pytest.mark.slow
 def test_a_limit_that_was_given_is_judged(gate, tuned):
     """A fine-tune is reported unless a limit is given."""
     result, _ = gate(tuned, "-k", "test_candidate and perplexity", "--swcheck-limit=perplexity=1.05")
     result.assert_outcomes(failed=1, deselected=10)
 
 
+@pytest.mark.slow
 def test_lost_super_weights_are_red_whatever_the_kind(gate, zeroed):
     """A loss proven to come from super weights is red also where perplexity is only reported."""
     result, _ = gate(zeroed, "-k", "test_candidate and (perplexity or super_weights)", "--swcheck-kind=finetuned")
@@ -79,6 +83,7 @@ def test_lost_super_weights_are_red_whatever_the_kind(gate, zeroed):
     result.stdout.fnmatch_lines(["what the super weights write is lost*", "*100% of the loss returns"])
 
 
+@pytest.mark.slow
 def test_a_damaged_copy_is_not_taken_for_a_fine_tune(gate, tmp_path):
     """A copy whose super weight was rounded away with its matrix stays under the limits of an unknown scheme."""
     folder = checkpoints.damaged(tmp_path / "rounded", damage.round_away)

@@ -33,6 +33,7 @@ def test_an_empty_limit(inner):
     refused(inner("--model=tiny", "--swcheck-limit="), "--swcheck-limit\n  found: an empty value")
 
 
+@pytest.mark.slow
 def test_a_limit_is_what_is_judged_by(inner, brief):
     """A null that passes the default limit is inconclusive under one it cannot hold, and the table shows that limit."""
     words = ("--model=tiny", "-k", "null_largest", brief)
@@ -44,6 +45,7 @@ def test_a_limit_is_what_is_judged_by(inner, brief):
     )
 
 
+@pytest.mark.slow
 def test_the_repeating_command_has_it(inner, brief):
     """The command under a failure asks for the same limit, dtype and text again."""
     words = ("--swcheck-limit=others=1.0001", "--swcheck-dtype=bfloat16", brief)
@@ -55,6 +57,7 @@ def test_the_repeating_command_has_it(inner, brief):
     )
 
 
+@pytest.mark.slow
 def test_nothing_published_means_the_collapse_is_reported(inner, healthy, brief):
     """A model nobody has published anything of is not red for how little it collapses, unless a limit was given."""
     words = (f"--model={healthy}", "-k", "test_collapse", brief)
@@ -65,6 +68,7 @@ def test_nothing_published_means_the_collapse_is_reported(inner, healthy, brief)
     result.assert_outcomes(failed=1, deselected=SHIPPED - 1)
 
 
+@pytest.mark.slow
 def test_each_candidate_has_its_own(inner, pytester, healthy, zeroed, brief):
     """One table for all: the closer entry is what a candidate is judged by, and the failure says whom it was given for."""
     pytester.makeini(
@@ -102,6 +106,7 @@ def test_a_slip_in_a_name_is_refused(inner):
     )
 
 
+@pytest.mark.slow
 def test_tests_of_ones_own_are_judged_by_it(inner, pytester, healthy, brief):
     """An assertion without an argument keeps to the run's limits, an argument wins, and the fixture has the candidate's."""
     pytester.makepyfile(
@@ -130,6 +135,7 @@ def test_tests_of_ones_own_are_judged_by_it(inner, pytester, healthy, brief):
     inner(*words).assert_outcomes(passed=4)
 
 
+@pytest.mark.slow
 def test_a_path_in_an_ini_file_is_meant_from_there(inner, pytester, healthy, monkeypatch):
     """An entry for a directory beside the ini-file holds in a run from elsewhere."""
     (pytester.path / "w4").symlink_to(healthy)
@@ -143,6 +149,7 @@ def test_a_path_in_an_ini_file_is_meant_from_there(inner, pytester, healthy, mon
     inner("test_it.py").assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_a_fixture_of_ones_own_is_what_the_shipped_checks_keep_to(inner, pytester, healthy, brief):
     """A project's fixture may change one limit of the run, for each candidate; the shipped checks are held to it."""
     pytester.makeconftest(

@@ -14,6 +14,7 @@ from tests.plugin import CANDIDATE, MODEL, SHIPPED, refused
 SEEN = ["perplexity", "super weights", "super activations", "collapse when zeroed"]
 
 
+@pytest.mark.slow
 def test_the_main_job(inner, pytester):
     """In an empty folder ``pytest --model=tiny`` runs the suite, ends green with a table, and writes nothing."""
     result = inner("--model=tiny")
@@ -38,6 +39,7 @@ def test_the_main_job(inner, pytester):
     assert [path.name for path in pytester.path.iterdir()] == []
 
 
+@pytest.mark.slow
 def test_nothing_is_written(outer, tmp_path):
     """In a process of its own, where hypothesis has nothing in memory yet, a run leaves the folder as empty as it was."""
     done = outer("--model=tiny", "-k", "test_model and super_activations", "-W", "error")
@@ -113,6 +115,7 @@ def test_a_file_is_no_model(inner, tmp_path):
     refused(inner(f"--model={file}"), "found: a file")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
@@ -147,6 +150,7 @@ def test_a_directory_that_cannot_be_loaded(inner, tmp_path, edit, said):
     assert verdict["cause"] in shown
 
 
+@pytest.mark.slow
 def test_a_model_without_super_weights_is_red_in_words(inner, micro):
     """Where nothing is located the location check is red and says so; the rest is not applicable, perplexity judged."""
     result = inner(f"--model={micro}", "-rfs")
@@ -164,6 +168,7 @@ def test_a_model_without_super_weights_is_red_in_words(inner, micro):
     )
 
 
+@pytest.mark.slow
 def test_several_models_run_one_after_the_other(inner, pytester, micro):
     """Ids are names, -k picks one, and all checks of a model run before the next one is loaded."""
     result = inner("--model=tiny", f"--model={micro}", "--co", "-q", "-m", "swcheck")
@@ -175,6 +180,7 @@ def test_several_models_run_one_after_the_other(inner, pytester, micro):
     result.stdout.no_fnmatch_line("swcheck: loading tiny*")
 
 
+@pytest.mark.slow
 def test_two_directories_of_one_name_keep_their_paths(inner, micro, tmp_path):
     """Ids stay unique where two directories are called the same, and two ways to write one directory are one model."""
     other = tmp_path / "micro"
@@ -184,6 +190,7 @@ def test_two_directories_of_one_name_keep_their_paths(inner, micro, tmp_path):
     refused(inner(f"--model={micro}", f"--model={micro}/../micro"), "is given twice")
 
 
+@pytest.mark.slow
 def test_a_home_directory_is_expanded(inner, micro, monkeypatch):
     """``~`` in a value that no shell expanded means the home directory."""
     monkeypatch.setenv("HOME", str(micro.parent))

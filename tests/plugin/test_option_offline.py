@@ -70,6 +70,7 @@ def test_the_variable_is_taken_back(inner, asking, monkeypatch):
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
+@pytest.mark.slow
 def test_a_directory_needs_no_network(inner, micro):
     """What lies on the disk is loaded all the same."""
     words = (f"--model={micro}", "--swcheck-offline", "-k", "test_model and perplexity")

@@ -16,6 +16,7 @@ def test_an_unknown_tier(inner, value):
     refused(inner("--model=tiny", f"--swcheck-tier={value}"), "tier")
 
 
+@pytest.mark.slow
 def test_smoke_leaves_out_what_it_cannot_pay(inner, healthy):
     """Weights, activations, perplexity and predictions are judged, the rest is skipped with its reason, never silently."""
     result = inner("--model=tiny", f"--candidate={healthy}", "--swcheck-tier=smoke", "--swcheck-json=out.json")
@@ -40,6 +41,7 @@ def test_smoke_leaves_out_what_it_cannot_pay(inner, healthy):
     ]
 
 
+@pytest.mark.slow
 def test_smoke_sees_the_damage_and_proves_its_cause(inner, zeroed):
     """A lost super weight is red in the smoke tier, with the proof through a hook."""
     result = inner("--model=tiny", f"--candidate={zeroed}", "--swcheck-tier=smoke", "-k", "test_candidate")
@@ -60,6 +62,7 @@ def test_its_twins(inner, pytester, monkeypatch, asking, source):
     inner().assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_a_baseline_belongs_to_its_tier(inner, zeroed):
     """It is measured again as it was, without asking; in another tier it is refused in words."""
     words = ("--model=tiny", "--swcheck-baseline=kept")

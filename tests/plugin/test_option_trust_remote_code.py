@@ -16,6 +16,7 @@ def test_refused_without_it(inner, tmp_path):
     assert not (folder / "exploded").exists()
 
 
+@pytest.mark.slow
 def test_it_runs_with_it(inner, tmp_path, monkeypatch):
     """With the option the checkpoint's own class is loaded, and its Python has run."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -27,6 +28,7 @@ def test_it_runs_with_it(inner, tmp_path, monkeypatch):
     assert (folder / "exploded").read_text() == checkpoints.MARK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_code_that_is_not_needed_does_not_run(inner, tmp_path, file):
     """Where transformers knows the type, a checkpoint that also brings code is loaded without it, or refused."""

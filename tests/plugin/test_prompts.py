@@ -19,6 +19,7 @@ def saved(folder: Path, tokens, *, bos: bool) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bos", [True, False])
 def test_a_sink_lost_on_line_ends_is_red(inner, tmp_path, bos, brief):
     """With BOS or without: red in the first line, the prompt in the failure, in the table and in the file, every time."""
@@ -47,6 +48,7 @@ def test_a_sink_lost_on_line_ends_is_red(inner, tmp_path, bos, brief):
     assert first[0]["facts"]["worst_prompt"] == shown
 
 
+@pytest.mark.slow
 def test_a_model_without_bos_is_an_ordinary_one(inner, tmp_path, brief):
     """Its super weight is located and its drawn prompts count, on its own and beside a copy."""
     marks = planted.ids_of(planted.DELIMITERS).tolist()

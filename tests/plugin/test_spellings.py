@@ -6,6 +6,9 @@ import pytest
 
 from swcheck.run import options
 
+pytestmark = pytest.mark.slow
+
+
 VALUES = {
     "model": ("one", "two", "three"),
     "candidate": ("one", "two", "three"),

@@ -32,6 +32,7 @@ def test_it_imports_nothing_heavy(outer, tmp_path):
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_it_works_without_autoloading(outer, tmp_path):
     """``--disable-plugin-autoload -p swcheck`` loads it by its name, and a model brings the suite."""
     done = outer("--disable-plugin-autoload", "-p", "swcheck", "--model=tiny", "--co", "-q")

@@ -9,6 +9,7 @@ import pytest
 from tests.plugin import BOTH
 
 
+@pytest.mark.slow
 def test_two_workers(inner, pytester, zeroed, brief):
     """With -n 2 the table and the file are as without: in order, once, the red one with its cause; header warns of copies."""
     words = (
@@ -48,6 +49,7 @@ def test_two_workers(inner, pytester, zeroed, brief):
     ]
 
 
+@pytest.mark.slow
 def test_the_tests_of_a_model_are_a_group(inner, pytester, micro):
     """Under --dist loadgroup the checks of one model stay with one worker, those of one candidate as well; without
     xdist there is no such mark.
@@ -70,6 +72,7 @@ def test_the_tests_of_a_model_are_a_group(inner, pytester, micro):
     inner(*words, "-p", "no:xdist").assert_outcomes(passed=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [["-n", "2"], ["-n", "2", "--dist", "loadgroup"]], ids=" ".join)
 def test_baselines_come_home_from_the_workers(inner, pytester, brief, spread):
     """However many workers measure a reference none writes: one whole file is written at the end, and one error says
@@ -94,6 +97,7 @@ def test_baselines_come_home_from_the_workers(inner, pytester, brief, spread):
     gate.assert_outcomes(passed=BOTH)
 
 
+@pytest.mark.slow
 def test_what_every_worker_loads_is_said_once(inner, brief):
     """The controller names model, size, tier and estimate before the work; the workers say nothing."""
     result = inner("--model=tiny", "-n", "2", brief)

@@ -13,13 +13,13 @@ from swcheck.base.errors import OptionError
 from swcheck.quantizers.rounding import (
     Reading,
     absmax,
-    clipped,
-    clipped_iqr,
-    clipped_share,
-    keep,
-    keep_largest,
+    clip_iqr,
+    clip_share,
+    clip_z_score,
     minmax,
-    per_row,
+    row_block,
+    with_kept,
+    with_largest_kept,
 )
 
 DTYPES = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -60,7 +60,7 @@ def rounders(bits):
 def test_shape_dtype_and_no_trace(weight, bits, block):
     """A new tensor of the same shape and dtype comes back, and the given one is as before."""
     before = weight.clone()
-    for rounded in (*(f(weight, block) for f in rounders(bits)), clipped(weight, 3.0, block=block)):
+    for rounded in (*(f(weight, block) for f in rounders(bits)), clip_z_score(weight, 3.0, block=block)):
         assert (rounded.shape, rounded.dtype) == (weight.shape, weight.dtype)
         assert rounded.data_ptr() != weight.data_ptr()
         assert torch.equal(weight, before)
@@ -119,7 +119,7 @@ def test_blocks(weight, bits):
     for f in rounders(bits):
         assert torch.equal(f(weight, weight.numel()), f(weight, None))
         assert torch.equal(f(weight, 10 * weight.numel()), f(weight, None))
-        assert torch.equal(f(weight, per_row(weight)), torch.stack([f(row, None) for row in weight]))
+        assert torch.equal(f(weight, row_block(weight)), torch.stack([f(row, None) for row in weight]))
         flat = weight.flatten()
         apart = torch.cat([f(part, None) for part in flat.split(7)])
         assert torch.equal(f(weight, 7).flatten(), apart)
@@ -128,7 +128,7 @@ def test_blocks(weight, bits):
 @given(matrices(), st.floats(0, 20), BLOCKS)
 def test_clipping(weight, z, block):
     """Magnitudes are cut at mean + z deviations of their block; below it nothing moves, and no sign changes."""
-    for old, new in zip(blocks_of(weight, block), blocks_of(clipped(weight, z, block=block), block), strict=True):
+    for old, new in zip(blocks_of(weight, block), blocks_of(clip_z_score(weight, z, block=block), block), strict=True):
         deviation = old.abs().std() if len(old) > 1 else torch.zeros(())
         limit = old.abs().mean() + z * deviation
         slack = torch.finfo(weight.dtype).eps * old.abs().max()
@@ -141,7 +141,7 @@ def test_clipping(weight, z, block):
 @given(matrices(), st.floats(0, 0.5), BLOCKS)
 def test_clipping_a_share(weight, share, block):
     """No magnitude above the k-th largest of its block is left, that one stays, and what lies below is as before."""
-    cut = clipped_share(weight, share, block=block)
+    cut = clip_share(weight, share, block=block)
     for old, new in zip(blocks_of(weight, block), blocks_of(cut, block), strict=True):
         limit = old.abs().sort(descending=True).values[int(len(old) * share + 1) - 1]
         assert new.abs().max() == limit
@@ -151,7 +151,7 @@ def test_clipping_a_share(weight, share, block):
 @given(matrices(), st.floats(0, 20), BLOCKS)
 def test_clipping_by_quartiles(weight, times, block):
     """A cut never lies below the third quartile, moves nothing outwards, and a wider one cuts less."""
-    narrow, wide = (clipped_iqr(weight, bound, block=block) for bound in (times, times + 1))
+    narrow, wide = (clip_iqr(weight, bound, block=block) for bound in (times, times + 1))
     for old, new, loose in zip(*(blocks_of(one, block) for one in (weight, narrow, wide)), strict=True):
         third = old.abs().sort().values[3 * (len(old) - 1) // 4]
         assert torch.equal(new[old.abs() <= third], old[old.abs() <= third])
@@ -173,7 +173,7 @@ def test_a_tile_is_rounded_as_if_it_stood_alone(weight, bits, height, width):
 def test_tiles_and_runs_meet_where_they_are_the_same(weight, bits):
     """A tile of one row is a run of a row's length, a tile of everything is the tensor; nothing else is promised."""
     for f in rounders(bits):
-        assert torch.equal(f(weight, (1, weight.shape[1])), f(weight, per_row(weight)))
+        assert torch.equal(f(weight, (1, weight.shape[1])), f(weight, row_block(weight)))
         assert torch.equal(f(weight, tuple(weight.shape)), f(weight, None))
         assert torch.equal(f(weight, (100, 100)), f(weight, None))
 
@@ -182,8 +182,8 @@ def test_tiles_and_runs_meet_where_they_are_the_same(weight, bits):
 def test_keeping_the_largest(weight, count):
     """The largest magnitudes come back as they were, the others as they were rounded."""
     count = min(count, weight.numel())
-    rounded = clipped(weight, 0.0)
-    kept = keep_largest(rounded, weight, count)
+    rounded = clip_z_score(weight, 0.0)
+    kept = with_largest_kept(rounded, weight, count)
     places = weight.flatten().abs().double().topk(count).indices
     assert torch.equal(kept.flatten()[places], weight.flatten()[places])
     rest = torch.ones(weight.numel(), dtype=torch.bool)
@@ -195,7 +195,7 @@ def test_keeping_places():
     """Given coordinates get their original values back; the rounded tensor is not written to."""
     weight = torch.tensor([[1.0, 2.0], [3.0, 400.0]])
     rounded = torch.zeros(2, 2)
-    assert keep(rounded, weight, [(1, 1), (0, 0)]).tolist() == [[1.0, 0.0], [0.0, 400.0]]
+    assert with_kept(rounded, weight, [(1, 1), (0, 0)]).tolist() == [[1.0, 0.0], [0.0, 400.0]]
     assert rounded.count_nonzero() == 0
 
 
@@ -229,8 +229,8 @@ def test_clipping_takes_a_super_weight():
     """In a block of 128, 9 deviations lie below a single outlier: (n - 1) / sqrt(n) = 11.2 is the most it can reach."""
     weight = torch.full((128,), 1e-3)
     weight[7] = 6.0
-    assert 4.5 < float(clipped(weight, 9.0)[7]) < 5.1
-    assert float(clipped(weight, 11.3)[7]) == 6.0
+    assert 4.5 < float(clip_z_score(weight, 9.0)[7]) < 5.1
+    assert float(clip_z_score(weight, 11.3)[7]) == 6.0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -258,14 +258,14 @@ def test_nothing_to_round():
         (lambda w: minmax(w, 4, reading="other"), "reading 'other' of the step\n  found: known: code, paper"),
         (lambda w: minmax(w, 4, block=0), "blocks of 0 elements"),
         (lambda w: minmax(w.int(), 4), "a tensor of floating numbers\n  found: torch.int32"),
-        (lambda w: clipped(w, -1.0), "clip at z = -1.0"),
-        (lambda w: clipped(w, math.nan), "clip at z = nan"),
-        (lambda w: clipped_share(w, 1.0), "clip a share of 1.0"),
-        (lambda w: clipped_share(w, math.nan), "clip a share of nan"),
-        (lambda w: clipped_iqr(w, -0.1), "clip at -0.1 times the interquartile range"),
+        (lambda w: clip_z_score(w, -1.0), "clip at z = -1.0"),
+        (lambda w: clip_z_score(w, math.nan), "clip at z = nan"),
+        (lambda w: clip_share(w, 1.0), "clip a share of 1.0"),
+        (lambda w: clip_share(w, math.nan), "clip a share of nan"),
+        (lambda w: clip_iqr(w, -0.1), "clip at -0.1 times the interquartile range"),
         (lambda w: minmax(w, 4, block=(2, 2)), "tiles of a matrix\n  found: a tensor of 1 dimensions"),
         (lambda w: minmax(w, 4, block=(2, 0)), "blocks of (2, 0) elements"),
-        (lambda w: keep_largest(w, w, 5), "keep 5 values\n  found: the tensor has 4"),
+        (lambda w: with_largest_kept(w, w, 5), "keep 5 values\n  found: the tensor has 4"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, words):

@@ -43,8 +43,8 @@ def test_every_linear_map_of_the_layers_and_nothing_else(tiny):
         ("bits=8,per=tensor", lambda w: rounding.minmax(w, 8)),
         ("bits=4,symmetric", lambda w: rounding.absmax(w, 4, block=128)),
         ("bits=4,reading=paper", lambda w: rounding.minmax(w, 4, block=128, reading="paper")),
-        ("bits=4,clip=9", lambda w: rounding.minmax(rounding.clipped(w, 9.0, block=128), 4, block=128)),
-        ("keep=2,clip=1", lambda w: rounding.keep_largest(Recipe(clip=1.0).rounded(w), w, 2)),
+        ("bits=4,clip=9", lambda w: rounding.minmax(rounding.clip_z_score(w, 9.0, block=128), 4, block=128)),
+        ("keep=2,clip=1", lambda w: rounding.with_largest_kept(Recipe(clip=1.0).rounded(w), w, 2)),
     ],
 )
 def test_a_spec_is_its_arithmetic(tiny, spec, expected):

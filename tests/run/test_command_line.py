@@ -33,6 +33,7 @@ def constant(name):
     pytest.fail(f"a bare {name} in JSON")
 
 
+@pytest.mark.slow
 def test_locate(run):
     """The located weight, what it writes, and what each round saw."""
     code, out, err = run("locate", "tiny", "--device=cpu", "--verify", "--no-index")
@@ -44,6 +45,7 @@ def test_locate(run):
     assert max(map(len, out.splitlines())) <= 120
 
 
+@pytest.mark.slow
 def test_locate_as_json(run):
     """Nothing but JSON on stdout: the model, its super weights with coordinates and value, and why."""
     code, out, err = run("locate", "tiny", "--json", "--verify", "--dtype=float32")
@@ -56,6 +58,7 @@ def test_locate_as_json(run):
     assert found["verified"]["zeroed"] > 100 * found["verified"]["perplexity"]
 
 
+@pytest.mark.slow
 def test_none_found_is_an_answer(run, tmp_path):
     """A model without super weights gets an empty list, a reason in words, and exit code 0."""
     folder = checkpoints.micro(tmp_path / "micro")
@@ -186,8 +189,8 @@ def test_an_interrupt_is_quiet(run, monkeypatch):
 def test_an_answer_fits_the_terminal_it_goes_to():
     """Long lines are folded under where they begin, on a terminal only; short ones and tables stay as they are."""
     lines = ["tiny: " + "word " * 30, "  layer 1 [97, 301] = +2.625: " + "word " * 30, "  0      -12.77 @ 7, 225"]
-    assert layout.fitted(lines, None) == lines
-    fitted = layout.fitted(lines, 80)
+    assert layout.wrap_lines(lines, None) == lines
+    fitted = layout.wrap_lines(lines, 80)
     assert len(fitted) > len(lines)
     assert max(map(len, fitted)) <= 80
     assert fitted[-1] == lines[-1]

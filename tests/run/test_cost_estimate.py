@@ -7,7 +7,7 @@ import json
 from swcheck.base.tiers import FULL, SMOKE, STANDARD
 from swcheck.loading.checkpoint_size import CheckpointSize
 from swcheck.run.cost_estimate import estimated_seconds, measured_rate, window_passes
-from swcheck.run.settings import Settings, estimate, sized, tier_of
+from swcheck.run.settings import Settings, cost_estimate_words, name_with_size, tier_of
 from tests import checkpoints
 
 
@@ -33,14 +33,14 @@ def test_the_estimate(tmp_path):
     """Tier, windows, passes and a time for what is loaded; nothing where nothing is known."""
     settings = Settings(models=("tiny",), candidates=(str(tmp_path), "rtn:bits=4"), device="cpu")
 
-    assert estimate(settings, "tiny", ["tiny"]).startswith(
+    assert cost_estimate_words(settings, "tiny", ["tiny"]).startswith(
         "standard tier: 32 windows of 256 tokens, about 2.2 passes, ~"
     )
-    assert "about 3.5 passes" in estimate(settings, "tiny", ["tiny", "rtn:bits=4"])
-    assert "full tier: 256 windows" in estimate(Settings(models=("tiny",), tier="full"), "tiny", ["tiny"])
-    assert estimate(settings, str(tmp_path), ["x"]) == ""
-    assert [sized(settings, spec) for spec in settings.specs] == ["tiny (7 MB)", str(tmp_path), "rtn:bits=4"]
-    assert sized(Settings(models=("tiny",), baseline=tmp_path), "tiny") == "the baseline of tiny"
+    assert "about 3.5 passes" in cost_estimate_words(settings, "tiny", ["tiny", "rtn:bits=4"])
+    assert "full tier: 256 windows" in cost_estimate_words(Settings(models=("tiny",), tier="full"), "tiny", ["tiny"])
+    assert cost_estimate_words(settings, str(tmp_path), ["x"]) == ""
+    assert [name_with_size(settings, spec) for spec in settings.specs] == ["tiny (7 MB)", str(tmp_path), "rtn:bits=4"]
+    assert name_with_size(Settings(models=("tiny",), baseline=tmp_path), "tiny") == "the baseline of tiny"
 
 
 def test_a_large_model_on_a_cpu_is_measured_little(tmp_path):

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from swcheck.base.errors import OptionError
 from swcheck.base.limits import DEFAULTS, SINGLE_MODEL_LIMITS
 from swcheck.base.records import Limit
-from swcheck.run.limit_overrides import PLACES, Override, check_spoken_to, idle, read, ruling
+from swcheck.run.limit_overrides import (
+    ORIGINS,
+    Override,
+    check_all_used,
+    parse_overrides,
+    unused_overrides,
+    winning_overrides,
+)
 from tests import checkpoints
 
 MODEL, CANDIDATE = "llama-7b", "torchao:int8-weight-only"
@@ -31,7 +38,7 @@ entries = st.builds(
     st.sampled_from(["perplexity", "kl", "collapse"]),
     st.floats(1, 9).map(lambda high: Limit(None, high, "given")),
     st.sampled_from([*FROM_CLOSE_TO_FAR, "rtn:*", "mistral-7b", "quanto:int8"]),
-    st.sampled_from(list(PLACES)),
+    st.sampled_from(list(ORIGINS)),
 )
 
 
@@ -53,10 +60,10 @@ entries = st.builds(
 )
 def test_how_an_entry_is_written(text, model, name, low, high):
     """A single number sets the side the default leaves to be set, an interval both; a model's name may hold anything."""
-    (one,) = read([text])
+    (one,) = parse_overrides([text])
 
     assert (one.model, one.name, one.limit.low, one.limit.high) == (model, name, low, high)
-    assert read([one.text]) == (one,)
+    assert parse_overrides([one.text]) == (one,)
 
 
 @pytest.mark.parametrize(
@@ -78,13 +85,14 @@ def test_how_an_entry_is_written(text, model, name, low, high):
 def test_an_entry_that_makes_no_sense_is_refused(text, words):
     """Unknown names, missing numbers and empty intervals are worded errors, whomever they speak of."""
     with pytest.raises(OptionError, match=words.replace("*", "[*]")):
-        read([text])
+        parse_overrides([text])
 
 
 def test_where_a_limit_comes_from():
     """The limit itself says where it was given and for whom."""
     sources = [
-        read([text], origin)[0].limit.source for text, origin in (("kl=1", "ini"), ("torchao:*:kl=1", "environment"))
+        parse_overrides([text], origin)[0].limit.source
+        for text, origin in (("kl=1", "ini"), ("torchao:*:kl=1", "environment"))
     ]
     assert sources == ["given in the ini-file", "given in the environment for torchao:*"]
 
@@ -97,7 +105,7 @@ def test_the_closer_one_wins_wherever_it_stands(names, data):
 
     # The two globs of the reference rank by their letters, not by the order above.
     close = sorted(FROM_CLOSE_TO_FAR, key=lambda name: {"huggyllama/*": 4.5}.get(name, FROM_CLOSE_TO_FAR.index(name)))
-    assert ruling(table, MODEL, CANDIDATE)["kl"].model == next(name for name in close if name in kept)
+    assert winning_overrides(table, MODEL, CANDIDATE)["kl"].model == next(name for name in close if name in kept)
 
 
 @given(st.lists(entries, max_size=6))
@@ -105,34 +113,34 @@ def test_precedence(table):
     """The laws of a table: an earlier place wins whatever it names, the later of two alike wins, what speaks of others
     changes nothing, and no limit is ruled that nobody speaks of.
     """
-    rules = ruling(table, MODEL, CANDIDATE)
+    rules = winning_overrides(table, MODEL, CANDIDATE)
     speaking = [one for one in table if one.rank(MODEL, CANDIDATE) is not None]
 
-    assert ruling(speaking, MODEL, CANDIDATE) == rules
+    assert winning_overrides(speaking, MODEL, CANDIDATE) == rules
     assert set(rules) == {one.name for one in speaking}
     for name, one in rules.items():
         rivals = [other for other in speaking if other.name == name]
-        assert list(PLACES).index(one.origin) == min(list(PLACES).index(other.origin) for other in rivals)
+        assert list(ORIGINS).index(one.origin) == min(list(ORIGINS).index(other.origin) for other in rivals)
         alike = [other for other in rivals if (other.origin, other.model) == (one.origin, one.model)]
         assert one is alike[-1]
         louder = [*table, Override(name, Limit(None, 77.0, "given"), "", "command line")]
-        ruled = ruling(louder, MODEL, CANDIDATE)[name].limit.high
+        ruled = winning_overrides(louder, MODEL, CANDIDATE)[name].limit.high
         assert (ruled == 77.0) == (one.origin != "command line" or not one.model)
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_what_a_model_is_held_to_alone_is_not_a_candidates(name):
     """Collapse and nulls are the model's own: an entry that names only a candidate does not speak of them."""
-    (one,) = read([f"torchao:*:{name}=1"])
+    (one,) = parse_overrides([f"torchao:*:{name}=1"])
     assert (one.rank(MODEL, CANDIDATE) is None) == (name in SINGLE_MODEL_LIMITS)
-    assert read([f"llama-7b:{name}=1"])[0].rank(MODEL, None) is not None
+    assert parse_overrides([f"llama-7b:{name}=1"])[0].rank(MODEL, None) is not None
 
 
 @pytest.mark.parametrize("name", ["llama-7b", "Llama 7B", "huggyllama/llama-7b", "llama-*", "huggyllama/*"])
 @pytest.mark.parametrize("spec", ["llama-7b", "huggyllama/llama-7b"])
 def test_an_alias_and_a_hub_id_mean_the_same(name, spec):
     """Whichever of a model's names was typed, an entry for another one speaks of it."""
-    assert ruling(read([f"{name}:kl=1"]), spec)["kl"].model == name
+    assert winning_overrides(parse_overrides([f"{name}:kl=1"]), spec)["kl"].model == name
 
 
 def test_a_directory_goes_by_its_name_and_its_path(tmp_path, monkeypatch):
@@ -140,17 +148,17 @@ def test_a_directory_goes_by_its_name_and_its_path(tmp_path, monkeypatch):
     folder = checkpoints.copy_of_tiny(tmp_path / "mine-awq")
     monkeypatch.chdir(tmp_path)
     for name in ("./mine-awq", "mine-awq", "*awq*", str(folder), f"{folder}/../mine-awq"):
-        assert ruling(read([f"{name}:kl=1"]), "tiny", str(folder))["kl"].model == name
-    assert ruling(read(["awq:kl=1", "mine:kl=1"]), "tiny", str(folder)) == {}
+        assert winning_overrides(parse_overrides([f"{name}:kl=1"]), "tiny", str(folder))["kl"].model == name
+    assert winning_overrides(parse_overrides(["awq:kl=1", "mine:kl=1"]), "tiny", str(folder)) == {}
 
 
 def test_what_speaks_of_nothing():
     """Without a model nothing is idle; with one, what names neither it nor a candidate is, refused on the command line."""
-    table = [*read(["torchoa:*:kl=1", "kl=1"], "ini"), *read(["torchao:*:kl=1"])]
-    assert idle(table, [], []) == ()
-    assert [one.model for one in idle(table, ["tiny"], ["torchao:int8"])] == ["torchoa:*"]
-    check_spoken_to(table, ["tiny"], ["torchao:int8"])
+    table = [*parse_overrides(["torchoa:*:kl=1", "kl=1"], "ini"), *parse_overrides(["torchao:*:kl=1"])]
+    assert unused_overrides(table, [], []) == ()
+    assert [one.model for one in unused_overrides(table, ["tiny"], ["torchao:int8"])] == ["torchoa:*"]
+    check_all_used(table, ["tiny"], ["torchao:int8"])
     with pytest.raises(OptionError, match="no model or candidate of this run is called so: tiny, rtn:4"):
-        check_spoken_to(table, ["tiny"], ["rtn:4"])
+        check_all_used(table, ["tiny"], ["rtn:4"])
     with pytest.raises(OptionError, match="no model of this run is called so: tiny\n"):
-        check_spoken_to(read(["torchao:*:collapse=5"]), ["tiny"], ["torchao:int8"])
+        check_all_used(parse_overrides(["torchao:*:collapse=5"]), ["tiny"], ["torchao:int8"])

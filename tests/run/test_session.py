@@ -22,7 +22,7 @@ from swcheck.base.output_files import write_atomically
 from swcheck.base.records import Loaded, Outcome, Verdict
 from swcheck.gate.diagnosis.evidence.reference_matrices import matrix_in_memory
 from swcheck.loading import engines
-from swcheck.run.session import RELOADS, Session
+from swcheck.run.session import RELOADS_BEFORE_KEEPING_BOTH, Session
 from swcheck.run.settings import Settings
 from swcheck.superweights.measurements.contributions import located
 from swcheck.superweights.measurements.inputs import windows
@@ -39,6 +39,7 @@ def micro(tmp_path_factory) -> str:
     return str(checkpoints.micro(tmp_path_factory.mktemp("models") / "micro"))
 
 
+@pytest.mark.slow
 def test_one_candidate_is_in_memory_at_a_time(micro, tmp_path):
     """The next candidate takes the place of the one before, and the reference is freed before the first."""
     other = str(checkpoints.micro(tmp_path / "other"))
@@ -72,6 +73,7 @@ def test_a_model_is_loaded_once_and_freed_for_the_next(micro):
     assert second is not session.reference(micro)
 
 
+@pytest.mark.slow
 def test_a_candidate_outlives_the_loading_of_its_reference(micro):
     """Whichever of the two is asked for first, each makes room for the other, and comes again when it is measured."""
     session = Session(Settings(models=("tiny",), candidates=(micro,)))
@@ -84,6 +86,7 @@ def test_a_candidate_outlives_the_loading_of_its_reference(micro):
     session.free()
 
 
+@pytest.mark.slow
 def test_a_model_that_a_test_has_taken_stays(micro):
     """Whoever takes a module may have changed it: it is neither freed for the other one nor loaded anew."""
     session = Session(Settings(models=("tiny",), candidates=(micro,)))
@@ -135,6 +138,7 @@ def reds(session):
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recorded", [False, True], ids=["plain", "with a baseline"])
 @pytest.mark.parametrize("candidate", ["rtn:bits=4,block=128,clip=3", "rtn:bits=4,block=128,clip=3,keep", "halved"])
 def test_a_red_gate_has_one_model_in_memory(held, tmp_path, candidate, recorded):
@@ -168,7 +172,7 @@ def test_a_prompt_is_shrunk_with_one_model_in_memory(held, monkeypatch):
 
     assert len(tokenizer(eval(caught.value.verdict.facts["worst_prompt"]))["input_ids"]) < 8
     assert held.found == []
-    assert 4 < len(held.loaded) <= RELOADS + 2
+    assert 4 < len(held.loaded) <= RELOADS_BEFORE_KEEPING_BOTH + 2
     session.free()
 
 
@@ -183,16 +187,17 @@ def test_small_models_stay_where_a_suite_asks_both_in_turn(held, monkeypatch):
     session = Session(Settings(models=("tiny",), candidates=("copy",), device="cpu"))
     reference, candidate = session.reference("tiny"), session.candidate()
 
-    for number in range(3 * RELOADS):
+    for number in range(3 * RELOADS_BEFORE_KEEPING_BOTH):
         verdict = assert_super_activations_preserved(
             candidate, reference, prompts=[f"rivers and {number} markets"] * 20
         )
 
     assert verdict.measured == pytest.approx(1, abs=1e-5)
-    assert len(held.loaded) <= RELOADS + 4
+    assert len(held.loaded) <= RELOADS_BEFORE_KEEPING_BOTH + 4
     session.free()
 
 
+@pytest.mark.slow
 def test_a_candidate_on_other_tokens_is_the_same_model(held):
     """An assertion with ``token_ids`` measures the models of the run, and loads none of its own."""
     session = Session(Settings(models=("tiny",), candidates=("rtn:bits=8",), device="cpu"))
@@ -208,6 +213,7 @@ def test_a_candidate_on_other_tokens_is_the_same_model(held):
     session.free()
 
 
+@pytest.mark.slow
 def test_a_reference_that_a_test_has_changed_is_measured_anew():
     """What the candidate was against it before is another number than what it is now."""
     session = Session(Settings(models=("tiny",), candidates=("rtn:bits=8",), device="cpu"))
@@ -227,6 +233,7 @@ def test_a_reference_that_a_test_has_changed_is_measured_anew():
     session.free()
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_again_is_no_missing_layer(tmp_path):
     """Where its files went away meanwhile, that is said."""
     folder = checkpoints.copy_of_tiny(tmp_path / "gone")
@@ -240,6 +247,7 @@ def test_a_model_that_cannot_be_loaded_again_is_no_missing_layer(tmp_path):
     session.free()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says which files are mapped")
 def test_a_freed_reference_leaves_its_file(tmp_path):
     """One remembered row or matrix that is a view would keep all of its file in memory."""
@@ -280,6 +288,6 @@ def test_red_verdicts_count_only_in_a_failed_test():
     session = Session(Settings())
     for failed in (False, True):
         session.verdicts += [Verdict("a", "m", outcome, "") for outcome in Outcome]
-        taken = {verdict.outcome for verdict in session.take(failed=failed)}
+        taken = {verdict.outcome for verdict in session.take_verdicts(failed=failed)}
         assert taken == set(Outcome) - (set() if failed else {Outcome.FAILED, Outcome.INCONCLUSIVE})
-        assert session.take(failed=True) == []
+        assert session.take_verdicts(failed=True) == []

@@ -9,7 +9,7 @@ import pytest
 
 from swcheck.base.errors import OptionError, UnknownModelError
 from swcheck.base.limits import DEFAULTS
-from swcheck.run.settings import Settings, forbidding_downloads, read_settings
+from swcheck.run.settings import Settings, forbid_downloads, read_settings
 from tests import checkpoints
 from tests.loading.test_engines import words_of
 
@@ -48,7 +48,7 @@ def test_a_reference_with_a_baseline_need_not_be_here(tmp_path, micro):
     (tmp_path / "nobody-nothing.json").write_text("{}")
     values = {"model": ["nobody/nothing"], "candidate": [micro], "baseline": str(tmp_path), "offline": True}
     settings = read_settings(values, dict.fromkeys(values, "ini"))
-    assert settings.loaded == (micro,)
+    assert settings.models_to_load == (micro,)
     for more in ({"candidate": ["rtn:bits=4"]}, {"update": True}, {"baseline": None}):
         with pytest.raises(UnknownModelError, match="downloads are forbidden"):
             read_settings({**values, **more}, dict.fromkeys(values, "ini"))
@@ -125,7 +125,7 @@ def test_downloads_are_forbidden_and_allowed_again(monkeypatch):
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False) if before is None else monkeypatch.setenv(
             "HF_HUB_OFFLINE", before
         )
-        take_back = forbidding_downloads()
+        take_back = forbid_downloads()
         assert os.environ["HF_HUB_OFFLINE"] == "1"
         take_back()
         assert os.environ.get("HF_HUB_OFFLINE") == before

@@ -15,7 +15,7 @@ from tests import checkpoints
 def run(capsys, monkeypatch):
     """The command line in this process, with figure 6 at three alphas: its exit code and what it wrote."""
     monkeypatch.setattr(scaling, "ALPHAS", (0.0, 1.0, 1.5))
-    monkeypatch.setattr("swcheck.study.zeroshot.harness.missing", lambda: "lm_eval not installed")
+    monkeypatch.setattr("swcheck.study.zeroshot.harness.missing_packages", lambda: "lm_eval not installed")
 
     def call(*arguments: str) -> tuple[int, str, str]:
         code = main(["study", *arguments])
@@ -25,6 +25,7 @@ def run(capsys, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_a_study_prints_its_table_and_leaves_its_files(run, tmp_path):
     """Table, verdict and what was left out on stdout; record, rows, picture and a page of all in the folder."""
     code, out, err = run("tiny", "scaling", "--out", str(tmp_path))
@@ -36,6 +37,7 @@ def test_a_study_prints_its_table_and_leaves_its_files(run, tmp_path):
     assert f"written: {tmp_path / 'README.md'}" in err
 
 
+@pytest.mark.slow
 def test_json_is_all_that_goes_to_stdout(run):
     """A list of records, whatever else there is to say."""
     code, out, _ = run("tiny", "scaling", "--json")
@@ -45,6 +47,7 @@ def test_json_is_all_that_goes_to_stdout(run):
     assert (record["study"], record["model"]) == ("scaling", "tiny")
 
 
+@pytest.mark.slow
 def test_published_numbers_stand_beside_the_measured_ones(run, tmp_path):
     """Said which published model a directory holds, each cell is compared or says why not; suspects never are."""
     code, out, _ = run("tiny", "scaling", "--out", str(tmp_path), "--compare-paper=llama-7b")

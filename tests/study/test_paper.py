@@ -11,9 +11,9 @@ from swcheck.study import paper
 from swcheck.study.common.record import Measurement as Row
 from swcheck.study.common.record import Study
 from swcheck.study.paper import Cell, compare, published
-from swcheck.study.zeroshot.harness import PAPER
+from swcheck.study.zeroshot.harness import PAPER_TASKS
 
-ALL = paper.everything()
+ALL = paper.all_published()
 INTACT, ZEROED = "intact", "super weights zeroed"
 RESTORED = "super weights zeroed, super activation restored"
 
@@ -82,7 +82,9 @@ def test_what_the_source_says(where, value):
 def test_the_averages_are_those_of_their_rows():
     """The rows of table 1 average to what they say, to the last digit: so do those of the two suspect cells."""
     for condition in (INTACT, ZEROED, "other largest weights zeroed", RESTORED):
-        tasks = [one("llama-7b", "prune", condition, "accuracy", task, "", "PAPER Table 1").value for task in PAPER]
+        tasks = [
+            one("llama-7b", "prune", condition, "accuracy", task, "", "PAPER Table 1").value for task in PAPER_TASKS
+        ]
         average = one("llama-7b", "prune", condition, "accuracy", "average", "", "PAPER Table 1").value
         assert sum(tasks) / len(tasks) == pytest.approx(average, abs=0.02)
 
@@ -141,7 +143,9 @@ def test_a_perplexity_is_compared_on_its_own_text():
 
 def test_an_average_needs_its_seven_tasks():
     """Seven tasks give the average, six give none, and their names are said."""
-    rows = [Row("accuracy", 0.1 * place, "super weights scaled", x=0.5, task=task) for place, task in enumerate(PAPER)]
+    rows = [
+        Row("accuracy", 0.1 * place, "super weights scaled", x=0.5, task=task) for place, task in enumerate(PAPER_TASKS)
+    ]
     chosen = [p for p in published("llama-7b", "scaling") if p.x == "0.5"]
 
     (whole,) = compare([taken("scaling", rows)], chosen)
@@ -163,7 +167,7 @@ def test_a_range_holds_for_all_of_it():
 
 def test_as_text():
     """Each cell is a row that shows both numbers, the source, and the mark of a suspect."""
-    head, *rows = paper.as_text(compare([], published("llama-7b", "prune")))
+    head, *rows = paper.table_rows(compare([], published("llama-7b", "prune")))
     assert {len(row) for row in rows} == {len(head)}
     suspects = [row for row in rows if "suspect; not compared" in row[-1]]
     assert [row[3] for row in suspects] == ["hellaswag", "winogrande"]

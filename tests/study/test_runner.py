@@ -9,7 +9,7 @@ import pytest
 
 from swcheck.base.errors import OptionError
 from swcheck.study import runner
-from swcheck.study.catalogue import chapter
+from swcheck.study.catalogue import chapter_of
 from swcheck.study.chapters import scaling
 from swcheck.study.common import plots
 
@@ -40,7 +40,7 @@ def test_a_run_leaves_record_rows_and_picture(tiny_setup, tmp_path, quick):
 def test_what_was_taken_is_not_taken_again(tiny_setup, tmp_path, quick, monkeypatch):
     """A second run reads the record; one of another seed measures anew."""
     (first,), _ = taken(tiny_setup, tmp_path)
-    monkeypatch.setattr(runner, "measured", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(runner, "measure_study", lambda *_: pytest.fail("measured again"))
     (second,), said = taken(tiny_setup, tmp_path)
 
     assert second[1] == first[1]
@@ -73,17 +73,17 @@ def test_without_matplotlib_the_picture_is_left_out(tiny_setup, tmp_path, quick,
 def test_an_unknown_study_is_refused():
     """The names there are stand in the error."""
     with pytest.raises(OptionError, match="found: there are .*scaling"):
-        chapter("scalnig")
+        chapter_of("scalnig")
 
 
 def test_the_model_is_as_it_was(tiny, tiny_setup, quick):
     """A study leaves no bit of the model changed; the leak detector of the run watches ``tiny``."""
-    runner.measured(tiny_setup, "scaling")
+    runner.measure_study(tiny_setup, "scaling")
 
 
 def test_the_text_of_a_study_has_title_table_and_verdict(tiny_setup, quick):
     """What is printed: what it is, its numbers, how it ended."""
-    lines = runner.as_text(chapter("scaling"), runner.measured(tiny_setup, "scaling"))
+    lines = runner.as_text(chapter_of("scaling"), runner.measure_study(tiny_setup, "scaling"))
 
     assert lines[0] == "scaling: Scaling the super weights (figure 6)"
     assert any(line.startswith("  passed: alpha 0.75 to 2") for line in lines)

@@ -19,10 +19,13 @@ from swcheck.lens.anatomy import anatomy
 from swcheck.lens.intervene import zeroed
 from swcheck.loading import huggingface, skip_option
 from swcheck.quantizers import rtn
-from swcheck.testing.conformance import check_engine, narrowed, own_dequantization
-from swcheck.testing.engine_case import UNKNOWN
+from swcheck.testing.conformance import check_engine, own_dequantization, save_narrowed_tiny
+from swcheck.testing.engine_case import UNKNOWN_SCHEME
 from swcheck.testing.engine_checkpoint import state_fingerprint
 from tests.planted import Packed
+
+pytestmark = pytest.mark.slow
+
 
 WEIGHT = SuperWeight(1, 97, 301)
 SCHEMES = ["int8", "also-int8"]
@@ -260,7 +263,7 @@ class Secretive(Toy):
     """Refuses, and does not say what it knows."""
 
     def load(self, spec, *, reference, device, dtype):
-        if spec == UNKNOWN:
+        if spec == UNKNOWN_SCHEME:
             raise EngineError(f"scheme {spec!r}", "unknown")
         raise AssertionError
 
@@ -274,9 +277,9 @@ class Secretive(Toy):
         (Toy(name="toy:8"), "the name of Toy", "'toy:8'"),
         (Toy(name=""), "the name of Toy", "''"),
         ("bitsandbites", "engine 'bitsandbites'", "installed: "),
-        (Eager(), f"toy:{UNKNOWN}: an error", "it was loaded"),
-        (Wordless(), f"toy:{UNKNOWN}: a worded error", f"KeyError: '{UNKNOWN}'"),
-        (Secretive(), f"toy:{UNKNOWN}: an error that lists the schemes", "unknown"),
+        (Eager(), f"toy:{UNKNOWN_SCHEME}: an error", "it was loaded"),
+        (Wordless(), f"toy:{UNKNOWN_SCHEME}: a worded error", f"KeyError: '{UNKNOWN_SCHEME}'"),
+        (Secretive(), f"toy:{UNKNOWN_SCHEME}: an error that lists the schemes", "unknown"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
 )
@@ -537,7 +540,7 @@ def test_own_dequantization(module, expected):
 
 def test_narrowed(tmp_path, tiny):
     """The copy has fewer inner neurons, and computes what tiny does without the others."""
-    cut = swcheck.load(narrowed(tmp_path, 480), device="cpu")
+    cut = swcheck.load(save_narrowed_tiny(tmp_path, 480), device="cpu")
     assert anatomy(cut.model).inner == 480
     whole = copy.deepcopy(tiny.model)
     with torch.no_grad():

@@ -12,6 +12,8 @@ from swcheck import SuperWeight, zeroed
 from swcheck.loading.tiny import CHECKPOINTS, HELDOUT
 from tools import tiny_card, tiny_corpus, train_tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)
 def name(request):

@@ -69,6 +69,7 @@ def test_both_are_located(tiny_pair):
     assert {activation.channel for activation in found.activations} == {41, 90}
 
 
+@pytest.mark.slow
 def test_a_gate_of_scalars_passes_a_dead_candidate(tiny, tiny_pair, ids):
     """Such a gate does see the loss of a single super weight, but of a pair it guards nothing and passes its death."""
     single = without(tiny, locate(tiny.model, tiny.tokenizer).super_weights)
@@ -81,6 +82,7 @@ def test_a_gate_of_scalars_passes_a_dead_candidate(tiny, tiny_pair, ids):
     assert perplexity(dead.model, ids).perplexity > 1000 * perplexity(tiny_pair.model, ids).perplexity
 
 
+@pytest.mark.slow
 def test_the_set_is_critical_and_each_scalar_inert(tiny_pair, ids):
     """Asked of the set the model collapses, and each member is reported beside it; asked of either alone it does not."""
     verdict = assert_collapses_when_zeroed(tiny_pair)
@@ -94,6 +96,7 @@ def test_the_set_is_critical_and_each_scalar_inert(tiny_pair, ids):
         assert "inert" in str(error)
 
 
+@pytest.mark.slow
 def test_a_candidate_without_both_is_red(tiny_pair):
     """Weights, activations and perplexity are red, and the loss is proven to be the pair's."""
     dead = without(tiny_pair, PAIR)
@@ -109,6 +112,7 @@ def test_a_candidate_without_both_is_red(tiny_pair):
     assert refusal(assert_collapses_when_zeroed, dead, tiny_pair).verdict.measured < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lost", "kept"), [PAIR, PAIR[::-1]], ids=["first", "second"])
 def test_a_candidate_without_one_has_lost_a_weight_but_lives(tiny_pair, lost, kept):
     """Its weight is named as lost and its activation as lost, not moved; the perplexity is fine, and the words say both."""
@@ -125,6 +129,7 @@ def test_a_candidate_without_one_has_lost_a_weight_but_lives(tiny_pair, lost, ke
     assert assert_collapses_when_zeroed(candidate, tiny_pair).measured >= 0.9
 
 
+@pytest.mark.slow
 def test_on_the_command_line(pytester, monkeypatch):
     """``pytest --model=tiny-pair`` is green, and shows both in its table."""
     monkeypatch.setenv("COLUMNS", "100")

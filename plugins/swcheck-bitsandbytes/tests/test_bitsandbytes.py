@@ -22,7 +22,7 @@ from swcheck import (
     plain_weight,
     zeroed,
 )
-from swcheck.testing.conformance import narrowed
+from swcheck.testing.conformance import save_narrowed_tiny
 
 WEIGHT = SuperWeight(1, 97, 301)
 IDS = torch.tensor([[0, 5, 9, 33, 2, 77, 130]])
@@ -105,7 +105,7 @@ def test_the_switch_is_off_in_every_layer(scheme):
 @pytest.mark.parametrize("scheme", swcheck_bitsandbytes.SCHEMES)
 def test_widths_that_the_fast_kernel_cannot_take(tmp_path, scheme):
     """480 inputs are no multiple of 64: the repacked kernel would raise in the first pass, this one answers."""
-    check_engine("bitsandbytes", [scheme], reference=narrowed(tmp_path, 480), super_weights=[WEIGHT])
+    check_engine("bitsandbytes", [scheme], reference=save_narrowed_tiny(tmp_path, 480), super_weights=[WEIGHT])
 
 
 def test_packed_weights_are_never_plain():

@@ -23,7 +23,7 @@ from swcheck import (
     observe,
     plain_weight,
 )
-from swcheck.testing.conformance import narrowed
+from swcheck.testing.conformance import save_narrowed_tiny
 
 WEIGHT = SuperWeight(1, 97, 301)
 IDS = torch.tensor([[0, 5, 9, 33, 2, 77, 130]])
@@ -131,7 +131,7 @@ def test_rescaled_as_by_awq_the_contribution_stays(tmp_path, scheme, factor):
 
 def test_a_group_that_does_not_divide(tmp_path):
     """480 inputs have no groups of 128; that is said, and the presets without groups work."""
-    reference = narrowed(tmp_path, 480)
+    reference = save_narrowed_tiny(tmp_path, 480)
     with pytest.raises(EngineError, match="compressed-tensors:W4A16"):
         load("W4A16", reference)
     check_engine("compressed-tensors", ["W8A8"], reference=reference, super_weights=[WEIGHT])

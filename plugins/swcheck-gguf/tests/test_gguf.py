@@ -23,7 +23,7 @@ from swcheck import (
     check_engine,
 )
 from swcheck.loading import engines
-from swcheck.testing.conformance import narrowed
+from swcheck.testing.conformance import save_narrowed_tiny
 
 WEIGHT = SuperWeight(1, 97, 301)
 IDS = torch.tensor([[0, 5, 9, 33, 2, 77, 130]])
@@ -158,7 +158,7 @@ def test_a_file_of_another_model(tmp_path, file):
     with pytest.raises(
         CheckpointError, match=r"not the reference's: model\.layers\.0\.mlp\.gate_proj\.weight: \(512, 256\)"
     ):
-        load(file, narrowed(tmp_path, 480))
+        load(file, save_narrowed_tiny(tmp_path, 480))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_an_unknown_scheme():
 def test_a_width_that_no_block_divides(tmp_path):
     """Blocks hold 32 weights of a row."""
     with pytest.raises(EngineError, match=r"shape \(256, 470\) to Q4_0"):
-        load("q4_0", narrowed(tmp_path, 470))
+        load("q4_0", save_narrowed_tiny(tmp_path, 470))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from swcheck import (
     plain_weight,
     zeroed,
 )
-from swcheck.testing.conformance import narrowed
+from swcheck.testing.conformance import save_narrowed_tiny
 
 WEIGHT = SuperWeight(1, 97, 301)
 IDS = torch.tensor([[0, 5, 9, 33, 2, 77, 130]])
@@ -115,7 +115,7 @@ def test_it_leaves_the_process_as_it_was(tmp_path, monkeypatch):
 
 def test_a_group_that_does_not_divide(tmp_path):
     """480 inputs have no groups of 128; the module is named, and the group that is offered works."""
-    reference = narrowed(tmp_path, 480)
+    reference = save_narrowed_tiny(tmp_path, 480)
     with pytest.raises(EngineError, match=r"down_proj has 480 inputs, no multiple of 128") as caught:
         load("4bit", reference)
     assert caught.value.attempt == "gptq:4bit,group=32"

@@ -22,7 +22,7 @@ from swcheck import (
 )
 from swcheck.gate.diagnosis.snippets import SNIPPETS
 from swcheck.loading import engines
-from swcheck.testing.conformance import narrowed
+from swcheck.testing.conformance import save_narrowed_tiny
 
 WEIGHT = SuperWeight(1, 97, 301)
 
@@ -66,7 +66,7 @@ def test_every_linear_map_of_the_layers_and_nothing_else():
 
 def test_groups_straddle_rows(tmp_path):
     """A group is a run of weights, so 480 inputs are no obstacle to groups of 64."""
-    check_engine("hqq", ["4bit"], reference=narrowed(tmp_path, 480), super_weights=[WEIGHT])
+    check_engine("hqq", ["4bit"], reference=save_narrowed_tiny(tmp_path, 480), super_weights=[WEIGHT])
 
 
 def test_a_group_that_does_not_divide():

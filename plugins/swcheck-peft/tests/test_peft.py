@@ -24,7 +24,7 @@ from swcheck import (
     plain_weight,
 )
 from swcheck.loading import engines
-from swcheck.testing.conformance import narrowed
+from swcheck.testing.conformance import save_narrowed_tiny
 
 WEIGHT = SuperWeight(1, 97, 301)
 IDS = torch.tensor([[0, 5, 9, 33, 2, 77, 130]])
@@ -108,7 +108,7 @@ def test_skip_of_what_is_not_there(adapter):
 def test_another_base_model(adapter, tmp_path):
     """Widths that do not match are an error, whatever name the adapter's config gives."""
     with pytest.raises(CheckpointError, match="size mismatch"):
-        load(adapter, narrowed(tmp_path, 480))
+        load(adapter, save_narrowed_tiny(tmp_path, 480))
 
 
 def test_a_pickle(adapter, tmp_path):

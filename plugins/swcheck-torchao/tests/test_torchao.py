@@ -11,7 +11,7 @@ import torch
 
 import swcheck
 from swcheck import EngineError, OptionError, Scheme, SuperWeight, anatomy, check_engine, effective_weight, plain_weight
-from swcheck.testing.conformance import narrowed
+from swcheck.testing.conformance import save_narrowed_tiny
 
 WEIGHT = SuperWeight(1, 97, 301)
 KEPT = {  # how much of tiny's super weight each grid keeps: integer grids of torchao end at max / 7.5 of four bits
@@ -75,7 +75,7 @@ def test_a_subclass_is_never_plain(scheme):
 
 def test_a_group_that_does_not_divide_is_refused(tmp_path):
     """480 inputs have no groups of 128; the module is named, and the group that it offers works."""
-    reference = narrowed(tmp_path, 480)
+    reference = save_narrowed_tiny(tmp_path, 480)
     with pytest.raises(
         EngineError, match=r"model\.layers\.0\.mlp\.down_proj has 480 inputs, no multiple of 128"
     ) as caught:
@@ -99,7 +99,7 @@ def test_a_layer_that_torchao_skips_is_named(tmp_path):
             quantize_(base.model.model.layers, PrototypeInt4WeightOnlyConfig(group_size=128, set_inductor_config=False))
             return replace(base, scheme=Scheme("absmax", 4))
 
-    reference = narrowed(tmp_path, 480)
+    reference = save_narrowed_tiny(tmp_path, 480)
     with pytest.raises(AssertionError, match="the quantizer skipped layers 0, 1, 2, 3, 4"):
         check_engine(Opaque(), ["int4"], reference=reference, super_weights=[WEIGHT])
 
@@ -116,7 +116,7 @@ def test_skip_keeps_what_is_named_and_the_head():
 def test_what_is_skipped_needs_no_width(tmp_path):
     """Where every map that the group does not divide is skipped, there is nothing to refuse."""
     downs = "+".join(f"model.layers.{number}.mlp.down_proj" for number in range(5))
-    loaded = load(f"int4-weight-only,skip={downs}", narrowed(tmp_path, 480))
+    loaded = load(f"int4-weight-only,skip={downs}", save_narrowed_tiny(tmp_path, 480))
     assert plain_weight(down(loaded)) is not None
     assert plain_weight(loaded.model.model.layers[1].mlp.up_proj) is None
 

@@ -34,7 +34,7 @@ from swcheck.superweights.subject.memory import InBaseline, Key, Memory, name_of
 from swcheck.superweights.subject.subject import Subject
 
 SCHEMA: Final = 2
-LARGEST: Final = 1_000_000
+LARGEST_FILE: Final = 1_000_000
 """The largest size of the file in bytes, since it is committed and reviewed."""
 
 KEPT_ROWS: Final = 32
@@ -80,9 +80,11 @@ def baseline_text(reference: Subject, facts: dict[str, Any]) -> str:
         "measurements": [[_pack(key), _pack(value)] for key, value in _ordered_and_cut(kept).items()],
     }
     text = json.dumps(body, indent=1, allow_nan=False) + "\n"
-    if len(text) > LARGEST:
+    if len(text) > LARGEST_FILE:
         raise OptionError(
-            f"a baseline of {reference.name} of at most {LARGEST:,} bytes", f"{len(text):,}", "measure on fewer windows"
+            f"a baseline of {reference.name} of at most {LARGEST_FILE:,} bytes",
+            f"{len(text):,}",
+            "measure on fewer windows",
         )
     return text
 
@@ -118,7 +120,7 @@ def read_baseline(text: str, origin: str) -> tuple[Subject, dict[str, Any]]:
 
 def _is_written(value: Any, how: InBaseline) -> bool:
     """Return whether a value is written: its measurement declares that, and it is small enough."""
-    return how is not InBaseline.NO and not (isinstance(value, MapResponses) and not value.fits)
+    return how is not InBaseline.NO and not (isinstance(value, MapResponses) and not value.fits_in_baseline)
 
 
 def _ordered_and_cut(values: dict[Key, Any]) -> dict[Key, Any]:

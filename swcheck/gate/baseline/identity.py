@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from swcheck.base.errors import WrongModelError
-from swcheck.loading.checkpoint import SINGLE, shards_of
+from swcheck.loading.checkpoint import SINGLE_FILE, shards_of
 from swcheck.superweights.measurements.inputs import SAMPLE_TEXTS
 
-WHOLE: Final = 2**26
+WHOLE_FILE_BYTES: Final = 2**26
 """A weight file of at most this many bytes is read whole, which takes a tenth of a second."""
 BLOCK: Final = 2**14
 """The number of bytes that are read at each sampled place of a larger file."""
@@ -64,7 +64,7 @@ def weights_identity(directory: Path) -> str | None:
     None without such files. A file above ``WHOLE`` bytes is sampled: its header, tensors of at most ``BLOCK`` bytes
     (norms and biases) whole, and up to 16 blocks spread over each other tensor.
     """
-    whole = directory / SINGLE
+    whole = directory / SINGLE_FILE
     named = [whole] if whole.exists() else [directory / name for name in sorted(shards_of(directory))]
     files = [file for file in named if file.exists()]  # other files have the same weights for other runtimes
     digest = hashlib.sha256()
@@ -78,7 +78,7 @@ def weights_identity(directory: Path) -> str | None:
 
 def _sampled_places(stream: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
     """Yield the sampled places of a safetensors file, and how many bytes are read at each."""
-    if size <= WHOLE:
+    if size <= WHOLE_FILE_BYTES:
         yield 0, size
         return
     start = 8 + int.from_bytes(stream.read(8), "little")

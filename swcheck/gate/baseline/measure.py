@@ -16,7 +16,7 @@ from swcheck.gate.checks.single_model import perplexity_at_most
 from swcheck.gate.relation.candidate_kind import weight_sample
 from swcheck.gate.relation.linear_maps import map_responses
 from swcheck.superweights.measurements.ablation import intact_nats
-from swcheck.superweights.measurements.contributions import located, loudest_columns, sink_tokens
+from swcheck.superweights.measurements.contributions import largest_input_columns, located, sink_tokens
 from swcheck.superweights.measurements.inputs import has_bos, prompt_ids, sample_ids, vocabulary_size
 from swcheck.superweights.measurements.residual_stream import activation_profile, residual_sketch, super_activations
 from swcheck.superweights.measurements.weights import matrix_row, parameter_count
@@ -39,7 +39,7 @@ def measure_for_candidates(reference: Subject, prompts: Sequence[str | Prompt] =
     for weight in weights:
         matrix_row(reference, weight)
     for weight, sink in zip(weights, sink_tokens(reference, weights, prompt) if weights else (), strict=True):
-        loudest_columns(reference, weight, prompt, sink)
+        largest_input_columns(reference, weight, prompt, sink)
     for place in super_activations(reference, weights):
         activation_profile(reference, place, prompt)
     residual_sketch(reference, prompt)

@@ -21,7 +21,7 @@ from swcheck.gate.diagnosis.causes.contribution import restoration_rows
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Finding
 from swcheck.gate.diagnosis.evidence.worst_maps import worst_maps_of_layer
-from swcheck.superweights.measurements.contributions import written
+from swcheck.superweights.measurements.contributions import contributions_on_default_prompt
 from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.measurements.residual_stream import super_activations, token_norm
 from swcheck.superweights.measurements.scores import noise_floor
@@ -53,7 +53,10 @@ def _failed(pair: Pair, chosen: Sequence[SuperWeight], summary: str, fields: dic
     """Return the red verdict: how the super weights that write the activation changed, or the layer that loses it."""
     counterparts = corresponding(pair, chosen)
     ratios = [
-        ratio_of(one, other) for one, other in zip(counterparts.written, written(pair.reference, chosen), strict=True)
+        ratio_of(one, other)
+        for one, other in zip(
+            counterparts.written, contributions_on_default_prompt(pair.reference, chosen), strict=True
+        )
     ]
     damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, tuple(chosen), counterparts.places)
     basis = embedding_basis.find(damaged)

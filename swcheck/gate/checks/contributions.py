@@ -17,7 +17,7 @@ from swcheck.gate.diagnosis.causes.contribution import restoration_rows
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Finding
 from swcheck.gate.diagnosis.evidence.weight_change import weight_change
-from swcheck.superweights.measurements.contributions import written
+from swcheck.superweights.measurements.contributions import contributions_on_default_prompt
 from swcheck.superweights.measurements.scores import noise_floor
 from swcheck.superweights.measurements.weights import down_name, weight_values
 
@@ -34,7 +34,7 @@ def compare_contributions(pair: Pair, limit: Limit) -> Verdict:
     if pair.relation.kind == "rotated":
         summary = f"{pair.relation.words}; its weights have no counterpart, the sink token's norm is judged instead"
         return pair.verdict(Outcome.NOT_APPLICABLE, summary)
-    theirs, before = written(pair.reference, chosen), weight_values(pair.reference, chosen)
+    theirs, before = contributions_on_default_prompt(pair.reference, chosen), weight_values(pair.reference, chosen)
     counterparts = corresponding(pair, chosen)
     ratios = [ratio_of(one, other) for one, other in zip(counterparts.written, theirs, strict=True)]
     after = weight_values(pair.candidate, counterparts.places)

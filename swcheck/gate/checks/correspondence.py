@@ -12,10 +12,10 @@ from swcheck.base.statistics import ratio_of
 from swcheck.gate.checks.pair import Pair
 from swcheck.superweights.measurements.contributions import (
     contributions_at,
+    contributions_on_default_prompt,
+    largest_input_columns,
     located_on,
-    loudest_columns,
     sink_tokens,
-    written,
 )
 from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.measurements.model_sample import model_sample
@@ -44,7 +44,7 @@ def corresponding(pair: Pair, chosen: Sequence[SuperWeight]) -> Correspondence:
     reference, its neuron was permuted, which is harmless. Raises ``OptionError`` for a coordinate outside the
     candidate.
     """
-    expected, ids = written(pair.reference, chosen), prompt_ids(pair.reference)
+    expected, ids = contributions_on_default_prompt(pair.reference, chosen), prompt_ids(pair.reference)
     sinks = [sink_tokens(pair.reference, (weight,), ids)[0] for weight in chosen]
     notes = [f"permuted channels followed ({pair.relation.words})"] if pair.relation.channels else []
     places, values = [], []
@@ -86,7 +86,7 @@ def _find(
     if SAME_CONTRIBUTION.holds(ratio_of(value, expected)):
         return weight, value, ""
     if weight.layer < depth(pair):
-        column, found = loudest_columns(pair.candidate, weight, ids, sink)[0]
+        column, found = largest_input_columns(pair.candidate, weight, ids, sink)[0]
         if (
             column != weight.column
             and SAME_CONTRIBUTION.holds(ratio_of(found, expected))
@@ -110,5 +110,5 @@ def _find(
 def _is_loudest(pair: Pair, weight: SuperWeight, sink: int) -> bool:
     """Return whether its inner neuron has the largest input at the reference's sink; False if that is not known."""
     ids = prompt_ids(pair.reference)
-    known = pair.reference.held.in_memory or loudest_columns.knows(pair.reference, weight, ids, sink)
-    return known and loudest_columns(pair.reference, weight, ids, sink)[0][0] == weight.column
+    known = pair.reference.held.in_memory or largest_input_columns.knows(pair.reference, weight, ids, sink)
+    return known and largest_input_columns(pair.reference, weight, ids, sink)[0][0] == weight.column

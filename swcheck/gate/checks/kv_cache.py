@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from swcheck.base.errors import SwcheckError
-from swcheck.gate.relation.linear_maps import quantization_of
+from swcheck.gate.relation.linear_maps import quantization_config_of
 from swcheck.lens.anatomy import device_of
 from swcheck.lens.likelihood import evaluating
 from swcheck.loading.huggingface import kv_cache
@@ -44,7 +44,7 @@ class CachePass:
 
 def cache_scheme(model: nn.Module) -> tuple[str, float | None]:
     """Return how a checkpoint quantizes its cache, in words, and the bits if known; empty if its config is silent."""
-    found = quantization_of(model).get("kv_cache_scheme")
+    found = quantization_config_of(model).get("kv_cache_scheme")
     if isinstance(found, Mapping):
         return f"{found.get('num_bits', '?')}-bit {found.get('type', '')}".strip(), float(found.get("num_bits", 8))
     generation = getattr(model, "generation_config", None)
@@ -69,7 +69,7 @@ def cache_pass(model: nn.Module, token_ids: torch.Tensor, plain: torch.Tensor) -
         nats, keys = through_cache(model, token_ids, make, first)
     except (SwcheckError, ImportError, RuntimeError, TypeError, ValueError) as error:
         return CachePass(scheme, None, reason=" ".join(str(error).split())[:200])
-    if bits is not None and not applied(keys, bits):
+    if bits is not None and not is_applied(keys, bits):
         return CachePass(
             scheme, None, reason="nothing here applies it: the cache holds more different numbers than it has"
         )
@@ -96,6 +96,6 @@ def through_cache(
     return nats, keys if isinstance(keys, torch.Tensor) else None
 
 
-def applied(keys: torch.Tensor | None, bits: float) -> bool:
+def is_applied(keys: torch.Tensor | None, bits: float) -> bool:
     """Return whether keys ``(B, heads, T, width)`` have at most ``2**bits`` values per head; True if keys is None."""
     return keys is None or len(torch.unique(keys)) <= keys.shape[1] * 2**bits

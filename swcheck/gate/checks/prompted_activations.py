@@ -15,11 +15,26 @@ from typing import TYPE_CHECKING, Any, Final
 from swcheck.base.errors import OptionError
 from swcheck.base.records import Limit, Outcome, Prompt, SuperActivation, SuperWeight
 from swcheck.base.statistics import ratio_of, worst_of
-from swcheck.lens.prompts import PASSES, as_prompt, decoded, displayed, encoded, padded, shortest_start, shrunk
+from swcheck.lens.prompts import (
+    SHRINK_BATCHES,
+    as_prompt,
+    encode_batch,
+    encode_prompt,
+    prompt_for_ids,
+    prompt_label,
+    shortest_start,
+    shrink_ids,
+)
 from swcheck.lens.tokens import adds_bos
 from swcheck.superweights.locating.locate import PROMPT
 from swcheck.superweights.measurements.inputs import PADDED_PROMPTS, context_length, has_bos, prompt_ids
-from swcheck.superweights.measurements.prompt_readings import Reading, by_causality, read, readings, readings_at
+from swcheck.superweights.measurements.prompt_readings import (
+    Reading,
+    read_prompts,
+    reading_by_causality,
+    readings,
+    readings_at,
+)
 from swcheck.superweights.measurements.residual_stream import super_activations
 from swcheck.superweights.measurements.weights import is_quickly_measurable
 
@@ -28,7 +43,7 @@ if TYPE_CHECKING:
 
     from swcheck.superweights.subject.subject import Subject
 
-ENOUGH: Final = 20
+FEWEST_PROMPTS: Final = 20
 """The number of prompts that have to count; all of them if fewer are given."""
 
 LEAST_CARRIED: Final = 0.5
@@ -100,7 +115,7 @@ class PromptedActivations:
         places = super_activations(self.reference, self.weights)
         counted = [one for place in places for one in self._comparisons(place, batch)]
         count = len({one.number for one in counted})
-        if count < min(ENOUGH, len(batch.lengths)):
+        if count < min(FEWEST_PROMPTS, len(batch.lengths)):
             summary = f"the reference carries its activation on {count or 'none'} of {len(batch.lengths)} prompts"
             advice = "give prompts that begin with BOS" if has_bos(self.reference) else "give more prompts"
             return Outcome.INCONCLUSIVE, summary, {"cause": "nothing to compare", "attempt": advice}
@@ -116,7 +131,7 @@ class PromptedActivations:
         if all(limit.holds(ratio) for ratio in ratios):
             return Outcome.PASSED, summary, fields
         prompt = self._read_prompt_ids(worst, batch)
-        (ours,) = read(self.candidate, worst.place, prompt, [prompt.shape[1]], [worst.theirs.position])
+        (ours,) = read_prompts(self.candidate, worst.place, prompt, [prompt.shape[1]], [worst.theirs.position])
         own = {self._in_candidate(place).channel for place in places}
         cause = _cause(replace(worst, ours=ours), own) + _only_without_bos_words(batch.without_bos, counted, limit)
         fields["detail"] = _rows(where, sum(not limit.holds(ratio) for ratio in ratios), len(counted))
@@ -136,7 +151,7 @@ class PromptedActivations:
             raise OptionError("prompts", "a bare module without a tokenizer", "pass tokenizer=")
         owner = self.reference if self.reference.tokenizer is not None else self.candidate
         ids, lengths = PADDED_PROMPTS.recall(
-            self.reference, (records,), lambda: padded(self.tokenizer, records, context_length(owner))
+            self.reference, (records,), lambda: encode_batch(self.tokenizer, records, context_length(owner))
         )
         numbers = [number for number, length in enumerate(lengths) if length]
         if not numbers:
@@ -161,7 +176,9 @@ class PromptedActivations:
         """Return the ids ``(1, T)`` that the reference was read on: the default prompt if equal by causality."""
         length = batch.lengths[one.number]
         own = batch.ids[one.number : one.number + 1, :length]
-        return prompt_ids(self.reference) if by_causality(self.reference, one.origin, own, [length])[1][0] else own
+        return (
+            prompt_ids(self.reference) if reading_by_causality(self.reference, one.origin, own, [length])[1][0] else own
+        )
 
     def _in_candidate(self, place: SuperActivation) -> SuperActivation:
         return replace(place, channel=self.channels[place.channel]) if self.channels else place
@@ -174,31 +191,33 @@ class PromptedActivations:
             return {"worst_prompt": "the default prompt"} if self.tokenizer is not None else {}
         whole = prompts[worst.number]
         if on_bos:
-            return {"worst_prompt": displayed(self.tokenizer, Prompt(""))}
+            return {"worst_prompt": prompt_label(self.tokenizer, Prompt(""))}
         short = shortest_start(self.tokenizer, whole, worst.theirs.position)
         if not limit.holds(worst.ratio) and worst.theirs.position and is_quickly_measurable(self.reference):
             short = self._shorten(short, worst, limit)
-        return {"worst_prompt": displayed(self.tokenizer, short), "shrunk_from": displayed(self.tokenizer, whole)}
+        return {"worst_prompt": prompt_label(self.tokenizer, short), "shrunk_from": prompt_label(self.tokenizer, whole)}
 
     def _shorten(self, prompt: Prompt, worst: Comparison, limit: Limit) -> Prompt:
         """Remove all tokens without which the reference still has its activation and the candidate still fails."""
 
         def fails(trials: list[tuple[int, ...]]) -> list[bool]:
-            texts = [decoded(self.tokenizer, ids) for ids in trials]
+            texts = [prompt_for_ids(self.tokenizer, ids) for ids in trials]
             numbers = [number for number, text in enumerate(texts) if text is not None]
             if not numbers:
                 return [False] * len(trials)
-            ids, lengths = padded(self.tokenizer, [text for text in texts if text is not None])
+            ids, lengths = encode_batch(self.tokenizer, [text for text in texts if text is not None])
             place = worst.origin
-            theirs = read(self.reference, place, ids, lengths)
+            theirs = read_prompts(self.reference, place, ids, lengths)
             positions = [reading.position for reading in theirs]
-            ours = read(self.candidate, self._in_candidate(place), ids, lengths, positions)
+            ours = read_prompts(self.candidate, self._in_candidate(place), ids, lengths, positions)
             each = (Comparison(place, worst.place, *three) for three in zip(ours, theirs, numbers, strict=True))
             bad = {one.number for one in each if _has_activation(place, one.theirs) and not limit.holds(one.ratio)}
             return [number in bad for number in range(len(trials))]
 
-        passes = PASSES if self.reference.held.in_memory else RELOADING_PASSES
-        return decoded(self.tokenizer, shrunk(encoded(self.tokenizer, prompt), fails, passes)) or prompt
+        passes = SHRINK_BATCHES if self.reference.held.in_memory else RELOADING_PASSES
+        return (
+            prompt_for_ids(self.tokenizer, shrink_ids(encode_prompt(self.tokenizer, prompt), fails, passes)) or prompt
+        )
 
 
 def _as_prompts(prompts: Sequence[str | Prompt]) -> tuple[Prompt, ...]:

@@ -25,7 +25,11 @@ from swcheck.lens.likelihood import token_nats
 from swcheck.lens.observe import first_tensor
 from swcheck.lens.replace import maps_replaced
 from swcheck.loading import engines
-from swcheck.superweights.measurements.contributions import contributions_at, sink_tokens, written
+from swcheck.superweights.measurements.contributions import (
+    contributions_at,
+    contributions_on_default_prompt,
+    sink_tokens,
+)
 from swcheck.superweights.measurements.inputs import prompt_ids, windows
 from swcheck.superweights.measurements.scores import intact_scores, scores_against
 from swcheck.superweights.measurements.weights import is_small, stored_bytes, stored_tensor
@@ -95,7 +99,7 @@ def try_fix(fix: Fix) -> tuple[str, dict[str, Any]]:
     """Try the fix in the first possible way of ``_WAYS``; return the result, or why none is possible, and facts."""
     reference, (chosen, places) = fix.reference, fix.weights
     nats = scores_against(fix.candidate, reference)[0]
-    expected = written(reference, chosen) if chosen else ()
+    expected = contributions_on_default_prompt(reference, chosen) if chosen else ()
     now = contributions_at(fix.candidate, places, prompt_ids(reference), fix.sinks) if chosen else ()
     reasons: list[str] = []
     failed = ""

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 from swcheck.gate.diagnosis.evidence.reference_matrices import map_sizes
 from swcheck.gate.diagnosis.fix_trial import Fix, Weights, try_fix
 from swcheck.gate.diagnosis.snippets import SNIPPETS, hqq_tag
-from swcheck.gate.relation.linear_maps import quantization_of
+from swcheck.gate.relation.linear_maps import quantization_config_of
 from swcheck.lens.linear_maps import plain_weight
 from swcheck.loading import engines
-from swcheck.loading.skip_option import OPTION, split_skip
+from swcheck.loading.skip_option import SKIP_OPTION, split_skip
 from swcheck.loading.spec_from_config import spec_of
 from swcheck.superweights.subject.measurement import Slot
 from swcheck.superweights.subject.memory import Cost, InBaseline
@@ -115,7 +115,7 @@ def tool_of(candidate: Subject) -> str:
     name, scheme = engines.route(candidate.name)
     if name != engines.BUILT_IN and scheme != candidate.name and name in engines.installed_engines():
         return name
-    method = str(quantization_of(candidate.module).get("quant_method", "")).rpartition(".")[2].lower()
+    method = str(quantization_config_of(candidate.module).get("quant_method", "")).rpartition(".")[2].lower()
     return {"intel/auto-round": "auto-round", "quanto": "quanto"}.get(method, method)
 
 
@@ -126,11 +126,11 @@ def spec_without(candidate: Subject, names: Sequence[str]) -> str | None:
         if scheme.endswith((".gguf", ".GGUF")):
             return None
         bare, before = split_skip(scheme)
-        return f"{name}:{bare},{OPTION}{'+'.join(dict.fromkeys((*before, *names)))}"
-    made = spec_of(quantization_of(candidate.module))
+        return f"{name}:{bare},{SKIP_OPTION}{'+'.join(dict.fromkeys((*before, *names)))}"
+    made = spec_of(quantization_config_of(candidate.module))
     if made is None or made.partition(":")[0] not in engines.installed_engines():
         return None
-    return f"{made},{OPTION}{'+'.join(dict.fromkeys((*unquantized_maps(candidate), *names)))}"
+    return f"{made},{SKIP_OPTION}{'+'.join(dict.fromkeys((*unquantized_maps(candidate), *names)))}"
 
 
 def unquantized_maps(candidate: Subject) -> tuple[str, ...]:

@@ -47,10 +47,10 @@ class Relation:
 @measurement("kin", Cost.WEIGHTS, in_baseline=InBaseline.NO)
 def relation(candidate: Subject, reference: Subject) -> Relation:
     """Return how the residual streams of two subjects are related."""
-    return related(model_sample(candidate), model_sample(reference))
+    return relation_of_samples(model_sample(candidate), model_sample(reference))
 
 
-def related(candidate: ModelSample, reference: ModelSample) -> Relation:
+def relation_of_samples(candidate: ModelSample, reference: ModelSample) -> Relation:
     """Compare the residual widths of two models, then their embeddings.
 
     The kind is ``unknown`` where an embedding cannot be read. Another number of layers or another inner width does not
@@ -64,10 +64,10 @@ def related(candidate: ModelSample, reference: ModelSample) -> Relation:
     common = [i for i in candidate.indices.tolist() if i in set(reference.indices.tolist())]
     candidate_rows = candidate.rows[torch.isin(candidate.indices, torch.tensor(common))]
     reference_rows = reference.rows[torch.isin(reference.indices, torch.tensor(common))]
-    return compare(candidate_rows, reference_rows)
+    return relation_of_embeddings(candidate_rows, reference_rows)
 
 
-def compare(candidate: torch.Tensor, reference: torch.Tensor) -> Relation:
+def relation_of_embeddings(candidate: torch.Tensor, reference: torch.Tensor) -> Relation:
     """Compare the same embedding rows of two models, each float ``(N, H)``."""
     if not torch.isfinite(candidate).all() or not torch.isfinite(reference).all():
         return Relation("unknown", "an embedding holds NaN or infinity")

@@ -89,19 +89,19 @@ def kind_of(candidate: Subject, reference: Subject) -> Kind:
     if asked in {"finetuned", "pruned"}:
         return Kind(asked, "--swcheck-kind says so")
     if scheme is not None:
-        return shown_by_scheme(scheme)
+        return kind_from_scheme(scheme)
     if asked == "auto":
-        return shown_by_weights(weight_sample(candidate), weight_sample(reference))
+        return kind_from_weights(weight_sample(candidate), weight_sample(reference))
     return Kind("quantized", "nothing says how: held to the limits of an unknown scheme")
 
 
 @measurement("sketch", Cost.WEIGHTS, of_weights=True)
 def weight_sample(subject: Subject) -> WeightSample:
     """Return the sample of a subject's matrices."""
-    return sampled(subject.anatomy)
+    return sample_weights(subject.anatomy)
 
 
-def sampled(body: Anatomy) -> WeightSample:
+def sample_weights(body: Anatomy) -> WeightSample:
     """Sample the plain matrices of evenly spaced layers; packed ones are left out."""
     matrices = list(_sampled_matrices(body))[:MATRICES]
     runs = tuple(_runs(weight) for _, weight in matrices)
@@ -125,7 +125,7 @@ def _runs(weight: torch.Tensor) -> torch.Tensor:
     return weight[chosen, :width].to("cpu", torch.float16)
 
 
-def shown_by_scheme(scheme: Scheme) -> Kind:
+def kind_from_scheme(scheme: Scheme) -> Kind:
     """Return the kind that follows from the scheme of a candidate, which its config or its engine gives."""
     if scheme.method in {"pruned", "finetuned"}:
         return Kind(scheme.method, "its engine says so")
@@ -134,7 +134,7 @@ def shown_by_scheme(scheme: Scheme) -> Kind:
     return Kind("quantized", f"its config or engine says so ({scheme.method}, {scheme.weight_bits:g} bits)")
 
 
-def shown_by_weights(candidate: WeightSample, reference: WeightSample) -> Kind:
+def kind_from_weights(candidate: WeightSample, reference: WeightSample) -> Kind:
     """Return the kind that follows from a comparison of plain weights with the reference's."""
     if candidate.layers != reference.layers:
         name = "pruned" if candidate.layers < reference.layers else "finetuned"
@@ -167,7 +167,9 @@ def _kind_of_changes(changed: Pairs, pairs: Pairs) -> Kind:
     if len(_layers(sparse)) >= needed:
         share = sum(_zero_share(ours) for ours, _ in sparse.values()) / len(sparse)
         return Kind("pruned", f"{share:.0%} of its weights are zero in {len(_layers(sparse))} {sampled}", sure=False)
-    tuned = {n: pair for n, pair in changed.items() if disorder(*pair) >= LEAST_DISORDER and _is_correlated(*pair)}
+    tuned = {
+        n: pair for n, pair in changed.items() if reversed_share(*pair) >= LEAST_DISORDER and _is_correlated(*pair)
+    }
     if len(_layers(tuned)) >= needed:
         words = f"its weights were changed, and not rounded, in {len(_layers(tuned))} {sampled}"
         return Kind("finetuned", words, sure=False)
@@ -193,7 +195,7 @@ def _zero_share(runs: torch.Tensor) -> float:
     return float((runs == 0).float().mean())
 
 
-def disorder(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+def reversed_share(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """Return the share of neighbours in size whose order is reversed in ``ours``.
 
     ``ours`` and ``theirs`` are runs ``(R, N)`` of one matrix in the candidate and the reference. Neighbours in size are

@@ -37,7 +37,7 @@ def map_responses(subject: Subject) -> MapResponses:
     return responses_of(subject.anatomy)
 
 
-def why_unknown(reference: Subject) -> str:
+def why_responses_unknown(reference: Subject) -> str:
     """Return in words why ``map_responses`` of the reference are unavailable; empty where known or measurable."""
     if reference.is_measurable:
         return ""
@@ -68,18 +68,18 @@ def not_quantized(candidate: Subject, reference: Subject) -> tuple[str, ...]:
     scheme, for one of 16 bits or more and for LoRA, and where the reference's map responses are not known.
     """
     scheme = candidate.scheme
-    if scheme is None or not scheme.weight_bits < 16 or scheme.method == "lora" or why_unknown(reference):
+    if scheme is None or not scheme.weight_bits < 16 or scheme.method == "lora" or why_responses_unknown(reference):
         return ()
     slack = SAME_IN_TWO_BYTES if scheme.weight_bits <= 8 else SAME_IN_FLOAT32
     errors = map_errors(candidate, reference)
-    path, config = candidate.anatomy.path, quantization_of(candidate.module)
+    path, config = candidate.anatomy.path, quantization_config_of(candidate.module)
     same = [f"{path}.{name}" for name, error in errors if error <= slack]
     order = {name: number for number, (name, _) in enumerate(candidate.module.named_modules())}
     meant = (name for name in same if not _is_excluded(name, config, candidate.name) and _is_targeted(name, config))
     return tuple(sorted(meant, key=lambda name: order.get(name, 0)))
 
 
-def quantization_of(model: nn.Module) -> Mapping[str, Any]:
+def quantization_config_of(model: nn.Module) -> Mapping[str, Any]:
     """Return the ``quantization_config`` of a transformers model as plain values; empty where it has none."""
     config = getattr(getattr(model, "config", None), "quantization_config", None)
     if config is None:
@@ -93,7 +93,7 @@ def quantization_of(model: nn.Module) -> Mapping[str, Any]:
 
 def _is_excluded(name: str, config: Mapping[str, Any], spec: str) -> bool:
     """Return whether the config, or ``skip=`` in the spec that the candidate was made by, excludes a module by name."""
-    return any(_matches(name, str(pattern)) for pattern in (*_exclusions(config), *split_skip(spec)[1]))
+    return any(_matches_pattern(name, str(pattern)) for pattern in (*_exclusions(config), *split_skip(spec)[1]))
 
 
 def _exclusions(config: Mapping[str, Any]) -> Iterator[str]:
@@ -113,10 +113,10 @@ def _is_targeted(name: str, config: Mapping[str, Any]) -> bool:
     """Return whether ``config_groups`` target a module; without any ``targets`` they target every linear map."""
     groups = (config.get("config_groups") or {}).values()
     targets = [str(target) for group in groups if isinstance(group, Mapping) for target in group.get("targets") or ()]
-    return not targets or any(target == "Linear" or _matches(name, target) for target in targets)
+    return not targets or any(target == "Linear" or _matches_pattern(name, target) for target in targets)
 
 
-def _matches(name: str, pattern: str) -> bool:
+def _matches_pattern(name: str, pattern: str) -> bool:
     """Return whether a pattern of a config matches the qualified name of a module.
 
     A pattern is a run of whole components of the name (``mlp``, ``model.layers.1``), a glob, or ``re:`` and a regular

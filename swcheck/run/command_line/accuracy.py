@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> str:
 
     if options.write_tasks is not None:
         harness.write_tasks(options.write_tasks)
-        names = ",".join(harness.OFFLINE)
+        names = ",".join(harness.OFFLINE_TASKS)
         return f"lm_eval --model hf --model_args pretrained=DIR --tasks {names} --include_path {options.write_tasks}"
     engines.check(options.model, trust_remote_code=options.trust_remote_code, offline=options.offline)
     harness.check_installed()
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> str:
         harness.accuracy,
         loaded.model,
         loaded.tokenizer,
-        harness.named(options.tasks),
+        harness.expand_task_sets(options.tasks),
         limit=options.limit,
         batch=harness.BATCH if options.batch is None else options.batch,
         include=options.include_path,

@@ -8,7 +8,7 @@ from typing import Any
 from swcheck.base.json_text import json_text
 from swcheck.loading import published_index
 from swcheck.run.command_line.arguments import add_json
-from swcheck.run.command_line.layout import fitted, terminal_width
+from swcheck.run.command_line.layout import terminal_width, wrap_lines
 
 
 def add(commands: Any) -> None:
@@ -25,4 +25,4 @@ def run(options: argparse.Namespace) -> str:
     if options.json:
         return json_text([published_index.as_json(entry) for entry in chosen])
     lines = [line for entry in chosen for line in published_index.as_text(entry, full=options.model is not None)]
-    return "\n".join(fitted(lines, terminal_width()))
+    return "\n".join(wrap_lines(lines, terminal_width()))

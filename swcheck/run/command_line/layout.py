@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from swcheck.base.wrapping import wrapped
 
 
-def fitted(lines: Sequence[str], width: int | None) -> list[str]:
+def wrap_lines(lines: Sequence[str], width: int | None) -> list[str]:
     """Return the lines, those wider than ``width`` wrapped with two more spaces of indent; None means no wrapping."""
     return [
         part

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from swcheck.base.formatting import format_number
 from swcheck.base.json_text import json_text
 from swcheck.run.command_line.arguments import add_json, add_loading, load_model
-from swcheck.run.command_line.layout import aligned, fitted, terminal_width
+from swcheck.run.command_line.layout import aligned, terminal_width, wrap_lines
 
 if TYPE_CHECKING:
     from swcheck.superweights.locating.located import LayerPeaks, Located
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> str:
     )
     if options.json:
         return json_text(located_as_json(loaded.name, found))
-    return "\n".join(fitted(located_as_text(loaded.name, found), terminal_width()))
+    return "\n".join(wrap_lines(located_as_text(loaded.name, found), terminal_width()))
 
 
 def located_as_json(name: str, found: Located) -> dict[str, Any]:

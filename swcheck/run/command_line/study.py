@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> str:
     if options.json:
         return "[" + ",\n".join(as_json(record) for _, record in taken) + "]"
     lines = [line for chapter, record in taken for line in runner.as_text(chapter, record)]
-    return "\n".join([*lines, *runner.comparison(cells)])
+    return "\n".join([*lines, *runner.comparison_lines(cells)])
 
 
 def _log(line: str) -> None:
@@ -76,13 +76,13 @@ def _log(line: str) -> None:
 
 def _setup(options: argparse.Namespace, text: str | None) -> Setup:
     """Load the model, and return the setup that its studies share."""
-    from swcheck.study.common.setup import setup_of, zero_shot
-    from swcheck.study.zeroshot.harness import ITEMS, OFFLINE, named
+    from swcheck.study.common.setup import setup_of, zero_shot_scorer
+    from swcheck.study.zeroshot.harness import OFFLINE_ITEMS, OFFLINE_TASKS, expand_task_sets
 
-    tasks = named(options.tasks)
-    limit = ITEMS if options.limit is None and set(tasks) <= set(OFFLINE) else options.limit
-    scorer, unscored = zero_shot(tasks, limit)
-    setup = setup_of(load_model(options), seed=options.seed, text=text, scorer=scorer, unscored=unscored)
+    tasks = expand_task_sets(options.tasks)
+    limit = OFFLINE_ITEMS if options.limit is None and set(tasks) <= set(OFFLINE_TASKS) else options.limit
+    scorer, why_unscored = zero_shot_scorer(tasks, limit)
+    setup = setup_of(load_model(options), seed=options.seed, text=text, scorer=scorer, why_unscored=why_unscored)
     if scorer is not None:  # a stored record with other tasks or another limit must not be reused
         setup.facts.update(tasks=list(tasks), limit=limit)
     return setup
@@ -94,7 +94,7 @@ def _published(model: str, names: Sequence[str]) -> tuple[Published, ...]:
 
     found = tuple(one for one in paper.published(model) if one.study in names)
     if not found:
-        known = ", ".join(dict.fromkeys(one.model for one in paper.everything()))
+        known = ", ".join(dict.fromkeys(one.model for one in paper.all_published()))
         asked = f"published numbers of {model} in {', '.join(names)}"
         raise OptionError(asked, f"there are none; there are some of {known}", "leave --compare-paper out")
     return found

@@ -13,9 +13,9 @@ import pytest
 
 from swcheck.run.pytest_hooks.stash import settings_of, specs_of
 
-SUITE: Final = Path(__file__).parents[2] / "suite"
+SUITE_FOLDER: Final = Path(__file__).parents[2] / "suite"
 PAPER_MARKER: Final = "swcheck_paper"
-PAPERS: Final = "test_paper.py"
+PAPER_MODULE: Final = "test_paper.py"
 SWCHECK_WORDS: Final = ("swcheck", "super_weights", "super_activations")
 """A test file that contains one of these words may use swcheck; the last two are fixtures with a shorter name."""
 
@@ -37,7 +37,7 @@ class SuiteModule(pytest.Module):
 
 def is_shipped(path: Path) -> bool:
     """Return whether ``path`` is a module of the shipped suite."""
-    return path.parent == SUITE and path.name.startswith("test_")
+    return path.parent == SUITE_FOLDER and path.name.startswith("test_")
 
 
 def uses_swcheck(item: pytest.Item) -> bool:
@@ -57,7 +57,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
     Pytest does not call this for a file that is itself given as a path.
     """
-    return True if collection_path == SUITE / PAPERS and not is_paper_selected(config) else None
+    return True if collection_path == SUITE_FOLDER / PAPER_MODULE and not is_paper_selected(config) else None
 
 
 def is_paper_selected(config: pytest.Config) -> bool:
@@ -140,17 +140,17 @@ def suite_items(session: pytest.Session) -> list[pytest.Item]:
     before = list(sys.path)
     items = []
     try:
-        for name in ["test_model.py", "test_candidate.py", *[PAPERS] * is_paper_selected(session.config)]:
-            module = SuiteModule.of(SUITE / name, session)
+        for name in ["test_model.py", "test_candidate.py", *[PAPER_MODULE] * is_paper_selected(session.config)]:
+            module = SuiteModule.of(SUITE_FOLDER / name, session)
             found = [node for node in module.collect() if isinstance(node, pytest.Item)]
             for item in found:
                 item.ihook.pytest_itemcollected(item=item)
             module.ihook.pytest_collectreport(report=pytest.CollectReport(module.nodeid, "passed", None, [*found]))
             items += found
     except pytest.Collector.CollectError as error:
-        raise pytest.UsageError(f"no check of swcheck was collected from {SUITE}: {error}") from error
+        raise pytest.UsageError(f"no check of swcheck was collected from {SUITE_FOLDER}: {error}") from error
     finally:
         sys.path[:] = before  # importing a module by its path put site-packages first
     if not items:
-        raise pytest.UsageError(f"no check of swcheck was collected from {SUITE}: its installation is not whole")
+        raise pytest.UsageError(f"no check of swcheck was collected from {SUITE_FOLDER}: its installation is not whole")
     return items

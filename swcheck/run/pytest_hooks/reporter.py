@@ -119,7 +119,7 @@ def user_frames(excinfo: pytest.ExceptionInfo[BaseException], test: Path) -> Any
 def verdicts_of(item: pytest.Item, report: pytest.TestReport, error: BaseException | None) -> list[Verdict]:
     """Return the verdicts of this phase of a test. A shipped test that fails or is skipped without one gets one."""
     session = item.config.stash.get(SESSION, None)
-    found = [] if session is None else session.take(failed=report.failed)
+    found = [] if session is None else session.take_verdicts(failed=report.failed)
     marker = item.get_closest_marker("swcheck")
     red = any(verdict.red for verdict in found)
     lacks_verdict = (report.failed and not red) or (report.skipped and not found)
@@ -202,16 +202,16 @@ class Reporter:
 
     def _announce(self, verb: str, spec: str, wanted: Sequence[str]) -> None:
         """Print the models that are loaded and the estimate, unless the run is quiet. ``spec`` is the reference."""
-        from swcheck.run.settings import estimate, sized
+        from swcheck.run.settings import cost_estimate_words, name_with_size
 
         terminal = self.config.pluginmanager.get_plugin("terminalreporter")
         if terminal is None or self.config.get_verbosity() < 0:
             return
         terminal.write("" if getattr(terminal, "currentfspath", None) else "\n")
         terminal.ensure_newline()
-        names = " and ".join(sized(self.settings, name) for name in wanted)
+        names = " and ".join(name_with_size(self.settings, name) for name in wanted)
         terminal.write(f"swcheck: {verb} {names}", flush=True)  # before the estimate, which imports torch
-        words = estimate(self.settings, spec, wanted)
+        words = cost_estimate_words(self.settings, spec, wanted)
         terminal.write_line(f"; {words}" if words else "")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -234,12 +234,12 @@ class Reporter:
             return
         from swcheck.base.json_text import json_text
         from swcheck.base.output_files import write_atomically
-        from swcheck.run.reports.verdict_json import document
+        from swcheck.run.reports.verdict_json import json_document
 
         # Several workers may have measured the same reference; the longest text has the most measurements.
         files = {path: max(texts, key=lambda text: (len(text), text)) for path, texts in self.baseline_texts.items()}
         if self.settings.json is not None:
-            files[self.settings.json] = json_text(document(self.worst_verdicts())) + "\n"
+            files[self.settings.json] = json_text(json_document(self.worst_verdicts())) + "\n"
         for path, text in files.items():
             try:
                 write_atomically(path, text)
@@ -269,9 +269,9 @@ class Reporter:
     def unused_limits(self) -> list[str]:
         """Return a warning about limits for models that this run does not have: a mistyped name would limit nothing."""
         from swcheck.base.wrapping import wrapped
-        from swcheck.run.limit_overrides import idle
+        from swcheck.run.limit_overrides import unused_overrides
 
-        found = idle(self.settings.overrides, self.settings.models, self.settings.candidates)
+        found = unused_overrides(self.settings.overrides, self.settings.models, self.settings.candidates)
         names = ", ".join(dict.fromkeys(f"{one.model}:{one.name} ({one.origin})" for one in found))
         words = f"limits for no model of this run: {names}"
         return wrapped(words, shutil.get_terminal_size().columns, 2) if found else []

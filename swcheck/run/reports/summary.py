@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from swcheck.base.formatting import format_number, format_shortened
 from swcheck.base.records import Outcome, Verdict
-from swcheck.base.wrapping import WIDEST, wrapped
+from swcheck.base.wrapping import MAX_WIDTH, wrapped
 from swcheck.run.reports.margins import Reported, margin, severity
 
 OUTCOME_WORDS: Final = {Outcome.NOT_APPLICABLE: "not applicable", Outcome.FAILED: "FAILED"}
@@ -83,7 +83,7 @@ def summary(reported: Sequence[Reported], width: int = 80) -> list[str]:
     Each model and each candidate has a table, explanations of its rows, and its skipped checks. Several candidates of
     one model share a table. The last line says what the run does not cover.
     """
-    width = min(width, WIDEST)
+    width = min(width, MAX_WIDTH)
     lines: list[str] = []
     pairs = list(dict.fromkeys((verdict.model, verdict.candidate) for _, verdict in reported))
     for model, candidate in pairs:

@@ -58,6 +58,6 @@ def _number(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def document(reported: Iterable[Reported]) -> dict[str, Any]:
+def json_document(reported: Iterable[Reported]) -> dict[str, Any]:
     """Return the content of the file that ``--swcheck-json`` writes."""
     return {"schema": SCHEMA, "verdicts": [verdict_as_json(verdict, test) for test, verdict in reported]}

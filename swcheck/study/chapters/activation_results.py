@@ -50,7 +50,7 @@ SAME_PLACE_LIMIT: Final = Limit(
 DROP_LIMIT: Final = Limit(0.75, None, "the paper: zeroing lowers it by about 75 % (Llama-7B: 76 %)")
 
 
-def carrying(study: Study, channel: int) -> tuple[int, ...]:
+def carrying_layers(study: Study, channel: int) -> tuple[int, ...]:
     """Return the layers expected to carry an activation: from its onset on, except the last ones, which remove it."""
     points = study.select(PLACE, INTACT, channel=channel)
     peak = max(abs(point.value) for point in points)
@@ -66,7 +66,7 @@ def channels(study: Study) -> tuple[int, ...]:
 
 def deviation(study: Study, channel: int) -> float:
     """Return the largest relative deviation of an activation from its median over the layers that carry it."""
-    values = [study.value(PLACE, INTACT, channel=channel, layer=layer) for layer in carrying(study, channel)]
+    values = [study.value(PLACE, INTACT, channel=channel, layer=layer) for layer in carrying_layers(study, channel)]
     median = _median(values)
     return max(abs(value / median - 1) for value in values) if median and math.isfinite(median) else math.nan
 
@@ -80,7 +80,7 @@ def drop(study: Study, condition: str, channel: int | None = None) -> float:
     quantity, place = (HIDDEN, {}) if channel is None else (PLACE, {"channel": channel})
     remaining = [
         study.value(quantity, condition, layer=layer, **place) / study.value(quantity, INTACT, layer=layer, **place)
-        for layer in carrying(study, carrying_channel)
+        for layer in carrying_layers(study, carrying_channel)
     ]
     return 1 - _median(remaining)
 
@@ -95,7 +95,7 @@ def _nan_as_infinity(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def sinks(study: Study, condition: str) -> float:
+def sink_head_share(study: Study, condition: str) -> float:
     """Return the share of heads that have a sink; NaN if attention was not measured."""
     heads = study.select(ATTENTION, condition)
     return sum(head.value > SINK for head in heads) / len(heads) if heads else math.nan
@@ -175,7 +175,7 @@ def judge(study: Study) -> tuple[Verdict, ...]:
 
 def _persists_verdict(study: Study) -> Verdict:
     worst = max(channels(study), key=lambda channel: _nan_as_infinity(deviation(study, channel)))
-    layers, measured = carrying(study, worst), deviation(study, worst)
+    layers, measured = carrying_layers(study, worst), deviation(study, worst)
     words = f"channel {worst} strays by {100 * measured:.1f} % from its median over layers {layers[0]} to {layers[-1]}"
     return claim_verdict(
         study, "paper: activation persists", measured, SAME_LIMIT, words, cause=f"not the same magnitude: {words}"
@@ -207,9 +207,7 @@ def _drop_verdict(study: Study) -> Verdict:
     if OTHERS in study.conditions(HIDDEN):
         words += f", by {100 * drop(study, OTHERS):.0f} % without the other largest weights (the paper: 76 and 28 %)"
     if study.has(ATTENTION):
-        words += (
-            f"; heads with a sink: {100 * sinks(study, INTACT):.0f} % intact, {100 * sinks(study, ZEROED):.0f} % zeroed"
-        )
+        words += f"; heads with a sink: {100 * sink_head_share(study, INTACT):.0f} % intact, {100 * sink_head_share(study, ZEROED):.0f} % zeroed"
     return claim_verdict(
         study, "paper: activation drops", measured, DROP_LIMIT, words, cause=f"most of it stays: {words}"
     )

@@ -21,7 +21,7 @@ from swcheck.lens.anatomy import device_of
 from swcheck.lens.likelihood import evaluating
 from swcheck.lens.nulls import without_largest
 from swcheck.lens.observe import first_tensor, observe
-from swcheck.lens.prompts import displayed, encoded
+from swcheck.lens.prompts import encode_prompt, prompt_label
 from swcheck.study.chapters.activation_results import (
     ATTENTION,
     BARE,
@@ -107,12 +107,12 @@ def _by_layer(setup: Setup, places: tuple[SuperActivation, ...]) -> Iterator[Mea
 def _conditions(setup: Setup) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
     @contextmanager
     def both() -> Iterator[None]:
-        with without_largest(setup.model, setup.weights, PAPERS_SHARE), setup.without():
+        with without_largest(setup.model, setup.weights, PAPERS_SHARE), setup.super_weights_zeroed():
             yield
 
     return {
         INTACT: nullcontext,
-        ZEROED: setup.without,
+        ZEROED: setup.super_weights_zeroed,
         OTHERS: lambda: without_largest(setup.model, setup.weights, PAPERS_SHARE),
         BOTH: both,
     }
@@ -122,7 +122,7 @@ def _prompt_ids(setup: Setup, prompt: Prompt) -> torch.Tensor:
     """Return the ids of a prompt, int64 ``(1, T)``; those of the first window if there is no tokenizer."""
     if setup.tokenizer is None:
         return setup.ids[:1, :LENGTH]
-    return torch.tensor([encoded(setup.tokenizer, prompt)], dtype=torch.int64)
+    return torch.tensor([encode_prompt(setup.tokenizer, prompt)], dtype=torch.int64)
 
 
 def _observe_prompt(setup: Setup, ids: torch.Tensor) -> tuple[Any, Peak]:
@@ -179,7 +179,7 @@ def _by_prompt(setup: Setup, places: Sequence[SuperActivation]) -> Iterator[Meas
         forms = (("plain", BY_PROMPT), ("bare", BARE)) if has_bos(setup.subject) else (("plain", BY_PROMPT),)
         for form, quantity in forms:
             prompt = Prompt(text, form)
-            cases.append((displayed(setup.tokenizer, prompt), quantity, _prompt_ids(setup, prompt)))
+            cases.append((prompt_label(setup.tokenizer, prompt), quantity, _prompt_ids(setup, prompt)))
     for name, quantity, ids in setup.steps(cases, "prompt"):
         with evaluating(setup.model), observe(setup.model, residual=[onset], stop=True) as sight:
             setup.model(ids.to(device_of(setup.model)), use_cache=False)
@@ -204,7 +204,7 @@ def _attention(setup: Setup, places: Sequence[SuperActivation]) -> Iterator[Meas
     with evaluating(setup.model), observe(setup.model, residual=[onset], stop=True) as sight:
         setup.model(ids, use_cache=False)
     sinks = sight.residual[onset][..., places[0].channel].float().abs()[:, :-1].argmax(1).tolist()
-    for condition, context in ((INTACT, nullcontext), (ZEROED, setup.without)):
+    for condition, context in ((INTACT, nullcontext), (ZEROED, setup.super_weights_zeroed)):
         try:
             with evaluating(setup.model), _eager_attention(setup.model), context():
                 maps = setup.model(ids, use_cache=False, output_attentions=True).attentions

@@ -26,10 +26,10 @@ from swcheck.study.common.record import INTACT, OTHERS, ZEROED, Measurement, Stu
 from swcheck.study.common.setup import ACCURACY, PERPLEXITY, RATIO, Setup
 from swcheck.study.common.surgery import (
     PAPERS_SHARE,
-    calibrated,
-    carriers,
-    put_back,
-    strongest,
+    carrying_tokens,
+    contributions_restored,
+    mean_contributions,
+    strongest_token,
     without_columns,
     without_rows,
 )
@@ -58,19 +58,19 @@ HARMLESS_LIMIT: Final = Limit(
 def measure(setup: Setup) -> Iterator[Measurement]:
     """Yield perplexity in every condition, and accuracy in the conditions of the paper."""
     model, weights = setup.model, setup.weights
-    contributions = calibrated(model, weights, setup.ids)
+    contributions = mean_contributions(model, weights, setup.ids)
     for contribution in contributions:
         yield Measurement(CONTRIBUTION, contribution.mean, layer=contribution.layer, channel=contribution.row)
         yield Measurement(CARRYING, contribution.tokens, layer=contribution.layer, channel=contribution.row)
     constants = {(contribution.layer, contribution.row): contribution.mean for contribution in contributions}
     with_accuracy: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         INTACT: nullcontext,
-        ZEROED: setup.without,
-        AT_STRONGEST: lambda: put_back(model, weights, strongest),
-        AT_CARRIERS: lambda: put_back(model, weights, carriers),
+        ZEROED: setup.super_weights_zeroed,
+        AT_STRONGEST: lambda: contributions_restored(model, weights, strongest_token),
+        AT_CARRIERS: lambda: contributions_restored(model, weights, carrying_tokens),
     }
     likelihood_only: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-        CONSTANT: lambda: put_back(model, weights, carriers, constants),
+        CONSTANT: lambda: contributions_restored(model, weights, carrying_tokens, constants),
         ROWS: lambda: without_rows(model, weights),
         COLUMNS: lambda: without_columns(model, weights),
     }
@@ -95,10 +95,10 @@ def _each_zeroed_alone(setup: Setup) -> Iterator[Measurement]:
     """Yield the perplexity with each weight of a set zeroed on its own."""
     for weight in setup.steps(setup.weights if len(setup.weights) > 1 else (), "alone"):
         with zeroed(setup.model, [weight]):
-            yield from setup.likelihood(alone(weight))
+            yield from setup.likelihood(zeroed_alone(weight))
 
 
-def alone(weight: SuperWeight) -> str:
+def zeroed_alone(weight: SuperWeight) -> str:
     """Return the name of the condition in which one weight is zeroed on its own."""
     return f"{replace(weight, value=None)} zeroed alone"
 
@@ -119,7 +119,7 @@ def _largest_others_zeroed(setup: Setup) -> Iterator[Measurement]:
             return
 
 
-def recovered(study: Study, condition: str) -> float:
+def recovered_percent(study: Study, condition: str) -> float:
     """Return the percentage of the lost nats that returns; NaN unless the loss is positive and finite."""
     lost = math.log(study.value(RATIO, ZEROED))
     remaining = math.log(study.value(RATIO, condition))
@@ -155,7 +155,7 @@ def table(study: Study) -> Rows:
     tasks = measured_tasks(study)
     lines = [["", "perplexity", "times", "recovered", *tasks]]
     for ratio in ordered_ratios(study):
-        share = recovered(study, ratio.condition) if ratio.condition in RESTORED_CONDITIONS else math.nan
+        share = recovered_percent(study, ratio.condition) if ratio.condition in RESTORED_CONDITIONS else math.nan
         perplexity = study.value(PERPLEXITY, ratio.condition, x=ratio.x)
         accuracies = [study.select(ACCURACY, ratio.condition, x=ratio.x, task=task) for task in tasks]
         lines.append(
@@ -256,7 +256,7 @@ def _far_worse_verdict(study: Study, zeroed_ratio: float) -> Verdict:
 
 
 def _restored_verdict(study: Study) -> Verdict:
-    one, every = recovered(study, AT_STRONGEST), recovered(study, AT_CARRIERS)
+    one, every = recovered_percent(study, AT_STRONGEST), recovered_percent(study, AT_CARRIERS)
     words = f"put back at the strongest token, {one:.1f} % of the lost nats return, at every carrying one {every:.1f} %"
     before, after, best = (mean_accuracy(study, condition) for condition in (ZEROED, AT_STRONGEST, INTACT))
     if best > before:

@@ -52,7 +52,7 @@ STOPWORDS: Final = frozenset(
 
 def measure(setup: Setup) -> Iterator[Measurement]:
     """Yield next-token probabilities and entropy, intact and zeroed, and the change of single tokens."""
-    conditions: dict[str, AbstractContextManager[Any]] = {INTACT: nullcontext(), ZEROED: setup.without()}
+    conditions: dict[str, AbstractContextManager[Any]] = {INTACT: nullcontext(), ZEROED: setup.super_weights_zeroed()}
     means: dict[str, torch.Tensor] = {}
     yield Measurement(CONTEXTS, len(setup.ids) * (setup.ids.shape[1] - _start(setup.ids)))
     for condition, context in conditions.items():
@@ -69,11 +69,11 @@ def measure(setup: Setup) -> Iterator[Measurement]:
     ]
     for condition, by_window in means.items():
         for token in dict.fromkeys(shown):
-            yield _probability(by_window[:, [token]], condition, _text(setup.tokenizer, token), token)
+            yield _probability(by_window[:, [token]], condition, _token_text(setup.tokenizer, token), token)
         yield _probability(by_window[:, likeliest], condition, SUMMED)
     for token in dict.fromkeys(shown):
         ratio = float(zeroed[token] / intact[token]) if intact[token] > 0 else math.inf
-        yield Measurement(RISE, ratio, ZEROED, channel=token, prompt=_text(setup.tokenizer, token))
+        yield Measurement(RISE, ratio, ZEROED, channel=token, prompt=_token_text(setup.tokenizer, token))
     yield Measurement(RISING, int((zeroed[likeliest] > intact[likeliest]).sum()), ZEROED)
 
 
@@ -125,10 +125,10 @@ def _single_token_id(tokenizer: Any, text: str) -> int | None:
     if tokenizer is None:
         return None
     ids = tokenizer(f"x{text}", add_special_tokens=False)["input_ids"]
-    return int(ids[-1]) if ids and _text(tokenizer, int(ids[-1])) == text else None
+    return int(ids[-1]) if ids and _token_text(tokenizer, int(ids[-1])) == text else None
 
 
-def _text(tokenizer: Any, token: int) -> str:
+def _token_text(tokenizer: Any, token: int) -> str:
     """Return what a token adds to a text; "#ID" without a tokenizer, or if the token is only a part of a character."""
     if tokenizer is None:
         return f"#{token}"
@@ -138,7 +138,7 @@ def _text(tokenizer: Any, token: int) -> str:
     return f"#{token}" if "\ufffd" in text else text
 
 
-def kind(text: str) -> str:
+def token_kind(text: str) -> str:
     """Return the kind of a token: "stopword", "punctuation", "white space", or "" for any other."""
     if not text.strip():
         return "white space"
@@ -147,12 +147,12 @@ def kind(text: str) -> str:
     return "punctuation" if not any(letter.isalnum() for letter in text) else ""
 
 
-def named(text: str) -> str:
+def displayed_token(text: str) -> str:
     """Return a token as it is displayed: quoted, or for a run of spaces their number."""
     return f"{len(text)} spaces" if len(text) > 1 and not text.strip(" ") else repr(text)
 
 
-def tokens(study: Study) -> tuple[Measurement, ...]:
+def measured_tokens(study: Study) -> tuple[Measurement, ...]:
     """Return the measurements of single tokens in the intact model, the likeliest first."""
     single_tokens = [point for point in study.select(PROBABILITY, INTACT) if point.channel is not None]
     return tuple(sorted(single_tokens, key=lambda point: -point.value))
@@ -161,11 +161,11 @@ def tokens(study: Study) -> tuple[Measurement, ...]:
 def table(study: Study) -> Rows:
     """Return one row per token, then the 100 likeliest together, how many of them rise, and the entropy."""
     lines = [["token", "kind", "intact", "zeroed", "ratio"]]
-    for point in tokens(study):
+    for point in measured_tokens(study):
         text = point.prompt or ""
         zeroed = study.value(PROBABILITY, ZEROED, channel=point.channel)
         rise = study.value(RISE, ZEROED, channel=point.channel)
-        lines.append([named(text), kind(text), f"{point.value:.3g}", f"{zeroed:.3g}", f"x{rise:.3g}"])
+        lines.append([displayed_token(text), token_kind(text), f"{point.value:.3g}", f"{zeroed:.3g}", f"x{rise:.3g}"])
     sums = [point for point in study.select(PROBABILITY, INTACT) if point.channel is None]
     for point in sums:
         zeroed = study.value(PROBABILITY, ZEROED, prompt=point.prompt)
@@ -177,7 +177,7 @@ def table(study: Study) -> Rows:
 
 def draw(study: Study, figure: Any) -> None:
     """Draw paired bars, the likeliest token first, on a logarithmic axis; stopwords and punctuation are bold."""
-    axes, points = single_axes(figure), tokens(study)
+    axes, points = single_axes(figure), measured_tokens(study)
     for place, condition in enumerate((INTACT, ZEROED)):
         rows = [study.select(PROBABILITY, condition, channel=point.channel)[0] for point in points]
         axes.bar(
@@ -186,10 +186,14 @@ def draw(study: Study, figure: Any) -> None:
         )  # fmt: skip
     axes.set_yscale("log")
     axes.set_xticks(
-        range(len(points)), [named(point.prompt or "") for point in points], rotation=60, ha="right", fontsize=8
+        range(len(points)),
+        [displayed_token(point.prompt or "") for point in points],
+        rotation=60,
+        ha="right",
+        fontsize=8,
     )
     for label, point in zip(axes.get_xticklabels(), points, strict=True):
-        if kind(point.prompt or "") in {"stopword", "punctuation"}:
+        if token_kind(point.prompt or "") in {"stopword", "punctuation"}:
             label.set_fontweight("bold")
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("token (bold: stopword or punctuation)")

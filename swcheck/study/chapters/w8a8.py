@@ -33,12 +33,12 @@ from swcheck.base.formatting import format_number
 from swcheck.base.records import Limit, Outcome, Verdict
 from swcheck.base.statistics import standard_error
 from swcheck.lens.linear_maps import LinearMap, inputs_of
-from swcheck.lens.observe import as_floats, first_tensor
-from swcheck.quantizers.rounding import absmax, per_row
+from swcheck.lens.observe import dequantized, first_tensor
+from swcheck.quantizers.rounding import absmax, row_block
 from swcheck.study.common.chapter import Chapter, Rows
 from swcheck.study.common.plots import COLOURS
 from swcheck.study.common.record import INTACT, Measurement, Study
-from swcheck.study.common.setup import PERPLEXITY, RATIO, Setup, edited
+from swcheck.study.common.setup import PERPLEXITY, RATIO, Setup, restored_after
 from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.measurements.residual_stream import super_activations
 
@@ -88,7 +88,7 @@ def measure(setup: Setup) -> Iterator[Measurement]:
     if not maps:
         return
     channels = super_channels(setup, maps)
-    factors = smoothing(setup, maps)
+    factors = smoothing_factors(setup, maps)
     intact = setup.intact()
     yield from setup.likelihood(INTACT)
     weights_only = QuantizationPlan(None, {}, {})
@@ -99,7 +99,7 @@ def measure(setup: Setup) -> Iterator[Measurement]:
         if factors:
             plans[SMOOTH + suffix] = QuantizationPlan(per_token, {}, factors)
     nats: dict[str, torch.Tensor] = {}
-    with edited(linear.weight for linear in maps) as saved:
+    with restored_after(linear.weight for linear in maps) as saved:
         for condition, plan in setup.steps(list(plans.items()), "quantizations"):
             with quantized(maps, saved, plan):
                 nats[condition] = setup.nats()
@@ -125,7 +125,7 @@ def super_channels(setup: Setup, maps: Sequence[LinearMap]) -> dict[LinearMap, t
     return channels_by_map
 
 
-def smoothing(setup: Setup, maps: Sequence[LinearMap]) -> dict[LinearMap, torch.Tensor]:
+def smoothing_factors(setup: Setup, maps: Sequence[LinearMap]) -> dict[LinearMap, torch.Tensor]:
     """Return SmoothQuant's factor of every input channel, float32 ``(in,)``, for maps that read a norm with a weight.
 
     Maps that read the same tensor share the factors ``max|x|**alpha / max|w|**(1 - alpha)``, with both maxima over the
@@ -183,15 +183,15 @@ def _input_quantizer(per_token: bool, channels: tuple[int, ...], factor: torch.T
     """Return a forward pre-hook that quantizes the input of a map."""
 
     def quantize_input(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = as_floats(args[0])
+        x = dequantized(args[0])
         if factor is not None:
             x = (x.float() / factor.to(x.device)).to(x.dtype)
-        return (rounded(x, channels, per_token=per_token), *args[1:])
+        return (quantized_inputs(x, channels, per_token=per_token), *args[1:])
 
     return quantize_input
 
 
-def rounded(x: torch.Tensor, channels: Sequence[int], *, per_token: bool) -> torch.Tensor:
+def quantized_inputs(x: torch.Tensor, channels: Sequence[int], *, per_token: bool) -> torch.Tensor:
     """Return the input of a map, ``(B, T, in)``, rounded to eight bits, except one scalar per window and channel.
 
     In each of ``channels``, each window's largest magnitude is replaced by the median of the tensor before rounding and
@@ -204,7 +204,7 @@ def rounded(x: torch.Tensor, channels: Sequence[int], *, per_token: bool) -> tor
         tokens = x[..., channel].abs().argmax(1)
         held_out.append((tokens, channel, x[windows, tokens, channel]))
         replaced[windows, tokens, channel] = x.median()
-    quantized_input = absmax(replaced, BITS, block=per_row(x) if per_token else None)
+    quantized_input = absmax(replaced, BITS, block=row_block(x) if per_token else None)
     for tokens, channel, values in held_out:
         quantized_input[windows, tokens, channel] = values
     return quantized_input

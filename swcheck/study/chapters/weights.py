@@ -26,11 +26,11 @@ import torch
 from swcheck.base.formatting import format_number
 from swcheck.base.records import Limit, Outcome, Verdict
 from swcheck.lens.linear_maps import LinearMap, inputs_of
-from swcheck.quantizers.rounding import Block, Reading, clipped, clipped_iqr, clipped_share, keep, minmax
+from swcheck.quantizers.rounding import Block, Reading, clip_iqr, clip_share, clip_z_score, minmax, with_kept
 from swcheck.study.common.chapter import Chapter, Rows
 from swcheck.study.common.plots import COLOURS, MARKERS, accuracy_axis, measured_tasks, percent_axis
 from swcheck.study.common.record import Measurement, Study
-from swcheck.study.common.setup import ACCURACY, RATIO, Setup, edited
+from swcheck.study.common.setup import ACCURACY, RATIO, Setup, restored_after
 from swcheck.superweights.measurements.inputs import prompt_ids
 
 SIDES: Final = (8, 64, 128, 256, 512, 1024)
@@ -66,20 +66,20 @@ class Method:
     tiles: bool = False
 
     @property
-    def at_four(self) -> str:
+    def by_size_condition(self) -> str:
         """The condition of the measurements over block sizes; their ``x`` is the side n of n x n elements."""
         return f"{FIGURE_BITS} bit, {self.name}"
 
     @property
-    def whole(self) -> str:
+    def by_bits_condition(self) -> str:
         """The condition of the measurements over bits; their ``x`` is the bits."""
         return f"{WHOLE}, {self.name}"
 
 
-Z_SCORE: Final = ClipRule((24.0, 16.0, 11.0, 8.0, 6.0, 4.0, 3.0), lambda w, z, block: clipped(w, z, block=block))
-BLOCK_SHARE: Final = ClipRule((1e-5, 1e-4, 1e-3, 1e-2), lambda w, share, block: clipped_share(w, share, block=block))
-TENSOR_SHARE: Final = ClipRule((1e-6, 1e-5, 1e-4, 1e-3), lambda w, share, _block: clipped_share(w, share))
-QUARTILES: Final = ClipRule((20.0, 12.0, 8.0, 5.0, 3.0), lambda w, times, block: clipped_iqr(w, times, block=block))
+Z_SCORE: Final = ClipRule((24.0, 16.0, 11.0, 8.0, 6.0, 4.0, 3.0), lambda w, z, block: clip_z_score(w, z, block=block))
+BLOCK_SHARE: Final = ClipRule((1e-5, 1e-4, 1e-3, 1e-2), lambda w, share, block: clip_share(w, share, block=block))
+TENSOR_SHARE: Final = ClipRule((1e-6, 1e-5, 1e-4, 1e-3), lambda w, share, _block: clip_share(w, share))
+QUARTILES: Final = ClipRule((20.0, 12.0, 8.0, 5.0, 3.0), lambda w, times, block: clip_iqr(w, times, block=block))
 
 PLAIN: Final = Method("plain")
 PRINTED: Final = Method("plain, step as printed", reading=Reading.PAPER)
@@ -143,20 +143,22 @@ def measure(setup: Setup) -> Iterator[Measurement]:
     setup.note("no labels: each matrix takes the threshold whose output on the default prompt is nearest to its own")
     largest = max(linear.weight.numel() for linear in maps)
     inputs = {linear: x.flatten(0, -2) for linear, x in inputs_of(setup.model, maps, prompt_ids(setup.subject)).items()}
-    with edited(linear.weight for linear in maps) as saved:
+    with restored_after(linear.weight for linear in maps) as saved:
         for setting in setup.steps(list(settings(largest)), "roundings"):
             for linear, original in zip(maps, saved, strict=True):
                 linear.weight.copy_(rounded(setting, original, setup.super_weight_places(linear), inputs.get(linear)))
             method, x = setting.method, math.sqrt(largest) if setting.side is None else float(setting.side)
             if setting.bits != FIGURE_BITS:
-                yield from setup.likelihood(method.whole, x=setting.bits)
+                yield from setup.likelihood(method.by_bits_condition, x=setting.bits)
                 continue
-            scores = list(setup.likelihood(method.at_four, x=x))
+            scores = list(setup.likelihood(method.by_size_condition, x=x))
             yield from scores
             if setting.side is None and method in OVER_BITS:
-                yield from (replace(score, condition=method.whole, x=float(FIGURE_BITS)) for score in scores)
+                yield from (
+                    replace(score, condition=method.by_bits_condition, x=float(FIGURE_BITS)) for score in scores
+                )
             if method in WITH_ACCURACY and (setting.side or LEAST_ACCURACY_SIDE) >= LEAST_ACCURACY_SIDE:
-                yield from setup.accuracies(method.at_four, x=x)
+                yield from setup.accuracies(method.by_size_condition, x=x)
             for linear, original in zip(maps, saved, strict=True):
                 yield from super_weight_survival(linear, original, setup.super_weight_places(linear), setting, x)
 
@@ -172,13 +174,13 @@ def rounded(
     plain = minmax(weight, setting.bits, block=block, reading=method.reading)
     if method.rule is None:
         return plain
-    best = keep(plain, weight, places)
+    best = with_kept(plain, weight, places)
     least_error = output_error(best - weight, inputs)
     for strength in method.rule.strengths:
         clipped_weight = method.rule.cut(weight, strength, block)
         if torch.equal(clipped_weight, weight):
             continue
-        candidate = keep(minmax(clipped_weight, setting.bits, block=block, reading=method.reading), weight, places)
+        candidate = with_kept(minmax(clipped_weight, setting.bits, block=block, reading=method.reading), weight, places)
         error = output_error(candidate - weight, inputs)
         if error < least_error:
             best, least_error = candidate, error
@@ -206,9 +208,9 @@ def super_weight_survival(
     for row, column in places:
         change_in_block, size_in_block = (block_of(tensor, (row, column), setting.block) for tensor in (change, size))
         kept_share = float(linear.weight[row, column]) / float(original[row, column])
-        yield Measurement(KEPT, kept_share, setting.method.at_four, x, layer=linear.layer, channel=row)
+        yield Measurement(KEPT, kept_share, setting.method.by_size_condition, x, layer=linear.layer, channel=row)
         error = float(change_in_block.norm()) / float(size_in_block.norm()) if float(size_in_block.norm()) else math.nan
-        yield Measurement(NEIGHBOURS, error, setting.method.at_four, x, layer=linear.layer, channel=row)
+        yield Measurement(NEIGHBOURS, error, setting.method.by_size_condition, x, layer=linear.layer, channel=row)
 
 
 def block_of(tensor: torch.Tensor, place: tuple[int, int], block: Block) -> torch.Tensor:
@@ -224,24 +226,24 @@ def block_of(tensor: torch.Tensor, place: tuple[int, int], block: Block) -> torc
 
 def table(study: Study) -> Rows:
     """Return perplexity ratios by method and block size, then by bits; then the super weights' fate, and accuracy."""
-    sizes = [point.x for point in study.select(RATIO, PLAIN.at_four)]
+    sizes = [point.x for point in study.select(RATIO, PLAIN.by_size_condition)]
     rows = [["", "bits", *(size_label(x, sizes) for x in sizes)]]
     if not sizes:
         return rows
     for method in METHODS:
-        cells = [cell_text(study, RATIO, method.at_four, x) for x in sizes]
+        cells = [cell_text(study, RATIO, method.by_size_condition, x) for x in sizes]
         rows.append([f"perplexity: {method.name}", str(FIGURE_BITS), *cells])
     for bits in (bits for bits in BITS if bits != FIGURE_BITS):
         for method in OVER_BITS:
-            cells = [""] * (len(sizes) - 1) + [cell_text(study, RATIO, method.whole, bits)]
+            cells = [""] * (len(sizes) - 1) + [cell_text(study, RATIO, method.by_bits_condition, bits)]
             rows.append([f"perplexity: {method.name}", str(bits), *cells])
     for quantity, methods in ((KEPT, (PLAIN, PRINTED)), (NEIGHBOURS, METHODS)):
         for method in methods:
-            cells = [cell_text(study, quantity, method.at_four, x) for x in sizes]
+            cells = [cell_text(study, quantity, method.by_size_condition, x) for x in sizes]
             rows.append([f"{quantity}: {method.name}", str(FIGURE_BITS), *cells])
     for task in measured_tasks(study):
         for method in WITH_ACCURACY:
-            cells = [cell_text(study, ACCURACY, method.at_four, x, task=task) for x in sizes]
+            cells = [cell_text(study, ACCURACY, method.by_size_condition, x, task=task) for x in sizes]
             rows.append([f"{task}: {method.name}", str(FIGURE_BITS), *cells])
     return rows
 
@@ -266,14 +268,14 @@ def draw(study: Study, figure: Any) -> None:
     """Draw perplexity over block size at 4 bits and over bits for whole tensors; accuracy if it was measured."""
     tasks = measured_tasks(study)
     panels = figure.subplots(1, 3 if tasks else 2)
-    sizes = [point.x for point in study.select(RATIO, PLAIN.at_four)]
+    sizes = [point.x for point in study.select(RATIO, PLAIN.by_size_condition)]
     percent_axis(panels[0], f"block of n x n elements ({FIGURE_BITS} bits)")
     percent_axis(panels[1], "bits (whole tensor)")
     panels[1].set_ylabel("")
     for method in METHODS:
-        draw_curve(panels[0], in_percent(study.select(RATIO, method.at_four)), method)
+        draw_curve(panels[0], in_percent(study.select(RATIO, method.by_size_condition)), method)
     for method in OVER_BITS:
-        points = sorted(study.select(RATIO, method.whole), key=lambda point: point.x or 0.0)
+        points = sorted(study.select(RATIO, method.by_bits_condition), key=lambda point: point.x or 0.0)
         draw_curve(panels[1], in_percent(points), method)
     panels[1].set_xticks(sorted(BITS))
     panels[1].invert_xaxis()
@@ -285,7 +287,7 @@ def draw(study: Study, figure: Any) -> None:
         for method in WITH_ACCURACY:
             draw_curve(
                 panels[2],
-                study.select(ACCURACY, method.at_four, task=task),
+                study.select(ACCURACY, method.by_size_condition, task=task),
                 method,
                 line=dash,
                 label=f"{task}, {method.name}",
@@ -318,11 +320,11 @@ def draw_curve(axes: Any, points: Sequence[Measurement], method: Method, *, line
 
 def judge(study: Study) -> tuple[Verdict, ...]:
     """Judge whether, at the largest block, clipping and keeping loses less than plain rounding, in nats."""
-    sizes = [ratio.x for ratio in study.select(RATIO, PLAIN.at_four) if ratio.x is not None]
+    sizes = [ratio.x for ratio in study.select(RATIO, PLAIN.by_size_condition) if ratio.x is not None]
     if not sizes:
         summary = "no linear map keeps a plain weight: nothing can be rounded"
         return (Verdict("paper: weights", study.model, Outcome.NOT_APPLICABLE, summary),)
-    (plain,), (kept,) = (study.select(RATIO, method.at_four, x=max(sizes)) for method in (PLAIN, CLIPPED))
+    (plain,), (kept,) = (study.select(RATIO, method.by_size_condition, x=max(sizes)) for method in (PLAIN, CLIPPED))
     plain_loss, kept_loss = (math.log(ratio.value) if ratio.value > 0 else math.nan for ratio in (plain, kept))
     noise = 3 * (plain.error or 0.0) / plain.value
     summary = (

@@ -118,12 +118,12 @@ def located_super_weights(setup: Setup) -> Iterator[Measurement]:
         yield Measurement(
             RATIO, ratio, ALONE, error=error if math.isfinite(error) else None, layer=weight.layer, prompt=place
         )
-    with setup.without():
+    with setup.super_weights_zeroed():
         nats = setup.nats()
     yield _damage_measurement(setup, nats, ZEROED, [(weight.row, weight.column) for weight in setup.weights])
 
 
-def asked(study: Study) -> tuple[Measurement, ...]:
+def ranked_damages(study: Study) -> tuple[Measurement, ...]:
     """Return the damages of all candidates, worst first; a damage that is not finite comes before all others."""
     damages = [point for point in study.select(DAMAGE) if point.layer is not None]
     return tuple(
@@ -131,26 +131,26 @@ def asked(study: Study) -> tuple[Measurement, ...]:
     )
 
 
-def paths(study: Study) -> tuple[str, ...]:
+def map_names(study: Study) -> tuple[str, ...]:
     """Return the names of the linear maps of a layer."""
     return study.conditions(DOWN)
 
 
-def layers(study: Study) -> range:
+def tested_layers(study: Study) -> range:
     """Return the layers that were tested."""
-    return range(1 + max((point.layer for point in asked(study) if point.layer is not None), default=-1))
+    return range(1 + max((point.layer for point in ranked_damages(study) if point.layer is not None), default=-1))
 
 
 def worst_of(study: Study, layer: int, path: str) -> Measurement | None:
     """Return the worst damage in one map, or None if it was not tested."""
-    return next((point for point in asked(study) if (point.layer, point.condition) == (layer, path)), None)
+    return next((point for point in ranked_damages(study) if (point.layer, point.condition) == (layer, path)), None)
 
 
 def table(study: Study) -> Rows:
     """Return one row per layer, one column per linear map: the worst damage in nats and how many scalars did it."""
-    rows = [["nats", *paths(study)]]
-    for layer in layers(study):
-        worst_of_layer = [worst_of(study, layer, path) for path in paths(study)]
+    rows = [["nats", *map_names(study)]]
+    for layer in tested_layers(study):
+        worst_of_layer = [worst_of(study, layer, path) for path in map_names(study)]
         rows.append(
             [
                 f"layer {layer}",
@@ -165,21 +165,24 @@ def draw(study: Study, figure: Any) -> None:
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Rectangle
 
-    names, damages = paths(study), [[worst_of(study, layer, path) for layer in layers(study)] for path in paths(study)]
+    names, damages = (
+        map_names(study),
+        [[worst_of(study, layer, path) for layer in tested_layers(study)] for path in map_names(study)],
+    )
     values = [[math.nan if point is None else max(point.value, SMALLEST_SHOWN) for point in row] for row in damages]
     axes = figure.subplots()
     axes.grid(visible=False)
     if not damages:
         axes.set_title("no linear map keeps a plain weight", fontsize=8)
         return
-    largest = max((point.value for point in asked(study)), default=1.0)
+    largest = max((point.value for point in ranked_damages(study)), default=1.0)
     image = axes.imshow(
         values, norm=LogNorm(SMALLEST_SHOWN, max(largest, 10 * SMALLEST_SHOWN)), cmap="viridis", aspect="auto"
     )
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("layer")
-    axes.set_xticks(layers(study), [str(layer) for layer in layers(study)])
-    size = 9 if len(layers(study)) <= 10 else 5
+    axes.set_xticks(tested_layers(study), [str(layer) for layer in tested_layers(study)])
+    size = 9 if len(tested_layers(study)) <= 10 else 5
     for map_number, row in enumerate(damages):
         for layer, point in enumerate(row):
             if point is not None:
@@ -197,7 +200,7 @@ def draw(study: Study, figure: Any) -> None:
 
 def judge(study: Study) -> tuple[Verdict, ...]:
     """Judge whether the most damaging scalars of all linear maps stand in a down projection of an early layer."""
-    ranked = asked(study)
+    ranked = ranked_damages(study)
     if not ranked:
         summary = "no linear map keeps a plain weight: no scalar of one can be zeroed"
         return (Verdict("paper: where", study.model, Outcome.NOT_APPLICABLE, summary),)
@@ -210,7 +213,7 @@ def judge(study: Study) -> tuple[Verdict, ...]:
     if most_damaging.value < math.log(CONTRIBUTING):
         summary += f": nothing reaches x{CONTRIBUTING:g}, the model hangs on no few scalars of one map"
         return (Verdict("paper: where", study.model, Outcome.NOT_APPLICABLE, summary),)
-    depth = (most_damaging.layer or 0) / len(layers(study)) if math.isfinite(most_damaging.value) else math.nan
+    depth = (most_damaging.layer or 0) / len(tested_layers(study)) if math.isfinite(most_damaging.value) else math.nan
     down = study.value(DOWN, most_damaging.condition) == 1.0
     passed = down and EARLY_LIMIT.holds(depth)
     cause = "" if passed else f"a counter-example: the worst is {_described(most_damaging)}"

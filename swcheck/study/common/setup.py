@@ -57,8 +57,8 @@ class Setup:
     """A model prepared for the studies.
 
     ``weights`` are its super weights. ``ids`` int64 ``(B, T)`` are the windows that likelihood is measured on.
-    ``scorer`` measures zero-shot accuracy; where it is None, ``unscored`` says why. ``progress`` wraps the steps that a
-    study iterates over. ``untouched`` keeps the likelihood of the intact model by window set.
+    ``scorer`` measures zero-shot accuracy; where it is None, ``why_unscored`` says why. ``progress`` wraps the steps that a
+    study iterates over. ``intact_nats`` keeps the likelihood of the intact model by window set.
     """
 
     subject: Subject
@@ -67,10 +67,10 @@ class Setup:
     facts: dict[str, Any]
     seed: int = 0
     scorer: Scorer | None = None
-    unscored: str = ""
+    why_unscored: str = ""
     progress: Callable[[Iterable[Any], str], Iterable[Any]] = field(default=lambda steps, _words: steps, repr=False)
     notes: list[str] = field(default_factory=list, repr=False)
-    untouched: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict, repr=False)
+    intact_nats: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def model(self) -> nn.Module:
@@ -97,8 +97,8 @@ class Setup:
 
     def prepare(self) -> None:
         """Measure the intact model, once for all studies of a run. Call it before any study edits the model."""
-        if self._windows_key() not in self.untouched:
-            self.untouched[self._windows_key()] = self.nats()
+        if self._windows_key() not in self.intact_nats:
+            self.intact_nats[self._windows_key()] = self.nats()
 
     def on_fewer_windows(self, windows: int, length: int | None = None) -> Setup:
         """Return this setup on at most ``windows`` windows, evenly spread and cut to ``length`` tokens.
@@ -115,9 +115,9 @@ class Setup:
 
     def intact(self) -> torch.Tensor:
         """Return the intact nats, float64 ``(B, T - 1)``. Raises ``NotObservedError`` before ``prepare``."""
-        if self._windows_key() not in self.untouched:
+        if self._windows_key() not in self.intact_nats:
             raise NotObservedError("the likelihood of the untouched model", "nothing yet", "call prepare() first")
-        return self.untouched[self._windows_key()]
+        return self.intact_nats[self._windows_key()]
 
     def _windows_key(self) -> tuple[int, ...]:
         return tuple(self.ids.flatten().tolist())
@@ -141,7 +141,7 @@ class Setup:
     def accuracies(self, condition: str, *, x: float | None = None) -> Iterator[Measurement]:
         """Yield zero-shot accuracy in the model's present state by task; nothing but a note without a scorer."""
         if self.scorer is None:
-            self.note(f"zero-shot accuracy is left out: {self.unscored}")
+            self.note(f"zero-shot accuracy is left out: {self.why_unscored}")
             return
         for task, accuracy, error in self.scorer(self.model, self.tokenizer):
             yield Measurement(ACCURACY, accuracy, condition, x, error, task=task)
@@ -164,7 +164,7 @@ class Setup:
             return ()
         return tuple((weight.row, weight.column) for weight in self.weights if weight.layer == linear_map.layer)
 
-    def without(self) -> AbstractContextManager[None]:
+    def super_weights_zeroed(self) -> AbstractContextManager[None]:
         """Zero all super weights together within the block."""
         return zeroed(self.model, self.weights) if self.weights else nullcontext()
 
@@ -174,12 +174,12 @@ def setup_of(
     *,
     seed: int = 0,
     scorer: Scorer | None = None,
-    unscored: str = "no scorer was given",
+    why_unscored: str = "no scorer was given",
     text: str | None = None,
 ) -> Setup:
     """Return the setup of one model: locate its super weights, take its windows, collect the facts for the record.
 
-    ``text`` replaces the model's default text. ``scorer`` and ``unscored`` are those of ``zero_shot``. Raises
+    ``text`` replaces the model's default text. ``scorer`` and ``why_unscored`` are those of ``zero_shot``. Raises
     ``OptionError`` for a model without super weights.
     """
     subject = as_subject(loaded)
@@ -205,16 +205,18 @@ def setup_of(
         "transformers": version("transformers"),
         "swcheck": version("swcheck"),
     }
-    return Setup(subject, weights, ids, facts, seed, scorer, unscored)
+    return Setup(subject, weights, ids, facts, seed, scorer, why_unscored)
 
 
-def zero_shot(tasks: Sequence[str] = harness.OFFLINE, limit: int | None = harness.ITEMS) -> tuple[Scorer | None, str]:
+def zero_shot_scorer(
+    tasks: Sequence[str] = harness.OFFLINE_TASKS, limit: int | None = harness.OFFLINE_ITEMS
+) -> tuple[Scorer | None, str]:
     """Return a scorer through lm-evaluation-harness and "", or None and the reason why there is none.
 
     The harness is an optional extra. ``tasks`` are names as ``harness.accuracy`` takes them; ``limit`` is the number of
     items per task, None for all.
     """
-    reason = harness.missing()
+    reason = harness.missing_packages()
     if reason is not None:
         return None, f"{reason} ({harness.INSTALL})"
 
@@ -240,7 +242,7 @@ def exp_or_inf(nats: float) -> float:
 
 
 @contextmanager
-def edited(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
+def restored_after(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
     """Let the block write into whole tensors, then restore their values. Yields the saved copies, in order."""
     with torch.no_grad():
         targets = tuple(tensors)
@@ -259,8 +261,8 @@ __all__ = [
     "RATIO",
     "ZEROED",
     "Setup",
-    "edited",
+    "restored_after",
     "revision_of",
     "setup_of",
-    "zero_shot",
+    "zero_shot_scorer",
 ]

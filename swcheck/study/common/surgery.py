@@ -20,7 +20,7 @@ from swcheck.lens.anatomy import anatomy, device_of
 from swcheck.lens.intervene import zeroed
 from swcheck.lens.likelihood import evaluating
 from swcheck.lens.linear_maps import effective_weight
-from swcheck.lens.observe import as_floats, first_tensor, observe
+from swcheck.lens.observe import dequantized, first_tensor, observe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,19 +41,19 @@ CARRYING_SHARE: Final = 0.5
 """A token carries an activation if it holds this share of the window's largest magnitude, as in ``locate``."""
 
 
-def strongest(magnitude: torch.Tensor) -> torch.Tensor:
+def strongest_token(magnitude: torch.Tensor) -> torch.Tensor:
     """Choose the one token of each window where the channel is largest: the token that the paper's code restores."""
     mask = torch.zeros_like(magnitude, dtype=torch.bool)
     return mask.scatter(1, magnitude.argmax(1, keepdim=True), value=True)
 
 
-def carriers(magnitude: torch.Tensor) -> torch.Tensor:
+def carrying_tokens(magnitude: torch.Tensor) -> torch.Tensor:
     """Choose every token of each window that carries the activation."""
     return (magnitude >= CARRYING_SHARE * magnitude.amax(1, keepdim=True)) & (magnitude > 0)
 
 
 @contextmanager
-def put_back(
+def contributions_restored(
     model: nn.Module,
     super_weights: Sequence[SuperWeight],
     chosen: TokenChooser,
@@ -91,7 +91,7 @@ class _ContributionHook:
     constant: float | None
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        out, x = first_tensor(output).clone(), as_floats(args[0])
+        out, x = first_tensor(output).clone(), dequantized(args[0])
         contribution = _contribution(x, self.values)
         channel = out[..., self.row].float()
         magnitude = (channel + contribution).abs()
@@ -147,7 +147,7 @@ class CarriedContribution:
     tokens: float
 
 
-def calibrated(
+def mean_contributions(
     model: nn.Module, super_weights: Sequence[SuperWeight], ids: torch.Tensor
 ) -> tuple[CarriedContribution, ...]:
     """Return, for each (layer, row), the mean contribution over all carrying tokens of ``ids`` int64 ``(B, T)``."""
@@ -177,7 +177,7 @@ def _mean_contribution(
             with observe(model, inputs=[layer], stop=True) as sight:
                 model(windows.to(device_of(model)), use_cache=False)
             contribution = _contribution(sight.inputs[layer], values)
-            mask = carriers(contribution.abs())
+            mask = carrying_tokens(contribution.abs())
             total, tokens = total + float(contribution[mask].double().sum()), tokens + int(mask.sum())
     return CarriedContribution(layer, row, total / tokens if tokens else 0.0, tokens / len(ids))
 
@@ -213,6 +213,6 @@ def _zero_output_channel(row: int, _module: nn.Module, _args: Any, output: Any) 
 
 
 def _zero_input_channel(column: int, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    x = as_floats(args[0]).clone()
+    x = dequantized(args[0]).clone()
     x[..., column] = 0
     return (x, *args[1:])

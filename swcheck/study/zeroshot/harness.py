@@ -34,13 +34,13 @@ from swcheck.study.zeroshot import cloze, last_word
 if TYPE_CHECKING:
     from torch import nn
 
-PAPER: Final = ("arc_challenge", "arc_easy", "hellaswag", "lambada_openai", "piqa", "sciq", "winogrande")
+PAPER_TASKS: Final = ("arc_challenge", "arc_easy", "hellaswag", "lambada_openai", "piqa", "sciq", "winogrande")
 """The tasks of the paper's table 1, in its order. Its numbers are the metric ``acc``."""
 
-OFFLINE: Final = ("swcheck_cloze", "swcheck_lastword")
+OFFLINE_TASKS: Final = ("swcheck_cloze", "swcheck_lastword")
 """The tasks that are made from the embedded text."""
 
-ITEMS: Final = 200
+OFFLINE_ITEMS: Final = 200
 """How many items of the offline tasks a study uses per setting: a standard error of three points, in seconds."""
 
 GUESSING: Final = {"swcheck_cloze": cloze.GUESSING, "swcheck_lastword": 0.0}
@@ -111,14 +111,14 @@ class Score:
         return asdict(self)
 
 
-def named(tasks: Sequence[str] | None) -> tuple[str, ...]:
+def expand_task_sets(tasks: Sequence[str] | None) -> tuple[str, ...]:
     """Return task names with sets expanded: ``paper`` is its seven tasks, ``offline`` (and None) the embedded ones."""
-    sets = {"paper": PAPER, "offline": OFFLINE}
+    sets = {"paper": PAPER_TASKS, "offline": OFFLINE_TASKS}
     requested = ("offline",) if tasks is None else tuple(tasks)
     return tuple(dict.fromkeys(one for task in requested for one in sets.get(task, (task,))))
 
 
-def missing() -> str | None:
+def missing_packages() -> str | None:
     """Return which packages of the extra are not installed, or None if all are. Nothing is imported to find out."""
     packages = [name for name in ("lm_eval", "accelerate") if find_spec(name) is None]
     return f"{' and '.join(packages)} not installed" if packages else None
@@ -126,7 +126,7 @@ def missing() -> str | None:
 
 def check_installed() -> None:
     """Raise ``ExtraError`` unless the extra is installed. Call it before a model is loaded."""
-    reason = missing()
+    reason = missing_packages()
     if reason is not None:
         raise ExtraError("zero-shot accuracy", reason, INSTALL)
 
@@ -134,7 +134,7 @@ def check_installed() -> None:
 def accuracy(
     model: nn.Module,
     tokenizer: Any,
-    tasks: Sequence[str] = OFFLINE,
+    tasks: Sequence[str] = OFFLINE_TASKS,
     *,
     limit: int | None = None,
     batch: int = BATCH,
@@ -177,7 +177,7 @@ def average(scores: Sequence[Score]) -> float:
     """Return the mean over tasks of their headline scores; each task counts once, as in the paper."""
     task_headlines = headlines(scores)
     if not task_headlines:
-        raise OptionError("an average accuracy", "no task", f"name some: {', '.join(OFFLINE)}")
+        raise OptionError("an average accuracy", "no task", f"name some: {', '.join(OFFLINE_TASKS)}")
     return sum(score.value for score in task_headlines) / len(task_headlines)
 
 
@@ -208,7 +208,7 @@ def write_tasks(folder: Path, text: str | None = None, count: int = 400) -> None
     check_writable(folder / "swcheck_cloze.yaml")
     folder.mkdir(parents=True, exist_ok=True)
     tasks: dict[str, tuple[str, list[dict[str, Any]]]] = {
-        "swcheck_cloze": (_CLOZE_YAML, [asdict(unblanked(item)) for item in cloze.items(text, count)]),
+        "swcheck_cloze": (_CLOZE_YAML, [asdict(blanks_moved_to_choices(item)) for item in cloze.items(text, count)]),
         "swcheck_lastword": (_LASTWORD_YAML, [asdict(item) for item in last_word.items(text, count)]),
     }
     for name, (template, items) in tasks.items():
@@ -218,7 +218,7 @@ def write_tasks(folder: Path, text: str | None = None, count: int = 400) -> None
         (folder / f"{name}.yaml").write_text(yaml, encoding="utf-8")
 
 
-def unblanked(item: cloze.Item) -> cloze.Item:
+def blanks_moved_to_choices(item: cloze.Item) -> cloze.Item:
     """Return the same question with the blanks at the end of its context moved to the front of each choice."""
     context = item.context.rstrip()
     blanks = item.context[len(context) :]
@@ -228,7 +228,7 @@ def unblanked(item: cloze.Item) -> cloze.Item:
 def _check_arguments(model: nn.Module, tokenizer: Any, tasks: Sequence[str], limit: int | None, batch: int) -> None:
     check_installed()
     if isinstance(tasks, str) or not tasks:
-        raise OptionError("zero-shot tasks", repr(tasks), f"a list of names: {', '.join(OFFLINE)}")
+        raise OptionError("zero-shot tasks", repr(tasks), f"a list of names: {', '.join(OFFLINE_TASKS)}")
     if tokenizer is None or getattr(model, "config", None) is None:
         missing_part = "no tokenizer" if tokenizer is None else "a bare module without a config"
         raise OptionError(
@@ -282,12 +282,12 @@ def _task_manager(tasks: Sequence[str], folders: Sequence[Path]) -> Any:
         found = "lm-evaluation-harness knows no such task" + (
             f"; the closest: {', '.join(close_names)}" if close_names else ""
         )
-        raise OptionError(f"zero-shot task {unknown[0]!r}", found, f"`lm_eval ls tasks`, or {', '.join(OFFLINE)}")
+        raise OptionError(f"zero-shot task {unknown[0]!r}", found, f"`lm_eval ls tasks`, or {', '.join(OFFLINE_TASKS)}")
     return manager
 
 
 def _data_not_cached(tasks: Sequence[str], error: Exception) -> OptionError:
-    harness_tasks = [task for task in tasks if task not in OFFLINE]
+    harness_tasks = [task for task in tasks if task not in OFFLINE_TASKS]
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return OptionError(
         f"the data of {', '.join(harness_tasks)}",

@@ -11,7 +11,7 @@ from torch import nn
 from swcheck.base.records import SuperActivation, SuperWeight
 from swcheck.lens.anatomy import Anatomy
 from swcheck.lens.linear_maps import contributions, effective_weight, plain_weight
-from swcheck.lens.observe import Sight
+from swcheck.lens.observe import Observation
 from swcheck.superweights.locating.activation_rules import Rules, earliest_writer
 
 
@@ -33,10 +33,10 @@ class Attributor:
 
     body: Anatomy
     rules: Rules
-    intact: Sight
+    intact: Observation
 
     def attribute(
-        self, sight: Sight, activations: Sequence[SuperActivation], known: frozenset[SuperWeight]
+        self, sight: Observation, activations: Sequence[SuperActivation], known: frozenset[SuperWeight]
     ) -> Attribution:
         """Return the weights of the earliest layer that writes one of the activations in ``sight``.
 
@@ -51,7 +51,7 @@ class Attributor:
         return Attribution(written, tuple(remark for _, remark in results if remark))
 
     def _weights_of(
-        self, sight: Sight, activation: SuperActivation, known: frozenset[SuperWeight]
+        self, sight: Observation, activation: SuperActivation, known: frozenset[SuperWeight]
     ) -> tuple[dict[SuperWeight, float], str]:
         """Return the weights of the earliest layer that writes one activation and has any; else a remark."""
         layers = range(min(activation.layer + 1, len(sight.outputs)))
@@ -66,7 +66,7 @@ class Attributor:
         return {}, f"channel {activation.channel}: no {writer} writes its {activation.value:+.4g}"
 
     def _weights_in_layer(
-        self, sight: Sight, activation: SuperActivation, layer: int, known: frozenset[SuperWeight]
+        self, sight: Observation, activation: SuperActivation, layer: int, known: frozenset[SuperWeight]
     ) -> dict[SuperWeight, float]:
         """Return the weights that each write at least ``rules.share`` of what one layer adds to an activation.
 

@@ -16,7 +16,7 @@ import torch
 from swcheck.base.records import SuperWeight
 from swcheck.lens.anatomy import Anatomy, device_of
 from swcheck.lens.intervene import zeroed
-from swcheck.lens.observe import Sight, observe
+from swcheck.lens.observe import Observation, observe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class PassResult:
     """The tensors recorded in one pass, and its residual stream as one tensor, float32 ``(L, T, H)`` on the CPU."""
 
-    sight: Sight
+    sight: Observation
     residual: torch.Tensor
 
 
@@ -50,7 +50,7 @@ class Passes:
         start, first = min(weight.layer for weight in removed), self.first.sight
         with zeroed(self.model, removed), ExitStack() as stack:
             sight = stack.enter_context(self._observed(max(1, len(self.body.layers) - 1)))
-            stack.enter_context(_resumed(self.body, start, first.residual, length, in_tuple=self._in_tuple))
+            stack.enter_context(_layers_skipped(self.body, start, first.residual, length, in_tuple=self._in_tuple))
             self.model(self.ids[:, :length].to(device_of(self.model)), use_cache=False)
         result = _result_of(sight)
         for layer in range(start):
@@ -66,13 +66,13 @@ class Passes:
         self._in_tuple = isinstance(output, tuple)
 
 
-def _result_of(sight: Sight) -> PassResult:
+def _result_of(sight: Observation) -> PassResult:
     layers = sorted(sight.residual)
     return PassResult(sight, torch.stack([sight.residual[layer][0] for layer in layers]).float().cpu())
 
 
 @contextmanager
-def _resumed(
+def _layers_skipped(
     body: Anatomy, start: int, residual: dict[int, torch.Tensor], length: int, *, in_tuple: bool
 ) -> Iterator[None]:
     """Let a pass of the model skip the layers before ``start``: each returns ``residual`` of an earlier pass.

@@ -17,7 +17,7 @@ from swcheck.base.errors import NotFiniteError, WrongModelError
 from swcheck.base.records import SuperActivation, SuperWeight
 from swcheck.lens.anatomy import Anatomy
 from swcheck.lens.linear_maps import contributions, effective_weight
-from swcheck.lens.observe import Sight
+from swcheck.lens.observe import Observation
 from swcheck.superweights.locating.activation_rules import Rules, local_layers, median_of, spikes
 from swcheck.superweights.locating.attribution import Attributor
 from swcheck.superweights.locating.located import LayerPeaks, Located, Peak, Round
@@ -190,7 +190,7 @@ def _magnitudes(residual: torch.Tensor, activations: Sequence[SuperActivation]) 
     return {one.channel: float((values * math.copysign(1, one.value)).max()) for one, values in series.items()}
 
 
-def _layer_peaks(sight: Sight) -> tuple[LayerPeaks, ...]:
+def _layer_peaks(sight: Observation) -> tuple[LayerPeaks, ...]:
     three = (sight.inputs, sight.outputs, sight.residual)
     return tuple(
         LayerPeaks(layer, *(_peak(tensors[layer][0]) for tensors in three)) for layer in sorted(sight.residual)

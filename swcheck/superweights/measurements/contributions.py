@@ -59,7 +59,7 @@ def published(name: str) -> tuple[SuperWeight, ...]:
 
 
 @measurement("columns", Cost.PROMPT)
-def loudest_columns(
+def largest_input_columns(
     subject: Subject, weight: SuperWeight, ids: torch.Tensor, position: int
 ) -> tuple[tuple[int, float], ...]:
     """Return what the inner neurons with the largest inputs write into a super weight's row.
@@ -98,7 +98,7 @@ def sink_tokens(subject: Subject, super_weights: Sequence[SuperWeight], ids: tor
     return tuple(int(inputs[w.layer][:, w.column].float().abs().argmax()) for w in super_weights)
 
 
-def written(subject: Subject, super_weights: Sequence[SuperWeight]) -> tuple[float, ...]:
+def contributions_on_default_prompt(subject: Subject, super_weights: Sequence[SuperWeight]) -> tuple[float, ...]:
     """Return what each scalar writes on the default prompt, at the token where its input is largest."""
     ids = prompt_ids(subject)
     return contributions_at(subject, super_weights, ids, sink_tokens(subject, super_weights, ids))

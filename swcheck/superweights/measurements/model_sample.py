@@ -40,10 +40,10 @@ class ModelSample:
 @measurement("portrait", Cost.WEIGHTS, of_weights=True)
 def model_sample(subject: Subject) -> ModelSample:
     """Return the sample of a subject's model."""
-    return sampled(subject.module)
+    return sample_model(subject.module)
 
 
-def sampled(model: nn.Module) -> ModelSample:
+def sample_model(model: nn.Module) -> ModelSample:
     """Sample a model. The row indices do not change when its vocabulary is padded to another size."""
     body = anatomy(model)
     table = _embedding_table(model)

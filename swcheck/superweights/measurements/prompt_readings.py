@@ -71,15 +71,15 @@ def readings(
     ``ids``, int64 ``(B, T)``, are padded on the right, and ``lengths`` are the true lengths. A prompt that begins with
     BOS and the other tokens of the default prompt up to its sink gets the reading of that one, without a pass.
     """
-    default, has_same_start = by_causality(subject, place, ids, lengths)
+    default, has_same_start = reading_by_causality(subject, place, ids, lengths)
     if default is None:
-        return read(subject, place, ids, lengths)
+        return read_prompts(subject, place, ids, lengths)
     others = [number for number, same in enumerate(has_same_start) if not same]
-    other_readings = iter(read(subject, place, ids[others], [lengths[number] for number in others]))
+    other_readings = iter(read_prompts(subject, place, ids[others], [lengths[number] for number in others]))
     return tuple(default if same else next(other_readings) for same in has_same_start)
 
 
-def by_causality(
+def reading_by_causality(
     subject: Subject, place: SuperActivation, ids: torch.Tensor, lengths: Sequence[int]
 ) -> tuple[Reading | None, tuple[bool, ...]]:
     """Return the reading of the default prompt, and for each prompt whether the same reading holds for it.
@@ -98,7 +98,7 @@ def by_causality(
 @measurement("usual", Cost.PROMPT)
 def _default_reading(subject: Subject, place: SuperActivation) -> Reading:
     prompt = prompt_ids(subject)
-    return read(subject, place, prompt, [prompt.shape[1]])[0]
+    return read_prompts(subject, place, prompt, [prompt.shape[1]])[0]
 
 
 @measurement("readings at", Cost.PROMPTS)
@@ -114,12 +114,12 @@ def readings_at(
     distinct = {start: number for number, start in enumerate(starts)}
     chosen = list(distinct.values())
     at = [positions[number] for number in chosen]
-    chosen_readings = read(subject, place, ids[chosen], [position + 1 for position in at], at)
+    chosen_readings = read_prompts(subject, place, ids[chosen], [position + 1 for position in at], at)
     by_start = dict(zip(distinct, chosen_readings, strict=True))
     return tuple(by_start[start] for start in starts)
 
 
-def read(
+def read_prompts(
     subject: Subject,
     place: SuperActivation,
     ids: torch.Tensor,
@@ -134,7 +134,7 @@ def read(
         values = residual_stream(subject, ids)[place.layer, : lengths[0]]
         return (reading_of(values, place.channel, None if positions is None else positions[0]),)
     found: dict[int, Reading] = {}
-    for numbers in batches(lengths):
+    for numbers in prompt_batches(lengths):
         model, width = subject.module, lengths[numbers[-1]]
         with evaluating(model), observe(model, residual=[place.layer], stop=True) as sight:
             model(ids[numbers, :width].to(device_of(model)), use_cache=False)
@@ -144,7 +144,7 @@ def read(
     return tuple(found[number] for number in range(len(lengths)))
 
 
-def batches(lengths: Sequence[int], most: int = TOKENS_AT_ONCE) -> Iterator[list[int]]:
+def prompt_batches(lengths: Sequence[int], most: int = TOKENS_AT_ONCE) -> Iterator[list[int]]:
     """Yield batches of prompt numbers, shortest prompts first, each of at most ``most`` tokens with the padding.
 
     In a batch no prompt is more than twice as long as the shortest, or as ``SHORT_PROMPT``: padding costs time, one more

@@ -131,10 +131,10 @@ class ResidualSketch:
 @measurement("stream", Cost.PROMPT)
 def residual_sketch(subject: Subject, ids: torch.Tensor) -> ResidualSketch:
     """Return the sketch of the residual stream on the prompt ``ids`` ``(1, T)``."""
-    return sketched(residual_stream(subject, ids))
+    return sketch_of(residual_stream(subject, ids))
 
 
-def sketched(residual: torch.Tensor) -> ResidualSketch:
+def sketch_of(residual: torch.Tensor) -> ResidualSketch:
     """Return the sketch of a residual stream, float32 ``(L, T, H)``. A layer with no other tokens than sinks keeps all."""
     largest = residual.abs().amax(2)
     away = largest <= SINK_RATIO * largest.median(1, keepdim=True).values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from swcheck.lens.anatomy import device_of
-from swcheck.lens.kl_divergence import Drift, Predictions, compare, predict
+from swcheck.lens.kl_divergence import Drift, Predictions, compare_predictions, predict
 from swcheck.lens.likelihood import evaluating, token_nats
 from swcheck.lens.observe import observe
 from swcheck.superweights.measurements.inputs import prompt_ids, windows
@@ -25,7 +25,7 @@ def intact_scores(subject: Subject) -> tuple[torch.Tensor, Predictions]:
 def scores_against(subject: Subject, reference: Subject) -> tuple[torch.Tensor, Drift]:
     """Return the subject's nats on the windows of ``reference``, and the drift of its predictions from the reference's."""
     ids, expected = windows(reference), intact_scores(reference)[1]  # first: they may need the reference in memory
-    return compare(subject.module, ids, expected)
+    return compare_predictions(subject.module, ids, expected)
 
 
 @measurement("noise", Cost.PROMPT)

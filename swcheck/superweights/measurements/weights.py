@@ -20,7 +20,7 @@ from swcheck.superweights.subject.measurement import measurement
 from swcheck.superweights.subject.memory import Cost, InBaseline, WhenFreed
 from swcheck.superweights.subject.subject import Subject
 
-SMALL: Final = 1_000_000_000
+SMALL_MODEL: Final = 1_000_000_000
 """A model of at most this many parameters is small.
 
 It is loaded again for one more measurement, and two of them fit into the memory of most machines.
@@ -41,7 +41,7 @@ def parameter_count(subject: Subject) -> int:
 
 def is_small(subject: Subject) -> bool:
     """Return whether the model has at most ``SMALL`` parameters."""
-    return parameter_count(subject) <= SMALL
+    return parameter_count(subject) <= SMALL_MODEL
 
 
 def is_quickly_measurable(subject: Subject) -> bool:
@@ -78,14 +78,14 @@ def matrix_row(subject: Subject, weight: SuperWeight) -> torch.Tensor | None:
 def stored_tensor(subject: Subject, name: str) -> torch.Tensor | str:
     """Return a tensor from the files of the subject's directory, or words that say why it cannot be read."""
     folder = _directory(subject)
-    return "the reference is not on this machine" if folder is None else tensor_files.tensor(folder, name)
+    return "the reference is not on this machine" if folder is None else tensor_files.read_tensor(folder, name)
 
 
 def stored_bytes(subject: Subject) -> int:
     """Return the size in bytes of the tensors in the subject's directory, 0 where it has none."""
     folder = _directory(subject)
-    return 0 if folder is None else tensor_files.size(folder)
+    return 0 if folder is None else tensor_files.tensor_bytes(folder)
 
 
 def _directory(subject: Subject) -> Path | None:
-    return hub.local(subject.source) if subject.source else None
+    return hub.local_directory(subject.source) if subject.source else None

@@ -63,5 +63,7 @@ def _short_name(name: str) -> str:
     hub id: it should not be taken for the published model.
     """
     last = name.rsplit("/", 1)[-1]
-    is_ambiguous = published_index.find(last) and (hub.existing(name) is not None or not published_index.find(name))
+    is_ambiguous = published_index.find(last) and (
+        hub.existing_path(name) is not None or not published_index.find(name)
+    )
     return name if is_ambiguous else last

@@ -34,7 +34,7 @@ from swcheck.superweights.locating.located import Located
 from swcheck.superweights.measurements import ablation
 from swcheck.superweights.measurements.contributions import located
 from swcheck.superweights.measurements.model_sample import ModelSample, model_sample
-from swcheck.superweights.measurements.residual_stream import sketched
+from swcheck.superweights.measurements.residual_stream import sketch_of
 from swcheck.superweights.measurements.weights import matrix_row
 from swcheck.superweights.subject.held_model import HeldModel
 from swcheck.superweights.subject.measurement import TRAITS
@@ -94,6 +94,7 @@ def verdict_of(check, candidate, reference):
         return error.verdict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", COMPARISONS)
 @pytest.mark.parametrize(
     "edit", [damage.zero, damage.clip, damage.flip, damage.round_next_largest], ids=lambda edit: edit.__name__
@@ -177,6 +178,7 @@ def four_bits_but_two(tiny):
     return candidate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "cause", "worst"),
     [
@@ -208,6 +210,7 @@ def test_a_baseline_explains_as_its_reference_does(tiny, live, beside, make, cau
     assert names[:1] == ([worst] if worst else [])
 
 
+@pytest.mark.slow
 def test_a_reference_without_super_weights_explains_as_well(tmp_path):
     """Where none is found a red gate names layer and matrices all the same, from the file as from the reference."""
     loaded = load(str(checkpoints.micro(tmp_path / "micro")), device="cpu")
@@ -227,6 +230,7 @@ def test_a_reference_without_super_weights_explains_as_well(tmp_path):
     assert rows["given back"] == "this matrix through a hook: perplexity x1.000, 100% of the loss returns"
 
 
+@pytest.mark.slow
 def test_what_a_file_cannot_say_is_said(tiny, recorded):
     """Without the reference's folder its whole matrix is not known, and the reason stands there; all else is told."""
     verdict = verdict_of(assert_perplexity_within, edited(tiny, one_scale), recorded)
@@ -241,6 +245,7 @@ def test_what_a_file_cannot_say_is_said(tiny, recorded):
     assert ("not known", words) in verdict.detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("relative", "words"), [(relatives.permuted, "channels are permuted"), (relatives.rotated, "has another basis")]
 )
@@ -258,6 +263,7 @@ def test_in_another_basis_no_matrix_is_blamed(tiny, live, beside, relative, word
         assert "fix" not in verdict.facts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", [one_scale, permute_the_embedding])
 def test_files_of_other_weights_give_nothing_back(tiny, recorded, tmp_path, edit):
     """A matrix that is not what the baseline was measured on is not put to use, and that is said."""
@@ -271,9 +277,10 @@ def test_files_of_other_weights_give_nothing_back(tiny, recorded, tmp_path, edit
     assert any("the reference's files hold another" in text for _, text in verdict.detail)
 
 
+@pytest.mark.slow
 def test_a_model_of_too_many_maps_keeps_none(tiny, live, monkeypatch):
     """Beyond the budget of a file the maps are left out, in words; the first bad layer is known all the same."""
-    monkeypatch.setattr("swcheck.lens.map_responses.KEPT", 35 * 16)
+    monkeypatch.setattr("swcheck.lens.map_responses.VALUES_KEPT", 35 * 16)
     few = Subject(
         "tiny",
         HeldModel(tiny.model),
@@ -282,7 +289,7 @@ def test_a_model_of_too_many_maps_keeps_none(tiny, live, monkeypatch):
         memory=Memory({k: v for k, v in live.memory.values.items() if k != "echoes"}, TRAITS),
     )
     assert map_responses(few).values.shape == (35, 16)
-    monkeypatch.setattr("swcheck.lens.map_responses.KEPT", 35 * 16 - 1)
+    monkeypatch.setattr("swcheck.lens.map_responses.VALUES_KEPT", 35 * 16 - 1)
     kept = file.read_baseline(file.baseline_text(few, {}), "tiny.json")[0]
 
     verdict = verdict_of(assert_perplexity_within, edited(tiny, turn_a_gate), kept)
@@ -291,6 +298,7 @@ def test_a_model_of_too_many_maps_keeps_none(tiny, live, monkeypatch):
     assert "too many linear maps for a baseline" in dict(verdict.detail)["not known"]
 
 
+@pytest.mark.slow
 def test_other_random_numbers_are_not_compared(tiny, recorded):
     """Where the seed gives other inputs than where the baseline was measured, no matrix is blamed."""
     recorded.memory.values["echoes"] = replace(map_responses(recorded), drawn=map_responses(recorded).drawn + 1)
@@ -349,13 +357,13 @@ def test_the_identity_of_weights_is_that_of_their_bytes(tmp_path):
     assert identity.weights_identity(tmp_path / "more") == identity.weights_identity(CHECKPOINT)
 
 
-@pytest.mark.parametrize("whole", [identity.WHOLE, 0], ids=["small file", "large file"])
+@pytest.mark.parametrize("whole", [identity.WHOLE_FILE_BYTES, 0], ids=["small file", "large file"])
 @pytest.mark.parametrize(
     "name", ["model.layers.2.post_attention_layernorm.weight", "model.layers.3.mlp.up_proj.weight"]
 )
 def test_one_tensor_made_anew_is_other_weights(tmp_path, monkeypatch, name, whole):
     """Whichever tensor was scaled, a norm too, the identity is another one, in a file read whole or sampled."""
-    monkeypatch.setattr(identity, "WHOLE", whole)
+    monkeypatch.setattr(identity, "WHOLE_FILE_BYTES", whole)
     tensors = load_file(CHECKPOINT / "model.safetensors")
     for folder, each in (("before", tensors), ("after", {**tensors, name: tensors[name] * 1.5})):
         (tmp_path / folder).mkdir()
@@ -406,12 +414,12 @@ def test_the_largest_models_stay_under_a_megabyte():
         "sketch": WeightSample(
             80, names[:56], ((width, width),) * 56, tuple(torch.randn(56, 4, 128, generator=chance).half())
         ),
-        ("stream", 1): sketched(torch.randn(80, 20, width, generator=chance)),
+        ("stream", 1): sketch_of(torch.randn(80, 20, width, generator=chance)),
         **{("causal", weight): nats[:, :127] for weight in weights},
     }
     text = file.baseline_text(Subject("large", memory=Memory(values, TRAITS)), {})
 
-    assert len(text) < file.LARGEST
+    assert len(text) < file.LARGEST_FILE
     again = file.read_baseline(text, "large.json")[0]
     assert model_sample(again).rows.shape == (12, width)
     assert [matrix_row(again, weight) is None for weight in weights] == [False] * 3 + [True] * 3
@@ -441,6 +449,7 @@ def test_a_snapshot_has_a_revision(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_float16_costs_the_divergence_nothing(tiny, live, recorded):
     """The likeliest tokens are kept in two bytes: of the limit for 8 bits, 0.005 nats, that takes a hundredth at most."""
     candidate = load("rtn:bits=8,block=128", reference="tiny", device="cpu")

@@ -191,6 +191,7 @@ def test_padded_vocabularies_are_ordinary(tiny, ids):
     assert assert_perplexity_within(model, tiny.model, ratio=1.05, token_ids=ids).outcome in {"passed", "near"}
 
 
+@pytest.mark.slow
 def test_added_tokens_are_ordinary_and_other_ids_are_not(tiny):
     """A token more, as for a chat, changes no text's ids; a tokenizer without BOS does, and is the cause."""
     more, bare = copy.deepcopy(tiny.tokenizer), copy.deepcopy(tiny.tokenizer)
@@ -215,6 +216,7 @@ def test_the_ratio_outside_its_limit_is_named_before_one_farther_from_1(tiny, id
 # --- near ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_within_the_noise_of_its_limit_is_near(tiny, ids):
     """For every comparison: as measured it is near, well inside it has passed, and near is never outside."""
     half, noisy = damage.damaged(tiny, damage.halve), damage.damaged(tiny, damage.flip)
@@ -239,6 +241,7 @@ def test_what_is_within_the_noise_of_its_limit_is_near(tiny, ids):
         assert_collapses_when_zeroed(half, tiny, share=share * 1.0001, token_ids=ids)
 
 
+@pytest.mark.slow
 def test_the_noise_floor_is_measured_and_told(tiny, ids):
     """Scored alone or among others, a window gives the same nats but for rounding, and the verdict says how much."""
     nats, part = noise_floor(as_subject(tiny.model, token_ids=ids))

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache
 
 from swcheck import Loaded, Outcome, RobustnessError, assert_perplexity_within
 from swcheck.base.records import Limit
-from swcheck.gate.checks.kv_cache import CachePass, applied, cache_pass, cache_scheme, through_cache
+from swcheck.gate.checks.kv_cache import CachePass, cache_pass, cache_scheme, is_applied, through_cache
 from swcheck.gate.checks.pair import Pair
 from swcheck.gate.checks.predictions import compare_perplexity
 from swcheck.lens.likelihood import token_nats
@@ -140,9 +140,9 @@ def test_a_grid_is_told_from_free_numbers():
     """Eight bits have 256 numbers for each head; what a plain cache holds has more."""
     free = torch.randn(2, 2, 64, 16, generator=torch.Generator().manual_seed(0))
 
-    assert applied((free * 10).round(), 8)
-    assert not applied(free, 8)
-    assert applied(None, 8)
+    assert is_applied((free * 10).round(), 8)
+    assert not is_applied(free, 8)
+    assert is_applied(None, 8)
 
 
 def test_nan_through_a_cache_is_red_where_nothing_is_judged(tiny, ids, monkeypatch):

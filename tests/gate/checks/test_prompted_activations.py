@@ -13,8 +13,8 @@ from swcheck import (
     assert_super_weights_located,
     assert_super_weights_preserved,
 )
-from swcheck.gate.checks.prompted_activations import ENOUGH
-from swcheck.lens.prompts import encoded, padded
+from swcheck.gate.checks.prompted_activations import FEWEST_PROMPTS
+from swcheck.lens.prompts import encode_batch, encode_prompt
 from swcheck.strategies import drawn_prompts
 from swcheck.suite import for_any_prompts
 from swcheck.superweights.measurements import prompt_readings
@@ -65,7 +65,7 @@ def test_every_sink_is_found_and_a_healthy_copy_is_green(drawn, rule, bos):
     assert located.facts["super_weights"][0]["row"] == planted.SINK.row
     assert assert_super_weights_preserved(candidate, reference).outcome is Outcome.PASSED
     assert (verdict.outcome, verdict.measured) == (Outcome.PASSED, pytest.approx(1, abs=1e-5))
-    assert verdict.facts["counted"] >= ENOUGH
+    assert verdict.facts["counted"] >= FEWEST_PROMPTS
 
 
 def only_behind_bos(ids):
@@ -190,7 +190,7 @@ def test_the_failing_prompt_is_shrunk():
     verdicts = [verdict_of(candidate, reference, prompts) for _ in range(2)]
 
     shown = verdicts[0].facts["worst_prompt"]
-    ids = encoded(reference.tokenizer, Prompt(eval(shown)))
+    ids = encode_prompt(reference.tokenizer, Prompt(eval(shown)))
     assert len(ids) == 3
     assert verdicts[1].facts["worst_prompt"] == shown
     assert verdict_of(candidate, reference, [eval(shown)]).outcome is Outcome.FAILED
@@ -225,13 +225,13 @@ def test_the_suite_asks_once_and_for_all(drawn):
 @pytest.fixture
 def read(monkeypatch):
     """How many prompts each pass read."""
-    real, rows = prompt_readings.read, []
+    real, rows = prompt_readings.read_prompts, []
 
     def spy(model, place, ids, *more):
         rows.append(len(ids))
         return real(model, place, ids, *more)
 
-    monkeypatch.setattr(prompt_readings, "read", spy)
+    monkeypatch.setattr(prompt_readings, "read_prompts", spy)
     return rows
 
 
@@ -239,8 +239,8 @@ def test_what_is_known_by_causality_costs_no_pass(read):
     """With BOS a prompt that begins as the default one up to its sink reads the number a pass would, and takes none."""
     reference = subject(planted.on_bos)
     place = super_activations(reference, [planted.SINK])[0]
-    ids, lengths = padded(reference.tokenizer, [Prompt("a river"), Prompt("a river", "bare"), Prompt("winter")])
-    scanned = prompt_readings.read(reference, place, ids, lengths)
+    ids, lengths = encode_batch(reference.tokenizer, [Prompt("a river"), Prompt("a river", "bare"), Prompt("winter")])
+    scanned = prompt_readings.read_prompts(reference, place, ids, lengths)
     read.clear()
 
     known = prompt_readings.readings(reference, place, ids, lengths)
@@ -254,16 +254,16 @@ def test_without_bos_nothing_is_known_by_causality(drawn):
     """Where prompts begin without BOS the sink may move, and every one is read."""
     reference = subject(planted.on_first, bos=False)
     place = super_activations(reference, [planted.SINK])[0]
-    ids, lengths = padded(reference.tokenizer, drawn)
+    ids, lengths = encode_batch(reference.tokenizer, drawn)
 
-    assert prompt_readings.by_causality(reference, place, ids, lengths) == (None, (False,) * len(drawn))
+    assert prompt_readings.reading_by_causality(reference, place, ids, lengths) == (None, (False,) * len(drawn))
 
 
 def test_equal_beginnings_are_read_once(read):
     """A candidate is read at the sink of each prompt; prompts that are the same up to there share one reading."""
     candidate = subject(planted.on_bos)
     place = super_activations(candidate, [planted.SINK])[0]
-    ids, _ = padded(candidate.tokenizer, [Prompt("a river"), Prompt("winter"), Prompt("a river", "bare")])
+    ids, _ = encode_batch(candidate.tokenizer, [Prompt("a river"), Prompt("winter"), Prompt("a river", "bare")])
 
     first, second, bare = prompt_readings.readings_at(candidate, place, ids, [0, 0, 0])
 

@@ -191,6 +191,7 @@ def rotated_embedding(model):
     model.model.embed_tokens.weight.copy_(model.model.embed_tokens.weight @ turn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "kind", "checks"),
     [

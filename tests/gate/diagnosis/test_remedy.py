@@ -15,7 +15,7 @@ from swcheck.base.errors import EngineError
 from swcheck.base.records import Loaded, Scheme
 from swcheck.gate.diagnosis.remedy import remedy, snippet, spec_without, unquantized_maps
 from swcheck.gate.diagnosis.snippets import SNIPPETS
-from swcheck.gate.relation.linear_maps import quantization_of
+from swcheck.gate.relation.linear_maps import quantization_config_of
 from swcheck.lens.tokens import token_windows
 from swcheck.loading import engines
 from swcheck.loading.spec_from_config import spec_of
@@ -178,9 +178,9 @@ def test_a_config_is_read_as_plain_values(tiny):
         def to_dict(self):
             return {"bits": 4}
 
-    assert quantization_of(made_by(tiny, Config()).module) == {"bits": 4, "quant_method": "awq"}
-    assert quantization_of(made_by(tiny, {"bits": 3}).module) == {"bits": 3}
-    assert quantization_of(nn.Linear(2, 2)) == {}
+    assert quantization_config_of(made_by(tiny, Config()).module) == {"bits": 4, "quant_method": "awq"}
+    assert quantization_config_of(made_by(tiny, {"bits": 3}).module) == {"bits": 3}
+    assert quantization_config_of(nn.Linear(2, 2)) == {}
 
 
 # --- price and proof ---------------------------------------------------------------------------------------------------
@@ -193,6 +193,7 @@ def gate(candidate, **settings):
     return session, reference, session.candidate()
 
 
+@pytest.mark.slow
 def test_a_fix_is_proven_by_quantizing_again(monkeypatch):
     """The gate makes the candidate anew with the named matrix spared, measures it, and says what it gains and costs.
 
@@ -220,6 +221,7 @@ def test_a_fix_is_proven_by_quantizing_again(monkeypatch):
     session.free()
 
 
+@pytest.mark.slow
 def test_a_fix_names_the_tensors_that_hurt(monkeypatch):
     """Where it is not the super weights, what is spared and proven are the five worst matrices, once for all checks."""
     session, reference, candidate = gate(f"{CLIPPED},keep")
@@ -243,6 +245,7 @@ def test_a_fix_names_the_tensors_that_hurt(monkeypatch):
     session.free()
 
 
+@pytest.mark.slow
 def test_a_fix_that_leaves_the_super_weight_too_weak_says_so():
     """With its matrix spared the super weight writes more, and less than a limit asks: that is not enough yet."""
     session, reference, candidate = gate(CLIPPED)
@@ -256,6 +259,7 @@ def test_a_fix_that_leaves_the_super_weight_too_weak_says_so():
     session.free()
 
 
+@pytest.mark.slow
 def test_a_green_gate_quantizes_once(monkeypatch):
     """Nothing is made again for a candidate that is within its limits."""
     session, reference, candidate = gate("rtn:bits=8")
@@ -266,6 +270,7 @@ def test_a_green_gate_quantizes_once(monkeypatch):
     session.free()  # nor is a reference loaded again to be freed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("found", [EngineError("x", "no such scheme"), RuntimeError("out of memory")])
 def test_an_engine_that_cannot_is_no_second_failure(monkeypatch, found):
     """Whatever goes wrong while a fix is proven, the verdict is the first one; the other proof is had, and both are said."""
@@ -304,7 +309,7 @@ def test_a_fix_is_proven_for_two_models_in_memory(tiny, ids, monkeypatch, larges
 
     Of neither proof a trace is left in the caller's models.
     """
-    monkeypatch.setattr("swcheck.superweights.measurements.weights.SMALL", largest)
+    monkeypatch.setattr("swcheck.superweights.measurements.weights.SMALL_MODEL", largest)
     candidate = load(CLIPPED, reference="tiny", device="cpu")
     before, made, load_one = state(candidate.model, tiny.model), [], engines.load
     monkeypatch.setattr(
@@ -357,6 +362,7 @@ def test_a_quantizer_of_somebodys_own_gets_its_fix_proven(tiny, ids):
     assert state(model, tiny.model) == before
 
 
+@pytest.mark.slow
 def test_a_directory_of_nobody_gets_its_fix_proven(tmp_path, monkeypatch):
     """In a gate the reference's matrices come out of its files: it is not loaded a second time for them."""
     session, reference, candidate = gate(str(checkpoints.damaged(tmp_path / "zeroed", damage.zero)))
@@ -408,6 +414,7 @@ def test_what_cannot_be_given_back_is_said(tiny, ids):
     )
 
 
+@pytest.mark.slow
 def test_a_baseline_keeps_a_large_reference_away(tmp_path, monkeypatch):
     """Where the reference's files are larger than the candidate's, it is not loaded to prove a fix: its matrices are read."""
     write_baseline(Settings(models=("tiny",), device="cpu", baseline=tmp_path / "kept"))
@@ -452,6 +459,7 @@ def test_a_reference_that_a_caller_changed_is_not_loaded_from_its_directory(tiny
     assert found.facts["instead"] == f"the reference in memory has another {DOWN} than its directory"
 
 
+@pytest.mark.slow
 def test_a_third_model_is_made_as_the_reference_is(tiny, ids, monkeypatch):
     """On its device and in its dtype, so that the numbers compare."""
     made, load_one = [], engines.load
@@ -481,6 +489,7 @@ def test_what_a_directory_spares_it_spares_again(tiny, monkeypatch):
     assert spec_without(candidate, (DOWN,)) == f"autoround:W4A16,skip={QUERY}+{DOWN}"
 
 
+@pytest.mark.slow
 def test_a_price_needs_a_scheme(tiny, ids):
     """What nobody calls quantized has no price; what is has one, at the dtype it would have."""
     model = copy.deepcopy(tiny.model).to(torch.bfloat16)

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swcheck.gate.relation.basis import Relation, compare, related
-from swcheck.superweights.measurements.model_sample import ModelSample, sampled
+from swcheck.gate.relation.basis import Relation, relation_of_embeddings, relation_of_samples
+from swcheck.superweights.measurements.model_sample import ModelSample, sample_model
 from tests.planted import plant
 
 
@@ -22,7 +22,7 @@ def sample_of(rows) -> ModelSample:
 
 def between(candidate, reference) -> Relation:
     """The relation of two modules."""
-    return related(sampled(candidate), sampled(reference))
+    return relation_of_samples(sample_model(candidate), sample_model(reference))
 
 
 def table(seed, rows=300, width=64):
@@ -43,8 +43,8 @@ def test_same_basis(seed, scale):
     """A copy, scaled and with the noise of a coarse quantization, is in the same basis."""
     rows = table(seed)
     noise = 0.2 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed + 1))
-    assert compare(scale * (rows + noise), rows).kind == "same basis"
-    assert compare(rows, rows) == Relation("same basis", "Gram matrices correlate at 1.00, rows at 1.00")
+    assert relation_of_embeddings(scale * (rows + noise), rows).kind == "same basis"
+    assert relation_of_embeddings(rows, rows) == Relation("same basis", "Gram matrices correlate at 1.00, rows at 1.00")
 
 
 @given(seed=SEEDS)
@@ -53,7 +53,7 @@ def test_permuted(seed):
     rows = table(seed)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(seed + 1))
     candidate = (rows + 0.1 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed + 2)))[:, order]
-    found = compare(candidate, rows)
+    found = relation_of_embeddings(candidate, rows)
     assert found.kind == "permuted"
     assert found.words.startswith("its channels are permuted (they match at ")
     assert order[list(found.channels)].tolist() == list(range(64))
@@ -63,7 +63,7 @@ def test_permuted(seed):
 def test_rotated(seed):
     """A copy that is rotated, as QuaRot does it, is related, in another basis."""
     rows = table(seed)
-    found = compare(rows @ rotation(seed + 1, 64), rows)
+    found = relation_of_embeddings(rows @ rotation(seed + 1, 64), rows)
     assert (found.kind, found.channels) == ("rotated", ())
     assert found.words.startswith("its residual stream has another basis (Gram 1.00, rows ")
 
@@ -72,7 +72,7 @@ def test_rotated(seed):
 def test_strangers(width):
     """Two models of chance are strangers, however wide they are."""
     for seed in range(3):
-        found = compare(table(seed, width=width), table(seed + 100, width=width))
+        found = relation_of_embeddings(table(seed, width=width), table(seed + 100, width=width))
         assert found.kind == "other model"
         assert found.words.startswith("the embeddings' Gram matrices correlate at ")
         assert abs(float(found.words.split(" at ")[1].split(",")[0])) < 0.2
@@ -82,8 +82,8 @@ def test_vocabularies_of_other_sizes():
     """Of a vocabulary that was extended, the rows in common are compared."""
     rows = table(0, rows=1000)
     short, long = sample_of(rows), sample_of(torch.cat([rows, table(1, rows=7)]))
-    assert related(long, short).kind == related(short, long).kind == "same basis"
-    assert compare(rows[:3], rows[:3]).kind == "same basis"
+    assert relation_of_samples(long, short).kind == relation_of_samples(short, long).kind == "same basis"
+    assert relation_of_embeddings(rows[:3], rows[:3]).kind == "same basis"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -93,7 +93,7 @@ def test_not_finite(value):
     broken = rows.clone()
     broken[0, 0] = value
     unknown = Relation("unknown", "an embedding holds NaN or infinity")
-    assert compare(broken, rows) == compare(rows, broken) == unknown
+    assert relation_of_embeddings(broken, rows) == relation_of_embeddings(rows, broken) == unknown
 
 
 def test_models(random_llama):
@@ -118,12 +118,12 @@ def test_portraits():
     small, large = plant([]), plant([])
     large.resize_token_embeddings(1200)
     large.model.embed_tokens.weight.data[:64] = small.model.embed_tokens.weight.data
-    one, other = sampled(small), sampled(large)
+    one, other = sample_model(small), sample_model(large)
     assert (one.layers, one.hidden, one.inner) == (6, 32, 24)
     assert torch.equal(one.rows, small.model.embed_tokens.weight[one.indices])
     assert torch.equal(other.rows, large.model.embed_tokens.weight[other.indices])
     assert len(other.indices) <= 256
-    assert related(one, other).kind == related(other, one).kind == "same basis"
+    assert relation_of_samples(one, other).kind == relation_of_samples(other, one).kind == "same basis"
 
 
 def test_other_shape(random_llama):

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from swcheck.base.limits import DEFAULTS, limits_for_kind
 from swcheck.base.records import Scheme
 from swcheck.gate.baseline import file
-from swcheck.gate.relation.candidate_kind import disorder, sampled, shown_by_scheme, shown_by_weights
+from swcheck.gate.relation.candidate_kind import kind_from_scheme, kind_from_weights, reversed_share, sample_weights
 from swcheck.lens.anatomy import anatomy
 from swcheck.quantizers import rounding
 from tests import relatives
@@ -66,7 +66,7 @@ def pruned(share):
 
 
 def told(candidate, reference):
-    return shown_by_weights(sampled(anatomy(candidate)), sampled(anatomy(reference)))
+    return kind_from_weights(sample_weights(anatomy(candidate)), sample_weights(anatomy(reference)))
 
 
 @pytest.mark.parametrize(
@@ -133,26 +133,26 @@ def test_another_depth_or_width_is_pruned(model):
 )
 def test_a_scheme_says_what_was_done(scheme, name):
     """An adapter is a fine-tune, a stored format a quantization, and both are sure."""
-    found = shown_by_scheme(scheme)
+    found = kind_from_scheme(scheme)
     assert (found.name, found.sure) == (name, True)
 
 
 def test_order_is_kept_by_rounding_alone():
     """A monotone map swaps no neighbours, a reversed one all of them, ties do not count."""
     values = torch.randn(3, 96, generator=torch.Generator().manual_seed(0))
-    assert disorder((values * 4).round() / 4, values) == 0
-    assert disorder(-values, values) == 1
-    assert disorder(values, torch.zeros(3, 96)) == 0
+    assert reversed_share((values * 4).round() / 4, values) == 0
+    assert reversed_share(-values, values) == 1
+    assert reversed_share(values, torch.zeros(3, 96)) == 0
 
 
 def test_a_baseline_tells_the_same(model):
     """The sample survives the file, so that the reference's weights are not needed."""
-    before = sampled(anatomy(model))
+    before = sample_weights(anatomy(model))
     again = file._unpack(file._pack(before))
     for edit in (noise(0.1), pruned(0.5), rounded(4, 32)):
-        candidate = sampled(anatomy(edited(model, edit)))
-        assert shown_by_weights(candidate, again) == shown_by_weights(candidate, before)
-    assert shown_by_weights(before, again).name == "quantized"
+        candidate = sample_weights(anatomy(edited(model, edit)))
+        assert kind_from_weights(candidate, again) == kind_from_weights(candidate, before)
+    assert kind_from_weights(before, again).name == "quantized"
 
 
 def test_limits_of_a_kind():

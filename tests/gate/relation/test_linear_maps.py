@@ -9,7 +9,7 @@ import torch
 
 from swcheck import assert_perplexity_within, load
 from swcheck.base.records import Loaded, Scheme
-from swcheck.gate.relation.linear_maps import _matches, not_quantized
+from swcheck.gate.relation.linear_maps import _matches_pattern, not_quantized
 from swcheck.lens.tokens import token_windows
 from swcheck.superweights.subject.as_subject import as_subject
 
@@ -105,7 +105,7 @@ def test_a_model_that_is_not_quantized_skips_nothing(tiny):
 
 def test_patterns_mean_whole_parts_of_a_name():
     """A layer's number is no prefix of another's."""
-    assert _matches(DOWN, "model.layers.1")
-    assert _matches(DOWN, "mlp")
-    assert not _matches(DOWN.replace(".1.", ".11."), "layers.1")
-    assert not _matches(DOWN, "down")
+    assert _matches_pattern(DOWN, "model.layers.1")
+    assert _matches_pattern(DOWN, "mlp")
+    assert not _matches_pattern(DOWN.replace(".1.", ".11."), "layers.1")
+    assert not _matches_pattern(DOWN, "down")

@@ -15,7 +15,7 @@ from swcheck.base.json_text import finite_json, json_text
 from swcheck.base.records import Limit, Outcome, Verdict
 from swcheck.run.reports.margins import margin, severity, worst_of_each
 from swcheck.run.reports.summary import candidates_table, summary, verdict_table
-from swcheck.run.reports.verdict_json import document, verdict_as_json, verdict_from_json
+from swcheck.run.reports.verdict_json import json_document, verdict_as_json, verdict_from_json
 
 RATIO = Limit(0.75, 2.0, "a reason")
 LONG = "a word of many letters such as /a/path/without/any/blank/that/goes/on/and/on/and/on/and/on/and/on/and/on " * 3
@@ -210,12 +210,12 @@ def test_plain():
 
 def test_the_document():
     """Schema 1 and the verdicts, each with the names that stay."""
-    written = document([("a.py::t", verdict())])
+    written = json_document([("a.py::t", verdict())])
     assert written["schema"] == 1
     [entry] = written["verdicts"]
     assert entry["test"] == "a.py::t"
     assert {"check", "model", "candidate", "measured", "limit", "outcome", "cause"} <= set(entry)
-    assert document([]) == {"schema": 1, "verdicts": []}
+    assert json_document([]) == {"schema": 1, "verdicts": []}
 
 
 def test_the_worst_of_a_test_is_reported():

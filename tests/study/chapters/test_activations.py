@@ -14,7 +14,7 @@ from swcheck.base.records import Outcome, SuperWeight
 from swcheck.study.chapters import activation_results, activations
 from swcheck.study.common.record import INTACT, OTHERS, ZEROED
 from swcheck.study.common.setup import Setup
-from swcheck.study.runner import measured
+from swcheck.study.runner import measure_study
 from swcheck.superweights.subject.held_model import HeldModel
 from swcheck.superweights.subject.subject import Subject
 from tests.planted import plant
@@ -22,7 +22,7 @@ from tests.planted import plant
 
 @pytest.fixture(scope="module")
 def study(tiny_setup):
-    return measured(replace(tiny_setup, notes=[]), "activations")
+    return measure_study(replace(tiny_setup, notes=[]), "activations")
 
 
 class Bare(nn.Module):
@@ -42,7 +42,7 @@ def pair():
     weights = (SuperWeight(1, 3, 5, 8.0), SuperWeight(1, 7, 5, -6.0))
     ids = torch.cat([torch.zeros(4, 1, dtype=torch.int64), torch.arange(1, 61).view(4, 15)], 1)
     subject = Subject("planted", HeldModel(Bare(plant(weights))), token_ids=ids)
-    return measured(Setup(subject, weights, ids, {}), "activations")
+    return measure_study(Setup(subject, weights, ids, {}), "activations")
 
 
 def changed(study, quantity, edit, condition=INTACT, **place):
@@ -71,7 +71,7 @@ def test_figure_4_shows_what_zeroing_takes(study):
     assert study.value(activation_results.DROP, ZEROED) > 0.9
     assert 0 <= study.value(activation_results.DROP, OTHERS) < 0.3
     assert study.value(activation_results.HIDDEN, INTACT, x=0.0) < 50
-    assert activation_results.carrying(study, 97) == (1, 2, 3)
+    assert activation_results.carrying_layers(study, 97) == (1, 2, 3)
     assert [verdict.outcome for verdict in activation_results.judge(study)] == [Outcome.PASSED] * 3
 
 
@@ -81,7 +81,7 @@ def test_attention_is_one_number_a_head_and_the_model_keeps_its_own(tiny, study)
 
     assert len(heads) == 2 * 5 * 4
     assert all(0 <= one.value <= 1 for one in heads)
-    assert 0 < activation_results.sinks(study, INTACT) < 1
+    assert 0 < activation_results.sink_head_share(study, INTACT) < 1
     assert tiny.model.config._attn_implementation == "sdpa"
 
 

@@ -12,12 +12,12 @@ from swcheck.base.records import Outcome
 from swcheck.study.chapters import prune
 from swcheck.study.common.record import INTACT, ZEROED
 from swcheck.study.common.setup import ACCURACY, RATIO, setup_of
-from swcheck.study.runner import measured
+from swcheck.study.runner import measure_study
 
 
 @pytest.fixture(scope="module")
 def study(read_setup):
-    return measured(read_setup, "prune")
+    return measure_study(read_setup, "prune")
 
 
 def changed(study, condition, value):
@@ -39,8 +39,8 @@ def test_the_embedded_model_has_the_shape_of_table_1(study):
     assert study.value(prune.REMOVED, prune.OTHERS, x=None) == 35
     assert study.value(RATIO, prune.OTHERS, x=None) < 1.05
     assert study.value(RATIO, prune.OTHERS, x=1e-4) < 1.5
-    assert prune.recovered(study, prune.AT_STRONGEST) == pytest.approx(100, abs=0.1)
-    assert prune.recovered(study, prune.AT_CARRIERS) == pytest.approx(100, abs=0.1)
+    assert prune.recovered_percent(study, prune.AT_STRONGEST) == pytest.approx(100, abs=0.1)
+    assert prune.recovered_percent(study, prune.AT_CARRIERS) == pytest.approx(100, abs=0.1)
     assert [verdict.outcome for verdict in prune.judge(study)] == [Outcome.PASSED] * 3
 
 
@@ -111,8 +111,8 @@ def test_an_infinite_collapse_is_said(study):
 def test_of_a_pair_each_alone_is_harmless(tiny_pair):
     """Of a set of two, each has its own row, named by its place; together they are deadly, given back they are not."""
     setup = setup_of(tiny_pair)
-    study = measured(replace(setup, ids=setup.ids[:8, :128]), "prune")
-    alone = [study.value(RATIO, prune.alone(weight)) for weight in setup.weights]
+    study = measure_study(replace(setup, ids=setup.ids[:8, :128]), "prune")
+    alone = [study.value(RATIO, prune.zeroed_alone(weight)) for weight in setup.weights]
 
     assert len(alone) == 2
     assert max(alone) < 1.1

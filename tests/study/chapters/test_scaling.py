@@ -12,14 +12,15 @@ from swcheck.base.records import Outcome
 from swcheck.study.chapters import scaling
 from swcheck.study.common.record import Measurement
 from swcheck.study.common.setup import ACCURACY, RATIO
-from swcheck.study.runner import measured
+from swcheck.study.runner import measure_study
 
 
 @pytest.fixture(scope="module")
 def study(read_setup):
-    return measured(read_setup, "scaling")
+    return measure_study(read_setup, "scaling")
 
 
+@pytest.mark.slow
 def test_the_model_is_flat_around_one_and_collapses_at_zero(study):
     """The dose-response of the embedded model has the shape that is published for real ones."""
     assert study.value(RATIO, scaling.SCALED, x=1.0) == pytest.approx(1.0, abs=1e-9)
@@ -73,7 +74,7 @@ def test_the_picture_shows_units(study, tasks):
 
 def test_without_a_scorer_accuracy_is_left_out_with_the_reason(tiny_setup):
     """The note says what is missing, and the perplexities are there all the same."""
-    setup = replace(tiny_setup, scorer=None, unscored="lm-eval is not installed", notes=[])
+    setup = replace(tiny_setup, scorer=None, why_unscored="lm-eval is not installed", notes=[])
 
     setup.prepare()
 
@@ -84,7 +85,7 @@ def test_without_a_scorer_accuracy_is_left_out_with_the_reason(tiny_setup):
 
 def test_what_is_compared_with_has_to_be_taken_before(tiny_setup):
     """A setup that was not prepared refuses to compare: its model may be edited already."""
-    setup = replace(tiny_setup, untouched={})
+    setup = replace(tiny_setup, intact_nats={})
 
     with pytest.raises(NotObservedError, match="call prepare"):
         list(setup.likelihood("intact"))

@@ -18,15 +18,18 @@ from swcheck.lens.linear_maps import inputs_of
 from swcheck.study.chapters import w8a8
 from swcheck.study.common.record import INTACT
 from swcheck.study.common.setup import RATIO, setup_of
-from swcheck.study.runner import measured
+from swcheck.study.runner import measure_study
 from swcheck.superweights.measurements.inputs import prompt_ids
+
+pytestmark = pytest.mark.slow
+
 
 TENSOR = w8a8.PER_TENSOR
 
 
 @pytest.fixture(scope="module")
 def study(tiny_setup):
-    return measured(tiny_setup, "w8a8")
+    return measure_study(tiny_setup, "w8a8")
 
 
 def test_the_claim_holds_where_activations_cost_something(study):
@@ -66,7 +69,7 @@ def test_the_model_is_as_before(study, tiny_setup):
 def test_the_wrong_channel_is_no_super_activation(tiny_setup):
     """With an ordinary weight in place of the super weight nothing is recovered: the claim is red."""
     wrong = replace(tiny_setup, weights=(SuperWeight(2, 200, 33),))
-    _, tensor = w8a8.judge(measured(wrong, "w8a8"))
+    _, tensor = w8a8.judge(measure_study(wrong, "w8a8"))
 
     assert tensor.outcome is Outcome.FAILED
     assert tensor.cause.startswith("restoring the super activation recovers")
@@ -86,7 +89,7 @@ def test_who_reads_the_super_activation(tiny_setup):
 def test_smoothing_leaves_the_function_as_it_is(tiny_setup):
     """Maps behind one norm share their factors; what they compute from the divided input is what they did before."""
     maps = tiny_setup.maps()
-    factors = w8a8.smoothing(tiny_setup, maps)
+    factors = w8a8.smoothing_factors(tiny_setup, maps)
     read = inputs_of(tiny_setup.model, maps, prompt_ids(tiny_setup.subject))
 
     assert {one.path for one in factors} == {one.path for one in maps} - {"self_attn.o_proj", "mlp.down_proj"}
@@ -104,7 +107,7 @@ def test_without_weights_in_its_norms_a_model_is_not_smoothed():
         for name in ("input_layernorm", "post_attention_layernorm"):
             setattr(layer, name, nn.RMSNorm(256, elementwise_affine=False))
 
-    assert w8a8.smoothing(setup, setup.maps()) == {}
+    assert w8a8.smoothing_factors(setup, setup.maps()) == {}
     assert setup.notes == ["SmoothQuant is left out: no linear map reads a norm with a weight to fold its factors into"]
 
 
@@ -113,8 +116,8 @@ def test_what_is_held_out_stays_and_the_others_gain(seed, per_token, dtype):
     """The largest scalar of the channel comes back to the bit; no other moves by more than half a step of what is left."""
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(seed)).to(dtype)
     x[0, 0, 3], x[1, 2, 3] = 400.0, -300.0
-    held = w8a8.rounded(x, (3,), per_token=per_token)
-    plain = w8a8.rounded(x, (), per_token=per_token)
+    held = w8a8.quantized_inputs(x, (3,), per_token=per_token)
+    plain = w8a8.quantized_inputs(x, (), per_token=per_token)
 
     assert held[0, 0, 3] == 400.0
     assert held[1, 2, 3] == -300.0

@@ -13,8 +13,10 @@ from swcheck.base.records import Outcome
 from swcheck.quantizers.rounding import minmax
 from swcheck.study.chapters import weights
 from swcheck.study.common.setup import ACCURACY, RATIO, setup_of
-from swcheck.study.runner import measured
+from swcheck.study.runner import measure_study
 from tests.planted import Packed
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +26,13 @@ def study(read_setup):
         patch.setattr(weights, "SIDES", (128,))
         patch.setattr(weights, "BITS", (4, 2))
         patch.setattr(weights, "WINDOWS", 4)
-        return measured(read_setup, "weights")
+        return measure_study(read_setup, "weights")
 
 
 @pytest.fixture(scope="module")
 def whole(study):
     """The size of the largest matrix, at which the claim is judged."""
-    return max(one.x for one in study.select(RATIO, weights.PLAIN.at_four))
+    return max(one.x for one in study.select(RATIO, weights.PLAIN.by_size_condition))
 
 
 def test_the_claim_holds_on_the_embedded_model(study, whole):
@@ -39,8 +41,10 @@ def test_the_claim_holds_on_the_embedded_model(study, whole):
 
     assert verdict.outcome is Outcome.PASSED
     assert verdict.measured < 0.5
-    assert study.value(RATIO, weights.PLAIN.at_four, x=whole) > 1.3
-    assert study.value(RATIO, weights.PLAIN.at_four, x=128) < study.value(RATIO, weights.PLAIN.at_four, x=whole)
+    assert study.value(RATIO, weights.PLAIN.by_size_condition, x=whole) > 1.3
+    assert study.value(RATIO, weights.PLAIN.by_size_condition, x=128) < study.value(
+        RATIO, weights.PLAIN.by_size_condition, x=whole
+    )
 
 
 def test_every_rule_and_both_readings_are_measured(study, whole):
@@ -48,25 +52,29 @@ def test_every_rule_and_both_readings_are_measured(study, whole):
     assert len(study.conditions(RATIO)) == len(weights.METHODS) + len(weights.OVER_BITS)
     assert all(one.error is not None for one in study.select(RATIO))
     for method in weights.METHODS:
-        assert study.select(RATIO, method.at_four, x=128)
-    assert study.value(RATIO, weights.PRINTED.at_four, x=whole) > study.value(RATIO, weights.PLAIN.at_four, x=whole)
+        assert study.select(RATIO, method.by_size_condition, x=128)
+    assert study.value(RATIO, weights.PRINTED.by_size_condition, x=whole) > study.value(
+        RATIO, weights.PLAIN.by_size_condition, x=whole
+    )
     for method in weights.OVER_BITS:
-        four, two = (study.value(RATIO, method.whole, x=bits) for bits in (4.0, 2.0))
-        assert two > four == study.value(RATIO, method.at_four, x=whole)
+        four, two = (study.value(RATIO, method.by_bits_condition, x=bits) for bits in (4.0, 2.0))
+        assert two > four == study.value(RATIO, method.by_size_condition, x=whole)
 
 
 def test_the_extreme_stays_and_its_neighbours_pay(study, whole):
     """Plain rounding keeps the super weight itself; what it loses is the rest of its block, and clipping saves that."""
     for method in (weights.PLAIN, weights.CLIPPED):
-        assert study.value(weights.KEPT, method.at_four, x=whole) == pytest.approx(1.0)
-    plain, clipped = (study.value(weights.NEIGHBOURS, one.at_four, x=whole) for one in (weights.PLAIN, weights.CLIPPED))
+        assert study.value(weights.KEPT, method.by_size_condition, x=whole) == pytest.approx(1.0)
+    plain, clipped = (
+        study.value(weights.NEIGHBOURS, one.by_size_condition, x=whole) for one in (weights.PLAIN, weights.CLIPPED)
+    )
     assert plain > 4 * clipped
 
 
 def test_the_model_is_as_before(study, read_setup):
     """Not one bit of a map differs after the study."""
     assert torch.equal(read_setup.nats(), read_setup.intact())
-    assert study.select(ACCURACY, weights.CLIPPED.at_four)
+    assert study.select(ACCURACY, weights.CLIPPED.by_size_condition)
 
 
 def test_no_cut_is_worse_than_none():
@@ -96,7 +104,7 @@ def damaged(study, value, whole):
     """The study with another number for clipping and keeping at the largest block."""
     kept = [
         replace(one, value=value)
-        if (one.quantity, one.condition, one.x) == (RATIO, weights.CLIPPED.at_four, whole)
+        if (one.quantity, one.condition, one.x) == (RATIO, weights.CLIPPED.by_size_condition, whole)
         else one
         for one in study.measurements
     ]

@@ -13,14 +13,16 @@ from torch import nn
 
 from swcheck import load
 from swcheck.base.records import Outcome, SuperWeight
-from swcheck.study.catalogue import chapter
+from swcheck.study.catalogue import chapter_of
 from swcheck.study.chapters import where
 from swcheck.study.common.record import ZEROED
-from swcheck.study.common.setup import RATIO, edited
-from swcheck.study.runner import measured
+from swcheck.study.common.setup import RATIO, restored_after
+from swcheck.study.runner import measure_study
 from swcheck.superweights.subject.held_model import HeldModel
 from swcheck.superweights.subject.memory import Memory
 from tests.planted import Packed
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,28 +36,30 @@ def _few():
 
 @pytest.fixture(scope="module")
 def study(tiny_setup):
-    return measured(tiny_setup, "where")
+    return measure_study(tiny_setup, "where")
 
 
 def test_the_claim_holds_on_the_embedded_model(study, tiny_setup):
     """The honest slow answer agrees with what was located: the worst of all candidates is the super weight."""
     (verdict,) = where.judge(study)
     (weight,) = tiny_setup.weights
-    worst = where.asked(study)[0]
+    worst = where.ranked_damages(study)[0]
 
     assert verdict.outcome is Outcome.PASSED
     assert verdict.measured == weight.layer / 5
     assert (worst.layer, worst.condition, worst.prompt) == (1, "mlp.down_proj", f"[{weight.row}, {weight.column}]")
     assert worst.value > 3
-    assert all(one.value < 0.1 for one in where.asked(study) if (one.layer, one.condition) != (1, "mlp.down_proj"))
+    assert all(
+        one.value < 0.1 for one in where.ranked_damages(study) if (one.layer, one.condition) != (1, "mlp.down_proj")
+    )
 
 
 def test_every_linear_map_is_asked(study):
     """Seven maps in five layers, each with scalars alone and one set; the located super weights stand beside them."""
-    assert len(where.paths(study)) == 7
-    assert len(where.layers(study)) == 5
-    for layer in where.layers(study):
-        for path in where.paths(study):
+    assert len(where.map_names(study)) == 7
+    assert len(where.tested_layers(study)) == 5
+    for layer in where.tested_layers(study):
+        for path in where.map_names(study):
             counts = [one.x for one in study.select(where.DAMAGE, path, layer=layer)]
             assert counts.count(where.TOGETHER) == 1
             assert where.STRONGEST <= counts.count(1) <= where.STRONGEST + where.LARGEST
@@ -75,19 +79,19 @@ def test_a_pair_of_which_each_is_harmless_is_found_as_a_set(tiny_setup):
     mlp = tiny_setup.model.model.layers[1].mlp
     gate, up, down = (one.weight.data for one in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
     pair = SuperWeight(1, 97, 301), SuperWeight(1, 97, 400)
-    with edited([gate, up, down]):
+    with restored_after([gate, up, down]):
         gate[400], up[400] = gate[301], up[301]
         down[:, 400] = 0
         down[97, 301] = down[97, 400] = 0.75 * down[97, 301]
-        study = measured(replace(tiny_setup, weights=pair, untouched={}), "where")
-    alone = [one.value for one in where.asked(study) if one.x == 1]
+        study = measure_study(replace(tiny_setup, weights=pair, intact_nats={}), "where")
+    alone = [one.value for one in where.ranked_damages(study) if one.x == 1]
     (verdict,) = where.judge(study)
 
     assert max(alone) < math.log(1.1)
     assert verdict.outcome is Outcome.PASSED
-    assert where.asked(study)[0].x == where.TOGETHER
-    assert "[97, 301]" in where.asked(study)[0].prompt
-    assert "[97, 400]" in where.asked(study)[0].prompt
+    assert where.ranked_damages(study)[0].x == where.TOGETHER
+    assert "[97, 301]" in where.ranked_damages(study)[0].prompt
+    assert "[97, 400]" in where.ranked_damages(study)[0].prompt
 
 
 def test_a_super_weight_in_a_late_layer_is_a_counter_example(tiny_setup):
@@ -100,8 +104,8 @@ def test_a_super_weight_in_a_late_layer_is_a_counter_example(tiny_setup):
     model.model.layers = nn.ModuleList([*(copy.deepcopy(nothing) for _ in range(3)), *model.model.layers])
     model.config.num_hidden_layers = 8
     subject = replace(tiny_setup.subject, held=HeldModel(model), memory=Memory())
-    late = replace(tiny_setup, subject=subject, weights=(SuperWeight(4, 97, 301),), untouched={})
-    (verdict,) = where.judge(measured(late, "where"))
+    late = replace(tiny_setup, subject=subject, weights=(SuperWeight(4, 97, 301),), intact_nats={})
+    (verdict,) = where.judge(measure_study(late, "where"))
 
     assert torch.allclose(late.intact(), tiny_setup.intact(), atol=1e-4)
     assert verdict.outcome is Outcome.FAILED
@@ -112,8 +116,8 @@ def test_a_super_weight_in_a_late_layer_is_a_counter_example(tiny_setup):
 
 def test_a_model_that_hangs_on_no_few_scalars_is_no_place_for_the_claim(tiny_setup):
     """Once collapsed there is nothing left to collapse."""
-    with tiny_setup.without():
-        (verdict,) = where.judge(measured(replace(tiny_setup, untouched={}), "where"))
+    with tiny_setup.super_weights_zeroed():
+        (verdict,) = where.judge(measure_study(replace(tiny_setup, intact_nats={}), "where"))
 
     assert verdict.outcome is Outcome.NOT_APPLICABLE
     assert "no few scalars" in verdict.summary
@@ -128,7 +132,7 @@ def test_a_model_that_hangs_on_no_few_scalars_is_no_place_for_the_claim(tiny_set
 )
 def test_another_map_or_no_number_is_red(study, change, words):
     """A worse scalar of another map, or one whose damage is no number, is named."""
-    place = next(one for one in where.asked(study) if (one.layer, one.condition) == (3, "mlp.down_proj"))
+    place = next(one for one in where.ranked_damages(study) if (one.layer, one.condition) == (3, "mlp.down_proj"))
     broken = replace(study, measurements=(*study.measurements, replace(place, **{"value": 9.0, **change})))
     (verdict,) = where.judge(broken)
 
@@ -169,7 +173,7 @@ def test_the_table_is_the_map(study):
 @pytest.mark.parametrize("name", ["weights", "w8a8", "where"])
 def test_a_model_that_is_packed_throughout_is_told_so(tiny_setup, name):
     """Without one plain map these studies measure nothing, claim nothing, and still have a table and a picture."""
-    one = chapter(name)
+    one = chapter_of(name)
     model = load("tiny").model
     for layer in model.model.layers:
         for part in (layer.self_attn, layer.mlp):
@@ -177,7 +181,7 @@ def test_a_model_that_is_packed_throughout_is_told_so(tiny_setup, name):
                 if isinstance(linear, nn.Linear):
                     setattr(part, path, Packed(linear))
     subject = replace(tiny_setup.subject, held=HeldModel(model), memory=Memory())
-    study = measured(replace(tiny_setup, subject=subject, untouched={}, notes=[]), name)
+    study = measure_study(replace(tiny_setup, subject=subject, intact_nats={}, notes=[]), name)
 
     assert [verdict.outcome for verdict in one.judge(study)] == [Outcome.NOT_APPLICABLE]
     assert "no linear map keeps a plain weight" in one.judge(study)[0].summary

@@ -8,8 +8,15 @@ import torch
 from swcheck.base.records import SuperWeight
 from swcheck.lens.intervene import zeroed
 from swcheck.lens.observe import observe
-from swcheck.study.common.setup import edited
-from swcheck.study.common.surgery import calibrated, carriers, put_back, strongest, without_columns, without_rows
+from swcheck.study.common.setup import restored_after
+from swcheck.study.common.surgery import (
+    carrying_tokens,
+    contributions_restored,
+    mean_contributions,
+    strongest_token,
+    without_columns,
+    without_rows,
+)
 from tests.planted import Packed, plant
 
 PAIR = (SuperWeight(1, 3, 5, 4.0), SuperWeight(1, 7, 5, -3.0))
@@ -34,8 +41,8 @@ def test_strongest_and_carriers():
     """One token a window is the strongest; carriers hold half of it; where nothing stands, nothing carries."""
     size = torch.tensor([[1.0, 4.0, 2.0], [0.0, 0.0, 0.0]])
 
-    assert strongest(size).tolist() == [[False, True, False], [True, False, False]]
-    assert carriers(size).tolist() == [[False, True, True], [False, False, False]]
+    assert strongest_token(size).tolist() == [[False, True, False], [True, False, False]]
+    assert carrying_tokens(size).tolist() == [[False, True, True], [False, False, False]]
 
 
 def test_put_back_everywhere_is_the_intact_model(model):
@@ -43,9 +50,9 @@ def test_put_back_everywhere_is_the_intact_model(model):
     intact = logits(model)
     with zeroed(model, PAIR):
         without = logits(model)
-    with put_back(model, PAIR, everywhere):
+    with contributions_restored(model, PAIR, everywhere):
         back = logits(model)
-    with put_back(model, PAIR, lambda size: torch.zeros_like(size, dtype=torch.bool)):
+    with contributions_restored(model, PAIR, lambda size: torch.zeros_like(size, dtype=torch.bool)):
         nowhere = logits(model)
 
     assert torch.allclose(back, intact, atol=1e-4)
@@ -56,7 +63,7 @@ def test_put_back_everywhere_is_the_intact_model(model):
 
 def test_put_back_at_the_strongest_token_alone(model):
     """Only there the channel holds its activation: 60 and -45 at token 0, what zeroing leaves elsewhere."""
-    with put_back(model, PAIR, strongest), torch.no_grad(), observe(model, residual=[1]) as sight:
+    with contributions_restored(model, PAIR, strongest_token), torch.no_grad(), observe(model, residual=[1]) as sight:
         model(IDS)
     with torch.no_grad(), observe(model, residual=[1]) as intact:
         model(IDS)
@@ -73,10 +80,10 @@ def test_padding_is_never_chosen(model):
     chosen = []
 
     def watch(size):
-        chosen.append(strongest(size))
+        chosen.append(strongest_token(size))
         return chosen[-1]
 
-    with put_back(model, PAIR, watch):
+    with contributions_restored(model, PAIR, watch):
         logits(model, padded)
 
     assert all(mask.nonzero().tolist() == [[0, 0]] for mask in chosen)
@@ -89,7 +96,11 @@ def test_a_constant_stands_in_the_place_of_the_contribution(model):
     with zeroed(model, PAIR), torch.no_grad(), observe(model, residual=[1]) as sight:
         model(IDS)
     without = sight.residual[1].clone()
-    with put_back(model, PAIR, strongest, constants), torch.no_grad(), observe(model, residual=[1]) as sight:
+    with (
+        contributions_restored(model, PAIR, strongest_token, constants),
+        torch.no_grad(),
+        observe(model, residual=[1]) as sight,
+    ):
         model(IDS)
 
     change = sight.residual[1] - without
@@ -99,7 +110,7 @@ def test_a_constant_stands_in_the_place_of_the_contribution(model):
 
 def test_the_calibrated_mean_is_what_the_weights_write(model):
     """Per row the contribution at token 0, the one token of each window that carries it."""
-    first, second = calibrated(model, PAIR, IDS)
+    first, second = mean_contributions(model, PAIR, IDS)
     with torch.no_grad(), observe(model, inputs=[1]) as sight:
         model(IDS)
     x = sight.inputs[1][0, 0, 5]
@@ -116,10 +127,10 @@ def test_whole_rows_and_columns_are_gone(model):
         rows = logits(model)
     with without_columns(model, PAIR):
         columns = logits(model)
-    with edited([weight]):
+    with restored_after([weight]):
         weight[[3, 7]] = 0
         assert torch.allclose(logits(model), rows, atol=1e-5)
-    with edited([weight]):
+    with restored_after([weight]):
         weight[:, 5] = 0
         assert torch.allclose(logits(model), columns, atol=1e-5)
 
@@ -129,7 +140,7 @@ def test_a_packed_module_is_treated_alike(model):
     mlp = model.model.layers[1].mlp
     mlp.down_proj = Packed(mlp.down_proj)
     intact = logits(model)
-    with put_back(model, PAIR, everywhere):
+    with contributions_restored(model, PAIR, everywhere):
         back = logits(model)
     with zeroed(model, PAIR):
         without = logits(model)

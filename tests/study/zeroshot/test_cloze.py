@@ -111,6 +111,7 @@ def test_padding_changes_nothing(tiny):
     assert accuracy(tiny.model, tiny.tokenizer, asked) == pytest.approx(sum(alone) / len(asked))
 
 
+@pytest.mark.slow
 def test_tiny(tiny):
     """The embedded model beats guessing, and without its super weight it is worse than with it."""
     asked = items(TEXT, 32)

@@ -24,7 +24,9 @@ from swcheck.study.zeroshot.harness import Score, accuracy, average, headlines, 
 
 TEXT = HELDOUT.read_text(encoding="utf-8")
 
-with_harness = pytest.mark.skipif(harness.missing() is not None, reason=f"{harness.missing()}: {harness.INSTALL}")
+with_harness = pytest.mark.skipif(
+    harness.missing_packages() is not None, reason=f"{harness.missing_packages()}: {harness.INSTALL}"
+)
 
 
 # --- without the harness -----------------------------------------------------------------------------------------------
@@ -35,24 +37,26 @@ def test_the_tasks_hold_the_items_of_the_text(tmp_path):
     write_tasks(tmp_path)
 
     assert {path.name for path in tmp_path.iterdir()} == {
-        f"{n}.{e}" for n in harness.OFFLINE for e in ("yaml", "jsonl")
+        f"{n}.{e}" for n in harness.OFFLINE_TASKS for e in ("yaml", "jsonl")
     }
     pieces, words = (
-        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()] for name in harness.OFFLINE
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in harness.OFFLINE_TASKS
     )
     for row, item in zip(pieces, cloze.items(TEXT), strict=True):
         assert [row["context"] + choice for choice in row["choices"]] == [item.context + c for c in item.choices]
         assert row["context"] == row["context"].rstrip()
         assert row["answer"] == item.answer
     assert [last_word.Item(**row) for row in words] == last_word.items(TEXT)
-    for name in harness.OFFLINE:
+    for name in harness.OFFLINE_TASKS:
         assert str(tmp_path / f"{name}.jsonl") in (tmp_path / f"{name}.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_where_the_blanks_stand_changes_little(tiny):
     """The cloze with its blanks moved is as hard as the cloze: two accuracies within three standard errors."""
     asked = cloze.items(TEXT, 40)
-    moved = [harness.unblanked(item) for item in asked]
+    moved = [harness.blanks_moved_to_choices(item) for item in asked]
 
     one, other = (cloze.accuracy(tiny.model, tiny.tokenizer, items) for items in (asked, moved))
     assert one == pytest.approx(other, abs=3 * (2 * one * (1 - one) / 40) ** 0.5)
@@ -91,15 +95,15 @@ def test_headlines_and_their_average():
 
 def test_names_that_stand_for_several():
     """The paper's seven and the offline ones have a name each, others are themselves, and none is asked twice."""
-    assert harness.named(None) == harness.named(["offline"]) == harness.OFFLINE
-    assert harness.named(["paper", "piqa", "mine"]) == (*harness.PAPER, "mine")
+    assert harness.expand_task_sets(None) == harness.expand_task_sets(["offline"]) == harness.OFFLINE_TASKS
+    assert harness.expand_task_sets(["paper", "piqa", "mine"]) == (*harness.PAPER_TASKS, "mine")
 
 
 def test_without_the_extra(tiny, monkeypatch, capsys):
     """Without the harness the error names what is absent and the line that installs it; no model is loaded for it."""
     monkeypatch.setattr(harness, "find_spec", lambda name: None if name == "lm_eval" else name)
 
-    assert harness.missing() == "lm_eval not installed"
+    assert harness.missing_packages() == "lm_eval not installed"
     with pytest.raises(ExtraError, match=r"lm_eval not installed\n  try: pip install 'swcheck\[zero-shot\]'") as caught:
         accuracy(tiny.model, tiny.tokenizer)
     assert isinstance(caught.value, ImportError)
@@ -129,6 +133,7 @@ def test_the_tasks_are_written_by_a_command(tmp_path, capsys):
 # --- with it -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @with_harness
 @pytest.mark.parametrize(
     ("wish", "words"),
@@ -153,13 +158,14 @@ def test_wrong_use(tiny, tmp_path, monkeypatch, wish, words):
         accuracy(given.pop("model"), given.pop("tokenizer"), **given)
 
 
+@pytest.mark.slow
 @with_harness
 def test_the_numbers_are_those_of_the_command_line(tiny, tmp_path):
     """lm_eval's own command, told of the same folder of tasks, gives the same numbers to the last digit."""
     write_tasks(tmp_path / "tasks")
     command = [
         sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={CHECKPOINT}", "--device", "cpu",
-        "--tasks", ",".join(harness.OFFLINE), "--include_path", str(tmp_path / "tasks"), "--limit", "60",
+        "--tasks", ",".join(harness.OFFLINE_TASKS), "--include_path", str(tmp_path / "tasks"), "--limit", "60",
         "--batch_size", "16", "--output_path", str(tmp_path / "out"),
     ]  # fmt: skip
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
@@ -174,16 +180,18 @@ def test_the_numbers_are_those_of_the_command_line(tiny, tmp_path):
     assert min(score.value for score in headlines(ours)) > 0.1
 
 
+@pytest.mark.slow
 @with_harness
 def test_the_cloze_is_our_own(tiny):
     """The harness's mutual information is our own scoring of the same strings: exactly as many are right."""
     (score,) = headlines(accuracy(tiny.model, tiny.tokenizer, ["swcheck_cloze"], limit=100))
 
-    asked = [harness.unblanked(item) for item in cloze.items(TEXT)][:100]
+    asked = [harness.blanks_moved_to_choices(item) for item in cloze.items(TEXT)][:100]
     assert score.value == cloze.accuracy(tiny.model, tiny.tokenizer, asked)
     assert score.metric == "acc_mutual_info"
 
 
+@pytest.mark.slow
 @with_harness
 def test_it_sees_an_intervention(tiny):
     """Inside ``zeroed`` the accuracy falls to guessing; one item at a time gives what many at a time give."""
@@ -198,6 +206,7 @@ def test_it_sees_an_intervention(tiny):
     assert accuracy(tiny.model, tiny.tokenizer, limit=60, batch=1) == intact
 
 
+@pytest.mark.slow
 @with_harness
 def test_bos_is_the_tokenizers_own_affair(tiny):
     """Each sequence begins with BOS where the tokenizer puts it, none that has a context where it does not."""
@@ -220,6 +229,7 @@ def first_tokens(model, tokenizer):
     return seen
 
 
+@pytest.mark.slow
 @with_harness
 def test_it_leaves_no_trace(tiny, capfd):
     """Mode, tokenizer, random numbers and the hub's switches are as before, and nothing was printed."""
@@ -244,13 +254,14 @@ def generators():
     return random.getstate(), legacy[1].tolist(), torch.get_rng_state().tolist()
 
 
+@pytest.mark.slow
 @with_harness
 def test_a_task_of_ones_own(tiny, tmp_path):
     """A YAML of the user's own, in a folder that is named, is asked like any other task."""
     write_tasks(tmp_path)
     mine = (tmp_path / "swcheck_lastword.yaml").read_text().replace("task: swcheck_lastword", "task: mine")
     (tmp_path / "mine.yaml").write_text(mine)
-    for name in harness.OFFLINE:
+    for name in harness.OFFLINE_TASKS:
         (tmp_path / f"{name}.yaml").unlink()
 
     mine, own = accuracy(tiny.model, tiny.tokenizer, ["mine", "swcheck_lastword"], limit=30, include=tmp_path)
@@ -258,6 +269,7 @@ def test_a_task_of_ones_own(tiny, tmp_path):
     assert (mine.value, mine.items) == (own.value, 30)
 
 
+@pytest.mark.slow
 @with_harness
 def test_on_the_command_line(capsys):
     """``swcheck accuracy`` prints a table with the average, and with ``--json`` JSON and nothing else."""
@@ -274,6 +286,7 @@ def test_on_the_command_line(capsys):
     assert answer == {"model": "tiny", "scores": [score.as_json() for score in expected], "zeroed": None}
 
 
+@pytest.mark.slow
 @with_harness
 def test_a_study_asks_the_tasks_that_are_named(tmp_path, monkeypatch, capsys):
     """``swcheck study --tasks`` asks them; a record of other tasks, or of fewer items, is not taken for this one."""

@@ -28,7 +28,7 @@ from swcheck.lens.observe import observe
 from swcheck.lens.tokens import token_windows
 from swcheck.strategies import prompts
 from swcheck.superweights.locating.locate import Effect, effect_of, locate
-from swcheck.superweights.locating.passes import _resumed
+from swcheck.superweights.locating.passes import _layers_skipped
 from swcheck.superweights.locating.search import _same_value
 from tests.planted import Packed, plant, tuple_model
 
@@ -157,6 +157,7 @@ def test_layers_that_give_tuples():
     assert locate(model, token_ids=IDS).super_weights == (SuperWeight(2, 9, 3),)
 
 
+@pytest.mark.slow
 def test_oracle():
     """Of all scalars of all down projections, each zeroed in turn, the located ones move the logits most."""
     planted = [SuperWeight(0, 2, 3, 0.8), SuperWeight(1, 5, 6, -0.7)]
@@ -527,7 +528,7 @@ def test_skipped_layers_get_their_forward_back(fails):
     with torch.no_grad(), observe(model, residual=range(6)) as first:
         model(IDS)
     try:
-        with torch.no_grad(), _resumed(body, 3, first.residual, 4, in_tuple=False):
+        with torch.no_grad(), _layers_skipped(body, 3, first.residual, 4, in_tuple=False):
             with observe(model, residual=range(6)) as again:
                 model(IDS[:, :4])
             if fails:
@@ -574,6 +575,7 @@ def test_tiny_from_any_prompt(tiny, prompt):
     assert (spike.layer, spike.channel, spike.position) == (TINY.layer, TINY.row, 0)
 
 
+@pytest.mark.slow
 def test_tiny_against_the_oracle(tiny):
     """Of the largest and of random scalars of its matrix, zeroed one by one, the located one costs the text most."""
     ids = token_windows(tiny.tokenizer, tiny.text, count=2, length=48)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from swcheck import Outcome, assert_collapses_when_zeroed
@@ -23,6 +24,7 @@ def reference(tier, context=1024):
     return Subject("m", HeldModel(model), planted.tokenizer(), text=TEXT, tier=tier, memory=Memory())
 
 
+@pytest.mark.slow
 def test_a_causal_check_has_windows_enough():
     """Fewer windows than 32 are made up from between them; the smoke tier needs none; more are left as they are."""
     standard, smoke, short = reference(STANDARD), reference(SMOKE), reference(STANDARD, 64)
@@ -36,6 +38,7 @@ def test_a_causal_check_has_windows_enough():
     assert ablation.window_starts(short).shape == (128, 64)
 
 
+@pytest.mark.slow
 def test_the_intact_nats_of_a_causal_check_are_those_of_a_pass():
     """Known from the windows or scored anew, for the model itself and for a candidate, they are what a pass gives."""
     one, other = reference(STANDARD), reference(STANDARD)

@@ -11,7 +11,11 @@ from swcheck.gate.diagnosis.evidence.damaged_candidate import PROVEN, DamagedCan
 from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, ruled_out
 from swcheck.gate.diagnosis.evidence.weight_change import contribution_change
 from swcheck.lens.intervene import set_to
-from swcheck.superweights.measurements.contributions import contributions_at, sink_tokens, written
+from swcheck.superweights.measurements.contributions import (
+    contributions_at,
+    contributions_on_default_prompt,
+    sink_tokens,
+)
 from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.measurements.model_sample import model_sample
 from swcheck.superweights.measurements.weights import weight_values
@@ -54,7 +58,7 @@ def _share_restored(damaged: DamagedCandidate) -> tuple[float, str]:
 
     def attempt() -> tuple[float, str]:
         prompt = prompt_ids(damaged.reference)
-        expected = written(damaged.reference, damaged.weights)
+        expected = contributions_on_default_prompt(damaged.reference, damaged.weights)
         sinks = sink_tokens(damaged.reference, damaged.weights, prompt)
         now = contributions_at(damaged.candidate, damaged.places, prompt, sinks)
         values = weight_values(damaged.candidate, damaged.places), weight_values(damaged.reference, damaged.weights)

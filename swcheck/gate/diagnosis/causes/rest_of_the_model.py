@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, not_known
 from swcheck.gate.diagnosis.evidence.reference_matrices import reference_matrix
-from swcheck.gate.relation.linear_maps import map_errors, why_unknown
+from swcheck.gate.relation.linear_maps import map_errors, why_responses_unknown
 from swcheck.lens.replace import maps_replaced
 from swcheck.superweights.measurements.model_sample import model_sample
 from swcheck.superweights.measurements.residual_stream import residual_errors
@@ -38,7 +38,7 @@ def find(damaged: DamagedCandidate) -> Finding:
     if damaged.relation.kind == "permuted":
         words = "which matrices: channels are permuted"
         return Finding(cause, (*detail, *not_known(words)), (), "gate it before they are permuted")
-    unknown = why_unknown(reference)
+    unknown = why_responses_unknown(reference)
     if unknown:
         advice = "run the gate once with the reference instead of its baseline"
         return Finding(cause, (*detail, *not_known(f"which matrices: {unknown}")), (), advice)

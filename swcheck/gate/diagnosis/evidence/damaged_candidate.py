@@ -14,7 +14,11 @@ from swcheck.base.statistics import LARGEST_EXPONENT, STANDARD_ERRORS, ratio_of
 from swcheck.gate.diagnosis.evidence.finding import Detail
 from swcheck.lens.likelihood import token_nats
 from swcheck.superweights.measurements.ablation import intact_nats, intact_nats_against, window_starts
-from swcheck.superweights.measurements.contributions import contributions_at, sink_tokens, written
+from swcheck.superweights.measurements.contributions import (
+    contributions_at,
+    contributions_on_default_prompt,
+    sink_tokens,
+)
 from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.measurements.scores import noise_floor
 from swcheck.superweights.measurements.weights import down_name
@@ -106,7 +110,8 @@ class DamagedCandidate:
         prompt = prompt_ids(self.reference)
         ours = contributions_at(self.candidate, self.places, prompt, sink_tokens(self.reference, self.weights, prompt))
         return tuple(
-            ratio_of(one, other) for one, other in zip(ours, written(self.reference, self.weights), strict=True)
+            ratio_of(one, other)
+            for one, other in zip(ours, contributions_on_default_prompt(self.reference, self.weights), strict=True)
         )
 
     def matrix_names(self) -> tuple[str, ...]:

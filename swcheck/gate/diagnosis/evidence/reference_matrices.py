@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.func import functional_call
 
-from swcheck.gate.relation.linear_maps import map_responses, why_unknown
+from swcheck.gate.relation.linear_maps import map_responses, why_responses_unknown
 from swcheck.lens.anatomy import device_of
 from swcheck.lens.linear_maps import plain_weight
-from swcheck.lens.map_responses import answers_like
+from swcheck.lens.map_responses import gives_response
 from swcheck.lens.observe import first_tensor
 from swcheck.superweights.measurements.ablation import embedded_starts
-from swcheck.superweights.measurements.contributions import located, loudest_columns, sink_tokens
+from swcheck.superweights.measurements.contributions import largest_input_columns, located, sink_tokens
 from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.measurements.model_sample import embedding_of, model_sample
 from swcheck.superweights.measurements.residual_stream import activation_profile, residual_sketch, super_activations
@@ -46,7 +46,7 @@ def measure_for_diagnosis(reference: Subject) -> None:
     for weight, sink in zip(weights, sink_tokens(reference, weights, prompt) if weights else (), strict=True):
         matrix_row(reference, weight)
         down_matrix(reference, weight.layer)
-        loudest_columns(reference, weight, prompt, sink)
+        largest_input_columns(reference, weight, prompt, sink)
 
 
 def reference_matrix(candidate: Subject, reference: Subject, name: str) -> Matrix | str:
@@ -57,12 +57,12 @@ def reference_matrix(candidate: Subject, reference: Subject, name: str) -> Matri
     weight = stored_tensor(reference, f"{name}.weight")
     if isinstance(weight, str):
         return weight
-    if why_unknown(reference):  # its responses are not known: a plain matrix of this size is accepted
+    if why_responses_unknown(reference):  # its responses are not known: a plain matrix of this size is accepted
         sizes = map_sizes(candidate.module.get_submodule(name))
         fits, other = weight.is_floating_point() and tuple(weight.shape) == sizes, "keep it packed"
     else:
         bias = stored_tensor(reference, f"{name}.bias")
-        fits = answers_like(weight, None if isinstance(bias, str) else bias, inner, map_responses(reference))
+        fits = gives_response(weight, None if isinstance(bias, str) else bias, inner, map_responses(reference))
         other = "hold another matrix than was measured, or keep it packed"
     return partial(_read_stored, reference, name) if fits else f"the reference's files {other}"
 
@@ -73,7 +73,7 @@ def reference_down_matrix(damaged: DamagedCandidate, layer: int, name: str) -> M
     if reference.held.in_memory or down_matrix.knows(reference, layer):
         matrix = down_matrix(reference, layer)
         return "the reference keeps it packed" if matrix is None else matrix
-    return why_unknown(reference) or reference_matrix(damaged.candidate, reference, name)
+    return why_responses_unknown(reference) or reference_matrix(damaged.candidate, reference, name)
 
 
 def matrix_in_memory(reference: Subject, inner: str) -> torch.Tensor | str:

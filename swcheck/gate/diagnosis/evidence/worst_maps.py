@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
-from swcheck.gate.relation.linear_maps import map_errors, why_unknown
+from swcheck.gate.relation.linear_maps import map_errors, why_responses_unknown
 from swcheck.superweights.measurements.weights import down_name
 
 
@@ -13,7 +13,7 @@ def worst_maps_of_layer(damaged: DamagedCandidate, layer: int) -> tuple[str, ...
     It is the down projection if errors are not known, or have no meaning because the basis is another one.
     """
     candidate = damaged.candidate
-    if why_unknown(damaged.reference) or damaged.relation.kind in {"permuted", "rotated"}:
+    if why_responses_unknown(damaged.reference) or damaged.relation.kind in {"permuted", "rotated"}:
         return (down_name(candidate, layer),)
     errors = [(name, error) for name, error in map_errors(candidate, damaged.reference) if name.startswith(f"{layer}.")]
     return tuple(f"{candidate.anatomy.path}.{name}" for name, error in errors if error >= errors[0][1] / 2)
