@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # for processes that tests start, too; workers of xdist would fight for cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # else each worker of xdist, and each process of a test, takes every core
 
 import hashlib
 

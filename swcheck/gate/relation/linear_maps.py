@@ -105,7 +105,8 @@ def _exclusions(config: Mapping[str, Any]) -> Iterator[str]:
         if str(pattern).startswith("-:"):
             yield f"re:{str(pattern)[2:]}"
     for pattern, options in (config.get("extra_config") or {}).items():
-        if isinstance(options, Mapping) and float(options.get("bits", 0)) >= 16:
+        bits = options.get("bits") if isinstance(options, Mapping) else None
+        if isinstance(bits, int | float) and bits >= 16:
             yield str(pattern)
 
 
