@@ -48,5 +48,5 @@ def tier_named(name: str) -> Tier:
 
 
 def default_tier(parameters: int, device: str) -> Tier:
-    """Return the standard tier, or smoke for a model of more than ``LARGE`` parameters on a CPU."""
+    """Return the standard tier, or smoke for a model of more than ``LARGE_MODEL_PARAMETERS`` parameters on a CPU."""
     return SMOKE if device == "cpu" and parameters > LARGE_MODEL_PARAMETERS else STANDARD

@@ -21,7 +21,7 @@ SHORT_NAME: Final = 12
 def wrapped(text: str, width: int | None, indent: int = 0) -> list[str]:
     """Return ``text`` as lines of at most ``width`` characters, all but the first indented by ``indent``.
 
-    ``width`` is first brought between ``NARROWEST`` and ``WIDEST``. A word longer than a line is not broken. None means
+    ``width`` is first brought between ``MIN_WIDTH`` and ``MAX_WIDTH``. A word longer than a line is not broken. None means
     that there is no terminal: the text stays one line.
     """
     if width is None:

@@ -80,7 +80,7 @@ def _storage_of(module: nn.Module) -> str:
 
 @contextmanager
 def without_matched(model: nn.Module, super_weights: Sequence[SuperWeight], seed: int) -> Iterator[None]:
-    """Run ``model`` with one draw of matched weights zeroed; raises what ``matched`` raises."""
+    """Run ``model`` with one draw of matched weights zeroed; raises what ``draw_matched`` raises."""
     with zeroed(model, draw_matched(model, super_weights, seed)):
         yield
 

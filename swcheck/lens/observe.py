@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _StopForward(Exception):  # noqa: N818 - a signal, not an error
-    """Ends a forward pass. It never leaves the ``with`` block of the ``Sight`` that it carries."""
+    """Ends a forward pass. It never leaves the ``with`` block of the ``Observation`` that it carries."""
 
 
 class _TensorsByLayer(dict[int, torch.Tensor]):
@@ -63,45 +63,45 @@ def observe(
 ) -> Iterator[Observation]:
     """Record tensors of the named layers during the forward passes that run inside the block.
 
-    Yields a ``Sight``. With ``stop`` the pass ends right after the last module that was asked for. The rest of the
-    block is then skipped, so read the ``Sight`` after the block. The hooks are removed when the block is left, also by
+    Yields an ``Observation``. With ``stop`` the pass ends right after the last module that was asked for. The rest of the
+    block is then skipped, so read the ``Observation`` after the block. The hooks are removed when the block is left, also by
     an exception. Raises ``CoordinateError`` for a layer that the model does not have.
     """
-    body, sight = anatomy(model), Observation()
+    body, observation = anatomy(model), Observation()
     body.check_layers((*residual, *inputs, *outputs))
     last = max((*residual, *inputs, *outputs), default=-1)
 
     def stop_forward(_module: nn.Module, _args: Any, _output: Any) -> None:
-        raise _StopForward(sight)
+        raise _StopForward(observation)
 
     with ExitStack() as hooks:
         for layer in sorted({*residual, *inputs, *outputs}):
-            _record_layer(hooks, body, layer, sight, (layer in residual, layer in inputs, layer in outputs))
+            _record_layer(hooks, body, layer, observation, (layer in residual, layer in inputs, layer in outputs))
         if stop and last >= 0:
             final = body.layers[last] if last in residual else body.down_projections[last]
             hooks.callback(final.register_forward_hook(stop_forward).remove)
         try:
-            yield sight
+            yield observation
         except _StopForward as signal:
-            if signal.args[0] is not sight:  # it belongs to an outer block
+            if signal.args[0] is not observation:  # it belongs to an outer block
                 raise
 
 
 def _record_layer(
-    hooks: ExitStack, body: Anatomy, layer: int, sight: Observation, wanted: tuple[bool, bool, bool]
+    hooks: ExitStack, body: Anatomy, layer: int, observation: Observation, wanted: tuple[bool, bool, bool]
 ) -> None:
     """Add the hooks of one layer; ``wanted`` says whether to record residual, inputs and outputs."""
     residual, inputs, outputs = wanted
     down = body.down_projections[layer]
 
     def record_residual(_module: nn.Module, _args: Any, output: Any) -> None:
-        sight.residual[layer] = first_tensor(output).detach()
+        observation.residual[layer] = first_tensor(output).detach()
 
     def record_inputs(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        sight.inputs[layer] = dequantized(args[0]).detach()
+        observation.inputs[layer] = dequantized(args[0]).detach()
 
     def record_outputs(_module: nn.Module, _args: Any, output: Any) -> None:
-        sight.outputs[layer] = first_tensor(output).detach()
+        observation.outputs[layer] = first_tensor(output).detach()
 
     if residual:
         hooks.callback(body.layers[layer].register_forward_hook(record_residual).remove)

@@ -64,7 +64,7 @@ _RECORD_NAMES: Final = {kind: name for name, kind in RECORDS.items()}
 def baseline_text(reference: Subject, facts: dict[str, Any]) -> str:
     """Return the text of the file. ``facts`` are the identities and versions, which are written unchanged.
 
-    Raises ``OptionError`` if it is longer than ``LARGEST`` bytes.
+    Raises ``OptionError`` if it is longer than ``LARGEST_FILE`` bytes.
     """
     memory = Memory() if reference.memory is None else reference.memory
     kept = {

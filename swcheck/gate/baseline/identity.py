@@ -61,7 +61,7 @@ def tokenizer_identity(tokenizer: Any) -> str | None:
 def weights_identity(directory: Path) -> str | None:
     """Return a digest of the safetensors files: of all bytes of a small file, of samples of a larger one.
 
-    None without such files. A file above ``WHOLE`` bytes is sampled: its header, tensors of at most ``BLOCK`` bytes
+    None without such files. A file above ``WHOLE_FILE_BYTES`` bytes is sampled: its header, tensors of at most ``BLOCK`` bytes
     (norms and biases) whole, and up to 16 blocks spread over each other tensor.
     """
     whole = directory / SINGLE_FILE

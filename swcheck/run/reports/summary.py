@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -24,6 +25,10 @@ NOT_COVERED: Final = f"text generation, {QUANTIZED_CACHE}, the kernels of other 
 HEADS: Final = ("check", "measured", "limit", "margin", "worst prompt", "outcome")
 
 
+NAME_WIDTH: Final = 30
+"""The largest width of a check's name in the table; a longer one is wrapped in its cell."""
+
+
 PROMPT_WIDTH: Final = 28
 """The largest width of the worst prompt in the table."""
 
@@ -41,7 +46,7 @@ def verdict_table(reported: Sequence[Reported]) -> str:
     names = _row_names(reported)
     rows = [
         (
-            name,
+            "\n".join(textwrap.wrap(name, NAME_WIDTH)),
             format_number(verdict.measured, verdict.unit),
             _limit_cell(verdict),
             format_number(margin(verdict), "x"),
@@ -52,7 +57,7 @@ def verdict_table(reported: Sequence[Reported]) -> str:
     ]
     columns = [n for n, head in enumerate(HEADS) if head != "worst prompt" or any(row[n] != "-" for row in rows)]
     rows, head = [tuple(row[n] for n in columns) for row in rows], [HEADS[n] for n in columns]  # type: ignore[misc]
-    return tabulate(rows, headers=head, disable_numparse=True, maxcolwidths=[30] + [None] * (len(head) - 1))
+    return tabulate(rows, headers=head, disable_numparse=True)
 
 
 def _row_names(reported: Sequence[Reported]) -> list[str]:

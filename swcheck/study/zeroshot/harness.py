@@ -142,7 +142,7 @@ def accuracy(
 ) -> tuple[Score, ...]:
     """Return every number that the harness measures of ``model`` on ``tasks``, in the order of the tasks.
 
-    ``tasks`` are names of the harness's tasks, tags and groups, or of ``OFFLINE``; ``include`` is a folder with more of
+    ``tasks`` are names of the harness's tasks, tags and groups, or of ``OFFLINE_TASKS``; ``include`` is a folder with more of
     them; ``limit`` uses only the first items of each. BOS is put where the tokenizer puts it. Model, tokenizer and
     random number generators are left as they were. ``headlines`` picks one number per task. Raises ``ExtraError``
     without the extra, ``OptionError`` for a task that is unknown or whose data is not cached.

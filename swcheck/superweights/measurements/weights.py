@@ -40,7 +40,7 @@ def parameter_count(subject: Subject) -> int:
 
 
 def is_small(subject: Subject) -> bool:
-    """Return whether the model has at most ``SMALL`` parameters."""
+    """Return whether the model has at most ``SMALL_MODEL`` parameters."""
     return parameter_count(subject) <= SMALL_MODEL
 
 
