@@ -2,7 +2,8 @@
 
 Each public name is imported on first use, so ``import swcheck`` is cheap: it loads neither torch nor transformers. The
 names serve three tasks: testing models (the assertions, ``load``, ``locate``, ``zeroed``), writing engines (``Loaded``,
-``Scheme``, ``read_request``, the errors), and testing engines (``check_engine``, ``assert_outlier_survives``).
+``Scheme``, ``read_request``, the errors), and testing (``check_engine``, ``assert_outlier_survives``,
+``plant_super_weights``).
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
         assert_super_weights_preserved,
         assert_survives_pruning,
     )
-    from swcheck.lens.anatomy import anatomy
+    from swcheck.lens.architecture.anatomy import anatomy
+    from swcheck.lens.architecture.storage import plain_weight
     from swcheck.lens.intervene import scaled, zeroed
     from swcheck.lens.likelihood import perplexity
-    from swcheck.lens.linear_maps import contributions, effective_weight, plain_weight
+    from swcheck.lens.linear_maps import contributions, effective_weight
     from swcheck.lens.observe import observe
     from swcheck.lens.tokens import token_windows
     from swcheck.loading.engine_request import EngineRequest, check_packages, read_request
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from swcheck.superweights.locating.locate import locate
     from swcheck.testing.conformance import check_engine
     from swcheck.testing.outlier import assert_outlier_survives
+    from swcheck.testing.planting import Planting, plant_super_weights
 
 _MODULES: Final = {
     "CheckpointError": "base.errors",
@@ -53,6 +56,7 @@ _MODULES: Final = {
     "Loaded": "base.records",
     "OptionError": "base.errors",
     "Outcome": "base.records",
+    "Planting": "testing.planting",
     "Prompt": "base.records",
     "RobustnessError": "base.errors",
     "Scheme": "base.records",
@@ -61,7 +65,7 @@ _MODULES: Final = {
     "SwcheckError": "base.errors",
     "UnsafeCheckpointError": "base.errors",
     "Verdict": "base.records",
-    "anatomy": "lens.anatomy",
+    "anatomy": "lens.architecture.anatomy",
     "assert_collapses_when_zeroed": "gate.assertions",
     "assert_outlier_survives": "testing.outlier",
     "assert_perplexity_within": "gate.assertions",
@@ -83,7 +87,8 @@ _MODULES: Final = {
     "locate": "superweights.locating.locate",
     "observe": "lens.observe",
     "perplexity": "lens.likelihood",
-    "plain_weight": "lens.linear_maps",
+    "plain_weight": "lens.architecture.storage",
+    "plant_super_weights": "testing.planting",
     "read_request": "loading.engine_request",
     "read_skip": "loading.skip_option",
     "restored_environment": "base.isolation",
@@ -101,6 +106,7 @@ __all__ = [
     "Loaded",
     "OptionError",
     "Outcome",
+    "Planting",
     "Prompt",
     "RobustnessError",
     "Scheme",
@@ -132,6 +138,7 @@ __all__ = [
     "observe",
     "perplexity",
     "plain_weight",
+    "plant_super_weights",
     "read_request",
     "read_skip",
     "restored_environment",

@@ -178,13 +178,13 @@ def test_nothing_is_imported_from_outside(module):
 
 
 @pytest.mark.parametrize("source", [
-    "import swcheck.lens.anatomy", "from swcheck.lens import anatomy", "import_module('swcheck.lens.anatomy')",
-    "from swcheck import anatomy", "def f():\n    from swcheck.lens.anatomy import Family",
-    "from swcheck.lens.anatomy import anatomy",
+    "import swcheck.lens.architecture.anatomy", "from swcheck.lens.architecture import anatomy", "import_module('swcheck.lens.architecture.anatomy')",
+    "from swcheck import anatomy", "def f():\n    from swcheck.lens.architecture.anatomy import Family",
+    "from swcheck.lens.architecture.anatomy import anatomy",
 ])  # fmt: skip
 def test_every_kind_of_import_is_seen(source):
     """However a module is imported, this file sees it."""
-    assert [target(one.name) for one in imports(source)] == ["lens.anatomy"]
+    assert [target(one.name) for one in imports(source)] == ["lens.architecture.anatomy"]
 
 
 def test_imports_for_types_are_told_apart():

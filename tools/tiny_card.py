@@ -127,7 +127,7 @@ def _measure_activations(loaded: Loaded, weights: Sequence[SuperWeight]) -> list
 
 def residual_profile(loaded: Loaded, channel: int, position: int, ids: torch.Tensor) -> list[float]:
     """Return the residual stream at one channel and token after every layer."""
-    from swcheck.lens.likelihood import evaluating
+    from swcheck.lens.architecture.storage import evaluating
     from swcheck.lens.observe import observe
 
     layers = range(loaded.model.config.num_hidden_layers)

@@ -44,7 +44,7 @@ class UnsafeCheckpointError(SwcheckError, PermissionError):
 
 
 class ArchitectureError(SwcheckError, TypeError):
-    """The model is no causal language model, or its down projections are not where ``lens.anatomy.FAMILIES`` says."""
+    """The model is no causal language model, or its no down projection is found in it."""
 
 
 class CoordinateError(SwcheckError, IndexError):

@@ -13,10 +13,11 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class SuperWeight:
-    """One scalar of one ``down_proj``: ``layers[layer].mlp.down_proj.weight[row, column]``.
+    """One scalar of one down projection: ``layers[layer].mlp.down_proj.weight[row, column]``.
 
+    ``expert`` says which of its layer: None for the dense one, the number of an expert, "shared" for a shared expert.
     ``value`` is the weight as it was read from a model, None if it was not read. It is left out of comparisons, so that
     the same coordinate in two models is equal.
     """
@@ -25,14 +26,28 @@ class SuperWeight:
     row: int
     column: int
     value: float | None = field(default=None, compare=False)
+    expert: int | str | None = None
 
     def __str__(self) -> str:
-        value = "" if self.value is None else f" = {self.value:+.4g}"
-        return f"layer {self.layer} [{self.row}, {self.column}]{value}"
+        return self.place if self.value is None else f"{self.place} = {self.value:+.4g}"
+
+    def __lt__(self, other: SuperWeight) -> bool:
+        return self._order < other._order
+
+    @property
+    def _order(self) -> tuple[int, int, int, str]:
+        return self.layer, self.row, self.column, "" if self.expert is None else f"{self.expert:>6}"
+
+    @property
+    def place(self) -> str:
+        """The coordinate in words, without the value: ``layer 3 expert 17 [97, 301]``."""
+        expert = "" if self.expert is None else f" expert {self.expert}"
+        return f"layer {self.layer}{expert} [{self.row}, {self.column}]"
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as plain values, from which ``SuperWeight(**fields)`` makes an equal record."""
-        return {"layer": self.layer, "row": self.row, "column": self.column, "value": self.value}
+        place = {"layer": self.layer, "expert": self.expert, "row": self.row, "column": self.column}
+        return {**place, "value": self.value}
 
 
 @dataclass(frozen=True)

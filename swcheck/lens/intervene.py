@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from swcheck.base.errors import OptionError
+from swcheck.base.errors import NotObservedError, OptionError, UnrankedError
 from swcheck.base.records import SuperWeight
-from swcheck.lens.anatomy import anatomy
-from swcheck.lens.linear_maps import plain_weight
-from swcheck.lens.observe import dequantized, first_tensor
+from swcheck.lens.architecture.anatomy import MapKey, anatomy
+from swcheck.lens.architecture.storage import dequantized, first_tensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,6 +54,32 @@ def scaled(model: nn.Module, super_weights: Iterable[SuperWeight], alpha: float)
         raise OptionError(f"alpha = {alpha}", "a scale has to be a finite number")
     with _scalars_overridden(model, super_weights, lambda _weight, written, x: alpha * written if alpha else 0.0 * x):
         yield
+
+
+@contextmanager
+def maps_zeroed(model: nn.Module, keys: Iterable[MapKey]) -> Iterator[None]:
+    """Run ``model`` with whole down projections zeroed, such as those of experts. Every bit is restored afterwards.
+
+    Raises ``CoordinateError`` for an address that the model does not have, ``UnrankedError`` for one that is packed.
+    """
+    body = anatomy(model)
+    downs = [body.down_map(key) for key in dict.fromkeys(keys)]
+    packed = next((down for down in downs if down.weight is None), None)
+    if packed is not None:
+        raise UnrankedError(f"zero {packed.name}", f"{type(packed.module).__name__} keeps it packed")
+    weights = [weight for down in downs if (weight := down.weight) is not None]
+    saved = [weight.clone() for weight in weights]
+    try:
+        with torch.no_grad():
+            for weight in weights:
+                weight.zero_()
+        torch.clear_autocast_cache()
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, bits in zip(weights, saved, strict=True):
+                weight.copy_(bits)
+        torch.clear_autocast_cache()
 
 
 @contextmanager
@@ -104,10 +129,13 @@ def _scalars_overridden(model: nn.Module, super_weights: Iterable[SuperWeight], 
     packed: dict[nn.Module, list[SuperWeight]] = {}
     with ExitStack() as undo:
         for weight in unique:
-            module = body.down_projections[weight.layer]
-            tensor = plain_weight(module)
+            down = body.down_map(weight)
+            tensor = down.weight
+            if tensor is None and down.is_routed:
+                found = f"{type(down.module).__name__} keeps it packed, and no hook reaches a single expert"
+                raise NotObservedError(f"{weight} to change", found, "change it in the model before quantization")
             if tensor is None:
-                packed.setdefault(module, []).append(weight)
+                packed.setdefault(down.module, []).append(weight)
             else:
                 _edit_in_place(undo, tensor, weight, target(weight, float(tensor[weight.row, weight.column]), 1.0))
         for module, weights in packed.items():

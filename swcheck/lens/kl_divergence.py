@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from swcheck.lens.anatomy import device_of
-from swcheck.lens.likelihood import LOGITS_AT_ONCE, evaluating
+from swcheck.lens.architecture.storage import device_of, evaluating
+from swcheck.lens.likelihood import LOGITS_AT_ONCE
 from swcheck.lens.tokens import check_token_ids, vocabulary_size
 
 if TYPE_CHECKING:

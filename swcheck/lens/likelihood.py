@@ -5,8 +5,6 @@ Sums are kept in float64 whatever the model's dtype is; the caller divides once 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -14,7 +12,8 @@ from torch.nn import functional
 
 from swcheck.base.errors import NotFiniteError
 from swcheck.base.records import Likelihood
-from swcheck.lens.anatomy import check_module, device_of
+from swcheck.lens.architecture.anatomy import check_module
+from swcheck.lens.architecture.storage import device_of, evaluating
 from swcheck.lens.tokens import check_token_ids, vocabulary_size
 
 if TYPE_CHECKING:
@@ -22,20 +21,6 @@ if TYPE_CHECKING:
 
 LOGITS_AT_ONCE: Final = 2**25
 """At most this many logits are in memory at a time, 128 MiB in float32. It limits the windows in one pass."""
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` in evaluation mode and disable gradients; every module gets its former mode back."""
-    training = [module for module in model.modules() if module.training]
-    if training:
-        model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def perplexity(model: nn.Module, token_ids: torch.Tensor) -> Likelihood:

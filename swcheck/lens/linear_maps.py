@@ -6,7 +6,7 @@ plain storage need no different code. B batch, T tokens, H residual width, F inn
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from swcheck.base.errors import NotObservedError
-from swcheck.lens.anatomy import anatomy, device_of, input_width
-from swcheck.lens.likelihood import evaluating
-from swcheck.lens.observe import dequantized, first_tensor
+from swcheck.lens.architecture.anatomy import Anatomy, DownMap, MapKey, anatomy
+from swcheck.lens.architecture.storage import (
+    dequantized,
+    device_of,
+    evaluating,
+    first_tensor,
+    input_width,
+    is_plain,
+    plain_weight,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +41,34 @@ def contributions(module: nn.Module, x: torch.Tensor, row: int, columns: Sequenc
     with torch.no_grad():
         out = first_tensor(module(batch))[:, row].float()
     return out[-1] - out[:-1]
+
+
+def scalar_of(down: DownMap, row: int, column: int) -> float:
+    """Return ``effective_weight`` of a down projection; raises ``NotObservedError`` for a packed expert."""
+    weight = down.weight
+    if weight is not None:
+        return float(weight[row, column])
+    _check_reachable(down)
+    return effective_weight(down.module, row, column)
+
+
+def written_by(down: DownMap, x: torch.Tensor, row: int, columns: Sequence[int]) -> torch.Tensor:
+    """Return ``contributions`` of a down projection, float32 ``(len(columns),)``, for its input ``x`` ``(F,)``.
+
+    An expert's are those before the router's weight. Raises ``NotObservedError`` for a packed expert.
+    """
+    weight = down.weight if down.is_routed else None
+    if weight is None:
+        _check_reachable(down)
+        return contributions(down.module, x, row, columns)
+    written: torch.Tensor = x[list(columns)].float() * weight[row, list(columns)].float()
+    return written
+
+
+def _check_reachable(down: DownMap) -> None:
+    if down.index is not None:
+        found = f"{type(down.module).__name__} keeps its experts packed, and computes them in one kernel"
+        raise NotObservedError(f"a weight of {down.name}", found, "read it in the model before quantization")
 
 
 def effective_weight(module: nn.Module, row: int, column: int, *, at: float = 1.0) -> float:
@@ -55,23 +90,6 @@ def effective_weight(module: nn.Module, row: int, column: int, *, at: float = 1.
     return float(out[1] - out[0]) / float(probe[1, column])
 
 
-def plain_weight(module: nn.Module) -> torch.Tensor | None:
-    """Return the weight ``(out, in)`` of an ordinary ``nn.Linear`` itself, not a copy; None for any other module.
-
-    None for packed storage, tensor subclasses, a replaced ``forward``, offloaded weights, and weights that are
-    computed anew in every pass (parametrizations, ``torch.nn.utils.prune``). In those cases a write into the tensor
-    need not change what the next pass computes with.
-    """
-    from torch import nn
-
-    if type(module) is not nn.Linear or "forward" in vars(module):
-        return None
-    weight = dict(module.named_parameters(recurse=False)).get("weight")
-    if weight is None or type(weight.data) is not torch.Tensor or weight.is_meta or not weight.is_floating_point():
-        return None
-    return weight.data
-
-
 @dataclass(frozen=True)
 class LinearMap:
     """One linear map of a decoder layer whose weight is plain; ``path`` is its name inside the layer."""
@@ -87,6 +105,47 @@ class LinearMap:
         if weight is None:
             raise NotObservedError(f"the weight of {self.path} in layer {self.layer}", "it is not kept plainly")
         return weight
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """One plain matrix ``(out, in)`` of a decoder layer: that of a linear map, or of one expert.
+
+    ``path`` is its name inside the layer, ``down`` its address where it is a down projection.
+    """
+
+    layer: int
+    path: str
+    weight: torch.Tensor = field(repr=False)
+    down: MapKey | None = None
+
+
+def plain_matrices(body: Anatomy, layers: Iterable[int] | None = None) -> Iterator[Matrix]:
+    """Yield every plain matrix of the decoder layers, layer by layer; those of experts come after their layer's others."""
+    for number in range(len(body.layers)) if layers is None else layers:
+        downs = {id(one.module): one for one in body.down_maps(number) if one.index is None}
+        for path, module in body.layers[number].named_modules():
+            weight = plain_weight(module)
+            if weight is not None:
+                down = downs.get(id(module))
+                yield Matrix(number, path, weight, None if down is None else down.key)
+        yield from _expert_matrices(body, number)
+
+
+def _expert_matrices(body: Anatomy, layer: int) -> Iterator[Matrix]:
+    """Yield the matrices in the 3-D parameters of the modules that have experts' down projections."""
+    for place in body.structure.places[layer]:
+        if place.parameter is None:
+            continue
+        downs = [one for one in body.down_maps(layer) if one.place == place]
+        stacks = dict(downs[0].module.named_parameters(recurse=False)) if downs else {}
+        for name, stack in stacks.items():
+            if stack.ndim == 3 and is_plain(stack):
+                for index, matrix in enumerate(stack.data):
+                    key = downs[index].key if name == place.parameter else None
+                    yield Matrix(
+                        layer, f"{place.path}.{name}[{index}]", matrix.T if place.is_transposed else matrix, key
+                    )
 
 
 def linear_maps(model: nn.Module) -> tuple[LinearMap, ...]:
@@ -110,11 +169,12 @@ def packed_maps(model: nn.Module) -> tuple[str, ...]:
     from torch import nn
 
     body = anatomy(model)
+    downs = [{one.module for one in body.down_maps(number) if one.index is None} for number in range(len(body.layers))]
     return tuple(
         f"{body.path}.{number}.{path}"
         for number, layer in enumerate(body.layers)
         for path, module in layer.named_modules()
-        if (module is body.down_projections[number] or isinstance(module, nn.Linear) or _declares_widths(module))
+        if (isinstance(module, nn.Linear) or _declares_widths(module) or module in downs[number])
         and plain_weight(module) is None
     )
 

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from swcheck.base.count_sketch import count_sketch, generator_fingerprint
-from swcheck.lens.anatomy import Anatomy, device_of
-from swcheck.lens.observe import first_tensor
+from swcheck.lens.architecture.anatomy import Anatomy
+from swcheck.lens.architecture.storage import device_of, first_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

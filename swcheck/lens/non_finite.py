@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from swcheck.lens.likelihood import evaluating
-from swcheck.lens.observe import first_tensor
+from swcheck.lens.architecture.storage import evaluating, first_tensor
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,9 +16,9 @@ import torch
 
 from swcheck.base.errors import OptionError, UnrankedError
 from swcheck.base.records import SuperWeight
-from swcheck.lens.anatomy import anatomy
+from swcheck.lens.architecture.anatomy import MapKey, anatomy
 from swcheck.lens.intervene import zeroed
-from swcheck.lens.linear_maps import plain_weight
+from swcheck.lens.linear_maps import plain_matrices
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,32 +42,38 @@ def draw_matched(model: nn.Module, super_weights: Sequence[SuperWeight], seed: i
     generator = random.Random(seed)
     drawn: list[SuperWeight] = []
     for weight in super_weights:
-        choices = [other for other in next_largest(model, weight.layer, super_weights) if other not in drawn]
+        key = MapKey(weight.layer, weight.expert)
+        choices = [other for other in next_largest(model, key, super_weights) if other not in drawn]
         if not choices:
             raise OptionError(
-                f"a weight of {body.down_name(weight.layer)} to draw", "all of it is super or drawn", "name fewer"
+                f"a weight of {body.down_name(*key)} to draw", "all of it is super or drawn", "name fewer"
             )
         drawn.append(generator.choice(choices))
     return tuple(drawn)
 
 
 def next_largest(
-    model: nn.Module, layer: int, super_weights: Sequence[SuperWeight], count: int = NEXT_LARGEST
+    model: nn.Module, key: int | MapKey, super_weights: Sequence[SuperWeight], count: int = NEXT_LARGEST
 ) -> tuple[SuperWeight, ...]:
     """Return the ``count`` largest weights of one down projection that are not super weights, largest first.
+
+    ``key`` is its layer, with the expert where it is not the dense one.
 
     Raises ``UnrankedError`` where the matrix is packed or offloaded, ``CoordinateError`` for a layer outside the model.
     """
     body = anatomy(model)
-    body.check_layers([layer])
-    tensor = plain_weight(body.down_projections[layer])
+    down = body.down_map(key)
+    tensor = down.weight
     if tensor is None:
-        found = _storage_of(body.down_projections[layer])
-        raise UnrankedError(f"the largest weights of {body.down_name(layer)}", found, "draw the null in the reference")
+        found = _storage_of(down.module)
+        raise UnrankedError(f"the largest weights of {down.name}", found, "draw the null in the reference")
     inner = tensor.shape[1]
     order = tensor.abs().flatten().float().topk(min(tensor.numel(), count + len(super_weights))).indices.tolist()
     places = (
-        SuperWeight(layer, flat // inner, flat % inner, float(tensor[flat // inner, flat % inner])) for flat in order
+        SuperWeight(
+            down.key.layer, flat // inner, flat % inner, float(tensor[flat // inner, flat % inner]), down.key.expert
+        )
+        for flat in order
     )
     return tuple(place for place in places if place not in super_weights)[:count]
 
@@ -125,9 +131,6 @@ def _plain_matrices(model: nn.Module, super_weights: Sequence[SuperWeight]) -> I
     """Yield every plain matrix of the decoder layers with the flat indices of its super weights."""
     body = anatomy(model)
     body.check(super_weights)
-    for number, layer in enumerate(body.layers):
-        for module in layer.modules():
-            tensor = plain_weight(module)
-            if tensor is not None:
-                here = {w for w in super_weights if w.layer == number and module is body.down_projections[number]}
-                yield tensor, [w.row * tensor.shape[1] + w.column for w in here]
+    for matrix in plain_matrices(body):
+        here = {w for w in super_weights if MapKey(w.layer, w.expert) == matrix.down}
+        yield matrix.weight, [w.row * matrix.weight.shape[1] + w.column for w in here]

@@ -1,5 +1,7 @@
 """Records tensors of a forward pass: the residual stream, and inputs and outputs of the down projections.
 
+A down projection is named by its layer, or by ``(layer, expert)`` where it is not the dense one of its layer.
+
 ``observe`` is a ``with`` block: name the layers, run the model inside, read the recorded tensors. It can end the pass
 after the last layer that is needed. B batch, T tokens, H residual width, F inner width.
 """
@@ -14,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from swcheck.base.errors import NotObservedError
-from swcheck.lens.anatomy import Anatomy, anatomy
+from swcheck.lens.architecture.anatomy import Anatomy, DownMap, MapKey, anatomy, bare_anatomy
+from swcheck.lens.architecture.storage import dequantized, first_tensor
+from swcheck.lens.experts import inputs_of_expert, is_running_again, routed_calls
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,17 +28,17 @@ class _StopForward(Exception):  # noqa: N818 - a signal, not an error
     """Ends a forward pass. It never leaves the ``with`` block of the ``Observation`` that it carries."""
 
 
-class _TensorsByLayer(dict[int, torch.Tensor]):
+class _TensorsByLayer(dict[Any, torch.Tensor]):
     """Recorded tensors by layer; a layer that was not recorded raises ``NotObservedError``."""
 
     def __init__(self, what: str) -> None:
         super().__init__()
         self._what = what
 
-    def __missing__(self, layer: int) -> torch.Tensor:
+    def __missing__(self, layer: Any) -> torch.Tensor:
         raise NotObservedError(
             f"{self._what} of layer {layer}",
-            f"seen so far: {sorted(self) or 'nothing'}",
+            f"seen so far: {sorted(self, key=str) or 'nothing'}",
             f"name the layer when entering observe({self._what}=...), and run the model inside the block",
         )
 
@@ -44,12 +48,13 @@ class Observation:
     """The tensors recorded in the last forward pass, by layer. They are detached, but not copied.
 
     ``residual`` is the output of the decoder layer, ``(B, T, H)``. ``inputs`` and ``outputs`` are those of its down
-    projection, ``(B, T, F)`` and ``(B, T, H)``. Reading a layer that was not recorded raises ``NotObservedError``.
+    projection, ``(B, T, F)`` and ``(B, T, H)``; the input of an expert is zero at the tokens that it did not get.
+    Reading a layer that was not recorded raises ``NotObservedError``.
     """
 
-    residual: dict[int, torch.Tensor] = field(default_factory=lambda: _TensorsByLayer("residual"))
-    inputs: dict[int, torch.Tensor] = field(default_factory=lambda: _TensorsByLayer("inputs"))
-    outputs: dict[int, torch.Tensor] = field(default_factory=lambda: _TensorsByLayer("outputs"))
+    residual: dict[Any, torch.Tensor] = field(default_factory=lambda: _TensorsByLayer("residual"))
+    inputs: dict[Any, torch.Tensor] = field(default_factory=lambda: _TensorsByLayer("inputs"))
+    outputs: dict[Any, torch.Tensor] = field(default_factory=lambda: _TensorsByLayer("outputs"))
 
 
 @contextmanager
@@ -57,28 +62,37 @@ def observe(
     model: nn.Module,
     *,
     residual: Sequence[int] = (),
-    inputs: Sequence[int] = (),
-    outputs: Sequence[int] = (),
+    inputs: Sequence[int | MapKey] = (),
+    outputs: Sequence[int | MapKey] = (),
     stop: bool = False,
 ) -> Iterator[Observation]:
     """Record tensors of the named layers during the forward passes that run inside the block.
 
-    Yields an ``Observation``. With ``stop`` the pass ends right after the last module that was asked for. The rest of the
-    block is then skipped, so read the ``Observation`` after the block. The hooks are removed when the block is left, also by
-    an exception. Raises ``CoordinateError`` for a layer that the model does not have.
+    Yields an ``Observation``. With ``stop`` the pass ends right after the last layer, or dense down projection, that was
+    asked for. The rest of the block is then skipped, so read the ``Observation`` after the block. The hooks are removed
+    when the block is left, also by an exception. Raises ``CoordinateError`` for a layer or an expert that the model does
+    not have, ``NotObservedError`` for an expert that is packed, and for the outputs of an expert.
     """
-    body, observation = anatomy(model), Observation()
-    body.check_layers((*residual, *inputs, *outputs))
-    last = max((*residual, *inputs, *outputs), default=-1)
+    body, observation = bare_anatomy(model), Observation()
+    if inputs or outputs or (residual and not body.layers):
+        body = anatomy(model)
+    layers = [*residual, *(_layer_of(key) for key in (*inputs, *outputs))]
+    body.check_layers(layers)
+    last = max(layers, default=-1)
 
     def stop_forward(_module: nn.Module, _args: Any, _output: Any) -> None:
         raise _StopForward(observation)
 
     with ExitStack() as hooks:
-        for layer in sorted({*residual, *inputs, *outputs}):
-            _record_layer(hooks, body, layer, observation, (layer in residual, layer in inputs, layer in outputs))
+        for layer in dict.fromkeys(residual):
+            record = _recorder(observation.residual, layer)
+            hooks.callback(body.layers[layer].register_forward_hook(record).remove)
+        for key in dict.fromkeys((*inputs, *outputs)):
+            _record_map(hooks, body, key, observation, wanted=(key in inputs, key in outputs))
         if stop and last >= 0:
-            final = body.layers[last] if last in residual else body.down_projections[last]
+            ends = last in residual or any(_is_routed(body, key) for key in inputs if _layer_of(key) == last)
+            named = [key for key in (*inputs, *outputs) if _layer_of(key) == last]
+            final = body.layers[last] if ends or len(set(named)) > 1 else body.down_map(_as_key(named[0])).module
             hooks.callback(final.register_forward_hook(stop_forward).remove)
         try:
             yield observation
@@ -87,43 +101,83 @@ def observe(
                 raise
 
 
-def _record_layer(
-    hooks: ExitStack, body: Anatomy, layer: int, observation: Observation, wanted: tuple[bool, bool, bool]
-) -> None:
-    """Add the hooks of one layer; ``wanted`` says whether to record residual, inputs and outputs."""
-    residual, inputs, outputs = wanted
-    down = body.down_projections[layer]
+def _as_key(key: int | MapKey) -> MapKey:
+    return MapKey(key) if isinstance(key, int) else MapKey(*key)
 
-    def record_residual(_module: nn.Module, _args: Any, output: Any) -> None:
-        observation.residual[layer] = first_tensor(output).detach()
+
+def _layer_of(key: int | MapKey) -> int:
+    return _as_key(key).layer
+
+
+def _is_routed(body: Anatomy, key: int | MapKey) -> bool:
+    return body.down_map(_as_key(key)).is_routed
+
+
+def _recorder(tensors: dict[Any, torch.Tensor], key: Any) -> Any:
+    def record(_module: nn.Module, _args: Any, output: Any) -> None:
+        if not is_running_again():
+            tensors[key] = first_tensor(output).detach()
+
+    return record
+
+
+def _record_map(
+    hooks: ExitStack, body: Anatomy, key: int | MapKey, observation: Observation, *, wanted: tuple[bool, bool]
+) -> None:
+    """Add the hooks of one down projection; ``wanted`` says whether to record inputs and outputs."""
+    down, layer = body.down_map(_as_key(key)), body.layers[_layer_of(key)]
+    if down.is_routed:
+        _record_expert(hooks, body, down, observation, wanted=wanted)
+        return
+    tokens = _TokenShape()
+    if body.structure.hidden is not None:  # not of a known family, whose maps get (B, T, F)
+        hooks.callback(layer.register_forward_pre_hook(tokens.note, with_kwargs=True).remove)
 
     def record_inputs(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        observation.inputs[layer] = dequantized(args[0]).detach()
+        if not is_running_again():
+            observation.inputs[key] = tokens.by_token(dequantized(args[0]).detach())
 
     def record_outputs(_module: nn.Module, _args: Any, output: Any) -> None:
-        observation.outputs[layer] = first_tensor(output).detach()
+        if not is_running_again():
+            observation.outputs[key] = tokens.by_token(first_tensor(output).detach())
 
-    if residual:
-        hooks.callback(body.layers[layer].register_forward_hook(record_residual).remove)
-    if inputs:
-        hooks.callback(down.register_forward_pre_hook(record_inputs).remove)
-    if outputs:
-        hooks.callback(down.register_forward_hook(record_outputs).remove)
-
-
-def first_tensor(output: Any) -> torch.Tensor:
-    """Return the tensor that a module returned, dequantized to plain floats.
-
-    Depending on the version of transformers a decoder layer returns the tensor alone or first in a tuple.
-    """
-    return dequantized(output[0] if isinstance(output, tuple) else output)
+    if wanted[0]:
+        hooks.callback(down.module.register_forward_pre_hook(record_inputs).remove)
+    if wanted[1]:
+        hooks.callback(down.module.register_forward_hook(record_outputs).remove)
 
 
-def dequantized(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the dequantized values of a tensor whose class overrides ``dequantize``, else ``tensor`` itself.
+@dataclass
+class _TokenShape:
+    """The shape ``(B, T)`` of the tokens that a layer got last. Some models flatten them before the down projection."""
 
-    Some quantizers pass tensors of integer codes from module to module.
-    """
-    if type(tensor).dequantize is torch.Tensor.dequantize:
-        return tensor
-    return tensor.dequantize()
+    shape: tuple[int, int] | None = None
+
+    def note(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for one in (*args, *kwargs.values()):
+            if isinstance(one, torch.Tensor) and one.ndim == 3:
+                self.shape = (one.shape[0], one.shape[1])
+                return
+
+    def by_token(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return ``(B, T, C)``."""
+        if self.shape is None or tensor.ndim != 2 or tensor.shape[0] != self.shape[0] * self.shape[1]:
+            return tensor
+        return tensor.view(*self.shape, -1)
+
+
+def _record_expert(
+    hooks: ExitStack, body: Anatomy, down: DownMap, observation: Observation, *, wanted: tuple[bool, bool]
+) -> None:
+    """Add the hooks that read the inputs of one expert when its layer has run."""
+    if wanted[1]:
+        raise NotObservedError(f"outputs of {down.name}", "experts are computed together", "observe its inputs")
+    layer = body.layers[down.key.layer]
+    siblings = [one for one in body.down_maps(down.key.layer) if one.is_routed and one.place.path == down.place.path]
+    calls = hooks.enter_context(routed_calls(layer, siblings if down.index is not None else [down]))
+
+    def record(_module: nn.Module, _args: Any, _output: Any) -> None:
+        if calls and not is_running_again():
+            observation.inputs[down.key] = inputs_of_expert(calls[0], down.key)
+
+    hooks.callback(layer.register_forward_hook(record).remove)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
 
-from swcheck.lens.anatomy import anatomy
-from swcheck.lens.observe import dequantized, first_tensor
+from swcheck.lens.architecture.anatomy import anatomy
+from swcheck.lens.architecture.storage import dequantized, first_tensor
 
 if TYPE_CHECKING:
     from torch import nn

@@ -85,10 +85,10 @@ class Coordinate:
 
     @property
     def super_weight(self) -> SuperWeight | None:
-        """The super weight at this coordinate; None unless it names a single scalar of a dense ``down_proj``."""
-        if self.row is None or self.column is None or self.expert is not None:
+        """The super weight at this coordinate; None unless it names a single scalar."""
+        if self.row is None or self.column is None:
             return None
-        return SuperWeight(self.layer, self.row, self.column, self.value)
+        return SuperWeight(self.layer, self.row, self.column, self.value, self.expert)
 
     @property
     def sound(self) -> bool:
@@ -103,7 +103,7 @@ class Coordinate:
         if self.super_weight is not None:
             return str(self.super_weight)
         row, column = ("*" if place is None else place for place in (self.row, self.column))
-        expert = "" if self.expert is None else f", expert {self.expert}"
+        expert = "" if self.expert is None else f" expert {self.expert}"
         return f"layer {self.layer}{expert} [{row}, {column}]"
 
 

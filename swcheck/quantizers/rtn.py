@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from swcheck.base.errors import OptionError
 from swcheck.base.records import Loaded, Scheme, SuperWeight
-from swcheck.lens.anatomy import Anatomy, anatomy
+from swcheck.lens.architecture.anatomy import Anatomy, anatomy
 from swcheck.loading import engines, published_index, skip_option
 
 if TYPE_CHECKING:
@@ -156,7 +156,9 @@ class Rtn:
         weights = [matrix for matrix in _weights(anatomy(loaded.model), reference) if matrix[0] not in skipped]
         super_weights = _super_weights(loaded) if recipe.keep == 0 else ()
         for name, weight in weights:
-            places = [(w.row, w.column) for w in super_weights if name == anatomy(loaded.model).down_name(w.layer)]
+            places = [
+                (w.row, w.column) for w in super_weights if name == anatomy(loaded.model).down_name(w.layer, w.expert)
+            ]
             _round_in_place(recipe, weight, places)
         scheme = Scheme("absmax" if recipe.symmetric else "rtn", recipe.bits)
         return Loaded(loaded.model, loaded.tokenizer, f"rtn:{spec}", loaded.text, loaded.source, scheme)
@@ -169,16 +171,19 @@ def _weights(body: Anatomy, reference: str) -> Iterator[tuple[str, torch.Tensor]
     """Yield every matrix of the layers with its qualified name."""
     from torch import nn
 
-    from swcheck.lens.linear_maps import plain_weight
+    from swcheck.lens.architecture.storage import plain_weight
+    from swcheck.lens.linear_maps import plain_matrices
 
     for number, layer in enumerate(body.layers):
+        downs = list(body.down_maps(number))
         for path, module in layer.named_modules():
-            name, weight = f"{body.path}.{number}.{path}", plain_weight(module)
-            if weight is not None:
-                yield name, weight
-            elif module is body.down_projections[number] or isinstance(module, nn.Linear):
+            is_map = isinstance(module, nn.Linear) or any(module is one.module for one in downs if one.weight is None)
+            if is_map and plain_weight(module) is None:
+                name = f"{body.path}.{number}.{path}"
                 found = f"{reference} keeps {name} as {type(module).__name__}, not as plain floats"
                 raise OptionError("a reference to round", found, "give the model before quantization")
+    for matrix in plain_matrices(body):
+        yield f"{body.path}.{matrix.layer}.{matrix.path}", matrix.weight
 
 
 def _super_weights(loaded: Loaded) -> tuple[SuperWeight, ...]:

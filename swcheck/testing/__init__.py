@@ -1,4 +1,4 @@
-"""Tools for the tests of others: ``conformance`` checks an engine, ``outlier`` a quantizer. Neither needs a gate.
+"""Tools for the tests of others: ``conformance`` checks an engine, ``outlier`` a quantizer, ``planting`` makes models.
 
-The public names are at the front door: ``check_engine``, ``assert_outlier_survives``.
+The public names are at the front door: ``check_engine``, ``assert_outlier_survives``, ``plant_super_weights``.
 """

@@ -20,8 +20,8 @@ import torch
 from swcheck.base.errors import OptionError
 from swcheck.base.isolation import captured_output
 from swcheck.base.records import Engine, SuperWeight
-from swcheck.lens.anatomy import anatomy, device_of
-from swcheck.lens.linear_maps import plain_weight
+from swcheck.lens.architecture.anatomy import anatomy
+from swcheck.lens.architecture.storage import device_of, plain_weight
 from swcheck.loading import engines
 from swcheck.superweights.locating.locate import PROMPT, locate
 from swcheck.testing.engine_case import EngineCase, Reading, load_scheme, look_inside

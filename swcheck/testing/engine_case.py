@@ -11,8 +11,8 @@ import torch
 from swcheck.base.errors import SwcheckError, brief_message
 from swcheck.base.isolation import captured_output
 from swcheck.base.records import Engine, Loaded, Scheme, SuperWeight
-from swcheck.lens.anatomy import anatomy
-from swcheck.lens.likelihood import evaluating
+from swcheck.lens.architecture.anatomy import anatomy
+from swcheck.lens.architecture.storage import evaluating
 from swcheck.lens.observe import Observation, observe
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ import torch
 from swcheck.base.errors import SwcheckError
 from swcheck.base.isolation import captured_output
 from swcheck.base.records import Loaded, Scheme, SuperWeight
-from swcheck.lens.anatomy import anatomy, device_of
+from swcheck.lens.architecture.anatomy import anatomy
+from swcheck.lens.architecture.storage import device_of, plain_weight
 from swcheck.lens.intervene import scaled
-from swcheck.lens.linear_maps import contributions, plain_weight
+from swcheck.lens.linear_maps import contributions
 from swcheck.lens.observe import Observation
 from swcheck.testing.engine_case import ACTIVATIONS_TOO, WEIGHT_ONLY, EngineCase, Reading, listed_layers, look_inside
 from swcheck.testing.engine_checkpoint import state_fingerprint

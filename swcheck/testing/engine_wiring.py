@@ -13,8 +13,8 @@ import torch
 from swcheck.base.errors import EngineError, SwcheckError
 from swcheck.base.isolation import captured_output
 from swcheck.base.records import Engine
-from swcheck.lens.anatomy import anatomy
-from swcheck.lens.linear_maps import plain_weight
+from swcheck.lens.architecture.anatomy import anatomy
+from swcheck.lens.architecture.storage import plain_weight
 from swcheck.loading import engines
 from swcheck.testing.engine_case import (
     HEAVY,

@@ -26,7 +26,8 @@ from swcheck.base.errors import OptionError
 from swcheck.base.limits import GIVEN, chosen_limit, is_given
 from swcheck.base.records import Limit, Outcome, Verdict
 from swcheck.gate.conclusion import conclude
-from swcheck.lens.linear_maps import contributions, plain_weight
+from swcheck.lens.architecture.storage import plain_weight
+from swcheck.lens.linear_maps import contributions
 from swcheck.testing.geometries import COLUMNS, GEOMETRIES, ROWS, Geometry, Outlier
 
 BLOCK: Final = 128

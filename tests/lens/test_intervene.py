@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, prune
 
 from swcheck.base.errors import CoordinateError, OptionError
 from swcheck.base.records import SuperWeight
-from swcheck.lens.anatomy import anatomy
+from swcheck.lens.architecture.anatomy import anatomy
 from swcheck.lens.intervene import scalars_zeroed, scaled, set_to, zeroed
 from swcheck.lens.linear_maps import contributions
 from swcheck.lens.observe import observe

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from swcheck.base.errors import NotFiniteError, OptionError, TextError
 from swcheck.lens import likelihood
-from swcheck.lens.likelihood import evaluating, perplexity, token_nats
+from swcheck.lens.architecture.storage import evaluating
+from swcheck.lens.likelihood import perplexity, token_nats
 from swcheck.lens.tokens import SHORTEST_TEXT, adds_bos, check_token_ids, token_windows, vocabulary_size
 
 IDS = torch.tensor([[0, 5, 9, 33, 2, 17], [7, 1, 60, 2, 2, 8], [3, 4, 5, 6, 7, 8]])

@@ -16,16 +16,9 @@ from torch.nn.utils import parametrizations, prune
 
 from swcheck.base.errors import CoordinateError, NotObservedError
 from swcheck.base.records import SuperWeight
-from swcheck.lens.linear_maps import (
-    _input_format,
-    contributions,
-    effective_weight,
-    inputs_of,
-    linear_maps,
-    packed_maps,
-    plain_weight,
-)
-from swcheck.lens.observe import first_tensor, observe
+from swcheck.lens.architecture.storage import first_tensor, plain_weight
+from swcheck.lens.linear_maps import _input_format, contributions, effective_weight, inputs_of, linear_maps, packed_maps
+from swcheck.lens.observe import observe
 from tests.planted import Packed, plant, tuple_model
 
 IDS = torch.tensor([[0, 5, 9, 33, 2], [7, 1, 60, 2, 2]])

@@ -15,7 +15,7 @@ FIELDS = {"check", "model", "candidate", "measured", "limit", "outcome", "cause"
 
 def verdicts(file="out.json"):
     document = json.loads(Path(file).read_text(encoding="utf-8"), parse_constant=pytest.fail)
-    assert document["schema"] == 1
+    assert document["schema"] == 2
     assert set(document) == {"schema", "verdicts"}
     for verdict in document["verdicts"]:
         assert set(verdict) >= FIELDS

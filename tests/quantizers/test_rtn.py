@@ -8,7 +8,7 @@ import torch
 import swcheck
 from swcheck.base.errors import EngineError, OptionError
 from swcheck.base.records import Scheme
-from swcheck.lens.anatomy import anatomy
+from swcheck.lens.architecture.anatomy import anatomy
 from swcheck.quantizers import rounding, rtn
 from swcheck.quantizers.rtn import ENGINE, Recipe, parse
 

@@ -15,7 +15,7 @@ from torch import nn
 import swcheck
 from swcheck.base.errors import EngineError, OptionError
 from swcheck.base.records import Loaded, Scheme, SuperWeight
-from swcheck.lens.anatomy import anatomy
+from swcheck.lens.architecture.anatomy import anatomy
 from swcheck.lens.intervene import zeroed
 from swcheck.loading import huggingface, skip_option
 from swcheck.quantizers import rtn
@@ -371,7 +371,11 @@ def test_no_scheme_to_check():
         (lambda loaded: replace(loaded, tokenizer=None), "a tokenizer and a name", "no tokenizer"),
         (lambda loaded: replace(loaded, name=""), "a tokenizer and a name", "no name"),
         (lambda loaded: replace(loaded, model=loaded.model.train()), "evaluation mode", "training"),
-        (lambda loaded: replace(loaded, model=nn.Linear(2, 2).eval()), "the anatomy", "Linear with no list of layers"),
+        (
+            lambda loaded: replace(loaded, model=nn.Linear(2, 2).eval()),
+            "the anatomy",
+            "a pass over 5 tokens ends in TypeError",
+        ),
     ],
 )
 def test_a_wrong_record(result, asked, found):

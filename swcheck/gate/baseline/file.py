@@ -33,7 +33,9 @@ from swcheck.superweights.subject.measurement import TRAITS
 from swcheck.superweights.subject.memory import InBaseline, Key, Memory, name_of
 from swcheck.superweights.subject.subject import Subject
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
+READABLE: Final = {2, 3}
+"""Schema 2 has no experts in its coordinates."""
 LARGEST_FILE: Final = 1_000_000
 """The largest size of the file in bytes, since it is committed and reviewed."""
 
@@ -100,7 +102,7 @@ def read_baseline(text: str, origin: str) -> tuple[Subject, dict[str, Any]]:
         if not isinstance(body, dict) or "schema" not in body:
             raise ValueError("it names no schema")
         schema = body["schema"]
-        if schema == SCHEMA:
+        if schema in READABLE:
             values = {_unpack(key): _unpack(value) for key, value in body.pop("measurements")}
             name = str(body["model"])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, zlib.error) as error:
@@ -109,7 +111,7 @@ def read_baseline(text: str, origin: str) -> tuple[Subject, dict[str, Any]]:
             f"no baseline of swcheck, or a damaged one ({brief_message(error)})",
             "write it anew: --swcheck-update",
         ) from error
-    if schema != SCHEMA:
+    if schema not in READABLE:
         raise CheckpointError(
             f"baseline {origin}",
             f"another version of swcheck wrote it (schema {schema}, this is {SCHEMA})",

@@ -70,7 +70,7 @@ def _failed(pair: Pair, chosen: Sequence[SuperWeight], summary: str, fields: dic
         for w, ratio in zip(counterparts.places, ratios, strict=True)
         if not SAME_CONTRIBUTION.holds(ratio) and w.layer < depth(pair)
     ]
-    names = tuple(dict.fromkeys(down_name(pair.candidate, weight.layer) for weight in changed))
+    names = tuple(dict.fromkeys(down_name(pair.candidate, weight.layer, weight.expert) for weight in changed))
     if not changed and lost is not None:
         fields["cause"] += f", in layer {lost}; what the super weights write is kept"
         names = worst_maps_of_layer(damaged, lost)

@@ -11,6 +11,7 @@ import torch
 from swcheck.base.records import Outcome, Verdict
 from swcheck.gate.checks.pair import Pair
 from swcheck.gate.checks.single_model import no_super_weight
+from swcheck.lens.architecture.anatomy import MapKey
 from swcheck.superweights.measurements.inputs import prompt_ids, sample_ids, windows
 from swcheck.superweights.measurements.residual_stream import answers_finite, first_non_finite
 from swcheck.superweights.subject.subject import Subject
@@ -39,11 +40,30 @@ def confound(pair: Pair) -> Verdict | None:
 def obstacle(pair: Pair) -> Verdict | None:
     """Return what prevents a comparison of super weights: a confound, or a reference without super weights."""
     found = confound(pair)
-    if found is not None or pair.weights:
+    if found is None and pair.weights:
+        return _unreachable(pair)
+    if found is not None:
         return found
     return no_super_weight(
         pair.check, pair.reference, None if pair.candidate is pair.reference else pair.candidate.name
     )
+
+
+def _unreachable(pair: Pair) -> Verdict | None:
+    """Return the verdict on a candidate in which an expert with a super weight is packed, where no hook reaches it."""
+    if pair.candidate is pair.reference:
+        return None
+    body = pair.candidate.anatomy
+    if body.refusal:
+        return pair.verdict(Outcome.NOT_APPLICABLE, f"the candidate: {body.refusal}")
+    for weight in pair.weights:
+        if isinstance(weight.expert, int) and weight.layer < len(body.layers):
+            maps = {down.key: down for down in body.down_maps(weight.layer)}
+            down = maps.get(MapKey(weight.layer, weight.expert))
+            if down is None or (down.index is not None and down.weight is None):
+                words = "the candidate keeps its experts packed, and computes them in a kernel that no hook reaches"
+                return pair.verdict(Outcome.NOT_APPLICABLE, f"{weight.place}: {words}")
+    return None
 
 
 def not_finite(pair: Pair, ids: torch.Tensor) -> Verdict:

@@ -61,7 +61,7 @@ def compare_contributions(pair: Pair, limit: Limit) -> Verdict:
 
 def _summary(chosen: Sequence[SuperWeight], ratios: Sequence[float], limit: Limit) -> str:
     worst = worst_of(ratios, limit)
-    place = f"layer {chosen[worst].layer} [{chosen[worst].row}, {chosen[worst].column}]"
+    place = chosen[worst].place
     summary = f"{place} writes x{ratios[worst]:z.3f} of the reference's"
     kept = sum(limit.holds(ratio) for ratio in ratios)
     if 0 < kept < len(ratios):
@@ -74,8 +74,8 @@ def _row(
 ) -> tuple[str, str]:
     """Return the row of a super weight: value and contribution in both models, its place in the candidate."""
     words = f"weight {before:+.4g} -> {after:+.4g}, writes {theirs:+.4g} -> {ours:+.4g}"
-    moved = "" if place == weight else f", now at layer {place.layer} [{place.row}, {place.column}]"
-    return f"layer {weight.layer} [{weight.row}, {weight.column}]", words + moved
+    moved = "" if place == weight else f", now at {place.place}"
+    return weight.place, words + moved
 
 
 def _failed(
@@ -91,6 +91,6 @@ def _failed(
         return pair.failed(basis.cause, summary, basis.advice, detail=detail, **fields)
     cause = weight_change(pair.candidate, pair.reference, chosen[worst], ratios[worst])
     red = [place for place, ratio in zip(places, ratios, strict=True) if not limit.holds(ratio)]
-    names = dict.fromkeys(down_name(pair.candidate, w.layer) for w in red if w.layer < depth(pair))
+    names = dict.fromkeys(down_name(pair.candidate, w.layer, w.expert) for w in red if w.layer < depth(pair))
     fields["detail"] = (*restoration_rows(damaged), *fields["detail"])
     return with_remedy(pair, Finding(cause, (), tuple(names)), summary, (chosen, places), **fields)

@@ -100,7 +100,7 @@ def _find(
     relocated = located_on(pair.candidate, ids)
     for other, found in zip(relocated.super_weights, relocated.written, strict=True):
         if other.row == weight.row and SAME_CONTRIBUTION.holds(ratio_of(found, expected)):
-            note = f"located again in the candidate: layer {other.layer} [{other.row}, {other.column}]"
+            note = f"located again in the candidate: {other.place}"
             return other, found, note
     if not fits:
         check_coordinates(pair.candidate, [weight])

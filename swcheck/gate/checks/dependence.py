@@ -25,7 +25,14 @@ from swcheck.gate.checks.correspondence import corresponding
 from swcheck.gate.checks.pair import Pair, passed_or_near
 from swcheck.gate.checks.red_verdict import red_verdict
 from swcheck.gate.checks.single_model import no_super_weight
-from swcheck.superweights.measurements.ablation import ablated_nats, intact_nats, intact_nats_against, window_starts
+from swcheck.lens.architecture.anatomy import MapKey
+from swcheck.superweights.measurements.ablation import (
+    ablated_nats,
+    intact_nats,
+    intact_nats_against,
+    nats_without_experts,
+    window_starts,
+)
 from swcheck.superweights.measurements.inputs import vocabulary_size
 from swcheck.superweights.measurements.scores import noise_floor
 from swcheck.superweights.subject.subject import Subject
@@ -48,7 +55,8 @@ def collapse(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> 
     change = f"perplexity {format_ratio(ratio)} ({nats:+.2f} nats) on {ablated.numel():,} tokens"
     cause = f"the model does not hang on its super weights{degree} ({format_ratio(ratio)}, {collapse_class(ratio)})"
     attempt = "relocate: swcheck locate; a set may be incomplete, or the model leans on none"
-    rows = tuple((f"{w} alone", format_ratio(x)) for w, x in zip(weights, alone, strict=True))
+    rows = tuple((f"{w} alone", format_ratio(x)) for w, x in zip(weights, alone, strict=True)) if len(alone) > 1 else ()
+    rows += _experts_zeroed(subject, weights, intact)
     return Verdict(
         "collapse when zeroed",
         subject.name,
@@ -59,7 +67,7 @@ def collapse(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> 
         unit="x",
         cause="" if passed else cause,
         attempt="" if passed else attempt,
-        detail=rows if len(alone) > 1 else (),
+        detail=rows,
         facts={
             "nats": nats,
             "tokens": ablated.numel(),
@@ -68,6 +76,18 @@ def collapse(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> 
             "alone": alone,
         },
     )
+
+
+def _experts_zeroed(
+    subject: Subject, weights: Sequence[SuperWeight], intact: torch.Tensor
+) -> tuple[tuple[str, str], ...]:
+    """Return rows with the perplexity ratio of each whole expert that holds a super weight zeroed, for comparison."""
+    rows = []
+    for key in dict.fromkeys(MapKey(w.layer, w.expert) for w in weights if isinstance(w.expert, int)):
+        nats = nats_without_experts(subject, [key])
+        words = nats if isinstance(nats, str) else format_ratio(collapse_ratio(intact, nats))
+        rows.append((f"whole expert {key.expert} of layer {key.layer}", words))
+    return tuple(rows)
 
 
 def compare_dependence(pair: Pair, limit: Limit) -> Verdict:

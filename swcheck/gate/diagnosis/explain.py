@@ -20,6 +20,7 @@ from swcheck.gate.diagnosis.causes import (
     embedding_basis,
     lost_dependence,
     rest_of_the_model,
+    routing,
     sick_reference,
 )
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
@@ -32,6 +33,7 @@ STEPS: Final[tuple[Step, ...]] = (
     sick_reference.find,
     embedding_basis.find,
     contribution.find,
+    routing.find,
     activation.find,
     block_neighbours.find,
     lost_dependence.find,

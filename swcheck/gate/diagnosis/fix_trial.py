@@ -20,9 +20,8 @@ from swcheck.base.formatting import format_ratio
 from swcheck.base.statistics import LARGEST_EXPONENT, ratio_of
 from swcheck.gate.diagnosis.evidence.reference_matrices import ROUNDED, matrix_in_memory, reference_matrix
 from swcheck.gate.relation.basis import relation
-from swcheck.lens.anatomy import device_of
+from swcheck.lens.architecture.storage import device_of, first_tensor
 from swcheck.lens.likelihood import token_nats
-from swcheck.lens.observe import first_tensor
 from swcheck.lens.replace import maps_replaced
 from swcheck.loading import engines
 from swcheck.superweights.measurements.contributions import (

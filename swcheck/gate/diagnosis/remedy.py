@@ -15,7 +15,7 @@ from swcheck.gate.diagnosis.evidence.reference_matrices import map_sizes
 from swcheck.gate.diagnosis.fix_trial import Fix, Weights, try_fix
 from swcheck.gate.diagnosis.snippets import SNIPPETS, hqq_tag
 from swcheck.gate.relation.linear_maps import quantization_config_of
-from swcheck.lens.linear_maps import plain_weight
+from swcheck.lens.architecture.storage import plain_weight
 from swcheck.loading import engines
 from swcheck.loading.skip_option import SKIP_OPTION, split_skip
 from swcheck.loading.spec_from_config import spec_of

@@ -14,6 +14,8 @@ GGUF_NAMES: Final[Mapping[str, str]] = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.experts": "ffn_down_exps",
+    "mlp.gate": "ffn_gate_inp",
 }
 """The names of a layer's linear maps in a GGUF file, by their names in transformers."""
 
@@ -26,10 +28,10 @@ def _listed(names: Sequence[str], *more: str) -> str:
 
 
 def _gguf(names: Sequence[str]) -> str:
-    found = [(re.search(r"\.(\d+)\.", name), name) for name in names]
-    blocks = [
-        f"blk.{layer[1]}.{GGUF_NAMES.get('.'.join(name.split('.')[-2:]), name)}" for layer, name in found if layer
-    ]
+    found = [(re.search(r"\.(\d+)\.", name), ".".join(name.split(".")[-2:])) for name in names]
+    blocks = [f"blk.{layer[1]}.{GGUF_NAMES[name]}" for layer, name in found if layer and name in GGUF_NAMES]
+    if not blocks:
+        return "llama-quantize --tensor-type NAME=f16, with the names of these tensors in the file"
     return "llama-quantize " + " ".join(f"--tensor-type {block}=f16" for block in sorted(set(blocks)))
 
 

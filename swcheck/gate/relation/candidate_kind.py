@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from swcheck.base.records import Scheme
-from swcheck.lens.linear_maps import plain_weight
+from swcheck.lens.linear_maps import plain_matrices
 from swcheck.superweights.subject.measurement import measurement
 from swcheck.superweights.subject.memory import Cost
 from swcheck.superweights.subject.subject import Subject
 
 if TYPE_CHECKING:
-    from swcheck.lens.anatomy import Anatomy
+    from swcheck.lens.architecture.anatomy import Anatomy
 
 LAYERS: Final = 7
 """At most this many layers are sampled."""
@@ -111,11 +111,9 @@ def sample_weights(body: Anatomy) -> WeightSample:
 
 def _sampled_matrices(body: Anatomy) -> Iterator[tuple[str, torch.Tensor]]:
     count = len(body.layers)
-    for number in sorted({round(i * (count - 1) / max(1, LAYERS - 1)) for i in range(LAYERS)}):
-        for path, module in body.layers[number].named_modules():
-            weight = plain_weight(module)
-            if weight is not None:
-                yield f"{number}.{path}", weight
+    chosen = sorted({round(i * (count - 1) / max(1, LAYERS - 1)) for i in range(LAYERS)})
+    for matrix in plain_matrices(body, chosen):
+        yield f"{matrix.layer}.{matrix.path}", matrix.weight
 
 
 def _runs(weight: torch.Tensor) -> torch.Tensor:

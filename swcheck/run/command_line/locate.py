@@ -91,7 +91,10 @@ def _layer_rows(layers: tuple[LayerPeaks, ...]) -> list[tuple[str, ...]]:
     return [
         (
             str(peaks.layer),
-            *(f"{p.value:+.4g} @ {p.position}, {p.channel}" for p in (peaks.input, peaks.output, peaks.residual)),
+            *(
+                "-" if peak is None else f"{peak.value:+.4g} @ {peak.position}, {peak.channel}"
+                for peak in (peaks.input, peaks.output, peaks.residual)
+            ),
         )
         for peaks in layers
     ]

@@ -9,7 +9,7 @@ from swcheck.base.json_text import finite_json
 from swcheck.base.records import Limit, Outcome, Verdict
 from swcheck.run.reports.margins import Reported, margin
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 
 def verdict_as_json(verdict: Verdict, test: str = "") -> dict[str, Any]:

@@ -17,10 +17,9 @@ import torch
 
 from swcheck.base.errors import OptionError
 from swcheck.base.records import Prompt, SuperActivation
-from swcheck.lens.anatomy import device_of
-from swcheck.lens.likelihood import evaluating
+from swcheck.lens.architecture.storage import device_of, evaluating, first_tensor
 from swcheck.lens.nulls import without_largest
-from swcheck.lens.observe import first_tensor, observe
+from swcheck.lens.observe import observe
 from swcheck.lens.prompts import encode_prompt, prompt_label
 from swcheck.study.chapters.activation_results import (
     ATTENTION,

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import torch
 
-from swcheck.lens.anatomy import device_of
-from swcheck.lens.likelihood import LOGITS_AT_ONCE, evaluating
+from swcheck.lens.architecture.storage import device_of, evaluating
+from swcheck.lens.likelihood import LOGITS_AT_ONCE
 from swcheck.study.common.chapter import Chapter, Rows
 from swcheck.study.common.plots import COLOURS, single_axes
 from swcheck.study.common.record import INTACT, ZEROED, Measurement, Study, mean_and_error

@@ -32,8 +32,8 @@ from torch import nn
 from swcheck.base.formatting import format_number
 from swcheck.base.records import Limit, Outcome, Verdict
 from swcheck.base.statistics import standard_error
+from swcheck.lens.architecture.storage import dequantized, first_tensor
 from swcheck.lens.linear_maps import LinearMap, inputs_of
-from swcheck.lens.observe import dequantized, first_tensor
 from swcheck.quantizers.rounding import absmax, row_block
 from swcheck.study.common.chapter import Chapter, Rows
 from swcheck.study.common.plots import COLOURS

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import torch
 
 from swcheck.base.records import SuperWeight
-from swcheck.lens.anatomy import anatomy, device_of
+from swcheck.lens.architecture.anatomy import anatomy
+from swcheck.lens.architecture.storage import dequantized, device_of, evaluating, first_tensor
 from swcheck.lens.intervene import zeroed
-from swcheck.lens.likelihood import evaluating
 from swcheck.lens.linear_maps import effective_weight
-from swcheck.lens.observe import dequantized, first_tensor, observe
+from swcheck.lens.observe import observe
 
 if TYPE_CHECKING:
     from torch import nn

@@ -17,8 +17,7 @@ import torch
 from torch.nn import functional
 
 from swcheck.base.errors import TextError
-from swcheck.lens.anatomy import device_of
-from swcheck.lens.likelihood import evaluating
+from swcheck.lens.architecture.storage import device_of, evaluating
 
 if TYPE_CHECKING:
     from torch import nn

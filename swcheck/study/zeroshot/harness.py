@@ -27,7 +27,7 @@ import torch
 from swcheck.base.errors import ExtraError, OptionError
 from swcheck.base.isolation import captured_output
 from swcheck.base.output_files import check_writable
-from swcheck.lens.likelihood import evaluating
+from swcheck.lens.architecture.storage import evaluating
 from swcheck.loading.tiny import HELDOUT
 from swcheck.study.zeroshot import cloze, last_word
 

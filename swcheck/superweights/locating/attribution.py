@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
-from torch import nn
 
 from swcheck.base.records import SuperActivation, SuperWeight
-from swcheck.lens.anatomy import Anatomy
-from swcheck.lens.linear_maps import contributions, effective_weight, plain_weight
-from swcheck.lens.observe import Observation
+from swcheck.lens.architecture.anatomy import Anatomy, DownMap
+from swcheck.lens.linear_maps import scalar_of, written_by
 from swcheck.superweights.locating.activation_rules import Rules, earliest_writer
+from swcheck.superweights.locating.writers import Writers, Written
+
+MOST_TOGETHER: Final = 8
+"""At most this many weights of about the same size, each with a small share, write an activation as super weights."""
 
 
 @dataclass(frozen=True)
@@ -29,36 +32,35 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Attributor:
-    """Attributes super activations to weights. ``intact`` has the tensors of the pass of the intact model."""
+    """Attributes super activations to weights. ``intact`` are the down projections in the pass of the intact model."""
 
     body: Anatomy
     rules: Rules
-    intact: Observation
+    intact: Writers
 
     def attribute(
-        self, sight: Observation, activations: Sequence[SuperActivation], known: frozenset[SuperWeight]
+        self, writers: Writers, activations: Sequence[SuperActivation], known: frozenset[SuperWeight]
     ) -> Attribution:
-        """Return the weights of the earliest layer that writes one of the activations in ``sight``.
+        """Return the weights of the earliest layer that writes one of the activations in the pass of ``writers``.
 
-        ``sight`` has the inputs and outputs of the down projections in the present pass. ``known`` are weights that
-        were accepted or rejected before; they are left out.
+        ``known`` are weights that were accepted or rejected before; they are left out.
         """
         if not activations:
             return Attribution()
-        results = [self._weights_of(sight, activation, known) for activation in activations]
+        results = [self._weights_of(writers, activation, known) for activation in activations]
         layers = [weight.layer for found, _ in results for weight in found]
         written = {w: value for found, _ in results for w, value in found.items() if w.layer == min(layers)}
         return Attribution(written, tuple(remark for _, remark in results if remark))
 
     def _weights_of(
-        self, sight: Observation, activation: SuperActivation, known: frozenset[SuperWeight]
+        self, writers: Writers, activation: SuperActivation, known: frozenset[SuperWeight]
     ) -> tuple[dict[SuperWeight, float], str]:
         """Return the weights of the earliest layer that writes one activation and has any; else a remark."""
-        layers = range(min(activation.layer + 1, len(sight.outputs)))
-        written = [float(sight.outputs[layer][0, activation.position, activation.channel]) for layer in layers]
+        layers = range(min(activation.layer + 1, len(writers.observation.residual)))
+        written = [writers.added(layer, activation.position, activation.channel) for layer in layers]
         layer = first_writer = earliest_writer(activation, written, self.rules)
         while layer is not None:
-            found = self._weights_in_layer(sight, activation, layer, known)
+            found = self._weights_in_layer(writers, activation, layer, known)
             if found:
                 return found, ""
             layer = earliest_writer(activation, written, self.rules, after=layer)
@@ -66,31 +68,60 @@ class Attributor:
         return {}, f"channel {activation.channel}: no {writer} writes its {activation.value:+.4g}"
 
     def _weights_in_layer(
-        self, sight: Observation, activation: SuperActivation, layer: int, known: frozenset[SuperWeight]
+        self, writers: Writers, activation: SuperActivation, layer: int, known: frozenset[SuperWeight]
     ) -> dict[SuperWeight, float]:
-        """Return the weights that each write at least ``rules.share`` of what one layer adds to an activation.
+        """Return the weights that each write a good part of what one layer adds to an activation.
 
         With each comes what it writes in the intact model. A weight that writes only after others were zeroed is left
         out: it is not a super weight.
         """
-        module, row = self.body.down_projections[layer], activation.channel
-        x, x_intact = (recorded.inputs[layer][0, activation.position] for recorded in (sight, self.intact))
-        weight = plain_weight(module)
-        strength = (x.float() if weight is None else x.float() * weight[row].float()).abs()
-        columns = strength.topk(min(self.rules.inputs, len(x))).indices.tolist()
-        total = float(sight.outputs[layer][0, activation.position, row])
-        shares = _contributions(module, x, row, columns) / total
-        intact = shares if sight is self.intact else _contributions(module, x_intact, row, columns) / total
+        position, row = activation.position, activation.channel
+        present = writers.of_layer(layer, position, row)
+        intact = present if writers is self.intact else self.intact.of_layer(layer, position, row)
+        intact_reads = {one.down.key: one.read for one in intact}
+        total = sum(one.added for one in present)
+        candidates = [
+            (SuperWeight(layer, row, column, scalar_of(one.down, row, column), one.down.key.expert), share, before)
+            for one in present
+            if one.down.key in intact_reads
+            for column, share, before in self._shares(one, intact_reads[one.down.key], row, total)
+        ]
+        least = _least_share([share for _, share, _ in candidates], self.rules)
         return {
-            SuperWeight(layer, row, column, effective_weight(module, row, column)): before * total
-            for column, share, before in zip(columns, shares.tolist(), intact.tolist(), strict=True)
-            if share >= self.rules.share and before >= self.rules.drop and SuperWeight(layer, row, column) not in known
+            weight: before * total
+            for weight, share, before in candidates
+            if share >= least and before >= self.rules.drop * least / self.rules.share and weight not in known
         }
 
+    def _shares(
+        self, written: Written, intact_read: torch.Tensor, row: int, total: float
+    ) -> Iterator[tuple[int, float, float]]:
+        """Yield the inner neurons that may write most: column, share of ``total`` now, and in the intact model."""
+        weight = written.down.weight
+        strength = (written.read.float() if weight is None else written.read.float() * weight[row].float()).abs()
+        columns = strength.topk(min(self.rules.inputs, len(written.read))).indices.tolist()
+        shares = _contributions(written.down, written.read, row, columns) * written.gain / total
+        is_same = intact_read is written.read
+        intact = shares if is_same else _contributions(written.down, intact_read, row, columns) * written.gain / total
+        yield from zip(columns, shares.tolist(), intact.tolist(), strict=True)
 
-def _contributions(module: nn.Module, x: torch.Tensor, row: int, columns: Sequence[int]) -> torch.Tensor:
-    """Return ``lens.linear_maps.contributions``, without calling the module where its weight is plain."""
-    weight = plain_weight(module)
+
+def _least_share(shares: Sequence[float], rules: Rules) -> float:
+    """Return the least share of what a layer adds that makes a super weight.
+
+    It is ``rules.share``. Where no weight has that much, but a few of about the same size write most of it together,
+    it is half of the largest share.
+    """
+    largest = max(shares, default=0.0)
+    together = sorted((share for share in shares if share >= largest / 2), reverse=True)
+    are_few = 0 < largest < rules.share and len(together) <= MOST_TOGETHER and sum(together) >= 0.5
+    return largest / 2 if are_few else rules.share
+
+
+def _contributions(down: DownMap, x: torch.Tensor, row: int, columns: Sequence[int]) -> torch.Tensor:
+    """Return ``lens.linear_maps.written_by``, without calling the module where its weight is plain."""
+    weight = down.weight
     if weight is None:
-        return contributions(module, x, row, columns)
-    return x[columns].float() * weight[row, columns].float()
+        return written_by(down, x, row, columns)
+    written: torch.Tensor = x[columns].float() * weight[row, columns].float()
+    return written

@@ -23,9 +23,10 @@ import torch
 
 from swcheck.base.errors import TextError
 from swcheck.base.records import Likelihood, SuperWeight
-from swcheck.lens.anatomy import anatomy
+from swcheck.lens.architecture.anatomy import checked_anatomy
+from swcheck.lens.architecture.storage import evaluating
 from swcheck.lens.intervene import zeroed
-from swcheck.lens.likelihood import evaluating, perplexity, token_nats
+from swcheck.lens.likelihood import perplexity, token_nats
 from swcheck.lens.tokens import check_token_ids, vocabulary_size
 from swcheck.superweights.locating.activation_rules import DEFAULT_RULES, Rules
 from swcheck.superweights.locating.located import Effect, Located
@@ -63,7 +64,7 @@ def locate(
     where none of the seeds writes a super activation, ``TextError`` for a missing prompt or ids that are not valid,
     ``NotFiniteError`` where the residual stream holds NaN or infinity.
     """
-    body = anatomy(model)
+    body = checked_anatomy(model)
     body.check(seeds)
     ids = _prompt_ids(model, tokenizer, prompt, token_ids)
     if verify is not None:

@@ -21,11 +21,14 @@ class Peak:
 
 @dataclass(frozen=True)
 class LayerPeaks:
-    """The peaks of one layer: its down projection's input and output, and the residual stream after it."""
+    """The peaks of one layer: its dense down projection's input and output, and the residual stream after it.
+
+    The first two are None for a layer without a dense down projection.
+    """
 
     layer: int
-    input: Peak
-    output: Peak
+    input: Peak | None
+    output: Peak | None
     residual: Peak
 
 

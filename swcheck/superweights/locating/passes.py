@@ -7,16 +7,21 @@ used. T tokens, H residual width, L layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from swcheck.base.records import SuperWeight
-from swcheck.lens.anatomy import Anatomy, device_of
+from swcheck.lens.architecture.anatomy import Anatomy, DownMap, MapKey
+from swcheck.lens.architecture.storage import device_of
+from swcheck.lens.architecture.structure import eager_experts
+from swcheck.lens.experts import RoutedCall, is_running_again, routed_calls, visits_counted
 from swcheck.lens.intervene import zeroed
 from swcheck.lens.observe import Observation, observe
+from swcheck.superweights.locating.writers import LayerCall, Writers, layers_to_record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,67 +29,130 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PassResult:
-    """The tensors recorded in one pass, and its residual stream as one tensor, float32 ``(L, T, H)`` on the CPU."""
+    """What was recorded in one pass, and its residual stream as one tensor, float32 ``(L, T, H)`` on the CPU."""
 
-    sight: Observation
+    writers: Writers
     residual: torch.Tensor
+
+    @property
+    def observation(self) -> Observation:
+        """The recorded tensors."""
+        return self.writers.observation
 
 
 class Passes:
-    """The passes over one prompt ``ids``, int64 ``(1, T)``; ``first`` is the one without any edit."""
+    """The passes over one prompt ``ids``, int64 ``(1, T)``; ``first`` is the one without any edit.
 
-    def __init__(self, model: nn.Module, body: Anatomy, ids: torch.Tensor) -> None:
+    ``visits`` has how many of its tokens each expert got; it is empty unless they were to be counted.
+    """
+
+    def __init__(self, model: nn.Module, body: Anatomy, ids: torch.Tensor, *, count_visits: bool = False) -> None:
         self.model, self.body, self.ids = model, body, ids
-        self._in_tuple = False
+        self._beside: dict[int, tuple[Any, ...]] = {}
+        """What each layer returned beside the residual stream; a layer that is missing returned that alone."""
         with ExitStack() as stack:
-            sight = stack.enter_context(self._observed(len(body.layers)))
-            stack.callback(body.layers[0].register_forward_hook(self._note_output_form).remove)
+            writers = self._recorded(stack, len(body.layers))
+            self.visits: dict[MapKey, int] = {}
+            if count_visits:
+                self.visits = stack.enter_context(visits_counted(body))
+                stack.enter_context(eager_experts(model) if self.visits else nullcontext())
+            for number, layer in enumerate(body.layers):
+                stack.callback(layer.register_forward_hook(partial(self._note_output_form, number)).remove)
             model(ids.to(device_of(model)), use_cache=False)
-        self.first = _result_of(sight)
+        self.first = _result_of(writers)
 
     def run_without(self, removed: Sequence[SuperWeight], length: int) -> PassResult:
         """Run one pass over the first ``length`` tokens with ``removed`` zeroed.
 
         The layers before the first edited one are not computed: their tensors are those of the first pass.
         """
-        start, first = min(weight.layer for weight in removed), self.first.sight
+        start, first = min(weight.layer for weight in removed), self.first.observation
         with zeroed(self.model, removed), ExitStack() as stack:
-            sight = stack.enter_context(self._observed(max(1, len(self.body.layers) - 1)))
-            stack.enter_context(_layers_skipped(self.body, start, first.residual, length, in_tuple=self._in_tuple))
+            writers = self._recorded(stack, max(1, len(self.body.layers) - 1), tuple(removed))
+            stack.enter_context(_layers_skipped(self.body, start, first.residual, length, self._beside))
             self.model(self.ids[:, :length].to(device_of(self.model)), use_cache=False)
-        result = _result_of(sight)
-        for layer in range(start):
-            sight.inputs[layer] = first.inputs[layer][:, :length]
-            sight.outputs[layer] = first.outputs[layer][:, :length]
+        result = _result_of(writers)
+        skipped = [key for key in first.inputs if (key if isinstance(key, int) else key.layer) < start]
+        for key in skipped:
+            writers.observation.inputs[key] = first.inputs[key][:, :length]
+            writers.observation.outputs[key] = first.outputs[key][:, :length]
+        for layer in range(start):  # nothing was zeroed there, and a layer does not see later tokens
+            if layer in self.first.writers.calls:
+                writers.calls[layer] = self.first.writers.calls[layer]
+            if layer in self.first.writers.routed:
+                writers.routed[layer] = self.first.writers.routed[layer]
         return result
 
-    def _observed(self, count: int) -> Any:
+    def _recorded(self, stack: ExitStack, count: int, removed: tuple[SuperWeight, ...] = ()) -> Writers:
+        """Record the first ``count`` layers of the passes that run until ``stack`` is closed."""
         layers = range(count)
-        return observe(self.model, residual=layers, inputs=layers, outputs=layers, stop=True)
+        keys = [
+            down.key.layer if down.key.expert is None else down.key
+            for layer in layers
+            for down in self.body.down_maps(layer)
+            if not down.is_routed
+        ]
+        calls: dict[int, LayerCall] = {}
+        routed: dict[int, list[RoutedCall]] = {}
+        for layer in layers_to_record(self.body):
+            if layer < count:
+                module = self.body.layers[layer]
+                note = partial(_note_call, calls, layer)
+                stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
+                groups = _routed_maps(self.body, layer)
+                lists = [stack.enter_context(routed_calls(module, maps)) for maps in groups]
+                stack.callback(module.register_forward_hook(partial(_note_routed, routed, layer, lists)).remove)
+        observation = stack.enter_context(observe(self.model, residual=layers, inputs=keys, outputs=keys, stop=True))
+        return Writers(self.model, self.body, observation, calls, routed, removed)
 
-    def _note_output_form(self, _layer: nn.Module, _args: Any, output: Any) -> None:
-        self._in_tuple = isinstance(output, tuple)
+    def _note_output_form(self, number: int, _layer: nn.Module, _args: Any, output: Any) -> None:
+        if isinstance(output, tuple):
+            self._beside[number] = output[1:]
 
 
-def _result_of(sight: Observation) -> PassResult:
-    layers = sorted(sight.residual)
-    return PassResult(sight, torch.stack([sight.residual[layer][0] for layer in layers]).float().cpu())
+def _note_call(
+    calls: dict[int, LayerCall], layer: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    if not is_running_again():
+        calls[layer] = LayerCall(args, kwargs)
+
+
+def _note_routed(routed: dict[int, list[RoutedCall]], layer: int, lists: list[list[RoutedCall]], *_call: Any) -> None:
+    routed[layer] = [call for calls in lists for call in calls]
+
+
+def _routed_maps(body: Anatomy, layer: int) -> list[list[DownMap]]:
+    """Return the routed down projections of a layer, those of one parameter or one list together."""
+    groups: dict[str, list[DownMap]] = {}
+    for down in body.down_maps(layer):
+        if down.is_routed:
+            name = down.place.path if down.index is not None else "list"
+            groups.setdefault(name, []).append(down)
+    return list(groups.values())
+
+
+def _result_of(writers: Writers) -> PassResult:
+    residual = writers.observation.residual
+    return PassResult(writers, torch.stack([residual[layer][0] for layer in sorted(residual)]).float().cpu())
 
 
 @contextmanager
 def _layers_skipped(
-    body: Anatomy, start: int, residual: dict[int, torch.Tensor], length: int, *, in_tuple: bool
+    body: Anatomy, start: int, residual: dict[int, torch.Tensor], length: int, beside: dict[int, tuple[Any, ...]]
 ) -> Iterator[None]:
     """Let a pass of the model skip the layers before ``start``: each returns ``residual`` of an earlier pass.
 
     The model still makes its masks and positions itself, so nothing is assumed about the signature of a layer.
-    ``in_tuple`` says whether the layers return the residual stream first in a tuple, or alone.
+    ``beside`` has what a layer returned after the residual stream, where it returned a tuple.
     """
 
     def returning(layer: int) -> Callable[..., Any]:
         def forward(*_args: Any, **_kwargs: Any) -> Any:
-            hidden = residual[layer][:, :length]
-            return (hidden,) if in_tuple else hidden
+            whole = residual[layer]
+            if layer not in beside:
+                return whole[:, :length]
+            others = (_cut(value, whole.shape[1], length) for value in beside[layer])
+            return (whole[:, :length], *others)
 
         return forward
 
@@ -94,6 +162,13 @@ def _layers_skipped(
             undo.callback(_restore_forward, layer, vars(layer).get("forward"))
             object.__setattr__(layer, "forward", returning(index))
         yield
+
+
+def _cut(value: Any, whole: int, length: int) -> Any:
+    """Return a tensor ``(B, T, ...)`` up to token ``length``, anything else as it is."""
+    if isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[1] == whole:
+        return value[:, :length]
+    return value
 
 
 def _restore_forward(layer: nn.Module, own: Any) -> None:

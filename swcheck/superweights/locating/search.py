@@ -7,7 +7,7 @@ again, until no activation is left to explain. T tokens, H residual width, L lay
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,8 +15,9 @@ import torch
 
 from swcheck.base.errors import NotFiniteError, WrongModelError
 from swcheck.base.records import SuperActivation, SuperWeight
-from swcheck.lens.anatomy import Anatomy
-from swcheck.lens.linear_maps import contributions, effective_weight
+from swcheck.lens.architecture.anatomy import Anatomy, MapKey
+from swcheck.lens.architecture.attention_sinks import sink_mechanisms
+from swcheck.lens.linear_maps import scalar_of, written_by
 from swcheck.lens.observe import Observation
 from swcheck.superweights.locating.activation_rules import Rules, local_layers, median_of, spikes
 from swcheck.superweights.locating.attribution import Attributor
@@ -35,16 +36,18 @@ class Search:
 
     def __init__(self, model: nn.Module, body: Anatomy, ids: torch.Tensor, rules: Rules) -> None:
         self.body, self.rules = body, rules
-        self.passes = Passes(model, body, ids)
+        self.passes = Passes(model, body, ids, count_visits=True)
         residual = self.passes.first.residual
         inner = residual[:-1].abs() if len(residual) > 1 else residual.abs()
         self.peaks = inner.amax(1)  # (L, H)
         self.largest = float(self.peaks.amax())
         _check_finite(residual, self.largest)
         self.median = median_of(inner)
-        self.threshold = max(rules.above_median * self.median, rules.below_peak * self.largest)
+        self.threshold = max(
+            rules.above_median * self.median, rules.below_peak * _largest_local(inner, self.peaks, rules)
+        )
         self.activations = spikes(residual, self.threshold, rules)
-        self.attributor = Attributor(body, rules, self.passes.first.sight)
+        self.attributor = Attributor(body, rules, self.passes.first.writers)
         self.accepted: dict[SuperWeight, float] = {}  # with what each writes in the intact model
         self.rejected: set[SuperWeight] = set()
         self.rounds: list[Round] = []
@@ -54,13 +57,13 @@ class Search:
         result, unexplained = self.passes.first, self.activations
         for number in range(self.rules.rounds):
             known = frozenset(self.rejected.union(self.accepted))
-            attribution = self.attributor.attribute(result.sight, unexplained, known)
+            attribution = self.attributor.attribute(result.writers, unexplained, known)
             found, remarks = attribution.written, list(attribution.remarks)
             if number == 0:
                 confirmed, doubts = self._confirm_seeds(seeds)
                 found = {**confirmed, **found}
-                remarks += doubts + self._remarks_on_channels()
-            self.rounds.append(Round(_layer_peaks(result.sight), tuple(found), tuple(remarks)))
+                remarks += doubts + self._remarks_on_channels() + _remarks_on_experts(self.passes.visits)
+            self.rounds.append(Round(_layer_peaks(result.observation), tuple(found), tuple(remarks)))
             if not found:
                 break
             before = _magnitudes(result.residual, unexplained)
@@ -115,11 +118,17 @@ class Search:
         confirmed: dict[SuperWeight, float] = {}
         remarks = []
         for seed in seeds:
-            inputs = self.passes.first.sight.inputs[seed.layer][0]
+            down = self.body.down_map(seed)
+            inputs = self.passes.first.writers.inputs_of(down)
             position = int(inputs[:, seed.column].float().abs().argmax())
-            module = self.body.down_projections[seed.layer]
-            value = float(contributions(module, inputs[position], seed.row, [seed.column])[0])
-            here = effective_weight(module, seed.row, seed.column)
+            gains = [
+                one.gain
+                for one in self.passes.first.writers.of_layer(seed.layer, position, seed.row)
+                if one.down.key == down.key
+            ]
+            gain = gains[0] if gains else 0.0
+            value = float(written_by(down, inputs[position], seed.row, [seed.column])[0]) * gain
+            here = scalar_of(down, seed.row, seed.column)
             if abs(value) >= self.rules.below_peak * self.threshold and _same_value(seed.value, here):
                 confirmed[replace(seed, value=here)] = value
             else:
@@ -158,12 +167,34 @@ class Search:
             count = len(self.body.layers)
             return f"none found: a super activation persists over later layers, and this model has {count} in all"
         remarks = "; ".join(self.rounds[0].remarks[:MOST_REMARKS])
+        instead = sink_mechanisms(self.passes.model)
+        has = f"; the model has {' and '.join(instead)}, which can take the place of super weights" if instead else ""
         times = f"{self.largest / self.median:.1f} x the median" if self.median else "the median 0"
         return (
             f"none found: the largest value in the residual stream is {self.largest:.4g}, {times}; a super activation "
             f"has {self.rules.above_median:g} x, persists, and is local to few tokens"
             + (f" ({remarks})" if remarks else "")
+            + has
         )
+
+
+def _largest_local(magnitudes: torch.Tensor, peaks: torch.Tensor, rules: Rules) -> float:
+    """Return the largest of ``magnitudes`` ``(L, T, H)`` in a channel that is large at few tokens; 0 without any.
+
+    ``peaks`` ``(L, H)`` are the largest over the tokens. A channel that is large at many tokens, an outlier feature, may
+    be larger than every super activation.
+    """
+    for channel in peaks.amax(0).argsort(descending=True).tolist():
+        layer = int(peaks[:, channel].argmax())
+        if local_layers(magnitudes[layer : layer + 1, :, channel], rules)[0]:
+            return float(peaks[layer, channel])
+    return 0.0
+
+
+def _remarks_on_experts(visits: Mapping[MapKey, int]) -> list[str]:
+    """Say how many experts the prompt never visits: a super weight in one of them cannot be seen."""
+    missed = sum(count == 0 for count in visits.values())
+    return [f"{missed:,} of {len(visits):,} experts get no token of the prompt"] if missed else []
 
 
 def _check_finite(residual: torch.Tensor, largest: float) -> None:
@@ -190,10 +221,15 @@ def _magnitudes(residual: torch.Tensor, activations: Sequence[SuperActivation]) 
     return {one.channel: float((values * math.copysign(1, one.value)).max()) for one, values in series.items()}
 
 
-def _layer_peaks(sight: Observation) -> tuple[LayerPeaks, ...]:
-    three = (sight.inputs, sight.outputs, sight.residual)
+def _layer_peaks(observation: Observation) -> tuple[LayerPeaks, ...]:
     return tuple(
-        LayerPeaks(layer, *(_peak(tensors[layer][0]) for tensors in three)) for layer in sorted(sight.residual)
+        LayerPeaks(
+            layer,
+            _peak(observation.inputs[layer][0]) if layer in observation.inputs else None,
+            _peak(observation.outputs[layer][0]) if layer in observation.outputs else None,
+            _peak(observation.residual[layer][0]),
+        )
+        for layer in sorted(observation.residual)
     )
 
 

@@ -15,10 +15,10 @@ from swcheck.base.errors import UnrankedError
 from swcheck.base.records import SuperWeight
 from swcheck.base.tiers import CAUSAL_WINDOWS
 from swcheck.lens import nulls
-from swcheck.lens.anatomy import device_of
-from swcheck.lens.intervene import zeroed
+from swcheck.lens.architecture.anatomy import MapKey
+from swcheck.lens.architecture.storage import device_of, first_tensor
+from swcheck.lens.intervene import maps_zeroed, zeroed
 from swcheck.lens.likelihood import token_nats
-from swcheck.lens.observe import first_tensor
 from swcheck.lens.tokens import token_windows
 from swcheck.superweights.measurements.inputs import text_of, windows
 from swcheck.superweights.measurements.scores import intact_scores, scores_against
@@ -64,6 +64,17 @@ def _ablated_nats(subject: Subject, removed: Sequence[SuperWeight], ids: torch.T
     model = subject.module
     with zeroed(model, removed):
         return token_nats(model, ids)
+
+
+@measurement("experts", Cost.WINDOW_STARTS, in_baseline=InBaseline.HALF)
+def nats_without_experts(subject: Subject, keys: Sequence[MapKey]) -> torch.Tensor | str:
+    """Return the nats on the window starts with whole experts zeroed, float64 ``(B, P - 1)``; words where they are packed."""
+    model = subject.module
+    try:
+        with maps_zeroed(model, [MapKey(*key) for key in keys]):
+            return token_nats(model, window_starts(subject))
+    except UnrankedError as error:
+        return error.found
 
 
 def intact_nats(subject: Subject) -> torch.Tensor:

@@ -13,9 +13,9 @@ import torch
 
 from swcheck.base.errors import CoordinateError, WrongModelError
 from swcheck.base.records import SuperWeight
-from swcheck.lens.anatomy import device_of
-from swcheck.lens.likelihood import evaluating
-from swcheck.lens.linear_maps import contributions
+from swcheck.lens.architecture.anatomy import Expert, MapKey
+from swcheck.lens.architecture.storage import device_of, evaluating
+from swcheck.lens.linear_maps import written_by
 from swcheck.lens.observe import observe
 from swcheck.loading import published_index
 from swcheck.superweights.locating.locate import locate
@@ -42,6 +42,8 @@ def located_on(subject: Subject, ids: torch.Tensor) -> Located:
 
 
 def _located(subject: Subject, ids: torch.Tensor) -> Located:
+    if subject.anatomy.refusal:
+        return Located((), (), (), (), f"none found: {subject.anatomy.refusal}")
     seeds = published(subject.name)
     try:
         subject.anatomy.check(seeds)
@@ -67,9 +69,10 @@ def largest_input_columns(
     The inputs are those at token ``position`` of the prompt ``ids`` ``(1, T)``. The result has pairs of column and
     contribution, in the order of the magnitude of the input, largest first.
     """
-    x = _down_inputs(subject, [weight.layer], ids)[weight.layer][position]
+    key = MapKey(weight.layer, weight.expert)
+    x = _down_inputs(subject, [key], ids)[key][position]
     columns = x.float().abs().topk(min(COMPARED_COLUMNS, len(x))).indices.tolist()
-    written = contributions(subject.anatomy.down_projections[weight.layer], x, weight.row, columns)
+    written = written_by(subject.anatomy.down_map(key), x, weight.row, columns)
     return tuple(zip(columns, written.tolist(), strict=True))
 
 
@@ -81,21 +84,20 @@ def contributions_at(
 
     ``positions`` has the token of each.
     """
-    inputs, downs = (
-        _down_inputs(subject, {weight.layer for weight in super_weights}, ids),
-        subject.anatomy.down_projections,
-    )
+    inputs, body = _down_inputs(subject, _keys(super_weights), ids), subject.anatomy
     return tuple(
-        float(contributions(downs[w.layer], inputs[w.layer][position], w.row, [w.column])[0])
-        for w, position in zip(super_weights, positions, strict=True)
+        float(written_by(body.down_map(key), inputs[key][position], w.row, [w.column])[0])
+        for key, w, position in zip(_keys(super_weights), super_weights, positions, strict=True)
     )
 
 
 @measurement("sinks", Cost.PROMPT)
 def sink_tokens(subject: Subject, super_weights: Sequence[SuperWeight], ids: torch.Tensor) -> tuple[int, ...]:
     """Return the token of the prompt ``ids`` ``(1, T)`` at which the input of each scalar is largest."""
-    inputs = _down_inputs(subject, {weight.layer for weight in super_weights}, ids)
-    return tuple(int(inputs[w.layer][:, w.column].float().abs().argmax()) for w in super_weights)
+    inputs, keys = _down_inputs(subject, _keys(super_weights), ids), _keys(super_weights)
+    return tuple(
+        int(inputs[key][:, w.column].float().abs().argmax()) for key, w in zip(keys, super_weights, strict=True)
+    )
 
 
 def contributions_on_default_prompt(subject: Subject, super_weights: Sequence[SuperWeight]) -> tuple[float, ...]:
@@ -105,20 +107,33 @@ def contributions_on_default_prompt(subject: Subject, super_weights: Sequence[Su
 
 
 @measurement("inputs", Cost.PROMPT, in_baseline=InBaseline.NO, when_freed=WhenFreed.FORGET)
-def down_input(subject: Subject, layer: int, ids: torch.Tensor) -> torch.Tensor:
-    """Return the input ``(T, F)`` of the down projection of a layer on the prompt ``ids`` ``(1, T)``, in its own dtype."""
-    return _observed_inputs(subject, [layer], ids)[layer]
+def down_input(subject: Subject, layer: int, ids: torch.Tensor, expert: Expert = None) -> torch.Tensor:
+    """Return the input ``(T, F)`` of a down projection on the prompt ``ids`` ``(1, T)``, in its own dtype.
+
+    It is zero at the tokens that an expert does not get.
+    """
+    key = MapKey(layer, expert)
+    return _observed_inputs(subject, [key], ids)[key]
 
 
-def _down_inputs(subject: Subject, layers: Collection[int], ids: torch.Tensor) -> dict[int, torch.Tensor]:
-    """Return ``down_input`` of several layers, with one pass for all that are not remembered."""
-    missing = [layer for layer in layers if not down_input.knows(subject, layer, ids)]
+def _keys(super_weights: Sequence[SuperWeight]) -> list[MapKey]:
+    return [MapKey(weight.layer, weight.expert) for weight in super_weights]
+
+
+def _down_inputs(subject: Subject, keys: Collection[MapKey], ids: torch.Tensor) -> dict[MapKey, torch.Tensor]:
+    """Return ``down_input`` of several down projections, with one pass for all that are not remembered."""
+    unique = {key: (key.layer, ids, key.expert) for key in keys}
+    missing = [key for key, arguments in unique.items() if not down_input.knows(subject, *arguments)]
     observed = _observed_inputs(subject, missing, ids) if missing else {}
-    return {layer: down_input.recall(subject, (layer, ids), partial(observed.__getitem__, layer)) for layer in layers}
+    return {
+        key: down_input.recall(subject, arguments, partial(observed.__getitem__, key))
+        for key, arguments in unique.items()
+    }
 
 
-def _observed_inputs(subject: Subject, layers: Sequence[int], ids: torch.Tensor) -> dict[int, torch.Tensor]:
+def _observed_inputs(subject: Subject, keys: Sequence[MapKey], ids: torch.Tensor) -> dict[MapKey, torch.Tensor]:
     model = subject.module
-    with evaluating(model), observe(model, inputs=layers, stop=True) as sight:
+    names = {key: key.layer if key.expert is None else key for key in keys}
+    with evaluating(model), observe(model, inputs=list(names.values()), stop=True) as sight:
         model(ids.to(device_of(model)), use_cache=False)
-    return {layer: sight.inputs[layer][0] for layer in layers}
+    return {key: sight.inputs[name][0] for key, name in names.items()}

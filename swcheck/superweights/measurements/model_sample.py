@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from swcheck.lens.anatomy import anatomy
+from swcheck.lens.architecture.anatomy import bare_anatomy
 from swcheck.superweights.subject.measurement import measurement
 from swcheck.superweights.subject.memory import Cost
 from swcheck.superweights.subject.subject import Subject
@@ -45,7 +45,7 @@ def model_sample(subject: Subject) -> ModelSample:
 
 def sample_model(model: nn.Module) -> ModelSample:
     """Sample a model. The row indices do not change when its vocabulary is padded to another size."""
-    body = anatomy(model)
+    body = bare_anatomy(model)
     table = _embedding_table(model)
     if table is None:
         return ModelSample(len(body.layers), body.hidden, body.inner, torch.zeros(0, dtype=torch.int64), None)

@@ -14,8 +14,7 @@ from typing import Final
 import torch
 
 from swcheck.base.records import SuperActivation
-from swcheck.lens.anatomy import device_of
-from swcheck.lens.likelihood import evaluating
+from swcheck.lens.architecture.storage import device_of, evaluating
 from swcheck.lens.observe import observe
 from swcheck.superweights.measurements.inputs import has_bos, prompt_ids
 from swcheck.superweights.measurements.residual_stream import is_residual_known, residual_stream

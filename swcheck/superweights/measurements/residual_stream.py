@@ -14,8 +14,8 @@ import torch
 
 from swcheck.base.count_sketch import count_sketch
 from swcheck.base.records import SuperActivation, SuperWeight
-from swcheck.lens.anatomy import device_of
-from swcheck.lens.likelihood import evaluating, token_nats
+from swcheck.lens.architecture.storage import device_of, evaluating
+from swcheck.lens.likelihood import token_nats
 from swcheck.lens.non_finite import NonFinite
 from swcheck.lens.non_finite import first_non_finite as first_non_finite_module
 from swcheck.lens.observe import observe
@@ -43,11 +43,16 @@ def _whole_pass(subject: Subject, ids: torch.Tensor) -> tuple[bool, torch.Tensor
     For a short prompt the subject also remembers the inputs of the down projections.
     """
     model = subject.module
-    layers, is_short = range(len(subject.anatomy.layers)), ids.shape[1] <= INPUTS_KEPT
-    with observe(model, residual=layers, inputs=layers if is_short and subject.memory is not None else ()) as sight:
+    body, is_short = subject.anatomy, ids.shape[1] <= INPUTS_KEPT
+    layers = range(len(body.layers))
+    keys = [down.key for layer in layers for down in body.down_maps(layer) if not down.is_routed]
+    wanted = keys if is_short and subject.memory is not None else ()
+    with observe(model, residual=layers, inputs=wanted) as sight:
         nats = token_nats(model, ids)
-    for layer, inputs in sight.inputs.items():
-        down_input.recall(subject, (layer, ids), partial(inputs.__getitem__, 0))
+    for key, inputs in sight.inputs.items():
+        down_input.recall(subject, (key.layer, ids, key.expert), partial(inputs.__getitem__, 0))
+    if not layers:  # of a model whose layers are not known
+        return bool(torch.isfinite(nats).all()), torch.zeros(0, ids.shape[1], 1)
     stacked = torch.stack([sight.residual[layer][0].float().cpu() for layer in layers])
     return bool(torch.isfinite(nats).all()), stacked
 

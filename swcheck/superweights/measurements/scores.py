@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from swcheck.lens.anatomy import device_of
+from swcheck.lens.architecture.storage import device_of, evaluating
 from swcheck.lens.kl_divergence import Drift, Predictions, compare_predictions, predict
-from swcheck.lens.likelihood import evaluating, token_nats
+from swcheck.lens.likelihood import token_nats
 from swcheck.lens.observe import observe
 from swcheck.superweights.measurements.inputs import prompt_ids, windows
 from swcheck.superweights.measurements.residual_stream import residual_stream
@@ -38,9 +38,13 @@ def noise_floor(subject: Subject) -> tuple[float, float]:
     """
     model, ids, prompt = subject.module, windows(subject), prompt_ids(subject)
     alone, in_batch = token_nats(model, ids[:1])[0], intact_scores(subject)[0][0]
-    last, expected = len(subject.anatomy.layers) - 1, residual_stream(subject, prompt)[-1].double()
+    noise = abs(float(alone.mean() - in_batch.mean()))
+    body = subject.anatomy
+    if not body.layers:
+        return noise, torch.finfo(next(model.parameters()).dtype).eps
+    last, expected = len(body.layers) - 1, residual_stream(subject, prompt)[-1].double()
     with evaluating(model), observe(model, residual=[last], stop=True) as sight:
         model(prompt.repeat(3, 1).to(device_of(model)), use_cache=False)
     found, precision = sight.residual[last][0].cpu().double(), torch.finfo(sight.residual[last].dtype).eps
     difference = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
-    return abs(float(alone.mean() - in_batch.mean())), max(precision, difference)
+    return noise, max(precision, difference)

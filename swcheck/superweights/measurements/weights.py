@@ -12,8 +12,8 @@ from typing import Final
 import torch
 
 from swcheck.base.records import SuperWeight
-from swcheck.lens.anatomy import check_inside
-from swcheck.lens.linear_maps import effective_weight, plain_weight
+from swcheck.lens.architecture.anatomy import Expert, MapKey, check_inside
+from swcheck.lens.linear_maps import scalar_of
 from swcheck.loading import hub, tensor_files
 from swcheck.superweights.measurements.model_sample import model_sample
 from swcheck.superweights.subject.measurement import measurement
@@ -50,28 +50,28 @@ def is_quickly_measurable(subject: Subject) -> bool:
 
 
 @measurement("down", Cost.WEIGHTS)
-def down_name(subject: Subject, layer: int) -> str:
-    """Return the qualified name of a layer's down projection."""
-    return subject.anatomy.down_name(layer)
+def down_name(subject: Subject, layer: int, expert: Expert = None) -> str:
+    """Return the qualified name of the module that has a down projection, which has all experts where they are stacked."""
+    return subject.anatomy.down_map(MapKey(layer, expert)).module_name
 
 
 @measurement("weights", Cost.WEIGHTS)
 def weight_values(subject: Subject, super_weights: Sequence[SuperWeight]) -> tuple[float, ...]:
     """Return the effective value of each scalar."""
-    downs = subject.anatomy.down_projections
-    return tuple(effective_weight(downs[w.layer], w.row, w.column) for w in super_weights)
+    body = subject.anatomy
+    return tuple(scalar_of(body.down_map(w), w.row, w.column) for w in super_weights)
 
 
 @measurement("matrix", Cost.WEIGHTS, in_baseline=InBaseline.NO, when_freed=WhenFreed.COPY)
-def down_matrix(subject: Subject, layer: int) -> torch.Tensor | None:
+def down_matrix(subject: Subject, layer: int, expert: Expert = None) -> torch.Tensor | None:
     """Return the weight ``(H, F)`` of a down projection itself, not a copy; None where it is packed."""
-    return plain_weight(subject.anatomy.down_projections[layer])
+    return subject.anatomy.down_map(MapKey(layer, expert)).weight
 
 
 @measurement("row", Cost.WEIGHTS, in_baseline=InBaseline.HALF)
 def matrix_row(subject: Subject, weight: SuperWeight) -> torch.Tensor | None:
     """Return the row of the down projection that has a super weight, float32 ``(F,)``; None where it is packed."""
-    matrix = plain_weight(subject.anatomy.down_projections[weight.layer])
+    matrix = subject.anatomy.down_map(weight).weight
     return None if matrix is None else matrix[weight.row].to("cpu", torch.float32, copy=True)
 
 

@@ -63,6 +63,9 @@ class Slot(Generic[R]):
         return subject.memory is not None and self._key_for(inputs) in subject.memory
 
     def _key_for(self, inputs: tuple[Any, ...]) -> Key:
+        """Return the key of these inputs. None at their end is left out, so that a new optional input changes no key."""
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
         return (self.key, *map(_as_key, inputs)) if inputs else self.key
 
 

@@ -16,7 +16,7 @@ import torch
 from swcheck.base.errors import OptionError
 from swcheck.base.records import Limit, Loaded, Scheme, Verdict
 from swcheck.base.tiers import STANDARD, Tier
-from swcheck.lens.anatomy import Anatomy, anatomy
+from swcheck.lens.architecture.anatomy import Anatomy, bare_anatomy
 from swcheck.loading import engines
 from swcheck.superweights.subject.held_model import HeldModel
 from swcheck.superweights.subject.memory import Memory
@@ -96,8 +96,8 @@ class Subject:
 
     @property
     def anatomy(self) -> Anatomy:
-        """The parts of the model."""
-        return anatomy(self.module)
+        """The parts of the model; a causal language model that has no known down projections has a ``refusal``."""
+        return bare_anatomy(self.module)
 
     @property
     def is_measurable(self) -> bool:

@@ -320,7 +320,7 @@ def test_a_new_measurement_without_weights_is_a_worded_error(recorded):
         ("{", "no baseline of swcheck, or a damaged one .Expecting property name"),
         ("[]", "no baseline of swcheck, or a damaged one .it names no schema"),
         ("{}", "no baseline of swcheck, or a damaged one .it names no schema"),
-        ('{"schema": 99}', "another version of swcheck wrote it .schema 99, this is 2"),
+        ('{"schema": 99}', "another version of swcheck wrote it .schema 99, this is 3"),
         ('{"schema": 2, "model": "x", "measurements": [[1, {"tensor": "int32", "shape": [1], "data": "!"}]]}', "no baseline"),
         ('{"schema": 2, "model": "x", "measurements": [[1, {"tensor": "int3", "shape": [1], "data": ""}]]}', "no baseline"),
         ('{"schema": 2, "measurements": []}', "no baseline"),

@@ -13,7 +13,7 @@ from swcheck.base.limits import DEFAULTS, limits_for_kind
 from swcheck.base.records import Scheme
 from swcheck.gate.baseline import file
 from swcheck.gate.relation.candidate_kind import kind_from_scheme, kind_from_weights, reversed_share, sample_weights
-from swcheck.lens.anatomy import anatomy
+from swcheck.lens.architecture.anatomy import anatomy
 from swcheck.quantizers import rounding
 from tests import relatives
 

@@ -209,13 +209,13 @@ def test_plain():
 
 
 def test_the_document():
-    """Schema 1 and the verdicts, each with the names that stay."""
+    """Schema 2 and the verdicts, each with the names that stay."""
     written = json_document([("a.py::t", verdict())])
-    assert written["schema"] == 1
+    assert written["schema"] == 2
     [entry] = written["verdicts"]
     assert entry["test"] == "a.py::t"
     assert {"check", "model", "candidate", "measured", "limit", "outcome", "cause"} <= set(entry)
-    assert json_document([]) == {"schema": 1, "verdicts": []}
+    assert json_document([]) == {"schema": 2, "verdicts": []}
 
 
 def test_the_worst_of_a_test_is_reported():

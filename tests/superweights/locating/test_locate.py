@@ -20,7 +20,7 @@ from torch import nn
 
 from swcheck.base.errors import CoordinateError, NotFiniteError, TextError, WrongModelError
 from swcheck.base.records import SuperWeight
-from swcheck.lens.anatomy import anatomy
+from swcheck.lens.architecture.anatomy import anatomy
 from swcheck.lens.intervene import zeroed
 from swcheck.lens.likelihood import perplexity
 from swcheck.lens.linear_maps import contributions
@@ -495,11 +495,11 @@ def test_verify_is_checked_first(random_llama):
 
 
 def test_the_price():
-    """The first look ends before the logits; later ones skip the layers before the edit and the tokens after the spike."""
+    """A short pass checks the layers, the first look ends before the logits, later ones skip layers and tokens."""
     model = plant([SuperWeight(3, 5, 7, 0.8)])
     with passes(model) as seen:
         assert locate(model, token_ids=IDS[:, [5, 7, 0, 9, 9, 9]]).super_weights
-    assert seen == {0: [6], 1: [6], 2: [6], 3: [6, 3], 4: [6, 3], 5: [6]}
+    assert seen == {0: [5, 6], 1: [5, 6], 2: [5, 6], 3: [5, 6, 3], 4: [5, 6, 3], 5: [5, 6], "head": [5]}
 
 
 @pytest.mark.parametrize("layer", range(4))
@@ -528,7 +528,7 @@ def test_skipped_layers_get_their_forward_back(fails):
     with torch.no_grad(), observe(model, residual=range(6)) as first:
         model(IDS)
     try:
-        with torch.no_grad(), _layers_skipped(body, 3, first.residual, 4, in_tuple=False):
+        with torch.no_grad(), _layers_skipped(body, 3, first.residual, 4, {}):
             with observe(model, residual=range(6)) as again:
                 model(IDS[:, :4])
             if fails:

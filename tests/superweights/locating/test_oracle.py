@@ -20,7 +20,7 @@ from torch import nn
 
 from swcheck.base.evaluation_text import evaluation_text
 from swcheck.base.records import SuperWeight
-from swcheck.lens.anatomy import anatomy
+from swcheck.lens.architecture.anatomy import anatomy
 from swcheck.lens.intervene import zeroed
 from swcheck.lens.likelihood import token_nats
 from swcheck.lens.observe import observe
@@ -66,7 +66,7 @@ def damage(model, ids, layer, module, flat, at_once=AT_ONCE):
             before = model(ids, use_cache=False).logits[:, 1:].log_softmax(-1)
         for part in flat.split(at_once):
             kept = {index: sight.residual[index].expand(len(part), -1, -1) for index in range(layer)}
-            with _layers_skipped(body, layer, kept, length, in_tuple=False), edits(module, part.view(len(part), -1)):
+            with _layers_skipped(body, layer, kept, length, {}), edits(module, part.view(len(part), -1)):
                 after = model(ids.expand(len(part), -1), use_cache=False).logits[:, 1:].log_softmax(-1)
             found.append((before.exp() * (before - after)).sum(-1).mean(1))
     return torch.cat(found)

@@ -26,6 +26,8 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
         return ()
     if damaged.relation.channels or [w.column for w in damaged.weights] != [w.column for w in damaged.places]:
         return not_known("whether their blocks' neighbours pay: channels or neurons are permuted")
+    if any(isinstance(weight.expert, int) for weight in damaged.weights):
+        return not_known("whether their blocks' neighbours pay: no hook replaces the matrix of one expert")
     layers = ", ".join(dict.fromkeys(f"layer {weight.layer}" for weight in damaged.weights))
     tried = []
     whole, unknown = _matrices(damaged)
@@ -52,7 +54,7 @@ def _rows(damaged: DamagedCandidate) -> tuple[str, dict[str, torch.Tensor], dict
     known = reference.is_measurable or all(matrix_row.knows(reference, weight) for weight in damaged.weights)
     found = [(weight, matrix_row(reference, weight)) for weight in damaged.weights] if known else []
     for weight, row in found:
-        name = down_name(damaged.candidate, weight.layer)
+        name = down_name(damaged.candidate, weight.layer, weight.expert)
         if row is not None and weight.row not in rows.get(name, []):
             rows.setdefault(name, []).append(weight.row)
             maps[name] = torch.cat([*([maps[name]] if name in maps else []), row[None].to(maps.get(name, row).dtype)])
@@ -63,9 +65,9 @@ def _matrices(damaged: DamagedCandidate) -> tuple[dict[str, Matrix], str]:
     """Return the reference's matrices that hold super weights by module, and words why one of them is not known."""
     found: dict[str, Matrix] = {}
     why = ""
-    for layer in dict.fromkeys(weight.layer for weight in damaged.weights):
-        name = down_name(damaged.candidate, layer)
-        whole = reference_down_matrix(damaged, layer, name)
+    for key in dict.fromkeys((weight.layer, weight.expert) for weight in damaged.weights):
+        name = down_name(damaged.candidate, *key)
+        whole = reference_down_matrix(damaged, key, name)
         if isinstance(whole, str):
             why = whole
         else:

@@ -28,7 +28,7 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
         return ruled_out(f"the super weights: {why}")
     share, words = _share_restored(damaged)
     if share >= PROVEN:
-        names = ", ".join(f"layer {w.layer} [{w.row}, {w.column}]" for w in damaged.weights)
+        names = ", ".join(w.place for w in damaged.weights)
         cause = f"what the super weights write {contribution_change(damaged.ratios)} ({names})"
         return Finding(cause, (("proof", f"restored through a hook: {words}"),), damaged.matrix_names())
     ratios = ", ".join(f"x{ratio:z.3f}" for ratio in damaged.ratios)

@@ -29,6 +29,8 @@ def find(damaged: DamagedCandidate) -> Finding:
         words = f"{depths[0]} layers, where the reference has {depths[1]}: compared layer by layer they mean nothing"
         advice = "heal a pruned depth by training, or raise the limit"
         return Finding(f"{cause}, but another depth", (("depth", words),), (), advice)
+    if not depths[0]:
+        return Finding(cause, not_known(f"where: {candidate.anatomy.refusal}"), (), "compare it layer by layer")
     if damaged.relation.kind == "rotated":
         words = f"which layer and matrices: {damaged.relation.words}"
         return Finding(cause, not_known(words), (), "gate it before it is rotated")

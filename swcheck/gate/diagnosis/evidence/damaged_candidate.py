@@ -116,7 +116,7 @@ class DamagedCandidate:
 
     def matrix_names(self) -> tuple[str, ...]:
         """Return the qualified names of the matrices that have the super weights."""
-        return tuple(dict.fromkeys(down_name(self.candidate, weight.layer) for weight in self.places))
+        return tuple(dict.fromkeys(down_name(self.candidate, weight.layer, weight.expert) for weight in self.places))
 
     def place_of(self, place: SuperActivation) -> SuperActivation:
         """Return a super activation of the reference with its channel in the candidate."""

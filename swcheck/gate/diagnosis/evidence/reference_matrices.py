@@ -14,19 +14,20 @@ import torch
 from torch.func import functional_call
 
 from swcheck.gate.relation.linear_maps import map_responses, why_responses_unknown
-from swcheck.lens.anatomy import device_of
-from swcheck.lens.linear_maps import plain_weight
+from swcheck.lens.architecture.storage import device_of, first_tensor, plain_weight
 from swcheck.lens.map_responses import gives_response
-from swcheck.lens.observe import first_tensor
-from swcheck.superweights.measurements.ablation import embedded_starts
+from swcheck.lens.routing import routed_modules
+from swcheck.superweights.measurements.ablation import embedded_starts, window_starts
 from swcheck.superweights.measurements.contributions import largest_input_columns, located, sink_tokens
 from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.measurements.model_sample import embedding_of, model_sample
 from swcheck.superweights.measurements.residual_stream import activation_profile, residual_sketch, super_activations
+from swcheck.superweights.measurements.routing import routing_on
 from swcheck.superweights.measurements.weights import down_matrix, matrix_row, stored_tensor
 
 if TYPE_CHECKING:
     from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
+    from swcheck.lens.architecture.anatomy import Expert
     from swcheck.lens.replace import Matrix
     from swcheck.superweights.subject.subject import Subject
 
@@ -40,12 +41,14 @@ def measure_for_diagnosis(reference: Subject) -> None:
     residual_sketch(reference, prompt)
     map_responses(reference)
     embedded_starts(reference)
+    if routed_modules(reference.anatomy):
+        routing_on(reference, window_starts(reference))
     weights = located(reference).super_weights
     for place in super_activations(reference, weights) if weights else ():
         activation_profile(reference, place, prompt)
     for weight, sink in zip(weights, sink_tokens(reference, weights, prompt) if weights else (), strict=True):
         matrix_row(reference, weight)
-        down_matrix(reference, weight.layer)
+        down_matrix(reference, weight.layer, weight.expert)
         largest_input_columns(reference, weight, prompt, sink)
 
 
@@ -67,11 +70,14 @@ def reference_matrix(candidate: Subject, reference: Subject, name: str) -> Matri
     return partial(_read_stored, reference, name) if fits else f"the reference's files {other}"
 
 
-def reference_down_matrix(damaged: DamagedCandidate, layer: int, name: str) -> Matrix | str:
-    """Return the reference's down projection ``(H, F)`` of a layer, ``name`` in the candidate, or words why not."""
+def reference_down_matrix(damaged: DamagedCandidate, key: tuple[int, Expert], name: str) -> Matrix | str:
+    """Return the reference's down projection ``(H, F)`` of a layer and expert, or words why not.
+
+    ``name`` is its name in the candidate.
+    """
     reference = damaged.reference
-    if reference.held.in_memory or down_matrix.knows(reference, layer):
-        matrix = down_matrix(reference, layer)
+    if reference.held.in_memory or down_matrix.knows(reference, *key):
+        matrix = down_matrix(reference, *key)
         return "the reference keeps it packed" if matrix is None else matrix
     return why_responses_unknown(reference) or reference_matrix(damaged.candidate, reference, name)
 
@@ -80,9 +86,12 @@ def matrix_in_memory(reference: Subject, inner: str) -> torch.Tensor | str:
     """Return the plain weight ``(H, F)`` of the reference's map ``inner`` (``1.mlp.down_proj``), or words why not."""
     (layer, _, path), layers = inner.partition("."), reference.anatomy.layers
     try:
-        weight = plain_weight(layers[int(layer)].get_submodule(path))
+        module = layers[int(layer)].get_submodule(path)
     except (AttributeError, IndexError, ValueError):
         return f"the reference has no layers.{inner}"
+    weight = plain_weight(module)
+    if weight is None and any(parameter.ndim == 3 for parameter in module.parameters(recurse=False)):
+        return f"layers.{inner} has all experts in one parameter"
     return f"the reference keeps layers.{inner} packed" if weight is None else weight
 
 

@@ -33,7 +33,7 @@ def contribution_change(ratios: Sequence[float]) -> str:
 
 def weight_change(candidate: Subject, reference: Subject, weight: SuperWeight, ratio: float) -> str:
     """Return words for how a super weight was changed, given the ratio of its contribution to the reference's."""
-    place = f"super weight at layer {weight.layer} [{weight.row}, {weight.column}]"
+    place = f"super weight at {weight.place}"
     if not math.isfinite(ratio):
         return f"{place} is not finite"
     moved = _new_column(candidate, reference, weight)

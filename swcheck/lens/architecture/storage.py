@@ -1,0 +1,104 @@
+"""Small readings of modules: plain weights, widths, devices, outputs of any form, evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def plain_weight(module: nn.Module) -> torch.Tensor | None:
+    """Return the weight ``(out, in)`` of an ordinary linear map itself, not a copy; None for any other module.
+
+    Ordinary are ``nn.Linear``, ``FalconLinear`` and the ``Conv1D`` of transformers, whose weight ``(in, out)`` is returned as a transposed
+    view. None for packed storage, tensor subclasses, a replaced ``forward``, offloaded weights, and weights that are
+    computed anew in every pass (parametrizations, ``torch.nn.utils.prune``). In those cases a write into the tensor
+    need not change what the next pass computes with.
+    """
+    from torch import nn
+
+    is_ordinary = type(module) is nn.Linear or is_conv1d(module) or type(module).__name__ == "FalconLinear"
+    if not is_ordinary or "forward" in vars(module):
+        return None
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    if weight is None or not is_plain(weight):
+        return None
+    return weight.data.T if is_conv1d(module) else weight.data
+
+
+def is_plain(parameter: torch.Tensor) -> bool:
+    """Return whether a parameter keeps floats that can be read and written where they are."""
+    return type(parameter.data) is torch.Tensor and not parameter.is_meta and parameter.is_floating_point()
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Return whether a module is the ``Conv1D`` of transformers: a linear map that keeps its weight as ``(in, out)``."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "nx")
+
+
+def input_width(module: nn.Module) -> int | None:
+    """Return the number of inputs that a linear map declares, None where it declares none.
+
+    The attribute is ``in_features``; AutoRound's kernels call it ``infeatures``, ``Conv1D`` ``nx``.
+    """
+    names = ("in_features", "infeatures", *(("nx",) if is_conv1d(module) else ()))
+    return next((width for name in names if (width := getattr(module, name, None))), None)
+
+
+def output_width(module: nn.Module) -> int | None:
+    """Return the number of outputs that a linear map declares, None where it declares none."""
+    names = ("out_features", "outfeatures", *(("nf",) if is_conv1d(module) else ()))
+    return next((width for name in names if (width := getattr(module, name, None))), None)
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """Return the tensor that a module returned, dequantized to plain floats.
+
+    Depending on the version of transformers a decoder layer returns the tensor alone or first in a tuple.
+    """
+    return dequantized(output[0] if isinstance(output, tuple | list) else output)
+
+
+def dequantized(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the dequantized values of a tensor whose class overrides ``dequantize``, else ``tensor`` itself.
+
+    Some quantizers pass tensors of integer codes from module to module.
+    """
+    if type(tensor).dequantize is torch.Tensor.dequantize:
+        return tensor
+    return tensor.dequantize()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device that inputs must be on: that of the first parameter or buffer that is not on ``meta``.
+
+    Offloaded weights are on ``meta`` until their module runs. Where all are, the result is the CPU if ``forward`` was
+    replaced on the model, because whatever loads the weights then moves the inputs as well; else it is ``meta``. The
+    CPU for a module without tensors.
+    """
+    meta = None
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.device.type != "meta":
+            return tensor.device
+        meta = tensor.device
+    return torch.device("cpu") if "forward" in vars(model) or meta is None else meta
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` in evaluation mode and disable gradients; every module gets its former mode back."""
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

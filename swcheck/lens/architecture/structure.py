@@ -1,0 +1,342 @@
+"""Finds a model's decoder layers and down projections in a short forward pass, and holds them against it.
+
+H residual width, F inner width, E experts, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from swcheck.base.errors import ArchitectureError
+from swcheck.lens.architecture.storage import device_of, evaluating, input_width
+from swcheck.lens.architecture.tracing import LinearCall, Tracer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TOKENS: Final = 5
+"""The length of the traced prompt. Two prompts that differ in their last token are traced together."""
+
+SLACK: Final = 16
+"""What a block adds has to be a sum of its branches up to this many units in the last place of its largest value."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one down projection of a decoder layer is, or where those of all experts in one parameter are.
+
+    ``path`` leads from the layer to the module. ``expert`` is how a super weight there is addressed: None in the dense
+    map of a layer, a number in a list of experts, else a name ("shared"). ``parameter`` names a 3-D parameter, which is
+    ``(E, F, H)`` if ``is_transposed``, else ``(E, H, F)``; None for a linear map. Its matrices are addressed by number,
+    after ``expert`` if that is a name. ``is_added`` says whether the residual stream gets just what the map writes.
+    """
+
+    path: str
+    expert: int | str | None = None
+    parameter: str | None = None
+    is_transposed: bool = False
+    is_added: bool = False
+
+    def inner_width(self, module: nn.Module) -> int | None:
+        """Return F of the map that ``module`` keeps here, None where it does not say it."""
+        if self.parameter is None:
+            return input_width(module)
+        stack = getattr(module, self.parameter, None)
+        return int(stack.shape[1 if self.is_transposed else 2]) if stack is not None and stack.ndim == 3 else None
+
+
+@dataclass(frozen=True)
+class Structure:
+    """``layers`` is the name of the list of decoder layers, ``places`` are those of each layer, ``hidden`` is H."""
+
+    layers: str
+    places: tuple[tuple[Place, ...], ...]
+    hidden: int | None = None
+
+
+@dataclass
+class _Block:
+    """What the pass showed of one decoder layer: its input, its output, and what the modules inside returned."""
+
+    calls: int = 0
+    before: torch.Tensor | None = None
+    after: torch.Tensor | None = None
+    inside: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def traced(model: nn.Module, known: Structure | None = None) -> Structure:
+    """Find the structure of ``model`` in one forward pass over a few tokens.
+
+    With ``known``, which a family gave, its paths stay as they are, and only what the pass shows of them is filled in.
+    A model without down projections has layers and no places. Raises ``ArchitectureError`` where the pass fails, for a
+    model that looks at later tokens or has no layers, and where a layer's output is not a sum of its input and what its modules return.
+    """
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise _refusal(model, "an encoder-decoder: it does not continue a text")
+    tracer, blocks = Tracer(model), _Blocks(model)
+    ids = torch.arange(5, 5 + TOKENS).repeat(2, 1) % max(1, _vocabulary(model))
+    ids[1, -1] = 3 % max(1, _vocabulary(model))
+    try:
+        with evaluating(model), eager_experts(model), blocks.watching(tracer), tracer.watching(model), tracer:
+            model(ids.to(device_of(model)), use_cache=False)
+    except ArchitectureError:
+        raise
+    except Exception as error:
+        raise _refusal(model, f"a pass over {TOKENS} tokens ends in {type(error).__name__}: {error}") from error
+    name = _decoder(tracer.calls, blocks) if known is None else known.layers
+    if name is None:
+        raise _refusal(model, "no list of decoder layers that run in a pass")
+    layers = [blocks.seen[name, number] for number in range(len(blocks.lists[name]))]
+    _check_chain(model, name, layers)
+    _check_sums(model, name, layers)
+    if known is not None:
+        return replace(known, places=tuple(map(_filled_in, layers, known.places)))
+    places = tuple(
+        _places_of(layer, blocks.lists[name][number], name, number, tracer.calls) for number, layer in enumerate(layers)
+    )
+    return Structure(name, places, next(one.after.shape[-1] for one in layers if one.after is not None))
+
+
+class _Blocks:
+    """The modules of every list in a model, and what the pass shows of them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        from torch import nn
+
+        self.lists = {name: one for name, one in model.named_modules() if isinstance(one, nn.ModuleList) and len(one)}
+        self.seen = {(name, number): _Block() for name, one in self.lists.items() for number in range(len(one))}
+        self.order: list[str] = []
+        """The lists in the order in which their modules ended."""
+
+    @contextmanager
+    def watching(self, tracer: Tracer) -> Iterator[None]:
+        with ExitStack() as hooks:
+            for name, modules in self.lists.items():
+                for number, block in enumerate(modules):
+                    before = partial(self._before, tracer, (name, number))
+                    hooks.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
+                    hooks.callback(block.register_forward_hook(partial(self._after, tracer, (name, number))).remove)
+                    for path, module in block.named_modules():
+                        if path:
+                            inside = partial(self._inside, (name, number), path)
+                            hooks.callback(module.register_forward_hook(inside).remove)
+            yield
+
+    def _before(self, tracer: Tracer, key: tuple[str, int], _module: nn.Module, args: Any, kwargs: Any) -> None:
+        tracer.running.append(key)
+        seen = self.seen[key]
+        seen.calls += 1
+        seen.before = next((one for one in (*args, *kwargs.values()) if _is_stream(one)), None)
+
+    def _after(self, tracer: Tracer, key: tuple[str, int], _module: nn.Module, _args: Any, output: Any) -> None:
+        tracer.running.remove(key)
+        self.order.append(key[0])
+        self.seen[key].after = _stream_of(output)
+
+    def _inside(self, key: tuple[str, int], path: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        stream = _stream_of(output)
+        if stream is not None:
+            self.seen[key].inside[path] = stream
+
+
+def _is_stream(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim >= 2
+
+
+def _stream_of(output: Any) -> torch.Tensor | None:
+    values = output if isinstance(output, tuple | list) else (output,)
+    return next((one.detach() for one in values if _is_stream(one)), None)
+
+
+def _vocabulary(model: nn.Module) -> int:
+    get = getattr(model, "get_input_embeddings", None)
+    return int(getattr(get(), "num_embeddings", 0) or 2**10) if get else 2**10
+
+
+def _decoder(calls: list[LinearCall], blocks: _Blocks) -> str | None:
+    """Return the list of modules with down projections that ends last in the pass; without any, the list that ends last."""
+    outermost = {call.running[0][0] for call in calls if call.running and _writes_into_stream(call, blocks)}
+    return next((name for name in reversed(blocks.order) if name in outermost or not outermost), None)
+
+
+def _writes_into_stream(call: LinearCall, blocks: _Blocks) -> bool:
+    after = blocks.seen[call.running[0]].after
+    return after is not None and after.shape[-1] == call.width
+
+
+def _check_chain(model: nn.Module, name: str, layers: list[_Block]) -> None:
+    """Raise ``ArchitectureError`` unless each layer ran once, on what the one before it returned, without looking ahead."""
+    for number, layer in enumerate(layers):
+        if layer.calls == 0:
+            continue  # a layer for images
+        if layer.calls != 1:
+            raise _refusal(model, f"{name}.{number} runs {layer.calls} times in a pass")
+        if layer.before is None or layer.after is None or layer.before.shape != layer.after.shape:
+            raise _refusal(model, f"{name}.{number} returns another shape than it gets")
+        if layer.after.ndim != 3:
+            raise _refusal(model, f"{name}.{number} returns {tuple(layer.after.shape)}: several residual streams")
+        if layer.after.shape[:2] != (2, TOKENS):
+            found = f"{name}.{number} returns {tuple(layer.after.shape)} for 2 prompts of {TOKENS} tokens"
+            raise _refusal(model, found)
+        if _is_encoder(model) and _looks_ahead(layer.after):
+            raise _refusal(model, f"an encoder: what {name}.{number} returns depends on later tokens")
+
+
+def _is_encoder(model: nn.Module) -> bool:
+    """Return whether the config says that the model is used as an encoder; some decoders look ahead without a mask."""
+    config = getattr(model, "config", None)
+    return getattr(config, "is_decoder", None) is False or getattr(config, "causal", None) is False
+
+
+def _looks_ahead(stream: torch.Tensor) -> bool:
+    """Return whether the streams of two prompts that differ in their last token differ before it, relatively."""
+    if stream.is_meta:
+        return False
+    return float((stream[0, :-1] - stream[1, :-1]).abs().max()) > 1e-5 * float(stream.abs().max())
+
+
+def _places_of(layer: _Block, block: nn.Module, name: str, number: int, calls: list[LinearCall]) -> tuple[Place, ...]:
+    """Return the places of the down projections of one layer that were seen in the pass."""
+    width = layer.after.shape[-1] if layer.after is not None else 0
+    paths = {module: path for path, module in block.named_modules()}
+    found = {
+        paths[call.module]: call
+        for call in calls
+        if (name, number) in call.running and call.width == width and "norm" not in paths.get(call.module, "norm")
+    }  # an MLP inside a norm scales the stream, and writes nothing into it
+    dense = [path for path, call in found.items() if call.parameter is None and _expert_number(block, path) is None]
+    named = [path for path in dense if "shared" not in path]
+    main = max(named, key=lambda path: input_width(block.get_submodule(path)) or 0, default=None)
+    places: dict[Place, None] = {}
+    for path, call in found.items():
+        label = "shared" if "shared" in path else path
+        if call.parameter is not None:
+            stack = Place(path, "shared" if "shared" in path else None, call.parameter, call.is_transposed)
+            places[stack] = None
+        elif path in dense:
+            places[Place(path, None if path == main else label, is_added=_is_added(layer, path))] = None
+        else:
+            places |= dict.fromkeys(_all_experts(block, path))
+    return tuple(places)
+
+
+def _filled_in(layer: _Block, places: tuple[Place, ...]) -> tuple[Place, ...]:
+    return tuple(replace(place, is_added=_is_added(layer, place.path)) for place in places)
+
+
+def _expert_number(block: nn.Module, path: str) -> int | None:
+    """Return the number of a module in the list of experts inside a layer that has it, None where no list has it."""
+    from torch import nn
+
+    parts = path.split(".")
+    for end in range(1, len(parts)):
+        if "expert" in parts[end - 1] and isinstance(block.get_submodule(".".join(parts[:end])), nn.ModuleList):
+            return int(parts[end])
+    return None
+
+
+def _all_experts(block: nn.Module, path: str) -> Iterator[Place]:
+    """Yield the place that one expert of a list has at ``path``, and those of all others in the list."""
+    number = _expert_number(block, path)
+    head, _, tail = path.partition(f".{number}.")
+    for other in range(len(block.get_submodule(head))):  # type: ignore[arg-type]
+        yield Place(f"{head}.{other}.{tail}", other)
+
+
+def _columns(layer: _Block) -> dict[str, torch.Tensor]:
+    """Return what may add up to a layer's output, float64 ``(N, H)`` by path: its input and what its modules return."""
+    if layer.before is None:
+        return {}
+    shape = layer.before.shape
+    size = shape[0] * shape[1]
+    columns = {"": layer.before.reshape(size, -1)}
+    for path, tensor in layer.inside.items():
+        if tensor.shape[-1] == shape[-1] and tensor.numel() == layer.before.numel():
+            columns[path] = tensor.reshape(size, -1)
+    return {path: tensor.double().cpu() for path, tensor in columns.items()}
+
+
+def _is_added(layer: _Block, path: str) -> bool:
+    """Return whether the output of a layer is what it would be without the map, plus what the map writes.
+
+    Its output, less what the map writes, has to be a sum of the input and of one more branch at most.
+    """
+    columns = _columns(layer)
+    if path not in columns or layer.after is None:
+        return False
+    rest = layer.after.reshape(columns[path].shape).double().cpu() - columns[path]
+    others = [
+        tensor for other, tensor in columns.items() if other and not other.startswith(path.split(".", maxsplit=1)[0])
+    ]
+    return any(_fits(rest, [columns[""], one]) for one in [*others, columns[""]])
+
+
+def _fits(wanted: torch.Tensor, columns: list[torch.Tensor]) -> bool:
+    """Return whether ``wanted`` is the sum of ``columns``, up to rounding of two bytes."""
+    unique = columns if len(columns) < 2 or columns[0] is not columns[1] else columns[:1]
+    error = (wanted - sum(unique)).abs().max()
+    return bool(error <= 2**-7 * wanted.abs().max())
+
+
+def _check_sums(model: nn.Module, name: str, layers: list[_Block]) -> None:
+    """Raise ``ArchitectureError`` unless each layer's output is a linear combination of its input and its modules' outputs.
+
+    The factors are those of least squares: 1 for most, a multiplier for Granite, 0 for what a norm follows.
+    """
+    for number, layer in enumerate(layers):
+        if layer.after is None or layer.after.is_meta or not bool(torch.isfinite(layer.after).all()):
+            continue
+        columns = torch.stack([one.flatten() for one in _columns(layer).values()])
+        columns = columns / columns.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        wanted = layer.after.double().cpu().flatten()
+        factors = torch.linalg.lstsq(columns @ columns.T, columns @ wanted, driver="gelsd").solution
+        error = float((factors @ columns - wanted).norm() / wanted.norm().clamp_min(1e-12))
+        if not error <= SLACK * max(torch.finfo(layer.after.dtype).eps, torch.finfo(torch.float32).eps):
+            found = (
+                f"what {name}.{number} returns is no sum of its input and what its modules return: {error:.2%} is left"
+            )
+            raise _refusal(model, found)
+
+
+def _refusal(model: nn.Module, found: str) -> ArchitectureError:
+    return ArchitectureError(
+        f"a causal language model whose decoder layers write into one residual stream: {type(model).__name__}",
+        found,
+        "perplexity and KL divergence are measured of any causal language model; docs/families.md lists what is covered",
+    )
+
+
+def check_has_down_projections(model: nn.Module, structure: Structure) -> None:
+    """Raise ``ArchitectureError``, which names the kind of model, for one without any down projection."""
+    if any(structure.places):
+        return
+    recurrent = any(
+        name.endswith(("A_log", "time_decay", "igate_preact.weight")) for name, _ in model.named_parameters()
+    )
+    kind = "a state-space or recurrent model" if recurrent else "no model with MLPs or experts"
+    words = f"{kind}: no linear map follows an activation function in {structure.layers}"
+    raise _refusal(model, words)
+
+
+@contextmanager
+def eager_experts(model: nn.Module) -> Iterator[None]:
+    """Let the experts of a transformers model be computed one after the other, each by its own matrices."""
+    configs = {id(one): one for module in model.modules() if (one := getattr(module, "config", None)) is not None}
+    saved = [
+        (one, one._experts_implementation_internal)  # noqa: SLF001 - the setter of transformers wants the whole model
+        for one in configs.values()
+        if hasattr(one, "_experts_implementation_internal")
+    ]
+    try:
+        for config, _ in saved:
+            config._experts_implementation_internal = "eager"  # noqa: SLF001
+        yield
+    finally:
+        for config, value in saved:
+            config._experts_implementation_internal = value  # noqa: SLF001

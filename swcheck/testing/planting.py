@@ -1,0 +1,177 @@
+"""Plants super weights into a model of any family, for tests of locating, of engines and of new families.
+
+A random model has none. ``plant`` picks a token of the prompt and an inner neuron of a down projection, measures what the
+neuron gives there in a forward pass, and sets one scalar of its column so that it writes a chosen multiple of the median
+of the residual stream. Nothing is known of the family but its anatomy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from swcheck.base.errors import OptionError
+from swcheck.base.records import SuperWeight
+from swcheck.lens.architecture.anatomy import MapKey, checked_anatomy
+from swcheck.lens.architecture.storage import evaluating
+from swcheck.lens.architecture.tracing import is_norm
+from swcheck.superweights.locating.passes import Passes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from swcheck.lens.architecture.anatomy import Expert
+    from swcheck.superweights.locating.writers import Written
+
+LARGE: Final = 4.0
+"""Before a norm, a planted scalar writes this many times the root mean square of what its map writes."""
+
+SIZE: Final = 1000.0
+"""A planted super activation is this many times the median magnitude of the residual stream, where that is largest."""
+
+
+@dataclass(frozen=True)
+class Planting:
+    """One super weight to plant: where, and what it writes in medians of the residual stream, with its sign.
+
+    ``column`` None takes the inner neuron that is most local to the token; ``expert`` has to get that token.
+    """
+
+    layer: int
+    row: int
+    column: int | None = None
+    expert: Expert = None
+    size: float = SIZE
+
+
+def plant_super_weights(
+    model: nn.Module, plan: Sequence[Planting], ids: torch.Tensor, *, position: int = 0
+) -> tuple[SuperWeight, ...]:
+    """Plant super weights into ``model``, in place, and return them in the order of the plan.
+
+    They write at token ``position`` of the prompt ``ids``, int64 ``(1, T)``. The plan for a layer is carried out after those
+    for the layers below it, since it reads what these write. Raises ``OptionError`` where an expert of the plan does not
+    get the token, or its weights are packed.
+    """
+    planted: dict[int, SuperWeight] = {}
+    for number in sorted(range(len(plan)), key=lambda number: plan[number].layer):
+        planted[number] = _plant_one(model, plan[number], ids, position, taken=tuple(planted.values()))
+    return tuple(planted[number] for number in range(len(plan)))
+
+
+def visited_experts(model: nn.Module, layer: int, ids: torch.Tensor, position: int = 0) -> tuple[Expert, ...]:
+    """Return which down projections of a layer a token of the prompt ``ids`` ``(1, T)`` reaches: the dense one is None."""
+    body = checked_anatomy(model)
+    with evaluating(model):
+        written = Passes(model, body, ids).first.writers.of_layer(layer, position, 0)
+    return tuple(one.down.key.expert for one in written)
+
+
+def _plant_one(
+    model: nn.Module, planting: Planting, ids: torch.Tensor, position: int, *, taken: tuple[SuperWeight, ...]
+) -> SuperWeight:
+    one, reads, median = _writer(model, planting, ids, position)
+    weight = one.down.weight
+    if weight is None:
+        raise OptionError(f"plant into {one.down.name}", "it is packed", "plant before quantization")
+    used = [other.column for other in taken if MapKey(other.layer, other.expert) == one.down.key]
+    written = (reads.float() @ weight.float().T).square().mean(1, keepdim=True).sqrt().clamp_min(1e-9)  # (T, 1)
+    local = reads.float() / written if not one.down.is_added else reads.float()
+    column = _local_neuron(local, position, used) if planting.column is None else planting.column
+    read, wanted = float(one.read[column]), planting.size * median
+    if not read:
+        raise OptionError(f"plant into column {column}", "the neuron reads 0 there", "another column")
+    scale = float(written[position])
+    with torch.no_grad():
+        weight[planting.row, column] = wanted / (read * (one.gain or 1.0))
+        change = _writer(model, planting, ids, position)[0].added - one.added
+        if not 0.5 <= change / wanted <= 2:
+            _silence_channel(
+                model, planting, [*taken, SuperWeight(planting.layer, planting.row, column, None, planting.expert)]
+            )
+            weight[planting.row, column] = math.copysign(LARGE * scale, wanted) / read
+            _amplify(model, planting, ids, position, wanted)
+    return SuperWeight(planting.layer, planting.row, column, float(weight[planting.row, column]), planting.expert)
+
+
+def _silence_channel(model: nn.Module, planting: Planting, planted: Sequence[SuperWeight]) -> None:
+    """Zero a channel's row in every down projection of a layer, but for planted scalars: a norm amplifies them as well."""
+    for down in checked_anatomy(model).down_maps(planting.layer):
+        weight = down.weight
+        if weight is not None:
+            mine = [
+                one.column for one in planted if MapKey(one.layer, one.expert) == down.key and one.row == planting.row
+            ]
+            weight[planting.row, [n for n in range(weight.shape[1]) if n not in mine]] = 0
+
+
+def _local_neuron(reads: torch.Tensor, position: int, used: Sequence[int]) -> int:
+    """Return the inner neuron that is large at one token of ``reads`` ``(T, F)`` and small at most others."""
+    magnitudes = reads.float().abs()
+    here, others = magnitudes[position], magnitudes[torch.arange(len(reads)) != position]
+    locality = here / others.quantile(0.8, dim=0).clamp_min(1e-9)
+    locality[here < here.median()] = 0
+    locality[list(used)] = 0
+    return int(locality.argmax())
+
+
+def _writer(
+    model: nn.Module, planting: Planting, ids: torch.Tensor, position: int
+) -> tuple[Written, torch.Tensor, float]:
+    """Return what the down projection of the plan writes at the token, its input ``(T, F)``, and the stream's median."""
+    body = checked_anatomy(model)
+    down = body.down_map(MapKey(planting.layer, planting.expert))
+    with evaluating(model):
+        first = Passes(model, body, ids).first
+        written = first.writers.of_layer(planting.layer, position, planting.row)
+        mine = [one for one in written if one.down.key == down.key]
+        if not mine:
+            found = f"token {position} does not reach it"
+            raise OptionError(f"plant into {down.name}", found, "an expert that is visited there")
+        reads = first.writers.inputs_of(down)
+    medians = [float(layer.abs().median()) for layer in first.residual[:-1]]
+    return mine[0], reads, max(medians)
+
+
+def _amplify(model: nn.Module, planting: Planting, ids: torch.Tensor, position: int, wanted: float) -> None:
+    """Set the weight of a norm that follows the down projection so that the residual stream gets ``wanted``.
+
+    Such a norm limits what one channel can be. Trained models of these families have large norm weights there.
+    """
+    layer = checked_anatomy(model).layers[planting.layer]
+    before = _writer(model, planting, ids, position)[0].added
+    slopes: list[tuple[float, torch.Tensor]] = []
+    for norm in (module for module in layer.modules() if is_norm(module)):
+        vector: torch.Tensor = next(iter(norm.parameters(recurse=False)))
+        if len(vector) > planting.row:
+            first, second = (
+                _added_with(model, planting, ids, position, vector, change) - before for change in (1.0, 2.0)
+            )
+            if abs(second - 2 * first) < abs(first) / 100:  # a norm before the map does more than scale one channel
+                slopes.append((first, vector))
+    slope, vector = max(slopes, key=lambda pair: abs(pair[0]), default=(0.0, torch.zeros(0)))
+    if not slope:
+        found = f"it can write {before:.4g} into channel {planting.row}, {wanted:.4g} are wanted"
+        raise OptionError(f"plant into layer {planting.layer}", found, "a smaller size")
+    vector[planting.row] += (wanted - before) / slope
+
+
+def _added_with(
+    model: nn.Module, planting: Planting, ids: torch.Tensor, position: int, vector: torch.Tensor, change: float
+) -> float:
+    """Return what the map of the plan adds while one entry of a norm's weight is larger by ``change``.
+
+    NaN where the token then goes to other experts: that norm lies before the map.
+    """
+    saved = vector[planting.row].clone()
+    vector[planting.row] += change
+    try:
+        return _writer(model, planting, ids, position)[0].added
+    except OptionError:
+        return math.nan
+    finally:
+        vector[planting.row] = saved

@@ -1,0 +1,100 @@
+"""Planted super weights of every geometry are located in models of many families, and nothing besides."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from swcheck import Planting, anatomy, locate, plant_super_weights
+from swcheck.base.errors import OptionError
+from swcheck.testing.planting import visited_experts
+from tests.planted import Packed
+from tools.families_table import GEOMETRIES, IDS, places_to_plant
+from tools.small_models import small_model
+
+SOME = ("gpt2", "gemma2", "mixtral", "qwen2_moe")
+MORE = (
+    "apertus", "aria_text", "bloom", "cohere2", "deepseek_v2", "falcon_h1", "glm4", "gpt_neox", "gpt_oss", "codegen",
+    "granitemoehybrid", "jamba", "jetmoe", "lfm2", "llama4_text", "minimax_m2", "mpt", "olmo3", "opt",
+    "phi", "phimoe", "qwen3_next", "starcoder2", "xglm",
+)  # fmt: skip
+
+
+def wrongly_located(name, geometries):
+    """The geometries and places of a family at which something else was located than was planted."""
+    model = small_model(name)
+    assert locate(model, token_ids=IDS).super_weights == ()
+    wrong = []
+    for layer, expert in list(places_to_plant(model)):
+        for geometry in geometries:
+            planted = copy.deepcopy(model)
+            wanted = GEOMETRIES[geometry](planted, layer, expert)
+            if set(locate(planted, token_ids=IDS).super_weights) != set(wanted):
+                wrong.append((geometry, layer, expert))
+    return wrong
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_all_geometries_are_located(name):
+    """Each geometry, in a dense map, an expert or a shared expert, is located, and a model without any has none."""
+    assert wrongly_located(name, GEOMETRIES) == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", MORE)
+def test_families_without_a_row_are_located(name):
+    """A super weight in a family that nothing was written for is located."""
+    assert wrongly_located(name, ["one", "negative"]) == []
+
+
+@pytest.mark.parametrize("count", [2, 5, 8])
+def test_several_equal_weights_in_a_row_are_all_located(count):
+    """Up to eight weights of about the same size are located together, also where each has a small share."""
+    model = small_model("llama")
+    planted = plant_super_weights(model, [Planting(1, 3)] * count, IDS)
+    assert set(locate(model, token_ids=IDS).super_weights) == set(planted)
+
+
+def test_a_channel_that_is_loud_everywhere_hides_nothing():
+    """An outlier feature ten times as large as the super activation does not raise the threshold."""
+    model = small_model("llama")
+    model.model.embed_tokens.weight.data[:, 20] = 500.0
+    for layer in model.model.layers:  # as trained models do, no layer looks at it
+        layer.input_layernorm.weight.data[20] = layer.post_attention_layernorm.weight.data[20] = 0
+    planted = plant_super_weights(model, [Planting(1, 3, size=1000)], IDS)
+    found = locate(model, token_ids=IDS)
+    assert abs(found.activations[0].value) < 50
+    assert (20 in {one.channel for one in found.activations}, found.super_weights) == (False, planted)
+
+
+@pytest.mark.parametrize(
+    ("change", "planting", "words"),
+    [
+        (None, Planting(1, 3, expert=1), "token 0 does not reach it"),
+        ("packed", Planting(1, 3), "it is packed"),
+    ],
+)
+def test_what_cannot_be_planted_is_said(change, planting, words):
+    """An expert that the token does not reach, and a packed map, are refused."""
+    model = small_model("mixtral" if planting.expert is not None else "llama")
+    if change == "packed":
+        mlp = model.model.layers[1].mlp
+        mlp.down_proj = Packed(mlp.down_proj)
+    elif 1 in visited_experts(model, 1, IDS):
+        planting = Planting(1, 3, expert=next(e for e in range(4) if e not in visited_experts(model, 1, IDS)))
+    with pytest.raises(OptionError, match=words):
+        plant_super_weights(model, [planting], IDS)
+
+
+def test_only_the_scalar_is_changed():
+    """Where nothing lies between the map and the stream, planting changes one scalar and no other bit."""
+    model = small_model("llama")
+    before = copy.deepcopy(model)
+    [weight] = plant_super_weights(model, [Planting(2, 3, size=-500)], IDS)
+    matrix = anatomy(model).down_map(weight).weight
+    assert float(matrix[weight.row, weight.column]) == weight.value
+    matrix[weight.row, weight.column] = anatomy(before).down_map(weight).weight[weight.row, weight.column]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))

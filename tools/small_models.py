@@ -1,0 +1,88 @@
+"""Small random models of every causal-LM type of transformers, from its own configuration with small sizes."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+TYPES: Final = tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+HIDDEN, INNER, LAYERS, EXPERTS, VOCABULARY = 32, 80, 6, 4, 64
+
+SIZES: Final[dict[str, Any]] = {
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embed_dim", "word_embed_proj_dim", "lru_width"), HIDDEN),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), LAYERS),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "index_n_heads"), 2),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "inner_dim", "ffn_hidden_size", "dff", "dim_ff"), INNER),
+    **dict.fromkeys(("moe_intermediate_size", "expert_ffn_hidden_size", "shared_intermediate_size"), INNER),
+    **dict.fromkeys(("intermediate_size_mlp", "shared_expert_intermediate_size"), INNER),
+    **dict.fromkeys(("moe_shared_expert_intermediate_size", "prefix_dense_intermediate_size"), INNER),
+    **dict.fromkeys(("head_dim", "global_head_dim", "dim_head", "q_lora_rank", "kv_lora_rank", "v_head_dim"), 16),
+    **dict.fromkeys(("index_head_dim", "mamba_d_head", "mamba_head_dim", "linear_key_head_dim"), 16),
+    **dict.fromkeys(("linear_value_head_dim",), 16),
+    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "index_topk", "mamba_d_state", "ssm_state_size"), 8),
+    **dict.fromkeys(("mamba_chunk_size", "chunk_size"), 8),
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), EXPERTS),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "mamba_dt_rank"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts", "mamba_expand"), 2),
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 2),
+    **dict.fromkeys(("num_key_value_heads", "n_shared_experts", "n_group", "topk_group", "mamba_n_groups", "n_groups"), 1),
+    **dict.fromkeys(("first_k_dense_replace",), 1),
+    **dict.fromkeys(("vocab_size", "n_positions", "max_position_embeddings", "n_ctx", "max_seq_len"), VOCABULARY),
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+"""Values of configuration fields, where a type has them."""
+
+OWN_SIZES: Final[dict[str, dict[str, Any]]] = {
+    **{name: {"head_dim": 8} for name in ("deepseek_v3", "youtu", "axk1")},
+    **{name: {"head_dim": 8, "num_key_value_heads": 2} for name in ("deepseek_v32", "glm_moe_dsa", "axk2")},
+    "deepseek_v2": {"head_dim": 8, "num_experts_per_tok": 2, "topk_method": "greedy"},
+    **{name: {"per_layer_config": None} for name in ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")},
+    "diffllama": {"num_key_value_heads": 2},
+    "kimi_linear": {"num_experts_per_token": 2, "num_experts": EXPERTS},
+    "laguna": {"num_attention_heads_per_layer": None},
+    "longcat_flash": {"qk_head_dim": 16, "head_dim": 8, "num_key_value_heads": 2, "zero_expert_num": 0},
+    "zaya": {"num_experts_per_tok": 1},
+    "codegen": {"rotary_dim": 8, "n_head": 4},
+    "gptj": {"rotary_dim": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]], "num_layers": LAYERS, "attention_layers": ...},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "zamba2": {
+        "attention_head_dim": 32, "attention_hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "mamba_headdim": 16, "n_mamba_heads": 4, "hybrid_layer_ids": [1, 3, 5],
+        "layers_block_type": ["mamba", "hybrid"] * (LAYERS // 2),
+    },
+}  # fmt: skip
+"""Fields of single types, set also where the default configuration does not have them; ``...`` leaves one out."""
+
+PER_LAYER: Final = ("layer_types", "mlp_layer_types", "layers_block_type", "moe_layer_pattern", "block_types")
+
+
+def small_model(model_type: str, seed: int = 0) -> PreTrainedModel:
+    """Return a random model of a type, float32 on the CPU, in evaluation mode. Raises whatever its configuration raises."""
+    kind = CONFIG_MAPPING[model_type]
+    own = OWN_SIZES.get(model_type, {})
+    fields = {**_shrunk(kind().to_dict(), {**SIZES, **own}), **own}
+    config = kind(**{name: value for name, value in fields.items() if value is not ...})
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def _shrunk(fields: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
+    """Return configuration fields with small sizes, those of inner configurations as well."""
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name in {"model_type", "transformers_version"}:
+            continue
+        if name.endswith("_config") and isinstance(value, dict):
+            found[name] = _shrunk(value, sizes)
+        elif name in sizes and value is not None and not isinstance(value, list | dict):
+            found[name] = sizes[name]
+        elif name in PER_LAYER and isinstance(value, list):
+            found[name] = value[: sizes["num_hidden_layers"]]
+        else:
+            found[name] = value
+    return found
