@@ -177,6 +177,9 @@ def page(rows: list[Row], unbuilt: list[str]) -> str:
         f"a small configuration are accepted. Of each, {SEEDS} random models got super weights of every geometry, in a dense",
         "map, in an expert and in a shared expert where it has them: how often they were located, and nothing besides.",
         "",
+        "No channel persists where a norm takes the whole stream (BART and its like, the first GPT, MVP, Marian, GIT), and Zamba 2",
+        "mixes the channels behind its shared map: there a super activation cannot be planted so. A dash was not tried, for size.",
+        "",
         "| " + " | ".join(head) + " |",
         "|" + " --- |" * len(head),
     ]

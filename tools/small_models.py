@@ -32,6 +32,7 @@ SIZES: Final[dict[str, Any]] = {
     **dict.fromkeys(("num_key_value_heads", "n_shared_experts", "n_group", "topk_group", "mamba_n_groups", "n_groups"), 1),
     **dict.fromkeys(("first_k_dense_replace",), 1),
     **dict.fromkeys(("vocab_size", "n_positions", "max_position_embeddings", "n_ctx", "max_seq_len"), VOCABULARY),
+    "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCABULARY,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 """Values of configuration fields, where a type has them."""
@@ -66,6 +67,8 @@ def small_model(model_type: str, seed: int = 0) -> PreTrainedModel:
     kind = CONFIG_MAPPING[model_type]
     own = OWN_SIZES.get(model_type, {})
     fields = {**_shrunk(kind().to_dict(), {**SIZES, **own}), **own}
+    if isinstance(fields.get("text_config"), dict):
+        fields["text_config"] |= own
     config = kind(**{name: value for name, value in fields.items() if value is not ...})
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config).eval()
