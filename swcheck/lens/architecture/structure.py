@@ -75,7 +75,8 @@ def traced(model: nn.Module, known: Structure | None = None) -> Structure:
 
     With ``known``, which a family gave, its paths stay as they are, and only what the pass shows of them is filled in.
     A model without down projections has layers and no places. Raises ``ArchitectureError`` where the pass fails, for a
-    model that looks at later tokens or has no layers, and where a layer's output is not a sum of its input and what its modules return.
+    model that looks at later tokens or has no layers, and where a layer's output is not a sum of its input and what its
+    modules return.
     """
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise _refusal(model, "an encoder-decoder: it does not continue a text")
@@ -171,7 +172,7 @@ def _writes_into_stream(call: LinearCall, blocks: _Blocks) -> bool:
 
 
 def _check_chain(model: nn.Module, name: str, layers: list[_Block]) -> None:
-    """Raise ``ArchitectureError`` unless each layer ran once, on what the one before it returned, without looking ahead."""
+    """Raise ``ArchitectureError`` unless each layer ran once, returns the shape it got, and does not look ahead."""
     for number, layer in enumerate(layers):
         if layer.calls == 0:
             continue  # a layer for images
