@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import torch
 from torch.overrides import TorchFunctionMode
 
-from swcheck.base.errors import NotObservedError
 from swcheck.lens.architecture.anatomy import Anatomy, DownMap, MapKey
 from swcheck.lens.architecture.storage import dequantized, first_tensor
 from swcheck.lens.architecture.structure import eager_experts
@@ -200,17 +199,12 @@ def _can_be_cut(values: Sequence[Any], shape: tuple[int, int]) -> bool:
 def inputs_of_expert(call: RoutedCall, key: MapKey) -> torch.Tensor:
     """Return what one expert read, ``(B, T, F)``; zeros for the tokens that were not routed to it.
 
-    Raises ``NotObservedError`` where no expert's matrix is plain, so that a kernel computes all of them unseen.
+    Raises ``NotObservedError`` where the experts are packed, and a kernel computes all of them unseen.
     """
-    width = next((one.inner for one in call.maps if one.key == key), None)
-    if width is None:
-        raise NotObservedError(
-            f"the input of expert {key.expert} in layer {key.layer}",
-            f"{type(call.module).__name__} keeps its experts packed, and computes them in one kernel",
-            "perplexity and KL divergence are measured all the same",
-        )
+    down = next(one for one in call.maps if one.key == key)
+    down.check_reachable("the input")
     tokens = range(call.shape[0] * call.shape[1])
     found = [calls.get(key) for calls in call.of_tokens(tokens)]
-    sample = next((one.read for one in found if one is not None), torch.zeros(width))
+    sample = next((one.read for one in found if one is not None), torch.zeros(down.inner or 0))
     rows = [torch.zeros_like(sample) if one is None else one.read for one in found]
-    return torch.stack(rows).view(*call.shape, width)
+    return torch.stack(rows).view(*call.shape, -1)

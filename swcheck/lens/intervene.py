@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from swcheck.base.errors import NotObservedError, OptionError, UnrankedError
+from swcheck.base.errors import OptionError, UnrankedError
 from swcheck.base.records import SuperWeight
 from swcheck.lens.architecture.anatomy import MapKey, anatomy
 from swcheck.lens.architecture.storage import dequantized, first_tensor
@@ -131,9 +131,7 @@ def _scalars_overridden(model: nn.Module, super_weights: Iterable[SuperWeight], 
         for weight in unique:
             down = body.down_map(weight)
             tensor = down.weight
-            if tensor is None and down.is_routed:
-                found = f"{type(down.module).__name__} keeps it packed, and no hook reaches a single expert"
-                raise NotObservedError(f"{weight} to change", found, "change it in the model before quantization")
+            down.check_reachable("a weight")
             if tensor is None:
                 packed.setdefault(down.module, []).append(weight)
             else:

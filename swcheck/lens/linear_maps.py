@@ -48,7 +48,7 @@ def scalar_of(down: DownMap, row: int, column: int) -> float:
     weight = down.weight
     if weight is not None:
         return float(weight[row, column])
-    _check_reachable(down)
+    down.check_reachable("a weight")
     return effective_weight(down.module, row, column)
 
 
@@ -59,16 +59,10 @@ def written_by(down: DownMap, x: torch.Tensor, row: int, columns: Sequence[int])
     """
     weight = down.weight if down.is_routed else None
     if weight is None:
-        _check_reachable(down)
+        down.check_reachable("a weight")
         return contributions(down.module, x, row, columns)
     written: torch.Tensor = x[list(columns)].float() * weight[row, list(columns)].float()
     return written
-
-
-def _check_reachable(down: DownMap) -> None:
-    if down.index is not None:
-        found = f"{type(down.module).__name__} keeps its experts packed, and computes them in one kernel"
-        raise NotObservedError(f"a weight of {down.name}", found, "read it in the model before quantization")
 
 
 def effective_weight(module: nn.Module, row: int, column: int, *, at: float = 1.0) -> float:

@@ -82,6 +82,13 @@ def test_outputs_of_an_expert_and_packed_experts_are_refused(mixtral):
     anatomy(mixtral)
     experts = mixtral.model.layers[1].mlp.experts
     experts.down_proj = torch.nn.Parameter(experts.down_proj.data.to(torch.int8), requires_grad=False)
+    experts.forward = lambda hidden, *_routing: hidden
+    with (
+        pytest.raises(NotObservedError, match=r"the input of .*\n  found: MixtralExperts keeps it packed"),
+        torch.no_grad(),
+        observe(mixtral, inputs=[MapKey(1, 2)]),
+    ):
+        mixtral(IDS)
     with (
         pytest.raises(NotObservedError, match="keeps it packed, and no hook reaches"),
         zeroed(mixtral, [SuperWeight(1, 3, 5, expert=2)]),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
-from swcheck.base.errors import ArchitectureError, CoordinateError, OptionError
+from swcheck.base.errors import ArchitectureError, CoordinateError, NotObservedError, OptionError
 from swcheck.base.records import SuperWeight
 
 if TYPE_CHECKING:
@@ -69,6 +69,17 @@ class DownMap:
     def inner(self) -> int | None:
         """F, None where the module does not say it."""
         return self.place.inner_width(self.module)
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether its weights can be read and overridden: False for an expert that is computed packed, with all others."""
+        return self.index is None or self.weight is not None
+
+    def check_reachable(self, asked: str) -> None:
+        """Raise ``NotObservedError`` for what was ``asked`` of an expert that is not reachable."""
+        if not self.is_reachable:
+            found = f"{type(self.module).__name__} keeps it packed, and no hook reaches a single expert"
+            raise NotObservedError(f"{asked} of {self.name}", found, "look at the model before quantization")
 
     @property
     def is_routed(self) -> bool:
@@ -266,7 +277,8 @@ def _traced(model: nn.Module, known: Structure | None = None) -> Structure:
         try:
             found = _TRACED[model] = traced(model, known)
         except ArchitectureError as error:
-            _TRACED[model] = error.with_traceback(None)
+            # without its cause, whose traceback would hold the model for good
+            _TRACED[model] = ArchitectureError(error.asked, error.found, error.attempt)
             raise
     return found
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -174,3 +177,15 @@ def test_the_pass_is_made_once():
     model.forward = lambda ids, use_cache=False: model.words(ids)
     with pytest.raises(ArchitectureError):
         anatomy(model)
+
+
+def test_a_refused_model_is_freed():
+    """What is remembered of a model that was refused does not keep it in memory."""
+    model = OddModel().eval()
+    model.out = nn.Linear(1, 1)
+    with pytest.raises(ArchitectureError, match="a pass over 5 tokens ends in RuntimeError"):
+        anatomy(model)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
