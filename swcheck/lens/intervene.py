@@ -83,6 +83,22 @@ def maps_zeroed(model: nn.Module, keys: Iterable[MapKey]) -> Iterator[None]:
 
 
 @contextmanager
+def output_channel_zeroed(module: nn.Module, channel: int) -> Iterator[None]:
+    """Run a linear map with one channel of its output ``(..., H)`` zeroed, a bias included, through a hook."""
+
+    def zero(_module: nn.Module, _args: Any, output: Any) -> Any:
+        out = first_tensor(output).clone()
+        out[..., channel] = 0
+        return (out, *output[1:]) if isinstance(output, tuple) else out
+
+    hook = module.register_forward_hook(zero)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
 def set_to(model: nn.Module, super_weights: Iterable[SuperWeight]) -> Iterator[None]:
     """Run ``model`` with each of these scalars set to its ``value``. Every bit is restored when the block is left.
 

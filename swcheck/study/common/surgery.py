@@ -18,7 +18,7 @@ import torch
 from swcheck.base.records import SuperWeight
 from swcheck.lens.architecture.anatomy import anatomy
 from swcheck.lens.architecture.storage import dequantized, device_of, evaluating, first_tensor
-from swcheck.lens.intervene import zeroed
+from swcheck.lens.intervene import output_channel_zeroed, zeroed
 from swcheck.lens.linear_maps import effective_weight
 from swcheck.lens.observe import observe
 
@@ -188,9 +188,7 @@ def without_rows(model: nn.Module, super_weights: Iterable[SuperWeight]) -> Iter
     body = anatomy(model)
     with ExitStack() as stack:
         for layer, row in by_layer_and_row(super_weights):
-            stack.callback(
-                body.down_projections[layer].register_forward_hook(partial(_zero_output_channel, row)).remove
-            )
+            stack.enter_context(output_channel_zeroed(body.down_projections[layer], row))
         yield
 
 
@@ -204,12 +202,6 @@ def without_columns(model: nn.Module, super_weights: Iterable[SuperWeight]) -> I
                 body.down_projections[layer].register_forward_pre_hook(partial(_zero_input_channel, column)).remove
             )
         yield
-
-
-def _zero_output_channel(row: int, _module: nn.Module, _args: Any, output: Any) -> Any:
-    out = first_tensor(output).clone()
-    out[..., row] = 0
-    return (out, *output[1:]) if isinstance(output, tuple) else out
 
 
 def _zero_input_channel(column: int, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ import torch
 from swcheck.lens.architecture.anatomy import Anatomy, DownMap, MapKey
 from swcheck.lens.architecture.storage import first_tensor
 from swcheck.lens.experts import RoutedCall, inputs_of_expert
-from swcheck.lens.intervene import zeroed
+from swcheck.lens.intervene import output_channel_zeroed, zeroed
 from swcheck.lens.observe import Observation
 
 if TYPE_CHECKING:
@@ -126,16 +126,8 @@ def _channel_silenced(down: DownMap, channel: int) -> Iterator[None]:
             weight[channel] = saved
         return
 
-    def silence(_module: nn.Module, _args: Any, output: Any) -> Any:
-        out = first_tensor(output).clone()
-        out[..., channel] = 0
-        return (out, *output[1:]) if isinstance(output, tuple) else out
-
-    hook = down.module.register_forward_hook(silence)
-    try:
+    with output_channel_zeroed(down.module, channel):
         yield
-    finally:
-        hook.remove()
 
 
 def layers_to_record(body: Anatomy) -> Sequence[int]:
