@@ -128,7 +128,8 @@ class Loaded:
 
     ``model`` is the transformers module. ``text`` is a text of this model's own to measure on; None means the default,
     ``evaluation_text()``. ``source`` is the directory or hub id that it was loaded from. ``scheme`` says how it is
-    quantized; None means that it is not quantized, or that this is unknown.
+    quantized; None means that it is not quantized, or that this is unknown. ``unused_tensors`` are the names of the
+    tensors in its files that the model does not use.
     """
 
     model: Any
@@ -137,6 +138,7 @@ class Loaded:
     text: str | None = None
     source: str = ""
     scheme: Scheme | None = None
+    unused_tensors: tuple[str, ...] = ()
 
 
 class Engine(Protocol):
@@ -198,7 +200,7 @@ class Verdict:
 
     ``measured`` is None if nothing could be measured. ``unit`` is the unit of the number ("x" for a ratio). ``summary``
     is one line that can be understood alone. If the verdict is ``red``, ``cause`` says why and ``attempt`` what to try;
-    both are empty otherwise. ``detail`` are (name, text) rows shown under a failure. ``facts`` go into the JSON
+    both are empty otherwise. ``cause_kind`` is a stable name of the cause: ``docs/causes.md`` lists them. ``detail`` are (name, text) rows shown under a failure. ``facts`` go into the JSON
     unchanged.
     """
 
@@ -214,6 +216,7 @@ class Verdict:
     attempt: str = ""
     detail: tuple[tuple[str, str], ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    cause_kind: str = ""
 
     @property
     def who(self) -> str:

@@ -236,5 +236,5 @@ def _limit_for_pair(pair: Pair, name: str, low: float | None, high: float | None
     kind = pair.kind
     if kind.name != "quantized":
         return limits_for_kind(kind.name, sure=kind.sure)[name]
-    scheme = pair.candidate.scheme
+    scheme = pair.candidate.scheme or kind.scheme
     return limits_for_scheme(scheme, parameter_count(pair.reference) if scheme else 0)[name]

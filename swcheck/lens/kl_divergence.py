@@ -118,8 +118,9 @@ def compare_predictions(
 
     def compare_batch(logs: torch.Tensor, numbers: slice) -> None:
         tokens, expected = reference.tokens[numbers], reference.logs[numbers].double()
-        found = logs.cpu().double().gather(1, tokens)
-        kls.append(_divergence(expected, found))
+        shared = tokens < logs.shape[1]  # a vocabulary that was cut down lacks the ids of padding rows
+        found = logs.cpu().double().gather(1, tokens.where(shared, 0))
+        kls.append(_divergence(expected.where(shared, -math.inf), found.where(shared, -math.inf)))
         agrees.append(logs.argmax(1).cpu() == tokens[:, 0])
 
     nats = _score(model, token_ids, reference.positions, compare_batch)
@@ -130,7 +131,7 @@ def _divergence(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
     """Return KL(expected || found), nats ``(N,)``, of log-probabilities ``(N, K)`` and one tail bucket."""
     floor = 1e-12
     expected_tail, found_tail = ((1 - logs.exp().sum(1)).clamp_min(floor) for logs in (expected, found))
-    head = (expected.exp() * (expected - found)).sum(1)
+    head = torch.where(expected > -math.inf, expected.exp() * (expected - found), 0.0).sum(1)
     return (head + expected_tail * (expected_tail.log() - found_tail.log())).clamp_min(0)
 
 

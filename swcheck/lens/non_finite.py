@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -13,6 +13,13 @@ from swcheck.lens.architecture.storage import evaluating, first_tensor
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+ROW_BLOCK: Final = 4096
+"""This many rows of a parameter are examined at a time."""
+
+ROWS_NAMED: Final = 8
+"""At most this many rows of one parameter are named."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,27 @@ def first_non_finite(model: nn.Module, token_ids: torch.Tensor) -> NonFinite | N
             hooks.callback(hook.remove)
         model(token_ids, use_cache=False)
     return found[0] if found else None
+
+
+def non_finite_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return by name the first rows of each float parameter that holds NaN or infinity; empty where all are finite.
+
+    No pass shows those of an embedding or a head whose tokens no text uses.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not parameter.is_meta and parameter.dim():
+            bad = [row for start in range(0, len(parameter), ROW_BLOCK) for row in _bad_rows(parameter, start)]
+            found |= {name: tuple(bad[:ROWS_NAMED])} if bad else {}
+    return found
+
+
+def _bad_rows(parameter: torch.Tensor, start: int) -> list[int]:
+    block = parameter.detach()[start : start + ROW_BLOCK]
+    if bool(torch.isfinite(block.sum(dtype=torch.float32))):  # cheap, and NaN or infinity is never summed away
+        return []
+    finite = torch.isfinite(block.float()).flatten(1).all(1) if block.dim() > 1 else torch.isfinite(block.float())
+    return [start + int(row) for row in (~finite).nonzero().flatten()]
 
 
 def _is_finite(value: Any) -> bool:

@@ -67,6 +67,23 @@ class _MapOverride:
 
 
 @contextmanager
+def parameters_replaced(model: nn.Module, values: Mapping[str, Matrix]) -> Iterator[None]:
+    """Run ``model`` with other values in some of its parameters, by their qualified names.
+
+    The parameters themselves are put aside, not written to. One that is tied to another keeps its values there.
+    """
+    with ExitStack() as undo:
+        for name, value in values.items():
+            path, _, key = name.rpartition(".")
+            module = model.get_submodule(path)
+            old = getattr(module, key)
+            undo.callback(setattr, module, key, old)
+            new = (value() if callable(value) else value).to(old)
+            setattr(module, key, torch.nn.Parameter(new, requires_grad=False))
+        yield
+
+
+@contextmanager
 def residual_replaced(model: nn.Module, layer: int, channel: int, wanted: torch.Tensor) -> Iterator[None]:
     """Run ``model`` with one channel of the residual stream after ``layer`` set to given values at some tokens.
 

@@ -59,10 +59,11 @@ class HuggingFace:
             config = _load_config(directory, self.trust_remote_code)
             _check_quantization_method(directory, config)
             tokenizer = _load_tokenizer(directory, self.trust_remote_code)
-            model = _load_model(directory, config, dtype or "auto", self.trust_remote_code, device_map=self.device_map)
+            trusted, placement = self.trust_remote_code, {"device_map": self.device_map}
+            model, unused = _load_model(directory, config, dtype or "auto", trusted, **placement)
             model = _after_first_pass(model if target is None else _moved_to_device(model, target, spec), directory)
             scheme = scheme_of(config.to_dict())
-        return Loaded(model, tokenizer, name_of(spec), text, str(directory), scheme)
+        return Loaded(model, tokenizer, name_of(spec), text, str(directory), scheme, unused)
 
 
 ENGINE: Final = HuggingFace()
@@ -118,8 +119,11 @@ def _load_tokenizer(path: Path, trusted: bool) -> Any:
     return tokenizer
 
 
-def _load_model(path: Path, config: Any, dtype: str, trusted: bool, **placement: Any) -> Any:
-    """Load the model. Raises ``CheckpointError`` if tensors are missing or have another shape."""
+def _load_model(path: Path, config: Any, dtype: str, trusted: bool, **placement: Any) -> tuple[Any, tuple[str, ...]]:
+    """Return the model, and the names of the tensors that it does not use.
+
+    Raises ``CheckpointError`` if tensors are missing or have another shape.
+    """
     from transformers import AutoModelForCausalLM
 
     attempt = "check that weights and config.json belong together"
@@ -152,7 +156,7 @@ def _load_model(path: Path, config: Any, dtype: str, trusted: bool, **placement:
     unused = sorted(info.get("unexpected_keys") or ())
     if unused:
         sys.stderr.write(f"swcheck: {path} has {len(unused)} tensors that the model does not use, first {unused[0]}\n")
-    return model
+    return model, tuple(unused)
 
 
 def _after_first_pass(model: Any, path: Path) -> Any:

@@ -136,6 +136,7 @@ class Session:
             memory=Memory(),
             on_verdict=self.verdicts.append,
             source=loaded.source,
+            unused_tensors=loaded.unused_tensors,
             remake=self._load_alone,
         )
 

@@ -15,7 +15,7 @@ from swcheck.gate.checks.correspondence import SAME_CONTRIBUTION, corresponding,
 from swcheck.gate.checks.pair import Pair, passed_or_near
 from swcheck.gate.checks.prompted_activations import PromptedActivations
 from swcheck.gate.checks.red_verdict import with_remedy
-from swcheck.gate.diagnosis.causes import embedding_basis
+from swcheck.gate.diagnosis.causes import differences, embedding_basis
 from swcheck.gate.diagnosis.causes.activation import first_losing_layer
 from swcheck.gate.diagnosis.causes.contribution import restoration_rows
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
@@ -59,10 +59,11 @@ def _failed(pair: Pair, chosen: Sequence[SuperWeight], summary: str, fields: dic
         )
     ]
     damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, tuple(chosen), counterparts.places)
-    basis = embedding_basis.find(damaged)
-    if isinstance(basis, Finding):
-        fields |= {"cause": basis.cause, "attempt": basis.advice, "detail": basis.detail}
-        return pair.verdict(Outcome.FAILED, summary, **fields)
+    for step in (embedding_basis.find, differences.find):
+        other = step(damaged)
+        if isinstance(other, Finding):
+            fields |= {"cause": other.cause, "attempt": other.advice, "detail": other.detail, "cause_kind": other.kind}
+            return pair.verdict(Outcome.FAILED, summary, **fields)
     contributions = "what the super weights write is " + ", ".join(f"x{ratio:z.3f}" for ratio in ratios)
     lost = first_losing_layer(damaged)
     changed = [
@@ -76,7 +77,10 @@ def _failed(pair: Pair, chosen: Sequence[SuperWeight], summary: str, fields: dic
         names = worst_maps_of_layer(damaged, lost)
     fields["detail"] = (*restoration_rows(damaged), *fields.get("detail", ()), ("written", contributions))
     cause, attempt = fields.pop("cause"), fields.pop("attempt")
-    return with_remedy(pair, Finding(cause, (), names, attempt), summary, (chosen, counterparts.places), **fields)
+    kind = "super_weight" if changed else "super_activation"
+    return with_remedy(
+        pair, Finding(cause, (), names, attempt, kind=kind), summary, (chosen, counterparts.places), **fields
+    )
 
 
 def _compare_norms(pair: Pair, chosen: Sequence[SuperWeight], limit: Limit) -> Verdict:
@@ -93,4 +97,6 @@ def _compare_norms(pair: Pair, chosen: Sequence[SuperWeight], limit: Limit) -> V
     fields: dict[str, Any] = {"measured": ratio, "limit": limit, "unit": "x", "facts": {"basis": "rotated"}}
     if limit.holds(ratio):
         return pair.verdict(Outcome.PASSED, summary, **fields)
-    return pair.failed(f"the sink token's residual norm is x{ratio:.2f}", summary, **fields)
+    return pair.failed(
+        f"the sink token's residual norm is x{ratio:.2f}", summary, cause_kind="super_activation", **fields
+    )

@@ -11,10 +11,11 @@ import torch
 from swcheck.base.records import Outcome, Verdict
 from swcheck.gate.checks.pair import Pair
 from swcheck.gate.checks.single_model import no_super_weight
+from swcheck.gate.checks.tokenizers import tokenizer_confound
 from swcheck.lens.architecture.anatomy import MapKey
-from swcheck.superweights.measurements.inputs import prompt_ids, sample_ids, windows
+from swcheck.superweights.measurements.inputs import prompt_ids, windows
 from swcheck.superweights.measurements.residual_stream import answers_finite, first_non_finite
-from swcheck.superweights.subject.subject import Subject
+from swcheck.superweights.measurements.weights import non_finite_parameters
 
 
 def confound(pair: Pair) -> Verdict | None:
@@ -22,19 +23,32 @@ def confound(pair: Pair) -> Verdict | None:
     relation, ids = pair.relation, prompt_ids(pair.reference)
     attempt = "give the reference this candidate was made from"
     if relation.kind == "other shape":
-        return pair.failed("wrong base model", relation.words, attempt)
+        return pair.failed("wrong base model", relation.words, attempt, cause_kind="base_model")
+    broken = _not_finite_anywhere(pair, ids)
+    if broken is not None:
+        return broken
+    other_tokens = tokenizer_confound(pair)
+    if other_tokens is not None:
+        return other_tokens
+    if relation.kind == "other model":
+        return pair.failed("wrong base model", relation.words, attempt, cause_kind="base_model")
+    return None
+
+
+def _not_finite_anywhere(pair: Pair, ids: torch.Tensor) -> Verdict | None:
+    """Return the verdict on a candidate or a reference with NaN or infinity, in its answer to ``ids`` or its weights."""
     if not answers_finite(pair.candidate, ids):
         return not_finite(pair, ids)
     if not answers_finite(pair.reference, ids):
         summary = "the reference itself answers NaN or infinity"
-        return pair.verdict(Outcome.INCONCLUSIVE, summary, cause="the reference is sick", attempt="check its dtype")
-    if not _same_tokens(pair.candidate, pair.reference):
-        summary = "the two tokenizers give other ids for the same text"
-        advice = "save the reference's tokenizer beside the candidate"
-        return pair.failed("tokenizer or BOS policy differs", summary, advice)
-    if relation.kind == "other model":
-        return pair.failed("wrong base model", relation.words, attempt)
-    return None
+        return pair.verdict(
+            Outcome.INCONCLUSIVE,
+            summary,
+            cause="the reference is sick",
+            attempt="check its dtype",
+            cause_kind="reference",
+        )
+    return _stored_non_finite(pair)
 
 
 def obstacle(pair: Pair) -> Verdict | None:
@@ -74,25 +88,33 @@ def not_finite(pair: Pair, ids: torch.Tensor) -> Verdict:
     found = first_non_finite(pair.candidate, ids)
     if found is None:
         advice = "load it in float32 or bfloat16; check its scales"
-        return pair.failed("not finite", "the candidate answers NaN or infinity", advice)
+        return pair.failed("not finite", "the candidate answers NaN or infinity", advice, cause_kind="not_finite")
     if not found.overflow:
         advice = "check how its weights were written; they are no numbers any more"
-        return pair.failed("not finite", f"NaN in the weights of {found.module}", advice)
+        return pair.failed("not finite", f"NaN in the weights of {found.module}", advice, cause_kind="not_finite")
     made = "holds larger numbers in its weights" if found.stored else "makes a larger number out of finite ones"
     summary = f"{found.module} {made}: {found.dtype} ends at {found.largest:.6g}"
     advice = "load it in bfloat16 or float32: --swcheck-dtype"
     if "float8" in found.dtype or found.stored:
         advice = "keep this module in bfloat16 or float32, or scale it"
-    return pair.failed(f"not finite: out of the range of {found.dtype} in {found.module}", summary, advice)
+    return pair.failed(
+        f"not finite: out of the range of {found.dtype} in {found.module}", summary, advice, cause_kind="not_finite"
+    )
+
+
+def _stored_non_finite(pair: Pair) -> Verdict | None:
+    """Return the verdict on a candidate with NaN or infinity among weights that no text has used yet."""
+    found = {} if pair.candidate is pair.reference else non_finite_parameters(pair.candidate)
+    known = non_finite_parameters(pair.reference) if found and pair.reference.held.in_memory else {}
+    for name, rows in found.items():
+        if name not in known:
+            summary = f"NaN or infinity in the weights of {name.rpartition('.')[0]}, row {', '.join(map(str, rows))}"
+            advice = "check how its weights were written; they are no numbers any more"
+            return pair.failed("not finite", summary, advice, cause_kind="not_finite")
+    return None
 
 
 def not_finite_nats(pair: Pair, nats: torch.Tensor) -> Verdict:
     """Return the verdict on the first of the reference's windows whose nats, ``(B, T - 1)``, are not all finite."""
     bad = int((~torch.isfinite(nats)).any(1).nonzero()[0])
     return not_finite(pair, windows(pair.reference)[bad : bad + 1])
-
-
-def _same_tokens(one: Subject, other: Subject) -> bool:
-    """Return whether two tokenizers give the same ids for the sample texts; True if one has no tokenizer."""
-    ours, theirs = sample_ids(one), sample_ids(other)
-    return ours == theirs or not ours or not theirs

@@ -12,7 +12,7 @@ from swcheck.gate.checks.confounds import obstacle
 from swcheck.gate.checks.correspondence import corresponding, depth
 from swcheck.gate.checks.pair import Pair, passed_or_near
 from swcheck.gate.checks.red_verdict import with_remedy
-from swcheck.gate.diagnosis.causes import embedding_basis
+from swcheck.gate.diagnosis.causes import differences, embedding_basis
 from swcheck.gate.diagnosis.causes.contribution import restoration_rows
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Finding
@@ -85,12 +85,13 @@ def _failed(
     limit, ratios = fields["limit"], fields["facts"]["ratios"]
     worst = worst_of(ratios, limit)
     damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, tuple(chosen), tuple(places))
-    basis = embedding_basis.find(damaged)
-    if isinstance(basis, Finding):
-        detail = (*basis.detail, *fields.pop("detail"))
-        return pair.failed(basis.cause, summary, basis.advice, detail=detail, **fields)
+    for step in (embedding_basis.find, differences.find):
+        other = step(damaged)
+        if isinstance(other, Finding):
+            detail = (*other.detail, *fields.pop("detail"))
+            return pair.failed(other.cause, summary, other.advice, detail=detail, cause_kind=other.kind, **fields)
     cause = weight_change(pair.candidate, pair.reference, chosen[worst], ratios[worst])
     red = [place for place, ratio in zip(places, ratios, strict=True) if not limit.holds(ratio)]
     names = dict.fromkeys(down_name(pair.candidate, w.layer, w.expert) for w in red if w.layer < depth(pair))
     fields["detail"] = (*restoration_rows(damaged), *fields["detail"])
-    return with_remedy(pair, Finding(cause, (), tuple(names)), summary, (chosen, places), **fields)
+    return with_remedy(pair, Finding(cause, (), tuple(names), kind="super_weight"), summary, (chosen, places), **fields)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -41,15 +41,25 @@ def corresponding(pair: Pair, chosen: Sequence[SuperWeight]) -> Correspondence:
     """Find each of ``chosen``, given in the reference's coordinates, in the candidate.
 
     If a weight writes little at its own column, and another inner neuron of the same row writes what it wrote in the
-    reference, its neuron was permuted, which is harmless. Raises ``OptionError`` for a coordinate outside the
+    reference, its neuron was permuted, which is harmless. A place belongs to one super weight only: those that are
+    kept where they were come first. Raises ``OptionError`` for a coordinate outside the
     candidate.
     """
     expected, ids = contributions_on_default_prompt(pair.reference, chosen), prompt_ids(pair.reference)
     sinks = [sink_tokens(pair.reference, (weight,), ids)[0] for weight in chosen]
     notes = [f"permuted channels followed ({pair.relation.words})"] if pair.relation.channels else []
+    here = _in_channels(pair, chosen)
+    kept = [_kept(pair, *one) for one in zip(here, expected, sinks, strict=True)]
+    taken = {weight for weight, value in zip(here, kept, strict=True) if value is not None}
     places, values = [], []
-    for number, weight in enumerate(_in_channels(pair, chosen)):
-        place, value, note = _find(pair, weight, chosen[number], expected[number], sinks[number])
+    for number, weight in enumerate(here):
+        known = kept[number]
+        place, value, note = (
+            (weight, known, "")
+            if known is not None
+            else _find(pair, weight, chosen[number], expected[number], sinks[number], taken)
+        )
+        taken.add(place)
         places.append(place)
         values.append(value)
         notes += [note] if note else []
@@ -73,20 +83,40 @@ def _in_channels(pair: Pair, weights: Sequence[SuperWeight]) -> tuple[SuperWeigh
     return tuple(replace(weight, row=channels[weight.row]) for weight in weights) if channels else tuple(weights)
 
 
-def _find(
-    pair: Pair, weight: SuperWeight, original: SuperWeight, expected: float, sink: int
-) -> tuple[SuperWeight, float, str]:
-    """Find one weight in the candidate: at its place, at a permuted neuron, or where it is located again.
+def _fits(pair: Pair, weight: SuperWeight) -> bool:
+    """Return whether the candidate has the layer and the inner neuron of a weight."""
+    inner = model_sample(pair.candidate).inner
+    return weight.layer < depth(pair) and (inner is None or weight.column < inner)
 
-    Return its place, what it writes there, and a note; its own place if it is not found elsewhere.
+
+def _written_at(pair: Pair, weight: SuperWeight, sink: int) -> float:
+    """Return what a weight writes in the candidate at its own place, 0 if the candidate has no such place."""
+    ids = prompt_ids(pair.reference)
+    return contributions_at(pair.candidate, (weight,), ids, (sink,))[0] if _fits(pair, weight) else 0.0
+
+
+def _kept(pair: Pair, weight: SuperWeight, expected: float, sink: int) -> float | None:
+    """Return what a weight writes at its own place if that is as much as in the reference, else None."""
+    value = _written_at(pair, weight, sink)
+    return value if SAME_CONTRIBUTION.holds(ratio_of(value, expected)) else None
+
+
+def _find(
+    pair: Pair, weight: SuperWeight, original: SuperWeight, expected: float, sink: int, taken: Collection[SuperWeight]
+) -> tuple[SuperWeight, float, str]:
+    """Find a weight that is not kept at its place: at a permuted neuron, or where it is located again.
+
+    ``taken`` are the places where other super weights were found: a weight is never another one's. Return its place,
+    what it writes there, and a note; its own place if it is not found elsewhere.
     """
-    ids, inner = prompt_ids(pair.reference), model_sample(pair.candidate).inner
-    fits = weight.layer < depth(pair) and (inner is None or weight.column < inner)
-    value = contributions_at(pair.candidate, (weight,), ids, (sink,))[0] if fits else 0.0
-    if SAME_CONTRIBUTION.holds(ratio_of(value, expected)):
-        return weight, value, ""
+    ids, value = prompt_ids(pair.reference), _written_at(pair, weight, sink)
     if weight.layer < depth(pair):
-        column, found = largest_input_columns(pair.candidate, weight, ids, sink)[0]
+        free = (
+            (column, found)
+            for column, found in largest_input_columns(pair.candidate, weight, ids, sink)
+            if replace(weight, column=column) not in taken
+        )
+        column, found = next(free, (weight.column, value))
         if (
             column != weight.column
             and SAME_CONTRIBUTION.holds(ratio_of(found, expected))
@@ -99,10 +129,10 @@ def _find(
             return replace(weight, column=column), found, note
     relocated = located_on(pair.candidate, ids)
     for other, found in zip(relocated.super_weights, relocated.written, strict=True):
-        if other.row == weight.row and SAME_CONTRIBUTION.holds(ratio_of(found, expected)):
+        if other not in taken and other.row == weight.row and SAME_CONTRIBUTION.holds(ratio_of(found, expected)):
             note = f"located again in the candidate: {other.place}"
             return other, found, note
-    if not fits:
+    if not _fits(pair, weight):
         check_coordinates(pair.candidate, [weight])
     return weight, value, ""
 

@@ -67,6 +67,7 @@ def collapse(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> 
         unit="x",
         cause="" if passed else cause,
         attempt="" if passed else attempt,
+        cause_kind="" if passed else "dependence",
         detail=rows,
         facts={
             "nats": nats,
@@ -141,7 +142,7 @@ def _not_comparable_verdict(pair: Pair, before: tuple[torch.Tensor, torch.Tensor
         return None
     summary = f"its own perplexity is {format_perplexity(perplexity_of(before[0]))}, guessing has {size:,}"
     cause, attempt = "the reference is sick", "check its dtype and weights"
-    return pair.verdict(Outcome.INCONCLUSIVE, summary, cause=cause, attempt=attempt)
+    return pair.verdict(Outcome.INCONCLUSIVE, summary, cause=cause, attempt=attempt, cause_kind="reference")
 
 
 def finite_intact_nats(subject: Subject) -> torch.Tensor:

@@ -9,11 +9,13 @@ from typing import Any
 
 from swcheck.base.errors import OptionError
 from swcheck.base.formatting import format_count
+from swcheck.base.limits import collapse_class, is_given
 from swcheck.base.records import Limit, Outcome, SuperWeight, Verdict
 from swcheck.base.statistics import collapse_ratio
 from swcheck.gate.checks.dependence import finite_intact_nats
 from swcheck.gate.checks.single_model import no_super_weight
 from swcheck.superweights.measurements.ablation import ablated_nats, nats_without_largest, nats_without_matched
+from swcheck.superweights.measurements.contributions import published
 from swcheck.superweights.subject.subject import Subject
 
 
@@ -42,7 +44,8 @@ def matched_null(subject: Subject, weights: Sequence[SuperWeight], limit: Limit,
 def largest_null(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> Verdict:
     """Zero the largest other weights of every matrix, and judge the perplexity ratio.
 
-    The limit is lowered to the square root of the collapse ratio if that is smaller.
+    The default limit is lowered to the square root of the collapse ratio if that is smaller; not for an inert set,
+    which proves nothing that other weights could contradict.
     """
     if not weights:
         return no_super_weight("null: largest others", subject)
@@ -51,8 +54,9 @@ def largest_null(subject: Subject, weights: Sequence[SuperWeight], limit: Limit)
     if isinstance(found, str):
         return _cannot_rank("null: largest others", subject, found)
     ablated, removed = found
-    root = math.sqrt(max(1.0, collapse_ratio(intact, ablated_nats(subject, weights))))
-    if limit.high is not None and root < limit.high:
+    collapse = collapse_ratio(intact, ablated_nats(subject, weights))
+    root = math.sqrt(max(1.0, collapse))
+    if limit.high is not None and root < limit.high and not (is_given(limit) or collapse_class(collapse) == "inert"):
         limit = replace(limit, high=root, source="the square root of the collapse ratio")
     ratio = collapse_ratio(intact, ablated)
     summary = f"the {removed:,} largest others (0.01 % of every matrix) zeroed: x{ratio:.4f}"
@@ -76,6 +80,13 @@ def _verdict(check: str, subject: Subject, ratio: float, limit: Limit, summary: 
         limit=limit,
         unit="x",
         cause="" if passed else f"inconclusive, other weights matter as well (x{ratio:.4g})",
-        attempt="" if passed else "the coordinates are incomplete: relocate without the index (swcheck locate)",
+        attempt="" if passed else _advice(subject, limit),
         facts=facts,
+        cause_kind="" if passed else "null",
     )
+
+
+def _advice(subject: Subject, limit: Limit) -> str:
+    if published(subject.name):
+        return "the published coordinates are incomplete: relocate without the index (swcheck locate)"
+    return f"the super weights may be incomplete: swcheck locate; or give another limit than {limit}: --swcheck-limit"

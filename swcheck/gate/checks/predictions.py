@@ -9,8 +9,8 @@ from typing import Any, Final
 import torch
 
 from swcheck.base.formatting import format_perplexity, format_ratio
-from swcheck.base.limits import DEFAULTS, scaled_to_confidence
-from swcheck.base.records import Limit, Verdict
+from swcheck.base.limits import DEFAULTS, is_given, scaled_to_confidence
+from swcheck.base.records import Limit, Outcome, Verdict
 from swcheck.base.statistics import (
     LARGEST_EXPONENT,
     STANDARD_ERRORS,
@@ -23,14 +23,31 @@ from swcheck.gate.checks.confounds import confound, not_finite_nats
 from swcheck.gate.checks.kv_cache import WINDOWS, CachePass, cache_pass
 from swcheck.gate.checks.pair import Pair, passed_or_near
 from swcheck.gate.checks.red_verdict import finding, red_verdict
+from swcheck.gate.relation.configurations import configuration_words
 from swcheck.gate.relation.linear_maps import not_quantized
-from swcheck.superweights.measurements.inputs import text_hash, tier_suffix, windows
+from swcheck.superweights.measurements.inputs import (
+    text_hash,
+    tier_suffix,
+    unknown_share,
+    vocabulary_size,
+    windows,
+)
 from swcheck.superweights.measurements.scores import intact_scores, noise_floor, scores_against
 from swcheck.superweights.subject.measurement import Slot
 from swcheck.superweights.subject.memory import Cost, InBaseline
 
 MOST_NAMED: Final = 3
 """The number of matrices that are named if a quantizer has skipped some; further ones are counted."""
+
+SOME_UNKNOWN: Final = 0.02
+MOST_UNKNOWN: Final = 0.33
+"""A share of unknown tokens that is worth a warning, and one above which the text measures nothing."""
+
+LEAST_RATIO: Final = 0.9
+"""A quantized candidate with a smaller perplexity ratio says something about the text, not about the candidate."""
+
+FAR_FROM_GUESSING: Final = 10
+"""A reference is warned of if its perplexity is above the size of the vocabulary over this."""
 
 _CACHE_PASS: Final = Slot[CachePass | None]("cache", Cost.WINDOWS, in_baseline=InBaseline.NO)
 
@@ -56,6 +73,10 @@ def compare_perplexity(pair: Pair, limit: Limit, at_most: float | None) -> Verdi
         total = math.exp(min(LARGEST_EXPONENT, math.log(ratio) + cache.nats))
         if not (math.isfinite(cache.nats) and limit.holds(total)):
             return _lost_by_cache(pair, total, summary, fields)
+    unfit = _unfit_text(pair, ratio, facts)
+    if unfit and limit.holds(ratio) and not is_given(limit):
+        advice = "measure on a text of the model's own language: --swcheck-text=FILE"
+        return pair.verdict(Outcome.INCONCLUSIVE, summary, cause=unfit, attempt=advice, cause_kind="text", **fields)
     if limit.holds(ratio) and not (limit.high is None and _proven_loss(pair, ratio)):
         near = is_near_ratio(limit, ratio, max(STANDARD_ERRORS * error, facts["noise"]))
         return pair.verdict(passed_or_near(near), summary, **fields)
@@ -71,10 +92,21 @@ def _facts(pair: Pair, value: float, base: float, error: float, tokens: int) -> 
         "tokens": tokens,
         "text_sha256": text_hash(pair.reference),
         "noise": noise_floor(pair.reference)[0],
+        "unknown_tokens": unknown_share(pair.reference),
+        "configuration": list(configuration_words(pair.candidate, pair.reference)),
         "not_quantized": list(not_quantized(pair.candidate, pair.reference)),
         "candidate_kind": kind.name,
         "candidate_kind_why": kind.why,
     }
+
+
+def _unfit_text(pair: Pair, ratio: float, facts: dict[str, Any]) -> str:
+    """Return why the text measures nothing of this model; empty where it fits."""
+    if facts["unknown_tokens"] > MOST_UNKNOWN:
+        return f"the text does not fit the model: {facts['unknown_tokens']:.0%} of its tokens are unknown"
+    if ratio < LEAST_RATIO and pair.kind.name == "quantized":
+        return f"perplexity improves to x{ratio:.2f}, which no quantization does: the text does not fit the model"
+    return ""
 
 
 def _summary(pair: Pair, ratio: float, facts: dict[str, Any]) -> str:
@@ -82,8 +114,20 @@ def _summary(pair: Pair, ratio: float, facts: dict[str, Any]) -> str:
     spread = f"x{ratio:.4f} +- {ratio * error:.4f}" if ratio < 1000 else format_ratio(ratio)
     return (
         f"perplexity {format_perplexity(value)} for {format_perplexity(base)}: {spread} on {facts['tokens']:,} tokens"
-        f"{tier_suffix(pair.reference)}, noise {facts['noise']:.1g} nats{_not_quantized_words(facts['not_quantized'])}"
+        f"{tier_suffix(pair.reference)}, noise {facts['noise']:.1g} nats{_warnings(pair, facts)}"
+        f"{_not_quantized_words(facts['not_quantized'])}"
     )
+
+
+def _warnings(pair: Pair, facts: dict[str, Any]) -> str:
+    """Return words for a text that fits the reference badly, for the end of a summary."""
+    share, guessing = facts["unknown_tokens"], vocabulary_size(pair.reference)
+    words = f"; {share:.0%} of the tokens are unknown to the tokenizer" if share > SOME_UNKNOWN else ""
+    if facts["reference_perplexity"] > guessing / FAR_FROM_GUESSING:
+        words += f"; high for a vocabulary of {guessing:,}"
+    if facts["configuration"]:
+        words += f"; its configuration differs: {', '.join(facts['configuration'])}"
+    return words
 
 
 def _through_cache(pair: Pair, plain: torch.Tensor, facts: dict[str, Any]) -> CachePass | None:
@@ -101,7 +145,13 @@ def _lost_by_cache(pair: Pair, total: float, summary: str, fields: dict[str, Any
     """Return the red verdict of a candidate that fails only through its cache, with the perplexity ratio ``total``."""
     both = f"perplexity {format_ratio(total)} through it, {format_ratio(fields['measured'])} without"
     advice = "more bits for the cache, or its first tokens unquantized"
-    return pair.failed(f"the quantized KV cache loses it ({both})", summary, advice, **{**fields, "measured": total})
+    return pair.failed(
+        f"the quantized KV cache loses it ({both})",
+        summary,
+        advice,
+        **{**fields, "measured": total},
+        cause_kind="kv_cache",
+    )
 
 
 def _proven_loss(pair: Pair, ratio: float) -> bool:
@@ -134,7 +184,9 @@ def compare_predictions(pair: Pair, kl: Limit, top1: Limit) -> Verdict:
         floor = max(STANDARD_ERRORS * drift.error, noise_floor(pair.reference)[0])
         near = is_near(kl, drift.mean, floor) or is_near(top1, drift.top1, STANDARD_ERRORS * drift.top1_error)
         return pair.verdict(passed_or_near(near), summary, **fields)
-    if not top1.holds(drift.top1):
+    if kl.holds(drift.mean):  # the row shows the number that is outside its limit
+        fields |= {"measured": drift.top1, "limit": top1, "unit": "share"}
+    elif not top1.holds(drift.top1):
         words = f"same {drift.top1:.1%}, limit >= {top1.low or 0:.1%} ({top1.source})"
         fields["detail"] = (("top token", words),)
     return red_verdict(pair, summary, **fields)

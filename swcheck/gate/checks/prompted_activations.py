@@ -118,7 +118,11 @@ class PromptedActivations:
         if count < min(FEWEST_PROMPTS, len(batch.lengths)):
             summary = f"the reference carries its activation on {count or 'none'} of {len(batch.lengths)} prompts"
             advice = "give prompts that begin with BOS" if has_bos(self.reference) else "give more prompts"
-            return Outcome.INCONCLUSIVE, summary, {"cause": "nothing to compare", "attempt": advice}
+            return (
+                Outcome.INCONCLUSIVE,
+                summary,
+                {"cause": "nothing to compare", "attempt": advice, "cause_kind": "reference"},
+            )
         ratios = [one.ratio for one in counted]
         worst = _simplest_of_worst(counted, counted[worst_of(ratios, limit)], batch.prompts)
         on_bos = has_bos(self.reference) and all(

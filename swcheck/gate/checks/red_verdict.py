@@ -29,7 +29,9 @@ def red_verdict(pair: Pair, summary: str, *, share: float | None = None, **field
     found = finding(pair, share)
     fields["detail"] = (*found.detail, *fields.get("detail", ()))
     if found.blame == "reference":
-        return pair.verdict(Outcome.INCONCLUSIVE, summary, cause=found.cause, attempt=found.advice, **fields)
+        return pair.verdict(
+            Outcome.INCONCLUSIVE, summary, cause=found.cause, attempt=found.advice, cause_kind=found.kind, **fields
+        )
     return with_remedy(pair, found, summary, compared_weights(pair), **fields)
 
 
@@ -52,6 +54,7 @@ def with_remedy(
 
     ``weights`` are the super weights, in the reference's and in the candidate's coordinates.
     """
+    fields["cause_kind"] = found.kind
     if not found.matrices:
         return pair.failed(found.cause, summary, found.advice, **fields)
     fix = remedy(pair.candidate, pair.reference, found.matrices, weights, kind=pair.kind.name)

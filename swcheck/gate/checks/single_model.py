@@ -62,5 +62,6 @@ def perplexity_at_most(subject: Subject, at_most: float | None) -> Verdict:
         unit="perplexity",
         cause="" if passed else ("not finite" if math.isnan(value) else "perplexity too high"),
         attempt="" if passed else "check dtype, tokenizer and BOS of this checkpoint",
+        cause_kind="" if passed else ("not_finite" if math.isnan(value) else "perplexity"),
         facts={"tokens": nats.numel(), "nats": float(nats.sum()), "text_sha256": digest},
     )

@@ -17,6 +17,7 @@ from swcheck.gate.diagnosis.causes import (
     activation,
     block_neighbours,
     contribution,
+    differences,
     embedding_basis,
     lost_dependence,
     rest_of_the_model,
@@ -32,6 +33,7 @@ Step: TypeAlias = "Callable[[DamagedCandidate], Finding | Detail]"
 STEPS: Final[tuple[Step, ...]] = (
     sick_reference.find,
     embedding_basis.find,
+    differences.find,
     contribution.find,
     routing.find,
     activation.find,

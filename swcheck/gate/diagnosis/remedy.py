@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from swcheck.gate.diagnosis.evidence.reference_matrices import map_sizes
+from swcheck.gate.diagnosis.evidence.reference_matrices import ADAPTER_PREFIX, map_sizes
 from swcheck.gate.diagnosis.fix_trial import Fix, Weights, try_fix
 from swcheck.gate.diagnosis.snippets import SNIPPETS, hqq_tag
 from swcheck.gate.relation.linear_maps import quantization_config_of
@@ -24,10 +24,6 @@ from swcheck.superweights.subject.memory import Cost, InBaseline
 
 if TYPE_CHECKING:
     from swcheck.superweights.subject.subject import Subject
-
-ADAPTER_PREFIX: Final = "base_model.model."
-"""The prefix that an adapter's wrapper (PEFT) puts before every module name."""
-
 
 NOT_QUANTIZED: Final[Mapping[str, str]] = {
     "pruned": "prune these matrices less",

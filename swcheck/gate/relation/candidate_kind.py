@@ -10,7 +10,8 @@ R runs (parts of matrix rows), N values in each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,7 @@ import torch
 
 from swcheck.base.records import Scheme
 from swcheck.lens.linear_maps import plain_matrices
+from swcheck.superweights.measurements.model_sample import model_sample
 from swcheck.superweights.subject.measurement import measurement
 from swcheck.superweights.subject.memory import Cost
 from swcheck.superweights.subject.subject import Subject
@@ -72,12 +74,14 @@ class Kind:
     """What was done to a candidate.
 
     ``name`` is ``quantized``, ``finetuned`` or ``pruned``; ``why`` says in words how that is known. ``sure`` is False
-    where it was concluded from the weights, and nobody declared it.
+    where it was concluded from the weights, and nobody declared it. ``scheme`` is the quantization that the weights
+    show where no config gives it, so that a stored copy is held to the limits of the same quantization made here.
     """
 
     name: str
     why: str
     sure: bool = True
+    scheme: Scheme | None = None
 
 
 def kind_of(candidate: Subject, reference: Subject) -> Kind:
@@ -90,9 +94,24 @@ def kind_of(candidate: Subject, reference: Subject) -> Kind:
         return Kind(asked, "--swcheck-kind says so")
     if scheme is not None:
         return kind_from_scheme(scheme)
+    unused = _unused_layers(candidate)
+    if asked == "auto" and unused:
+        words = f"its files hold layer {', '.join(map(str, unused))}, which its configuration leaves out"
+        return Kind("quantized", f"{words}; held to the limits of an unknown scheme", sure=False)
     if asked == "auto":
         return kind_from_weights(weight_sample(candidate), weight_sample(reference))
     return Kind("quantized", "nothing says how: held to the limits of an unknown scheme")
+
+
+def _unused_layers(candidate: Subject) -> tuple[int, ...]:
+    """Return the numbers of the decoder layers whose tensors lie in the candidate's files and are not used."""
+    if not candidate.unused_tensors:
+        return ()
+    start, count = f"{candidate.anatomy.path}.", model_sample(candidate).layers
+    numbers = (
+        name.removeprefix(start).partition(".")[0] for name in candidate.unused_tensors if name.startswith(start)
+    )
+    return tuple(sorted({int(number) for number in numbers if number.isdecimal() and int(number) >= count}))
 
 
 @measurement("sketch", Cost.WEIGHTS, of_weights=True)
@@ -158,8 +177,10 @@ def _kind_of_changes(changed: Pairs, pairs: Pairs) -> Kind:
         words = f"nothing says how it was made, and all that was sampled of {len(pairs)} matrices is the reference's"
         return Kind("quantized", f"{words}; {unknown}", sure=False)
     ours, theirs = ([pair[side] for pair in changed.values()] for side in (0, 1))
-    if sum(map(_is_on_grid, ours)) > len(changed) / 2 and not sum(map(_is_on_grid, theirs)) > len(changed) / 2:
-        return Kind("quantized", "plain floats that know few levels: rounded to a grid", sure=False)
+    if sum(map(is_on_grid, ours)) > len(changed) / 2 and not sum(map(is_on_grid, theirs)) > len(changed) / 2:
+        bits = _bits_of_grid(ours)
+        words = f"plain floats that know few levels: rounded to a grid of {bits} bits"
+        return Kind("quantized", words, sure=False, scheme=Scheme("grid", bits))
     needed, sampled = LAYER_SHARE * len(_layers(pairs)), f"of {len(_layers(pairs))} sampled layers"
     sparse = {n: pair for n, pair in changed.items() if NEW_ZEROS <= _zero_share(pair[0]) - _zero_share(pair[1]) < 1}
     if len(_layers(sparse)) >= needed:
@@ -180,13 +201,19 @@ def _layers(pairs: Pairs) -> set[str]:
     return {name.partition(".")[0] for name in pairs}
 
 
-def _is_on_grid(runs: torch.Tensor) -> bool:
+def is_on_grid(runs: torch.Tensor) -> bool:
     """Return whether most runs have few distinct values for their number of values, zeros left out."""
     few_levels = []
     for run in runs:
         values = run[run != 0]
         few_levels.append(len(values) > 1 and len(values.unique()) <= FEW_LEVELS * len(values))
     return sum(few_levels) > len(few_levels) / 2
+
+
+def _bits_of_grid(matrices: Sequence[torch.Tensor]) -> int:
+    """Return the bits of a grid from the most distinct values that a block of ``BLOCK`` values has in any run."""
+    blocks = (block for runs in matrices for run in runs for block in run.split(BLOCK))
+    return max(1, math.ceil(math.log2(max(len(block.unique()) for block in blocks))))
 
 
 def _zero_share(runs: torch.Tensor) -> float:

@@ -98,10 +98,24 @@ def sample_ids(subject: Subject) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(subject.tokenizer(text)["input_ids"]) for text in SAMPLE_TEXTS)
 
 
+@measurement("last token", Cost.TOKENIZER)
+def largest_token_id(subject: Subject) -> int:
+    """Return the largest id that the tokenizer knows, -1 without a tokenizer."""
+    known = {} if subject.tokenizer is None else subject.tokenizer.get_vocab()
+    return max(known.values(), default=-1)
+
+
 @measurement("bos", Cost.TOKENIZER)
 def has_bos(subject: Subject) -> bool:
     """Return whether the tokenizer begins a prompt with BOS."""
     return subject.tokenizer is not None and adds_bos(subject.tokenizer)
+
+
+@measurement("unknown tokens", Cost.TOKENIZER)
+def unknown_share(subject: Subject) -> float:
+    """Return the share of the tokens of the windows that are the tokenizer's unknown token; 0 where it has none."""
+    unknown = getattr(subject.tokenizer, "unk_token_id", None)
+    return 0.0 if unknown is None else float((windows(subject) == unknown).float().mean())
 
 
 @measurement("context", Cost.WEIGHTS)

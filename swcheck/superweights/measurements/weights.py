@@ -14,6 +14,7 @@ import torch
 from swcheck.base.records import SuperWeight
 from swcheck.lens.architecture.anatomy import Expert, MapKey, check_inside
 from swcheck.lens.linear_maps import scalar_of
+from swcheck.lens.non_finite import non_finite_rows
 from swcheck.loading import hub, tensor_files
 from swcheck.superweights.measurements.model_sample import model_sample
 from swcheck.superweights.subject.measurement import measurement
@@ -73,6 +74,12 @@ def matrix_row(subject: Subject, weight: SuperWeight) -> torch.Tensor | None:
     """Return the row of the down projection that has a super weight, float32 ``(F,)``; None where it is packed."""
     matrix = subject.anatomy.down_map(weight).weight
     return None if matrix is None else matrix[weight.row].to("cpu", torch.float32, copy=True)
+
+
+@measurement("stored non-finite", Cost.WEIGHTS, in_baseline=InBaseline.NO)
+def non_finite_parameters(subject: Subject) -> dict[str, tuple[int, ...]]:
+    """Return by name the first rows of each float parameter that holds NaN or infinity."""
+    return non_finite_rows(subject.module)
 
 
 def stored_tensor(subject: Subject, name: str) -> torch.Tensor | str:

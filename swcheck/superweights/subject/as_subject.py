@@ -47,6 +47,7 @@ def as_subject(
             thing.scheme,
             memory=Memory(),
             source=thing.source,
+            unused_tensors=thing.unused_tensors,
         )
     if isinstance(thing, nn.Module):
         name = str(getattr(getattr(thing, "config", None), "name_or_path", "") or type(thing).__name__)

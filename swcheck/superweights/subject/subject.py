@@ -39,6 +39,7 @@ class Subject:
     - ``kind`` is what was done to the model: ``quantized``, ``finetuned``, ``pruned``, or ``auto`` for what its scheme
       or its weights show. ``limits`` are those that the run sets in place of the defaults.
     - ``on_verdict`` is called with every verdict about this subject; ``notes`` are added to every one.
+    - ``unused_tensors`` are the names of the tensors in its files that the model does not use.
     - ``source`` is the directory or hub id of the model, or of the reference that an engine made it from.
       ``remake(spec, source)`` makes from such a source what an engine's spec names; it is used to try a fix.
     """
@@ -60,6 +61,7 @@ class Subject:
         default=lambda spec, source: engines.load(spec, reference=source), repr=False
     )
     notes: tuple[str, ...] = ()
+    unused_tensors: tuple[str, ...] = ()
     owner: Subject | None = field(default=None, repr=False)
     serial: int = field(default_factory=_SERIALS.__next__, init=False, repr=False, compare=False)
     """Unique in this process. Values that a candidate remembers of a comparison are stored under the reference's serial."""

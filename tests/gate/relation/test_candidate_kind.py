@@ -161,5 +161,5 @@ def test_limits_of_a_kind():
     assert (asked["activation"].low, asked["activation"].high) == (0.5, 2.0)
     assert {asked[name].high for name in ("perplexity", "kl")} == {None}
     assert asked["contribution"] == DEFAULTS["contribution"]
-    assert guessed["perplexity"].high == 10
+    assert guessed["perplexity"].high == 1.5
     assert "--swcheck-kind=pruned lifts it" in guessed["perplexity"].source

@@ -53,7 +53,7 @@ def _finding(damaged: DamagedCandidate, layer: int, what: str, detail: Detail) -
     kept = all(DEFAULTS["contribution"].holds(ratio) for ratio in damaged.ratios)
     cause = f"layer {layer} loses the super activation of {what}"
     cause += ", what the super weights write is kept" if kept else ""
-    return Finding(cause, detail, worst_maps_of_layer(damaged, layer))
+    return Finding(cause, detail, worst_maps_of_layer(damaged, layer), kind="super_activation")
 
 
 def losing_layer(

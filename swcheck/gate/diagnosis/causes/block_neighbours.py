@@ -42,7 +42,12 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
         tried.append(f"{what} given back: {words}")
         if share >= PROVEN:
             cause = f"block neighbours of the super weight pay ({layers}, {what})"
-            return Finding(cause, (("proof", f"{what} given back through a hook: {words}"),), damaged.matrix_names())
+            return Finding(
+                cause,
+                (("proof", f"{what} given back through a hook: {words}"),),
+                damaged.matrix_names(),
+                kind="block_neighbours",
+            )
     return ruled_out(f"neighbours in the super weights' blocks ({'; '.join(tried)})")
 
 

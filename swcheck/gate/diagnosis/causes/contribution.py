@@ -30,7 +30,9 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
     if share >= PROVEN:
         names = ", ".join(w.place for w in damaged.weights)
         cause = f"what the super weights write {contribution_change(damaged.ratios)} ({names})"
-        return Finding(cause, (("proof", f"restored through a hook: {words}"),), damaged.matrix_names())
+        return Finding(
+            cause, (("proof", f"restored through a hook: {words}"),), damaged.matrix_names(), kind="super_weight"
+        )
     ratios = ", ".join(f"x{ratio:z.3f}" for ratio in damaged.ratios)
     return ruled_out(f"what the super weights write ({ratios}; restored through a hook: {words})")
 

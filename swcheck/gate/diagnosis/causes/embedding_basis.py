@@ -22,5 +22,5 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
     if share >= PROVEN:
         proof = (("proof", f"the reference's embedding given back through a hook: {words}"),)
         advice = "permute or rotate the layers as well, or leave the embedding as it was"
-        return Finding(f"basis: the embedding is {kind}, the layers behind it are not", proof, (), advice)
+        return Finding(f"basis: the embedding is {kind}, the layers behind it are not", proof, (), advice, kind="basis")
     return ruled_out(f"a {kind} embedding before other layers (the reference's given back: {words})")

@@ -25,5 +25,7 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
     words = f"{damaged.share:.2f} of the reference's collapse, perplexity intact {format_ratio(ratio)}"
     if ratio <= HARMLESS:
         advice = "its constant may come from elsewhere: relocate in the candidate"
-        return Finding("the candidate does not hang on these weights any more", (("proof", words),), (), advice)
+        return Finding(
+            "the candidate does not hang on these weights any more", (("proof", words),), (), advice, kind="dependence"
+        )
     return ruled_out(f"a constant from elsewhere ({words}: the intact model is worse already)")

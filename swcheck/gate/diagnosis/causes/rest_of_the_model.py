@@ -1,15 +1,24 @@
-"""The last cause: the loss does not come from the super weights. Names the layer and linear maps with most damage."""
+"""The last cause: the loss does not come from the super weights. Names the linear maps that lost it, or coarse rounding.
+
+A few maps with far larger errors than the others are named if the loss returns with the reference's in their place.
+Otherwise, if it returns with all maps of the reference, they were all rounded, or changed, too much.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
+from swcheck.gate.diagnosis.evidence.damaged_candidate import PROVEN, DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, not_known
 from swcheck.gate.diagnosis.evidence.reference_matrices import reference_matrix
+from swcheck.gate.diagnosis.suspects.order import missing_layers
+from swcheck.gate.relation.candidate_kind import is_on_grid
 from swcheck.gate.relation.linear_maps import map_errors, why_responses_unknown
+from swcheck.lens.architecture.storage import plain_weight
 from swcheck.lens.replace import maps_replaced
 from swcheck.superweights.measurements.model_sample import model_sample
 from swcheck.superweights.measurements.residual_stream import residual_errors
@@ -17,49 +26,135 @@ from swcheck.superweights.measurements.residual_stream import residual_errors
 if TYPE_CHECKING:
     from swcheck.superweights.subject.subject import Subject
 
+NOT_THE_SUPER_WEIGHTS: Final = "not the super weights"
+
 MOST_MAPS: Final = 5
 """The number of linear maps that are named."""
 
+OUTLIER: Final = 3.0
+LEAST_OUTLIER: Final = 0.05
+"""A map stands out if its error is above this multiple of the median of all maps, and above this."""
+
+FEW_MAPS: Final = 0.25
+"""At most this share of all maps can stand out."""
+
+ROWS: Final = 8
+"""This many rows tell whether a matrix was rounded."""
+
+RANGE_OF_A_GROUP: Final = 0.75
+"""The largest of 128 normal values is at 2.6 standard deviations; over sqrt(12) that is this factor."""
+
 
 def find(damaged: DamagedCandidate) -> Finding:
-    """Find the layer where the error rises most and the worst linear maps; replace these with the reference's."""
-    cause, candidate, reference = "not the super weights", damaged.candidate, damaged.reference
+    """Find the linear maps that stand out, or how coarse all of them are rounded, and give back the reference's."""
+    candidate, reference = damaged.candidate, damaged.reference
     depths = model_sample(candidate).layers, model_sample(reference).layers
     if depths[0] != depths[1]:
-        words = f"{depths[0]} layers, where the reference has {depths[1]}: compared layer by layer they mean nothing"
-        advice = "heal a pruned depth by training, or raise the limit"
-        return Finding(f"{cause}, but another depth", (("depth", words),), (), advice)
-    if not depths[0]:
-        return Finding(cause, not_known(f"where: {candidate.anatomy.refusal}"), (), "compare it layer by layer")
-    if damaged.relation.kind == "rotated":
-        words = f"which layer and matrices: {damaged.relation.words}"
-        return Finding(cause, not_known(words), (), "gate it before it is rotated")
+        return _other_depth(damaged, depths)
+    cannot, advice = _why_not_comparable(damaged)
+    if cannot:
+        return Finding(NOT_THE_SUPER_WEIGHTS, not_known(cannot), (), advice, kind="unknown")
     layer, rise = first_bad_layer(candidate, reference, damaged.relation.channels)
-    cause += f", but the rest of the model (most in layer {layer})"
     detail: Detail = (("layers", f"the error away from the sink rises most in layer {layer} (to {rise:.1%})"),)
+    errors = dict(map_errors(candidate, reference))
+    wrong = [name for name, error in errors.items() if error > 0]
+    if not wrong:
+        words = "whether its linear maps are the cause: they answer as the reference's"
+        return Finding(f"{NOT_THE_SUPER_WEIGHTS}, nor the linear maps", (*detail, *not_known(words)), kind="unknown")
+    worst = wrong[:MOST_MAPS]
+    path = candidate.anatomy.path
+    detail += tuple((f"layers.{name}", f"answers {errors[name]:.1%} off") for name in worst)
+    outstanding = _outstanding(errors)
+    share, rows = _given_back(damaged, [f"{path}.{name}" for name in outstanding or worst])
+    detail += rows
+    if outstanding and share >= PROVEN:
+        return _named_maps(damaged, outstanding, detail)
+    everything, rows = _given_back(damaged, [f"{path}.{name}" for name in wrong])
+    cause = (
+        _words_for_all(damaged, errors) if everything >= PROVEN else f"the rest of the model (most in layer {layer})"
+    )
+    kind = "rounding" if everything >= PROVEN else "unknown"
+    names = tuple(f"{path}.{name}" for name in worst)
+    return Finding(f"{NOT_THE_SUPER_WEIGHTS}, but {cause}", (*detail, *rows, _bits_row(errors)), names, kind=kind)
+
+
+def _other_depth(damaged: DamagedCandidate, depths: tuple[int, int]) -> Finding:
+    missing = missing_layers(damaged)
+    what = f"without the reference's layer {', '.join(map(str, missing))}" if missing else "another depth"
+    words = f"{depths[0]} layers, where the reference has {depths[1]}: compared layer by layer they mean nothing"
+    advice = "heal a pruned depth by training, or raise the limit"
+    return Finding(f"{NOT_THE_SUPER_WEIGHTS}, but {what}", (("depth", words),), (), advice, kind="depth")
+
+
+def _why_not_comparable(damaged: DamagedCandidate) -> tuple[str, str]:
+    """Return why the linear maps cannot be compared, and what to do; empty if they can."""
+    unknown = why_responses_unknown(damaged.reference)
+    if damaged.candidate.anatomy.refusal:
+        return f"where: {damaged.candidate.anatomy.refusal}", ""
+    if damaged.relation.kind == "rotated":
+        return f"which layer and matrices: {damaged.relation.words}", "gate it before it is rotated"
     if damaged.relation.kind == "permuted":
-        words = "which matrices: channels are permuted"
-        return Finding(cause, (*detail, *not_known(words)), (), "gate it before they are permuted")
-    unknown = why_responses_unknown(reference)
+        return "which matrices: channels are permuted", "gate it before they are permuted"
     if unknown:
-        advice = "run the gate once with the reference instead of its baseline"
-        return Finding(cause, (*detail, *not_known(f"which matrices: {unknown}")), (), advice)
-    worst = [(name, error) for name, error in map_errors(candidate, reference) if error > 0][:MOST_MAPS]
-    names = tuple(f"{candidate.anatomy.path}.{name}" for name, _ in worst)
-    detail += tuple((f"layers.{name}", f"answers {error:.1%} off") for name, error in worst)
-    detail += _given_back(damaged, names) if names else ()
-    return Finding(cause, detail, names, "" if names else "compare it layer by layer")
+        return f"which matrices: {unknown}", "run the gate once with the reference instead of its baseline"
+    return "", ""
 
 
-def _given_back(damaged: DamagedCandidate, names: Sequence[str]) -> Detail:
-    """Return a row with the loss that returns if these maps are replaced by the reference's that are known."""
+def _outstanding(errors: Mapping[str, float]) -> list[str]:
+    """Return the names of the maps whose error stands out, largest first; empty if none or too many do."""
+    least = max(LEAST_OUTLIER, OUTLIER * statistics.median(errors.values()))
+    names = [name for name, error in errors.items() if error > least]
+    return names if len(names) <= max(1, FEW_MAPS * len(errors)) else []
+
+
+def _named_maps(damaged: DamagedCandidate, names: Sequence[str], detail: Detail) -> Finding:
+    first = f"layers.{names[0]}"
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    path = damaged.candidate.anatomy.path
+    matrices = tuple(f"{path}.{name}" for name in names)
+    cause = f"{NOT_THE_SUPER_WEIGHTS}, but {first}{more}"
+    weights = [plain_weight(damaged.candidate.module.get_submodule(name)) for name in matrices]
+    if damaged.candidate.scheme is None and all(
+        weight is not None and not is_on_grid(weight[:ROWS]) for weight in weights
+    ):
+        return Finding(cause, detail, (), "no quantizer changed it: write the reference's matrix again", kind="matrix")
+    return Finding(cause, detail, matrices, kind="matrix")
+
+
+def _words_for_all(damaged: DamagedCandidate, errors: Mapping[str, float]) -> str:
+    bits = bits_of_error(statistics.median(errors.values()))
+    rounded = damaged.candidate.scheme is not None
+    return f"coarse rounding: all linear maps answer as {'with' if rounded else 'rounded to'} {bits:.1f} bits"
+
+
+def _bits_row(errors: Mapping[str, float]) -> tuple[str, str]:
+    """Return a row with the bits of each layer, from the median error of its maps."""
+    layers: dict[str, list[float]] = {}
+    for name, error in errors.items():
+        layers.setdefault(name.partition(".")[0], []).append(error)
+    bits = {int(layer): bits_of_error(statistics.median(found)) for layer, found in layers.items()}
+    ranked = sorted(bits, key=lambda layer: bits[layer])
+    shown = ", ".join(f"{bits[layer]:.1f} in layer {layer}" for layer in ranked[:MOST_MAPS])
+    return "bits by layer", f"{shown}{'' if len(ranked) <= MOST_MAPS else f', at most {bits[ranked[-1]]:.1f}'}"
+
+
+def bits_of_error(error: float) -> float:
+    """Return the bits at which symmetric rounding of normal values in groups of 128 gives this relative error.
+
+    The step is 2.6 standard deviations over 2^(bits - 1) - 1 levels, the error a step over sqrt(12).
+    """
+    return math.inf if error <= 0 else 1 + math.log2(1 + RANGE_OF_A_GROUP / error)
+
+
+def _given_back(damaged: DamagedCandidate, names: Sequence[str]) -> tuple[float, Detail]:
+    """Return the share of the loss that returns if these maps are replaced by the reference's that are known, and a row."""
     found = {name: reference_matrix(damaged.candidate, damaged.reference, name) for name in names}
     maps = {name: weight for name, weight in found.items() if not isinstance(weight, str)}
     if not maps:
-        return ()
-    words = damaged.recovered(partial(maps_replaced, maps=maps, rows={}))[1]
+        return 0.0, ()
+    share, words = damaged.recovered(partial(maps_replaced, maps=maps, rows={}))
     what = "this matrix" if len(maps) == 1 else f"these {len(maps)} matrices"
-    return (("given back", f"{what} through a hook: {words}"),)
+    return share, (("given back", f"{what} through a hook: {words}"),)
 
 
 def first_bad_layer(candidate: Subject, reference: Subject, channels: Sequence[int] = ()) -> tuple[int, float]:

@@ -31,7 +31,9 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
     if share >= PROVEN:
         proof = (("proof", f"the reference's routing given back through a hook: {words}"),)
         names = _routers(damaged, worst)
-        return Finding(f"the router chooses other experts ({found})", proof, names, "leave the routers unquantized")
+        return Finding(
+            f"the router chooses other experts ({found})", proof, names, "leave the routers unquantized", kind="router"
+        )
     return ruled_out(f"a router ({found}; the reference's routing given back: {words})")
 
 

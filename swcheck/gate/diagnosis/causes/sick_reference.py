@@ -14,7 +14,14 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
     value, guessing = perplexity_of(intact_scores(damaged.reference)[0]), vocabulary_size(damaged.reference)
     if not value <= guessing:
         words = f"its own perplexity is {value:.4g}, guessing has {guessing:,}"
-        return Finding("the reference is sick", (("reference", words),), (), "check its dtype and weights", "reference")
+        return Finding(
+            "the reference is sick",
+            (("reference", words),),
+            (),
+            "check its dtype and weights",
+            "reference",
+            kind="reference",
+        )
     return (
         *ruled_out(f"a sick reference (perplexity {value:.4g}, guessing has {guessing:,})"),
         *ruled_out("another tokenizer or BOS policy (the same ids for two texts)"),

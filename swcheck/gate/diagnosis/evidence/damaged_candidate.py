@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from swcheck.base.formatting import format_ratio
 from swcheck.base.statistics import LARGEST_EXPONENT, STANDARD_ERRORS, ratio_of
 from swcheck.gate.diagnosis.evidence.finding import Detail
+from swcheck.lens.kl_divergence import compare_predictions
 from swcheck.lens.likelihood import token_nats
 from swcheck.superweights.measurements.ablation import intact_nats, intact_nats_against, window_starts
 from swcheck.superweights.measurements.contributions import (
@@ -19,8 +20,8 @@ from swcheck.superweights.measurements.contributions import (
     contributions_on_default_prompt,
     sink_tokens,
 )
-from swcheck.superweights.measurements.inputs import prompt_ids
-from swcheck.superweights.measurements.scores import noise_floor
+from swcheck.superweights.measurements.inputs import prompt_ids, windows
+from swcheck.superweights.measurements.scores import intact_scores, noise_floor, scores_against
 from swcheck.superweights.measurements.weights import down_name
 from swcheck.superweights.subject.measurement import Slot
 from swcheck.superweights.subject.memory import Cost, InBaseline
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 PROVEN: Final = 0.5
 """A cause is proven if at least this share of the lost nats returns when it is undone."""
+
+LITTLE_LOSS: Final = 0.1
+"""Where fewer nats per token are lost, a proof compares the predictions, which show a change before the loss does."""
 
 NO_LOSS: Final = 1e-4
 """Fewer lost nats per token than this, a hundredth of the tightest limit, count as no loss and prove nothing."""
@@ -74,19 +78,35 @@ class DamagedCandidate:
         """The candidate's nats per token on ``ids``."""
         return float(intact_nats_against(self.candidate, self.reference).mean())
 
-    def recovered(self, restored: Callable[[nn.Module], AbstractContextManager[None]]) -> tuple[float, str]:
-        """Return the share of the lost nats that returns inside ``restored(module)``, and words for it."""
+    def recovered(self, restored: Callable[[nn.Module], AbstractContextManager[nn.Module | None]]) -> tuple[float, str]:
+        """Return the share of the lost nats that returns inside ``restored(module)``, and words for it.
+
+        Where that yields another module, it is scored in place of the candidate's.
+        """
         # before the candidate is loaded, since these may need another model in memory
         ids, lost = self.ids, self.candidate_nats - self.reference_nats
         model = self.candidate.module
-        with restored(model):
-            each = token_nats(model, ids)
+        with restored(model) as other:
+            each = token_nats(model if other is None else other, ids)
         nats = float(each.mean())
         left = math.exp(min(LARGEST_EXPONENT, nats - self.reference_nats)) if math.isfinite(nats) else math.inf
-        if not lost > max(NO_LOSS, STANDARD_ERRORS * noise_floor(self.reference)[0]):
-            return 0.0, f"perplexity x{left:.3f}, no loss beyond the noise that could return"
+        if lost < LITTLE_LOSS:
+            return self._drift_returned(restored, left)
         share = (self.candidate_nats - nats) / lost if math.isfinite(nats) else 0.0
         return share, f"perplexity x{left:.3f}, {round(100 * share)}% of the loss returns"
+
+    def _drift_returned(
+        self, restored: Callable[[nn.Module], AbstractContextManager[nn.Module | None]], left: float
+    ) -> tuple[float, str]:
+        """Return the share of the KL divergence that returns inside ``restored(module)``, where little loss could."""
+        drift, expected = scores_against(self.candidate, self.reference)[1].mean, intact_scores(self.reference)[1]
+        if not drift > max(NO_LOSS, STANDARD_ERRORS * noise_floor(self.reference)[0]):
+            return 0.0, f"perplexity x{left:.3f}, no loss beyond the noise that could return"
+        ids, model = windows(self.reference), self.candidate.module
+        with restored(model) as other:
+            now = compare_predictions(model if other is None else other, ids, expected)[1].mean
+        share = 1 - now / drift if math.isfinite(now) else 0.0
+        return share, f"KL {now:.4f} nats (was {drift:.4f}), {round(100 * share)}% of the drift returns"
 
     def with_contributions_restored(self, attempt: Callable[[], tuple[float, str]]) -> tuple[float, str]:
         """Return what ``attempt`` returns; it is called once and remembered for all checks of the candidate."""

@@ -14,6 +14,7 @@ class Finding:
     """A cause in words, the rows under it, and the qualified names of the matrices that should stay unquantized.
 
     ``advice`` is what to try if there are no matrices. ``blame`` is ``candidate``, or ``reference`` if that is sick.
+    ``kind`` is the name of the cause in JSON: ``docs/causes.md`` lists them.
     """
 
     cause: str
@@ -21,6 +22,7 @@ class Finding:
     matrices: tuple[str, ...] = ()
     advice: str = ""
     blame: str = "candidate"
+    kind: str = ""
 
 
 def ruled_out(words: str) -> Detail:

@@ -14,10 +14,11 @@ import torch
 from torch.func import functional_call
 
 from swcheck.gate.relation.linear_maps import map_responses, why_responses_unknown
-from swcheck.lens.architecture.storage import device_of, first_tensor, plain_weight
+from swcheck.lens.architecture.storage import device_of, first_tensor, is_plain, plain_weight
 from swcheck.lens.map_responses import gives_response
 from swcheck.lens.routing import routed_modules
 from swcheck.superweights.measurements.ablation import embedded_starts, window_starts
+from swcheck.superweights.measurements.configuration import configuration
 from swcheck.superweights.measurements.contributions import largest_input_columns, located, sink_tokens
 from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.measurements.model_sample import embedding_of, model_sample
@@ -35,11 +36,16 @@ ROUNDED: Final = 0.01
 """Two tensors are the same weights if their difference has at most this share of the norm; bfloat16 rounds to 0.4 %."""
 
 
+ADAPTER_PREFIX: Final = "base_model.model."
+"""The prefix that an adapter's wrapper (PEFT) puts before every module name."""
+
+
 def measure_for_diagnosis(reference: Subject) -> None:
     """Measure what the diagnosis of a red candidate needs, while the reference's weights are in memory."""
     prompt = prompt_ids(reference)
     residual_sketch(reference, prompt)
     map_responses(reference)
+    configuration(reference)
     embedded_starts(reference)
     if routed_modules(reference.anatomy):
         routing_on(reference, window_starts(reference))
@@ -93,6 +99,33 @@ def matrix_in_memory(reference: Subject, inner: str) -> torch.Tensor | str:
     if weight is None and any(parameter.ndim == 3 for parameter in module.parameters(recurse=False)):
         return f"layers.{inner} has all experts in one parameter"
     return f"the reference keeps layers.{inner} packed" if weight is None else weight
+
+
+def other_parameters(subject: Subject) -> dict[str, torch.Tensor]:
+    """Return the plain float vectors of the decoder layers, and the vectors and matrices outside of them."""
+    layers = f"{subject.anatomy.path}."
+    return {
+        name: parameter.data
+        for name, parameter in subject.module.named_parameters()
+        if is_plain(parameter) and (parameter.ndim == 1 or (parameter.ndim == 2 and not name.startswith(layers)))
+    }
+
+
+def reference_parameter(damaged: DamagedCandidate, name: str) -> torch.Tensor | str:
+    """Return the reference's parameter that the candidate calls ``name``, or words why it is not known."""
+    reference, plain = damaged.reference, name.removeprefix(ADAPTER_PREFIX)
+    if reference.held.in_memory:
+        found = dict(reference.module.named_parameters(remove_duplicate=False)).get(plain)
+        return f"the reference has no {plain}" if found is None or not is_plain(found) else found.data
+    return stored_tensor(reference, plain)
+
+
+def reference_parameters_of_layer(damaged: DamagedCandidate, layer: int) -> dict[str, torch.Tensor]:
+    """Return the reference's norms, biases and other small parameters of a layer, by their names in the candidate."""
+    start = f"{damaged.candidate.anatomy.path}.{layer}."
+    names = [name for name in other_parameters(damaged.candidate) if name.startswith(start)]
+    found = {name: reference_parameter(damaged, name) for name in names}
+    return {name: value for name, value in found.items() if not isinstance(value, str)}
 
 
 def map_sizes(module: Any) -> tuple[int, ...]:

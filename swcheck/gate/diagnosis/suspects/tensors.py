@@ -1,0 +1,131 @@
+"""Norms, biases, embeddings, heads and other parameters that differ, and linear maps whose change has a known form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from swcheck.gate.diagnosis.evidence.reference_matrices import (
+    other_parameters,
+    reference_matrix,
+    reference_parameter,
+)
+from swcheck.gate.diagnosis.evidence.suspect import Suspect
+from swcheck.gate.diagnosis.evidence.tensor_change import SAME, TensorChange, tensor_change
+from swcheck.gate.relation.linear_maps import map_errors, why_responses_unknown
+from swcheck.lens.architecture.storage import plain_weight
+
+if TYPE_CHECKING:
+    from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
+    from swcheck.lens.replace import Matrix
+
+ADVICE: Final = "write the reference's tensor again, or convert it as the others were"
+MOST_ROWS: Final = 4
+"""At most this many tokens of changed embedding rows are named."""
+FEW_ROWS: Final = 0.5
+"""The rows of an embedding are named if at most this share of them differs."""
+MAP: Final = "linear map"
+MOST_MAPS: Final = 24
+"""At most this many linear maps, those with the largest errors, are compared value by value."""
+LEAST_ERROR: Final = 0.15
+"""A linear map is compared value by value if its answers differ by more than this."""
+
+
+def suspects(damaged: DamagedCandidate) -> list[Suspect]:
+    """Return a suspect for every parameter that differs, and for every linear map with a structural change."""
+    if damaged.relation.kind in {"permuted", "rotated"}:
+        return []
+    found = sorted([*_other_parameters(damaged), *_maps(damaged)], key=lambda one: -one.size)
+    alike: dict[tuple[str, str], list[_Changed]] = {}
+    for one in found:
+        alike.setdefault((one.what, one.change.words), []).append(one)
+    return [_suspect(several) for several in alike.values()]
+
+
+@dataclass(frozen=True)
+class _Changed:
+    """A tensor that differs: ``what`` it is, its ``name``, how it changed, and the reference's values."""
+
+    what: str
+    name: str
+    change: TensorChange
+    wanted: Matrix
+    rows: str = ""
+
+    @property
+    def size(self) -> float:
+        return self.change.size
+
+
+def _suspect(several: Sequence[_Changed]) -> Suspect:
+    """Return one suspect for tensors of one kind that are changed alike."""
+    first = several[0]
+    words = f"{first.what} {first.name.removesuffix('.weight')}".strip()
+    if len(several) > 1:
+        words = f"{len(several)} {first.what}s alike, first {first.name.removesuffix('.weight')}:"
+    values = {one.name: one.wanted for one in several}
+    maps, parameters = (values, {}) if first.what == MAP else ({}, values)
+    return Suspect("tensor", f"{words} {first.change.words}{first.rows}", ADVICE, {}, parameters, maps, first.size)
+
+
+def _other_parameters(damaged: DamagedCandidate) -> Iterator[_Changed]:
+    for name, ours in other_parameters(damaged.candidate).items():
+        theirs = reference_parameter(damaged, name)
+        if isinstance(theirs, str):
+            continue
+        common = min(len(ours), len(theirs)) if ours.dim() == 2 else len(ours)
+        change = tensor_change(ours[:common], theirs[:common])
+        if change is not None and ours.shape[1:] == theirs.shape[1:] and (ours.dim() == 2 or len(ours) == len(theirs)):
+            wanted = theirs if len(theirs) == len(ours) else _padded(ours, theirs)
+            rows = _rows_words(damaged, ours[:common], theirs[:common], change) if ours.dim() == 2 else ""
+            yield _Changed(_kind_of(damaged, name), name, change, wanted, rows)
+
+
+def _maps(damaged: DamagedCandidate) -> Iterator[_Changed]:
+    candidate, reference = damaged.candidate, damaged.reference
+    if why_responses_unknown(reference):
+        return
+    path = candidate.anatomy.path
+    wrong = [name for name, error in map_errors(candidate, reference) if error > LEAST_ERROR][:MOST_MAPS]
+    for name in (f"{path}.{inner}" for inner in wrong):
+        weight = plain_weight(candidate.module.get_submodule(name))
+        wanted = reference_matrix(candidate, reference, name)
+        if weight is None or isinstance(wanted, str):
+            continue
+        change = tensor_change(weight, wanted() if callable(wanted) else wanted)
+        if change is not None and change.is_structural:
+            yield _Changed(MAP, name, change, wanted)
+
+
+def _padded(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Return the reference's rows in a table of the candidate's size, which keeps its own rows beyond them."""
+    common = min(len(ours), len(theirs))
+    return torch.cat([theirs[:common].to(ours), ours[common:]])
+
+
+def _kind_of(damaged: DamagedCandidate, name: str) -> str:
+    """Return the word for a parameter: embedding, head, norm, bias, or tensor."""
+    model = damaged.candidate.module
+    module = model.get_submodule(name.rpartition(".")[0])
+    if module is model.get_input_embeddings():  # type: ignore[operator]
+        return "embedding"
+    if module is model.get_output_embeddings():  # type: ignore[operator]
+        return "head"
+    if name.endswith("bias"):
+        return "bias"
+    return "norm" if "norm" in type(module).__name__.lower() or "norm" in name.lower() else "tensor"
+
+
+def _rows_words(damaged: DamagedCandidate, ours: torch.Tensor, theirs: torch.Tensor, change: TensorChange) -> str:
+    """Return words for the rows of an embedding or head that differ, with the tokens they belong to."""
+    errors = (ours.float() - theirs.float()).norm(dim=1) / theirs.float().norm(dim=1).clamp_min(1e-12)
+    rows = (errors > SAME).nonzero().flatten().tolist()
+    if not rows or len(rows) > FEW_ROWS * len(ours) or "scaled" in change.words:
+        return ""
+    tokenizer = damaged.candidate.tokenizer
+    tokens = [] if tokenizer is None else tokenizer.convert_ids_to_tokens(rows[:MOST_ROWS])
+    named = f": {', '.join(map(repr, tokens))}{', ...' * (len(rows) > MOST_ROWS)}" if tokens else ""
+    return f" in {len(rows)} of {len(ours):,} rows, {rows[0]} to {rows[-1]}{named}"

@@ -1,0 +1,25 @@
+"""Compares the configurations of a candidate and its reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from swcheck.superweights.measurements.configuration import configuration, differing_fields, field_words
+from swcheck.superweights.subject.subject import Subject
+
+
+def configuration_differences(candidate: Subject, reference: Subject) -> dict[str, tuple[Any, Any]]:
+    """Return by name the values, the candidate's and the reference's, of the fields that can change a number and differ.
+
+    Empty where the reference's configuration is not known, as from a baseline of an older version.
+    """
+    if candidate is reference or not (reference.is_measurable or configuration.knows(reference)):
+        return {}
+    theirs = configuration(reference)  # first: it may need the reference in memory
+    return differing_fields(configuration(candidate), theirs)
+
+
+def configuration_words(candidate: Subject, reference: Subject) -> tuple[str, ...]:
+    """Return the differences in words, as ``rope_theta 50 for 10,000``."""
+    found = configuration_differences(candidate, reference)
+    return tuple(field_words(name, *values) for name, values in found.items())
