@@ -6,16 +6,23 @@ base model.
 
 from __future__ import annotations
 
+import statistics
+from typing import Final
+
 import torch
 
 from swcheck.base.records import Outcome, Verdict
 from swcheck.gate.checks.pair import Pair
 from swcheck.gate.checks.single_model import no_super_weight
 from swcheck.gate.checks.tokenizers import tokenizer_confound
+from swcheck.gate.relation.linear_maps import map_errors, why_responses_unknown
 from swcheck.lens.architecture.anatomy import MapKey
 from swcheck.superweights.measurements.inputs import prompt_ids, windows
 from swcheck.superweights.measurements.residual_stream import answers_finite, first_non_finite
 from swcheck.superweights.measurements.weights import non_finite_parameters
+
+SAME_LAYERS: Final = 0.5
+"""The linear maps of two models answer alike if their median error is below this; those of unrelated ones differ by 1.4."""
 
 
 def confound(pair: Pair) -> Verdict | None:
@@ -30,9 +37,17 @@ def confound(pair: Pair) -> Verdict | None:
     other_tokens = tokenizer_confound(pair)
     if other_tokens is not None:
         return other_tokens
-    if relation.kind == "other model":
+    if relation.kind == "other model" and not _has_the_same_layers(pair):
         return pair.failed("wrong base model", relation.words, attempt, cause_kind="base_model")
     return None
+
+
+def _has_the_same_layers(pair: Pair) -> bool:
+    """Return whether most linear maps answer as the reference's: then its embedding alone is another one."""
+    if why_responses_unknown(pair.reference):
+        return False
+    errors = [error for _, error in map_errors(pair.candidate, pair.reference)]
+    return bool(errors) and statistics.median(errors) < SAME_LAYERS
 
 
 def _not_finite_anywhere(pair: Pair, ids: torch.Tensor) -> Verdict | None:

@@ -50,12 +50,19 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
         more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
         return ruled_out(f"what differs beside the linear maps ({what}{more}; given back: {words})")
     rows = tuple(("given back", f"{one.words}: {alone}") for one, alone in chosen) if len(chosen) > 1 else ()
-    causes = [one.words for one, _ in chosen]
+    causes = _with_fields_together([one.words for one, _ in chosen])
     more = f" and {len(causes) - MOST_NAMED} more" if len(causes) > MOST_NAMED else ""
-    cause = "; ".join(causes[:MOST_NAMED]).replace(f"; {CONFIGURATION}", ", ") + more
+    cause = "; ".join(causes[:MOST_NAMED]) + more
     proof = f"{'it is' if len(chosen) == 1 else 'all of it'} given back: {words}"
     advice = "; ".join(dict.fromkeys(one.advice for one, _ in chosen))
     return Finding(cause, (("proof", proof), *rows), (), advice, kind=chosen[0][0].kind)
+
+
+def _with_fields_together(causes: Sequence[str]) -> list[str]:
+    """Return the causes with all fields of the configuration in one, at the place of the first."""
+    fields = [cause.removeprefix(CONFIGURATION) for cause in causes if cause.startswith(CONFIGURATION)]
+    together = f"{CONFIGURATION}{', '.join(fields)}"
+    return list(dict.fromkeys(together if cause.startswith(CONFIGURATION) else cause for cause in causes))
 
 
 def best_together(

@@ -16,7 +16,7 @@ from swcheck.gate.diagnosis.evidence.damaged_candidate import PROVEN, DamagedCan
 from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, not_known
 from swcheck.gate.diagnosis.evidence.reference_matrices import reference_matrix
 from swcheck.gate.diagnosis.suspects.order import missing_layers
-from swcheck.gate.relation.candidate_kind import is_on_grid
+from swcheck.gate.relation.candidate_kind import Kind, is_on_grid, kind_from_weights, weight_sample
 from swcheck.gate.relation.linear_maps import map_errors, why_responses_unknown
 from swcheck.lens.architecture.storage import plain_weight
 from swcheck.lens.replace import maps_replaced
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from swcheck.superweights.subject.subject import Subject
 
 NOT_THE_SUPER_WEIGHTS: Final = "not the super weights"
+
+CHANGES: Final = {"pruned": "pruning", "finetuned": "training"}
+"""What changed all linear maps, by the kind of the candidate; in JSON as well."""
 
 MOST_MAPS: Final = 5
 """The number of linear maps that are named."""
@@ -70,10 +73,9 @@ def find(damaged: DamagedCandidate) -> Finding:
     if outstanding and share >= PROVEN:
         return _named_maps(damaged, outstanding, detail)
     everything, rows = _given_back(damaged, [f"{path}.{name}" for name in wrong])
-    cause = (
-        _words_for_all(damaged, errors) if everything >= PROVEN else f"the rest of the model (most in layer {layer})"
-    )
-    kind = "rounding" if everything >= PROVEN else "unknown"
+    kind, cause = "unknown", f"the rest of the model (most in layer {layer})"
+    if everything >= PROVEN:
+        kind, cause = _what_changed_all(damaged, statistics.median(errors.values()))
     names = tuple(f"{path}.{name}" for name in worst)
     return Finding(f"{NOT_THE_SUPER_WEIGHTS}, but {cause}", (*detail, *rows, _bits_row(errors)), names, kind=kind)
 
@@ -121,10 +123,17 @@ def _named_maps(damaged: DamagedCandidate, names: Sequence[str], detail: Detail)
     return Finding(cause, detail, matrices, kind="matrix")
 
 
-def _words_for_all(damaged: DamagedCandidate, errors: Mapping[str, float]) -> str:
-    bits = bits_of_error(statistics.median(errors.values()))
-    rounded = damaged.candidate.scheme is not None
-    return f"coarse rounding: all linear maps answer as {'with' if rounded else 'rounded to'} {bits:.1f} bits"
+def _what_changed_all(damaged: DamagedCandidate, error: float) -> tuple[str, str]:
+    """Return kind and words of the cause if all linear maps are changed, by ``error`` in the median."""
+    candidate, reference = damaged.candidate, damaged.reference
+    found, bits = Kind("quantized", ""), bits_of_error(error)
+    if candidate.scheme is None and (weight_sample.knows(reference) or reference.is_measurable):
+        found = kind_from_weights(weight_sample(candidate), weight_sample(reference))
+    if found.name in CHANGES:
+        return CHANGES[found.name], f"{CHANGES[found.name]}: all linear maps answer {error:.0%} off"
+    if candidate.scheme is None and found.scheme is None:
+        return "all_maps", f"all linear maps were changed, and not by rounding: they answer {error:.0%} off"
+    return "rounding", f"coarse rounding: all linear maps answer as with {bits:.1f} bits"
 
 
 def _bits_row(errors: Mapping[str, float]) -> tuple[str, str]:

@@ -1,0 +1,255 @@
+"""Edits that damage a model in one known way, or leave it as it is: what ``swcheck.testing.candidates`` is made of.
+
+Each takes a model that is a copy, and a strength, and edits the model in place. The parts are found through the
+anatomy, so that any family will do; an edit that a model has no part for raises ``OptionError``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from swcheck.base.errors import OptionError
+from swcheck.lens.architecture.anatomy import Anatomy, anatomy
+from swcheck.lens.architecture.storage import plain_weight
+
+Edit = Callable[[Any, float], None]
+
+GROUP: Final = 32
+"""Matrices are rounded in groups of this many columns, or of a whole row where that does not divide it."""
+
+
+def linear_weights(body: Anatomy, layers: range | None = None) -> Iterator[tuple[int, str, torch.Tensor]]:
+    """Yield the layer, the path and the weight ``(out, in)`` of every plain linear map of the decoder layers."""
+    for number in range(len(body.layers)) if layers is None else layers:
+        for path, module in body.layers[number].named_modules():
+            weight = plain_weight(module)
+            if weight is not None:
+                yield number, path, weight
+
+
+def middle(model: nn.Module) -> int:
+    """Return the number of a layer in the middle."""
+    return len(anatomy(model).layers) // 2
+
+
+def map_weight(model: nn.Module, ending: str, layer: int | None = None) -> torch.Tensor:
+    """Return the weight of the first linear map of a layer whose name ends with ``ending``."""
+    number = middle(model) if layer is None else layer
+    body = anatomy(model)
+    for _, path, weight in linear_weights(body, range(number, number + 1)):
+        if path.endswith(ending):
+            return weight
+    raise OptionError(f"a linear map called {ending} in layer {number}", "none", "another candidate")
+
+
+def down_weight(model: nn.Module, layer: int | None = None) -> torch.Tensor:
+    """Return the weight of a layer's down projection."""
+    down = next(iter(anatomy(model).down_maps(middle(model) if layer is None else layer)), None)
+    weight = None if down is None else down.weight
+    if weight is None:
+        raise OptionError("a plain down projection", "a packed one", "the reference before it is quantized")
+    return weight
+
+
+def norms(model: nn.Module) -> list[torch.Tensor]:
+    """Return the weights of the norms inside the decoder layers."""
+    layers = anatomy(model).layers
+    return [p.data for layer in layers for name, p in layer.named_parameters() if p.ndim == 1 and "norm" in name]
+
+
+def final_norm(model: Any) -> torch.Tensor:
+    """Return the weight of the norm before the head."""
+    path = anatomy(model).path
+    outside = [
+        p.data for n, p in model.named_parameters() if p.ndim == 1 and "norm" in n and not n.startswith(f"{path}.")
+    ]
+    if not outside:
+        raise OptionError("a norm before the head", "none", "another candidate")
+    found: torch.Tensor = outside[-1]
+    return found
+
+
+def embedding(model: Any) -> torch.Tensor:
+    """Return the token embedding ``(V, H)``."""
+    return model.get_input_embeddings().weight.data  # type: ignore[no-any-return]
+
+
+def head(model: Any) -> torch.Tensor:
+    """Return the head ``(V, H)``; raises ``OptionError`` where it is the embedding itself."""
+    found = model.get_output_embeddings().weight
+    if found is model.get_input_embeddings().weight:
+        raise OptionError("a head of its own", "it is tied to the embedding", "another candidate")
+    return found.data  # type: ignore[no-any-return]
+
+
+def generator() -> torch.Generator:
+    """Return a seeded generator: an edit is the same every time."""
+    return torch.Generator().manual_seed(0)
+
+
+def rounded(weight: torch.Tensor, bits: float) -> torch.Tensor:
+    """Return a weight ``(out, in)`` rounded symmetrically to ``bits`` in groups of ``GROUP`` columns."""
+    width = weight.shape[1] if weight.shape[1] % GROUP else GROUP
+    groups = weight.float().reshape(len(weight), -1, width)
+    step = groups.abs().amax(2, keepdim=True).clamp_min(1e-12) / (2 ** (bits - 1) - 1)
+    return ((groups / step).round() * step).reshape(weight.shape).to(weight.dtype)
+
+
+def permuted_rows(weight: torch.Tensor, share: float) -> torch.Tensor:
+    """Return a weight with the first ``share`` of its rows in another order."""
+    count = max(2, int(len(weight) * share))
+    order = torch.randperm(count, generator=generator())
+    return torch.cat([weight[:count][order], weight[count:]])
+
+
+def scale(find: Callable[[Any], torch.Tensor]) -> Edit:
+    """Return the edit that multiplies a tensor by the strength."""
+
+    def edit(model: Any, strength: float) -> None:
+        find(model).mul_(strength)
+
+    return edit
+
+
+def roll_rows(find: Callable[[Any], torch.Tensor], dim: int = 0) -> Edit:
+    """Return the edit that rolls the rows, or columns, of a matrix by the strength."""
+
+    def edit(model: Any, strength: float) -> None:
+        weight = find(model)
+        weight.copy_(weight.roll(int(strength), dim))
+
+    return edit
+
+
+def shuffle_rows(find: Callable[[Any], torch.Tensor]) -> Edit:
+    """Return the edit that exchanges the first rows of a table, a share of it that is the strength."""
+
+    def edit(model: Any, strength: float) -> None:
+        weight = find(model)
+        weight.copy_(permuted_rows(weight, strength))
+
+    return edit
+
+
+def fill(find: Callable[[Any], torch.Tensor]) -> Edit:
+    """Return the edit that sets all values of a tensor to the strength."""
+
+    def edit(model: Any, strength: float) -> None:
+        find(model).fill_(strength)
+
+    return edit
+
+
+def draw_again(find: Callable[[Any], torch.Tensor]) -> Edit:
+    """Return the edit that draws a tensor anew, as transformers does for missing keys, ``strength`` times as large."""
+
+    def edit(model: Any, strength: float) -> None:
+        weight = find(model)
+        drawn = torch.randn(weight.shape, generator=generator()) * float(weight.float().std()) * strength
+        weight.copy_(drawn.to(weight))
+
+    return edit
+
+
+def exchange_layers(model: Any, strength: float) -> None:
+    """Exchange a layer in the middle with the one ``strength`` behind it."""
+    one = middle(model)
+    _reorder_layers(model, {one: one + int(strength), one + int(strength): one})
+
+
+def reverse_layers(model: Any, strength: float) -> None:
+    """Put the last ``strength`` layers in reversed order."""
+    last = len(anatomy(model).layers) - 1
+    _reorder_layers(model, {last - number: last - int(strength) + 1 + number for number in range(int(strength))})
+
+
+def copy_layer(model: Any, _strength: float) -> None:
+    """Write a layer in the middle over the one behind it."""
+    _reorder_layers(model, {middle(model) + 1: middle(model)})
+
+
+def _reorder_layers(model: Any, places: Mapping[int, int]) -> None:
+    """Write into each of the layers what another one holds: ``places`` gives its number by theirs."""
+    layers = anatomy(model).layers
+    held = {number: copy.deepcopy(layers[number].state_dict()) for number in places.values()}
+    for number, other in places.items():
+        layers[number].load_state_dict(held[other])
+
+
+def exchange_maps(one: str, other: str) -> Edit:
+    """Return the edit that exchanges two matrices of one shape in ``strength`` layers."""
+
+    def edit(model: Any, strength: float) -> None:
+        for layer in range(int(strength)):
+            first, second = map_weight(model, one, layer), map_weight(model, other, layer)
+            kept = first.clone()
+            first.copy_(second)
+            second.copy_(kept)
+
+    return edit
+
+
+def other_rope_layout(model: Any, strength: float) -> None:
+    """Store q and k of ``strength`` layers with pairs interleaved in place of split halves."""
+    size = int(getattr(model.config, "head_dim", 0) or model.config.hidden_size // model.config.num_attention_heads)
+    for layer in range(int(strength)):
+        for name in ("q_proj", "k_proj"):
+            weight = map_weight(model, name, layer)
+            pairs = weight.reshape(-1, 2, size // 2, weight.shape[1]).transpose(1, 2)
+            weight.copy_(pairs.reshape(weight.shape).clone())
+
+
+def transpose(ending: str) -> Edit:
+    """Return the edit that transposes a square matrix."""
+
+    def edit(model: Any, _strength: float) -> None:
+        weight = map_weight(model, ending)
+        if weight.shape[0] != weight.shape[1]:
+            raise OptionError(f"a square {ending}", f"{tuple(weight.shape)}", "another candidate")
+        weight.copy_(weight.T.clone())
+
+    return edit
+
+
+def round_all(model: Any, strength: float) -> None:
+    """Round every linear map to ``strength`` bits."""
+    for _, _, weight in linear_weights(anatomy(model)):
+        weight.copy_(rounded(weight, strength))
+
+
+def add_noise(model: Any, strength: float) -> None:
+    """Add noise to every linear map, ``strength`` of its standard deviation, as training that diverges does."""
+    drawn = generator()
+    for _, _, weight in linear_weights(anatomy(model)):
+        noise = torch.randn(weight.shape, generator=drawn) * float(weight.float().std()) * strength
+        weight.add_(noise.to(weight))
+
+
+def prune(model: Any, strength: float) -> None:
+    """Zero the smallest weights of every linear map, a share of them that is the strength."""
+    for _, _, weight in linear_weights(anatomy(model)):
+        flat = weight.abs().flatten().float()
+        weight.masked_fill_(weight.abs() <= flat.kthvalue(max(1, int(flat.numel() * strength))).values, 0)
+
+
+def permute_neurons(model: Any, _strength: float) -> None:
+    """Permute the inner neurons of a gated MLP in every layer: the same function."""
+    for layer in range(len(anatomy(model).layers)):
+        down = down_weight(model, layer)
+        order = torch.randperm(down.shape[1], generator=generator())
+        down.copy_(down[:, order])
+        for name in ("gate_proj", "up_proj"):
+            weight = map_weight(model, name, layer)
+            weight.copy_(weight[order])
+
+
+def rescale_neurons(model: Any, strength: float) -> None:
+    """Divide what a gated MLP puts into its neurons by the strength, and multiply their columns: the same function."""
+    for layer in range(len(anatomy(model).layers)):
+        map_weight(model, "up_proj", layer).div_(strength)
+        down_weight(model, layer).mul_(strength)

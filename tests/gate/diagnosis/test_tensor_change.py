@@ -1,0 +1,80 @@
+"""How a tensor differs is told by its form: zeroed, constant, scaled, transposed, its rows moved, or merely different."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swcheck.gate.diagnosis.evidence.tensor_change import places_of_rows, tensor_change
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+MATRIX = random(64, 64)
+
+
+@given(st.integers(0, 5), st.sampled_from([(8,), (16, 12)]), st.floats(0, 0.01))
+def test_rounding_to_eight_bits_is_no_change(seed, shape, noise):
+    """A tensor is the same as itself, and as itself with a noise of 1 % of its norm."""
+    tensor = random(*shape, seed=seed)
+    assert tensor_change(tensor + noise * tensor.norm() / tensor.numel() ** 0.5, tensor) is None
+
+
+@given(st.integers(0, 5), st.one_of(st.floats(-8, 0.9), st.floats(1.1, 8)))
+def test_a_factor_is_told(seed, factor):
+    """Every factor that is not near 1 is read back, zero as zeros; a scaled tensor is a structural change."""
+    tensor = random(24, seed=seed)
+    found = tensor_change(tensor * factor, tensor)
+    assert found is not None
+    assert found.is_structural
+    assert found.words == (f"is scaled x{factor:.4g}" if abs(factor) > 1e-30 else "is all zeros")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (torch.zeros_like, "is all zeros"),
+        (lambda m: torch.full_like(m, 0.25), "is the constant 0.25"),
+        (lambda m: m.T, "is transposed"),
+        (lambda m: m.roll(1, 0), "has its rows rolled by 1"),
+        (lambda m: m.roll(-3, 0), "has its rows rolled by -3"),
+        (lambda m: m.roll(16, 1), "has its columns rolled by 16"),
+        (lambda m: m.flip(0), "has its rows reversed"),
+        (lambda m: m.reshape(4, 16, 64)[[1, 0, 3, 2]].reshape(64, 64), "has its rows moved in blocks of 16, as heads are"),
+        (lambda m: m.reshape(2, 2, 16, 64).transpose(1, 2).reshape(64, 64), "(another rope layout)"),
+        (lambda m: torch.cat([m[:8].flip(0), m[8:]]), "has its rows 0 to 7 in another order"),
+        (lambda m: m[torch.randperm(64, generator=torch.Generator().manual_seed(1))], "has its rows shuffled"),
+        (lambda m: m[:, :32], "has the shape 64 x 32 for 64 x 64"),
+    ],
+)  # fmt: skip
+def test_the_form_of_a_change_is_named(change, words):
+    """Each form has its words, and counts as structural."""
+    found = tensor_change(change(MATRIX), MATRIX)
+    assert found.words.endswith(words)
+    assert found.is_structural
+
+
+def test_moved_rows_are_found_under_rounding():
+    """A matrix that was rounded to 4 bits as well is still told to have its rows rolled."""
+    step = MATRIX.abs().amax(1, keepdim=True) / 7
+    assert tensor_change(((MATRIX / step).round() * step).roll(1, 0), MATRIX).words == "has its rows rolled by 1"
+
+
+def test_another_tensor_differs_and_is_not_structural():
+    """Noise has no form: how much differs is said."""
+    found = tensor_change(random(64, 64, seed=1), MATRIX)
+    assert found.words.startswith("differs by 14")
+    assert not found.is_structural
+    assert tensor_change(MATRIX + 0.3 * random(64, 64, seed=2), MATRIX).words == "differs by 30%"
+
+
+@given(st.permutations(range(12)))
+def test_a_permutation_of_rows_is_read_back(order):
+    """The place of every row is found, unless none has moved."""
+    rows = random(12, 32)
+    places = places_of_rows(rows[list(order)], rows)
+    assert places is None if list(order) == list(range(12)) else places.tolist() == list(order)
