@@ -216,6 +216,14 @@ def transpose(ending: str) -> Edit:
     return edit
 
 
+def roll_group_scales(model: Any, strength: float) -> None:
+    """Give every group of columns of every linear map the scale of its neighbour, as a wrong order of scales does."""
+    for _, _, weight in linear_weights(anatomy(model)):
+        groups = weight.float().reshape(len(weight), -1, GROUP)
+        scales = groups.abs().amax(2, keepdim=True).clamp_min(1e-12)
+        weight.copy_((groups / scales * scales.roll(int(strength), 1)).reshape(weight.shape))
+
+
 def round_all(model: Any, strength: float) -> None:
     """Round every linear map to ``strength`` bits."""
     for _, _, weight in linear_weights(anatomy(model)):

@@ -210,6 +210,7 @@ def _kinds() -> Mapping[str, CandidateKind]:
         "first down projection zeroed": (tensor, (0,), edit(edits.fill(partial(edits.down_weight, layer=0)))),
         "up projection constant": (tensor, (0.05,), edit(edits.fill(_up_proj))),
         "up projection scaled": (tensor, (1.1, 3), edit(edits.scale(_up_proj))),
+        "group scales rolled": (tensor, (1,), edit(edits.roll_group_scales)),
         "query negated": (tensor, (-1,), edit(edits.scale(_q_proj))),
         "attention output drawn again": (matrix, (1, 3), edit(edits.draw_again(_o_proj))),
         "up projection drawn again": (matrix, (1,), edit(edits.draw_again(_up_proj))),

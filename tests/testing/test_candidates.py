@@ -51,6 +51,13 @@ def test_a_red_gate_names_what_was_done(tiny, reference, name):
         assert verdict is not None
 
 
+def test_another_candidate_in_between_changes_no_verdict(tiny, reference):
+    """The same candidate, gated before and after others against one reference, gets the same verdict to the bit."""
+    made = candidate("up projection scaled", tiny)
+    verdicts = [first_red(one, reference) for one in (made, candidate("head rolled", tiny), made)]
+    assert verdicts[0] == verdicts[2] != verdicts[1]
+
+
 def test_the_reference_is_left_as_it_is(tiny):
     """A candidate is a copy: the leak detector of this run watches every bit of the reference."""
     for name in ("head rolled", "layers exchanged", "rope theta"):

@@ -39,6 +39,9 @@ from swcheck.superweights.subject.memory import Cost, InBaseline
 MOST_NAMED: Final = 3
 """The number of matrices that are named if a quantizer has skipped some; further ones are counted."""
 
+HARDLY: Final = 1.04
+"""Up to this perplexity ratio changed predictions are hardly a loss."""
+
 SOME_UNKNOWN: Final = 0.02
 MOST_UNKNOWN: Final = 0.33
 """A share of unknown tokens that is worth a warning, and one above which the text measures nothing."""
@@ -186,10 +189,19 @@ def compare_predictions(pair: Pair, kl: Limit, top1: Limit) -> Verdict:
         return pair.verdict(passed_or_near(near), summary, **fields)
     if kl.holds(drift.mean):  # the row shows the number that is outside its limit
         fields |= {"measured": drift.top1, "limit": top1, "unit": "share"}
+        fields["detail"] = (("perplexity", _why_red_without_loss(pair, drift.top1)),)
     elif not top1.holds(drift.top1):
         words = f"same {drift.top1:.1%}, limit >= {top1.low or 0:.1%} ({top1.source})"
         fields["detail"] = (("top token", words),)
     return red_verdict(pair, summary, **fields)
+
+
+def _why_red_without_loss(pair: Pair, top1: float) -> str:
+    """Return words for what the perplexity says beside too many other likeliest tokens."""
+    theirs, ours = pair.nats()
+    ratio = math.exp(min(LARGEST_EXPONENT, float((ours - theirs).mean())))
+    more = ": hardly a loss on this text, and yet another model" if ratio <= HARDLY else ""
+    return f"{format_ratio(ratio)} on the same tokens, where {1 - top1:.1%} of the likeliest tokens are others{more}"
 
 
 def _not_quantized_words(names: Sequence[str]) -> str:

@@ -41,7 +41,9 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
     """Give back the differences that return most of the loss."""
     found = configuration.suspects(damaged)
     if model_sample(damaged.candidate).layers == model_sample(damaged.reference).layers:
-        found += [*order.suspects(damaged), *tensors.suspects(damaged)]
+        moved = order.suspects(damaged)
+        explained = {name for one in moved for name in (*one.parameters, *one.maps)}
+        found += [*moved, *tensors.suspects(damaged, explained)]
     if not found:
         return ruled_out("the configuration, the order of the layers, norms, embedding and head (none differs)")
     chosen, share, words = best_together(damaged, _grouped(found))

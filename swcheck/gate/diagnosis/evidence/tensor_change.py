@@ -28,6 +28,15 @@ MATCHED_ROWS: Final = 0.98
 SAME_TRANSPOSED: Final = 0.3
 """A transposed matrix may be quantized as well."""
 
+UNRELATED: Final = 0.1
+"""Two tensors with a smaller cosine similarity are unrelated."""
+
+GROUPS: Final = (256, 128, 64, 32)
+"""The widths of the groups in which quantizers scale."""
+
+LEFT_BY_FACTORS: Final = 0.4
+"""Factors explain a change if they leave less than this share of it."""
+
 LARGEST_MATCHED: Final = 2**13
 """Rows are compared with each other in matrices of at most this many."""
 
@@ -41,11 +50,11 @@ class TensorChange:
     is_structural: bool = False
 
 
-def tensor_change(ours: torch.Tensor, theirs: torch.Tensor) -> TensorChange | None:
+def tensor_change(ours: torch.Tensor, theirs: torch.Tensor, *, match_rows: bool = True) -> TensorChange | None:
     """Return how ``ours`` differs from ``theirs``, both ``(R,)`` or ``(R, C)``; None if they are the same.
 
     A change is structural if it is no rounding and no training: all values zeroed, constant, scaled or negated, rows or
-    columns moved, the matrix transposed.
+    columns moved, the matrix transposed. Moved rows are sought with ``match_rows`` only, which costs R^2 C operations.
     """
     ours, theirs = ours.detach().float().cpu(), theirs.detach().float().cpu()
     if ours.shape != theirs.shape:
@@ -62,8 +71,28 @@ def tensor_change(ours: torch.Tensor, theirs: torch.Tensor) -> TensorChange | No
     factor = float((ours * theirs).sum() / (theirs * theirs).sum().clamp_min(1e-30))
     if abs(factor - 1) > LEAST_SCALE and float((ours - factor * theirs).norm()) <= SAME * abs(factor) * float(norm):
         return TensorChange(f"is scaled x{factor:.4g}", size, is_structural=True)
-    moved = _moved(ours, theirs) if ours.dim() == 2 else ""
-    return TensorChange(moved or f"differs by {size:.0%}", size, is_structural=bool(moved))
+    form = _scaled_in_parts(ours, theirs, size) if ours.dim() == 2 else ""
+    if not form and ours.dim() == 2 and match_rows:
+        form = _moved(ours, theirs)
+    if not form and abs(factor) * float(norm) < UNRELATED * float(ours.norm()):
+        form = "is unrelated to the reference's, as if drawn again"
+    return TensorChange(form or f"differs by {size:.0%}", size, is_structural=bool(form))
+
+
+def _scaled_in_parts(ours: torch.Tensor, theirs: torch.Tensor, size: float) -> str:
+    """Return words for a matrix whose rows, columns or groups are each scaled by a factor of their own; else empty."""
+    rows, columns = theirs.shape
+    parts = {"row": rows, "column": columns}
+    parts |= {f"group of {width} columns": rows * columns // width for width in GROUPS if columns % width == 0}
+    words, least = "", LEFT_BY_FACTORS * size
+    for what, count in parts.items():  # finer parts only where they leave far less
+        one, other = ((m.T if what == "column" else m).reshape(count, -1) for m in (ours, theirs))
+        factors = (one * other).sum(1) / (other * other).sum(1).clamp_min(1e-30)
+        left = float((one - factors[:, None] * other).norm() / theirs.norm().clamp_min(1e-30))
+        low, high = (float(factors.quantile(share)) for share in (0.05, 0.95))
+        if left < least and high - low > LEAST_SCALE:
+            words, least = f"has a factor of its own in each {what} (x{low:.2g} to x{high:.2g})", left / 2
+    return words
 
 
 def _moved(ours: torch.Tensor, theirs: torch.Tensor) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -28,20 +28,24 @@ MOST_ROWS: Final = 4
 FEW_ROWS: Final = 0.5
 """The rows of an embedding are named if at most this share of them differs."""
 MAP: Final = "linear map"
-MOST_MAPS: Final = 24
-"""At most this many linear maps, those with the largest errors, are compared value by value."""
+MOST_MATCHED: Final = 24
+"""Moved rows are sought in at most this many linear maps, those with the largest errors."""
 LEAST_ERROR: Final = 0.15
 """A linear map is compared value by value if its answers differ by more than this."""
 
 
-def suspects(damaged: DamagedCandidate) -> list[Suspect]:
-    """Return a suspect for every parameter that differs, and for every linear map with a structural change."""
+def suspects(damaged: DamagedCandidate, explained: Collection[str] = ()) -> list[Suspect]:
+    """Return a suspect for every parameter that differs, and for every linear map with a structural change.
+
+    ``explained`` are names of parameters and maps that another suspect gives back.
+    """
     if damaged.relation.kind in {"permuted", "rotated"}:
         return []
-    found = sorted([*_other_parameters(damaged), *_maps(damaged)], key=lambda one: -one.size)
+    changed = (*_other_parameters(damaged), *_maps(damaged))
+    found = sorted((one for one in changed if one.name not in explained), key=lambda one: -one.size)
     alike: dict[tuple[str, str], list[_Changed]] = {}
     for one in found:
-        alike.setdefault((one.what, one.change.words), []).append(one)
+        alike.setdefault((one.what, one.change.words.partition(" (x")[0]), []).append(one)
     return [_suspect(several) for several in alike.values()]
 
 
@@ -89,14 +93,19 @@ def _maps(damaged: DamagedCandidate) -> Iterator[_Changed]:
     if why_responses_unknown(reference):
         return
     path = candidate.anatomy.path
-    wrong = [name for name, error in map_errors(candidate, reference) if error > LEAST_ERROR][:MOST_MAPS]
-    for name in (f"{path}.{inner}" for inner in wrong):
+    wrong = [name for name, error in map_errors(candidate, reference) if error > LEAST_ERROR]
+    moved: set[str] = set()  # the paths inside a layer whose rows were found moved: sought in every layer
+    for number, inner in enumerate(wrong):
+        name, place = f"{path}.{inner}", inner.partition(".")[2]
         weight = plain_weight(candidate.module.get_submodule(name))
         wanted = reference_matrix(candidate, reference, name)
         if weight is None or isinstance(wanted, str):
             continue
-        change = tensor_change(weight, wanted() if callable(wanted) else wanted)
+        change = tensor_change(
+            weight, wanted() if callable(wanted) else wanted, match_rows=number < MOST_MATCHED or place in moved
+        )
         if change is not None and change.is_structural:
+            moved.add(place)
             yield _Changed(MAP, name, change, wanted)
 
 
