@@ -11,7 +11,8 @@ from typing import Final
 
 from swcheck.base.errors import CheckpointError, SwcheckError, UnknownModelError, UnsafeCheckpointError, brief_message
 from swcheck.loading import published_index, tiny
-from swcheck.loading.checkpoint import SINGLE_FILE, TOKENIZER_FILES, check_directory, shards_of
+from swcheck.loading.checkpoint import SINGLE_FILE, TOKENIZER_FILES, check_directory
+from swcheck.loading.files.shard_index import shards_of
 
 DOWNLOADED: Final = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 NOT_DOWNLOADED: Final = ("consolidated*", "*/*")

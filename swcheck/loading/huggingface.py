@@ -18,6 +18,7 @@ from swcheck.base.isolation import captured_output
 from swcheck.base.records import Loaded
 from swcheck.loading import tiny
 from swcheck.loading.checkpoint import check_directory, own_code_error
+from swcheck.loading.files.safetensors_header import safetensors_files
 from swcheck.loading.hub import find_directory, name_of
 from swcheck.loading.scheme_from_config import scheme_of
 
@@ -191,7 +192,7 @@ def _repacked_tensor(model: Any, path: Path) -> str | None:
     from safetensors import safe_open
 
     state = model.state_dict()
-    for file in sorted(path.glob("*.safetensors")):
+    for file in safetensors_files(path):
         with safe_open(file, framework="pt") as stored:
             codes: list[str] = [
                 name for name in sorted(stored.keys()) if name in state and not state[name].is_floating_point()

@@ -6,10 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from swcheck.base.errors import WrongModelError
-from swcheck.loading.checkpoint import SINGLE_FILE, shards_of
+from swcheck.loading.checkpoint import SINGLE_FILE
+from swcheck.loading.files.safetensors_header import read_header
+from swcheck.loading.files.shard_index import shards_of
 from swcheck.superweights.measurements.inputs import SAMPLE_TEXTS
 
 WHOLE_FILE_BYTES: Final = 2**26
@@ -61,33 +63,33 @@ def tokenizer_identity(tokenizer: Any) -> str | None:
 def weights_identity(directory: Path) -> str | None:
     """Return a digest of the safetensors files: of all bytes of a small file, of samples of a larger one.
 
-    None without such files. A file above ``WHOLE_FILE_BYTES`` bytes is sampled: its header, tensors of at most ``BLOCK`` bytes
+    None without such files. Raises ``CheckpointError`` for a large file that is no safetensors. A file above ``WHOLE_FILE_BYTES`` bytes is sampled: its header, tensors of at most ``BLOCK`` bytes
     (norms and biases) whole, and up to 16 blocks spread over each other tensor.
     """
     whole = directory / SINGLE_FILE
     named = [whole] if whole.exists() else [directory / name for name in sorted(shards_of(directory))]
-    files = [file for file in named if file.exists()]  # other files have the same weights for other runtimes
+    files = [file for file in named if file.is_file()]  # other files have the same weights for other runtimes
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
-            for place, length in list(_sampled_places(stream, file.stat().st_size)):
+            for place, length in _sampled_places(file):
                 stream.seek(place)
                 digest.update(stream.read(length))
     return digest.hexdigest() if files else None
 
 
-def _sampled_places(stream: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+def _sampled_places(file: Path) -> Iterator[tuple[int, int]]:
     """Yield the sampled places of a safetensors file, and how many bytes are read at each."""
+    size = file.stat().st_size
     if size <= WHOLE_FILE_BYTES:
         yield 0, size
         return
-    start = 8 + int.from_bytes(stream.read(8), "little")
-    yield 0, start
-    header = json.loads(stream.read(start - 8))
-    spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
-    count = min(16, max(2, 8192 // max(1, len(spans))))
-    for begin, end in spans:
-        if end - begin <= BLOCK:
-            yield start + begin, end - begin
+    header = read_header(file)
+    yield 0, header.start
+    count = min(16, max(2, 8192 // max(1, len(header.tensors))))
+    for tensor in header.tensors.values():
+        begin, length = header.start + tensor.begin, tensor.end - tensor.begin
+        if length <= BLOCK:
+            yield begin, length
         else:
-            yield from ((start + begin + step * (end - begin - BLOCK) // (count - 1), BLOCK) for step in range(count))
+            yield from ((begin + step * (length - BLOCK) // (count - 1), BLOCK) for step in range(count))
