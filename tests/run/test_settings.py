@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from swcheck.base.errors import OptionError, UnknownModelError
 from swcheck.base.limits import DEFAULTS
+from swcheck.gate.baseline.document import sealed
 from swcheck.run.settings import Settings, forbid_downloads, read_settings
 from tests import checkpoints
 from tests.loading.test_engines import words_of
@@ -45,7 +47,8 @@ def test_values_become_settings(tmp_path, micro):
 
 def test_a_reference_with_a_baseline_need_not_be_here(tmp_path, micro):
     """Its name is enough: nothing of it is checked or fetched, unless a candidate is made of it or it is measured anew."""
-    (tmp_path / "nobody-nothing.json").write_text("{}")
+    baseline = sealed({"model": "nobody/nothing", "measurements": []})
+    (tmp_path / "nobody-nothing.json").write_text(json.dumps(baseline))
     values = {"model": ["nobody/nothing"], "candidate": [micro], "baseline": str(tmp_path), "offline": True}
     settings = read_settings(values, dict.fromkeys(values, "ini"))
     assert settings.models_to_load == (micro,)

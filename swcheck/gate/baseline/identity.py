@@ -24,8 +24,10 @@ def check_identity(facts: dict[str, Any], now: dict[str, Any], origin: str) -> l
     """Check the ``facts`` of a baseline against those of this run (``now``), and return notes on smaller differences.
 
     Raises ``WrongModelError`` for other weights, text, tokenizer or tier. A fact that is not known now, because the
-    reference is not on this machine, is not compared. ``origin`` names the file.
+    reference is not on this machine, is not compared; then the name of the model has to be the same. ``origin`` names the
+    file.
     """
+    _check_model(facts, now, origin)
     for name in ("weights", "tokenizer", "text"):  # the tokenizer includes its BOS policy
         before, after = facts.get(name), now.get(name)
         if before is not None and after is not None and before != after:
@@ -44,6 +46,18 @@ def check_identity(facts: dict[str, Any], now: dict[str, Any], origin: str) -> l
         for name in ("revision", "device", "dtype", "torch", "transformers", "swcheck")
         if facts.get(name) and now.get(name) and facts[name] != now[name]
     ]
+
+
+def _check_model(facts: dict[str, Any], now: dict[str, Any], origin: str) -> None:
+    """Raise ``WrongModelError`` where the weights cannot be compared, unless the name of the model is the same."""
+    if now.get("weights") and not facts.get("weights"):
+        raise WrongModelError(
+            f"baseline {origin} for these weights", "it does not say with which it was measured", "--swcheck-update"
+        )
+    before, after = facts.get("model"), now.get("model")
+    if before and after and before != after and not now.get("weights"):
+        found = f"it was measured of {before}, and the weights are not here to compare"
+        raise WrongModelError(f"baseline {origin} for {after}", found, "--swcheck-update")
 
 
 def revision_of(directory: Path) -> str | None:
