@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from swcheck.base.errors import ArchitectureError, CheckpointError, EngineError, UnsafeCheckpointError, brief_message
 from swcheck.base.reading.bounded import open_regular
-from swcheck.loading.files.config_file import CONFIG, read_config
+from swcheck.loading.files.config_file import CONFIG, check_counts, read_config
 from swcheck.loading.files.safetensors_header import read_header
 from swcheck.loading.files.shard_index import SHARD_INDEX, shards_of
 from swcheck.loading.scheme_from_config import missing_packages
@@ -64,7 +64,7 @@ def check_directory(path: Path, *, trust_remote_code: bool = False) -> None:
             f"none of {', '.join(TOKENIZER_FILES)}",
             "save the tokenizer beside the model: tokenizer.save_pretrained(directory)",
         )
-    _check_weights(path)
+    _check_weights(path, config)
 
 
 def _check_code(path: Path, config: Mapping[str, Any], trusted: bool) -> None:
@@ -153,7 +153,7 @@ def _check_pickles(path: Path) -> None:
         raise UnsafeCheckpointError(f"load {path}", found, attempt)
 
 
-def _check_weights(path: Path) -> None:
+def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"weights in {path}", "no *.safetensors file", "save the model with save_pretrained")
@@ -165,4 +165,5 @@ def _check_weights(path: Path) -> None:
         if not (path / name).exists():
             found = f"it lists {len(wanted)} files, of which {name} is not there"
             raise CheckpointError(f"the weights that {path / SHARD_INDEX} lists", found, "fetch the missing file")
-        read_header(path / name)
+    headers = [read_header(path / name) for name in wanted]
+    check_counts(config, [tensor for header in headers for tensor in header.tensors.values()], path / CONFIG)

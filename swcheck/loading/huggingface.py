@@ -18,9 +18,10 @@ from swcheck.base.isolation import captured_output
 from swcheck.base.records import Loaded
 from swcheck.loading import tiny
 from swcheck.loading.checkpoint import check_directory, own_code_error
-from swcheck.loading.files.safetensors_header import safetensors_files
+from swcheck.loading.files.safetensors_header import read_header, safetensors_files
 from swcheck.loading.hub import find_directory, name_of
 from swcheck.loading.scheme_from_config import scheme_of
+from swcheck.loading.tensor_files import tensor_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,10 @@ COMPARED_PER_FILE: Final = 32
 
 A few are enough, because a kernel repacks all of them or none.
 """
+
+
+MORE_PARAMETERS: Final = 2**24
+"""So many parameters more than the files have bits are allowed: 64 MB, whatever a small config says."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class HuggingFace:
         with _silenced_loading():
             config = _load_config(directory, self.trust_remote_code)
             _check_quantization_method(directory, config)
+            _check_parameter_count(directory, config, self.trust_remote_code)
             tokenizer = _load_tokenizer(directory, self.trust_remote_code)
             model = _load_model(directory, config, dtype or "auto", self.trust_remote_code, device_map=self.device_map)
             model = _after_first_pass(model if target is None else _moved_to_device(model, target, spec), directory)
@@ -105,6 +111,38 @@ def _check_quantization_method(path: Path, config: Any) -> None:
             "this version of transformers knows no such method and would load it as if it were not quantized",
             "the engine that made it, or take quantization_config out of config.json if its weights are plain floats",
         )
+
+
+def _check_parameter_count(path: Path, config: Any, trusted: bool) -> None:
+    """Raise ``CheckpointError`` for a config of more parameters than the files have bits.
+
+    Transformers would fill what is missing with random numbers, and take the memory for it. The model is built without
+    memory to count them, where a number in the config is larger than any side of a tensor.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    headers = [read_header(file) for file in safetensors_files(path)]
+    largest = max((side for header in headers for one in header.tensors.values() for side in one.shape), default=0)
+    if max(_whole_numbers(config.to_dict()), default=0) <= largest:
+        return
+    count, bits = 0, 8 * tensor_bytes(path)
+    with suppress(Exception), torch.device("meta"):  # what cannot be built is refused, in words, when it is loaded
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+        count = sum(part.numel() for part in model.parameters())
+    if count > bits + MORE_PARAMETERS:
+        found = f"its config has {count:,} parameters, and the files {bits // 8:,} bytes"
+        attempt = "check that weights and config.json belong together"
+        raise CheckpointError(f"the weights of {path}", found, attempt)
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """Yield every whole number in a config, those of its parts too."""
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    for part in parts:
+        yield from _whole_numbers(part)
+    if isinstance(value, int):
+        yield value
 
 
 def _load_tokenizer(path: Path, trusted: bool) -> Any:

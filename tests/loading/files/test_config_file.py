@@ -50,6 +50,23 @@ def test_a_field_of_another_type_is_refused(tmp_path, changes, said):
         checkpoint.check_directory(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, and the files hold 48 tensors"),
+        ({"num_hidden_layers": float("inf")}, "num_hidden_layers is inf"),
+        ({"num_hidden_layers": float("nan")}, "num_hidden_layers is nan"),
+        ({"text_config": {"num_hidden_layers": 10**6}}, "num_hidden_layers is 1000000"),
+        ({"num_local_experts": 10**9}, "num_local_experts is 1000000000"),
+    ],
+)
+def test_more_parts_than_the_files_hold_are_refused(tmp_path, changes, said):
+    """Layers and experts are counted before transformers makes lists of them."""
+    folder = checkpoints.copy_of_tiny(tmp_path / "odd", checkpoints.config(**changes))
+    with pytest.raises(SwcheckError, match=said):
+        checkpoint.check_directory(folder)
+
+
 @given(config=hostile.damaged(json.loads((CHECKPOINT / "config.json").read_text())))
 def test_any_config_is_read_or_refused(config, tmp_path_factory):
     """With one place of a good config replaced by anything, nothing that reads it ends otherwise than in words."""
