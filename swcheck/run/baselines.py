@@ -6,7 +6,8 @@ import hashlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from swcheck.base.evaluation_text import evaluation_text, read_text
+from swcheck.base.evaluation_text import evaluation_text
+from swcheck.base.reading.text_file import read_text
 from swcheck.base.tiers import STANDARD, tier_named
 from swcheck.loading import engines
 from swcheck.run.settings import Settings, baseline_path

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from swcheck.base.errors import OptionError, SwcheckError
-from swcheck.base.evaluation_text import read_text
 from swcheck.base.formatting import format_duration, format_size
 from swcheck.base.limits import DEFAULTS, KINDS
 from swcheck.base.output_files import check_writable
+from swcheck.base.reading.text_file import read_text
 from swcheck.base.records import Limit
 from swcheck.base.tiers import STANDARD, Tier, default_tier, tier_named
 from swcheck.gate.baseline.document import read_document_file
@@ -260,4 +260,7 @@ def forbid_downloads() -> Callable[[], None]:
 
 
 def _absolute_path(value: str | None) -> Path | None:
-    return None if value is None else Path(value).expanduser().absolute()
+    try:
+        return None if value is None else Path(value).expanduser().absolute()
+    except RuntimeError as error:  # no such user
+        raise OptionError(f"path {value}", str(error), "give the path of the home directory in full") from error
