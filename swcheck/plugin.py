@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from swcheck.base.errors import SwcheckError
+from swcheck.base.terminal import visible_line
 from swcheck.run import options
 from swcheck.run.pytest_hooks import collection, reporter
 from swcheck.run.pytest_hooks.stash import SESSION, SETTINGS, TAKEN_ALIASES, is_worker, settings_of, uncaptured
@@ -72,7 +73,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if settings is not None:
         from importlib.metadata import version
 
-        lines.append(f"swcheck: {version('swcheck')}, {options.describe_settings(settings)}, seed {settings.seed}")
+        lines.append(
+            f"swcheck: {version('swcheck')}, {visible_line(options.describe_settings(settings))}, seed {settings.seed}"
+        )
         if settings.models and getattr(config.option, "numprocesses", None):
             lines.append("swcheck: each worker of xdist loads its own models")
     if config.get_verbosity() > 0:

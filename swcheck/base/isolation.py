@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from swcheck.base.terminal import visible
+
 
 @dataclass
 class CapturedOutput:
@@ -49,7 +51,7 @@ def captured_output() -> Iterator[CapturedOutput]:
                 captured.lines.extend(line for line in dict.fromkeys(lines) if line)
     except Exception as error:
         if captured.lines:
-            error.add_note("said meanwhile: " + "\n  ".join(captured.lines[-5:]))
+            error.add_note(visible("said meanwhile: " + "\n  ".join(captured.lines[-5:])))
         raise
 
 

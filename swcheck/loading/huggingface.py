@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from swcheck.base.errors import CheckpointError, EngineError, OptionError, SwcheckError, brief_message
 from swcheck.base.isolation import captured_output
 from swcheck.base.records import Loaded
+from swcheck.base.terminal import tell
 from swcheck.loading import tiny
 from swcheck.loading.checkpoint import check_directory, own_code_error
 from swcheck.loading.files.safetensors_header import read_header, safetensors_files
@@ -190,7 +190,7 @@ def _load_model(path: Path, config: Any, dtype: str, trusted: bool, **placement:
         raise CheckpointError(f"the weights of {path}", found, attempt)
     unused = sorted(info.get("unexpected_keys") or ())
     if unused:
-        sys.stderr.write(f"swcheck: {path} has {len(unused)} tensors that the model does not use, first {unused[0]}\n")
+        tell(f"{path} has {len(unused)} tensors that the model does not use, first {unused[0]}")
     return model
 
 

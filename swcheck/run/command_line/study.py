@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from swcheck.base.errors import OptionError
 from swcheck.base.output_files import check_writable, write_atomically
 from swcheck.base.reading.text_file import read_text
+from swcheck.base.terminal import tell
 from swcheck.run.command_line.arguments import add_json, add_loading, add_tasks, load_model
 from swcheck.study.catalogue import NAMES
 
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def _log(line: str) -> None:
-    sys.stderr.write(f"swcheck: {line}\n")
+    tell(line)
 
 
 def _setup(options: argparse.Namespace, text: str | None) -> Setup:

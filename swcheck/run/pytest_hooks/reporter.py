@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from swcheck.base.errors import RobustnessError, SwcheckError
+from swcheck.base.terminal import visible, visible_line
 from swcheck.run import options
 from swcheck.run.pytest_hooks.collection import is_shipped, suite_is_included
 from swcheck.run.pytest_hooks.stash import SESSION, SETTINGS, SHOWN_ROWS, TAKEN_ALIASES, settings_of, specs_of
@@ -72,7 +73,7 @@ def format_failure(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[Base
             "pytest",
             *options.repeat_arguments(settings, spec or "", candidates, item.config.stash[TAKEN_ALIASES]),
         ]
-        report.sections.append(("repeat", shlex.join([*words, "--pyargs", item.nodeid.partition("[")[0]])))
+        report.sections.append(("repeat", visible(shlex.join([*words, "--pyargs", item.nodeid.partition("[")[0]]))))
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
         crash.message = str(excinfo.value).splitlines()[0]
@@ -149,7 +150,7 @@ def verdict_without_measurement(
 
 def unreviewed_message(paths: Iterable[Path]) -> str:
     """Return the message of a run that fails because it has measured new baselines, which have to be reviewed."""
-    names = ", ".join(str(path) for path in paths)
+    names = ", ".join(visible_line(str(path)) for path in paths)
     return f"baselines measured anew: {names}\n  review and commit them, then run without --swcheck-update"
 
 
@@ -210,7 +211,7 @@ class Reporter:
         terminal.write("" if getattr(terminal, "currentfspath", None) else "\n")
         terminal.ensure_newline()
         names = " and ".join(name_with_size(self.settings, name) for name in wanted)
-        terminal.write(f"swcheck: {verb} {names}", flush=True)  # before the estimate, which imports torch
+        terminal.write(visible_line(f"swcheck: {verb} {names}"), flush=True)  # before the estimate, which imports torch
         words = cost_estimate_words(self.settings, spec, wanted)
         terminal.write_line(f"; {words}" if words else "")
 
@@ -258,13 +259,13 @@ class Reporter:
             terminalreporter.ensure_newline()
             terminalreporter.section("swcheck")
         for line in lines:
-            terminalreporter.write_line(line, **colour_of(line))
+            terminalreporter.write_line(visible(line), **colour_of(line))
         for line in self.unused_limits() if lines else ():
-            terminalreporter.write_line(line, yellow=True)
+            terminalreporter.write_line(visible(line), yellow=True)
         for line in self.write_errors:
-            terminalreporter.write_line(line, red=True)
+            terminalreporter.write_line(visible_line(line), red=True)
         for path in self.written if lines else ():
-            terminalreporter.write_line(f"written: {path}")
+            terminalreporter.write_line(visible_line(f"written: {path}"))
 
     def unused_limits(self) -> list[str]:
         """Return a warning about limits for models that this run does not have: a mistyped name would limit nothing."""
