@@ -17,7 +17,15 @@ from swcheck.base.errors import RobustnessError, SwcheckError
 from swcheck.base.terminal import visible, visible_line
 from swcheck.run import options
 from swcheck.run.pytest_hooks.collection import is_shipped, suite_is_included
-from swcheck.run.pytest_hooks.stash import SESSION, SETTINGS, SHOWN_ROWS, TAKEN_ALIASES, settings_of, specs_of
+from swcheck.run.pytest_hooks.stash import (
+    INTERRUPTED,
+    SESSION,
+    SETTINGS,
+    SHOWN_ROWS,
+    TAKEN_ALIASES,
+    settings_of,
+    specs_of,
+)
 
 if TYPE_CHECKING:
     from swcheck.base.records import Verdict
@@ -230,6 +238,10 @@ class Reporter:
             self.baseline_texts.setdefault(Path(path), []).append(text)
             self.has_worker_baselines = True
 
+    def pytest_keyboard_interrupt(self) -> None:
+        """Note the interrupt before the fixtures end: no baseline is measured after it."""
+        self.config.stash[INTERRUPTED] = True
+
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.config.option.collectonly or exitstatus == pytest.ExitCode.USAGE_ERROR:
             return
@@ -240,7 +252,9 @@ class Reporter:
         # Several workers may have measured the same reference; the longest text has the most measurements.
         files = {path: max(texts, key=lambda text: (len(text), text)) for path, texts in self.baseline_texts.items()}
         if self.settings.json is not None:
-            files[self.settings.json] = json_text(json_document(self.worst_verdicts())) + "\n"
+            interrupted = self.config.stash.get(INTERRUPTED, False)
+            document = json_document(self.worst_verdicts(), interrupted=interrupted)
+            files[self.settings.json] = json_text(document) + "\n"
         for path, text in files.items():
             try:
                 write_atomically(path, text)
