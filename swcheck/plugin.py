@@ -15,9 +15,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from swcheck.base.errors import SwcheckError
+from swcheck.base.terminal import visible_line
 from swcheck.run import options
 from swcheck.run.pytest_hooks import collection, reporter
-from swcheck.run.pytest_hooks.stash import SESSION, SETTINGS, TAKEN_ALIASES, is_worker, settings_of, uncaptured
+from swcheck.run.pytest_hooks.stash import (
+    INTERRUPTED,
+    SESSION,
+    SETTINGS,
+    TAKEN_ALIASES,
+    is_worker,
+    settings_of,
+    uncaptured,
+)
 
 if TYPE_CHECKING:
     from swcheck.base.records import Limit, SuperActivation, SuperWeight
@@ -72,7 +81,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if settings is not None:
         from importlib.metadata import version
 
-        lines.append(f"swcheck: {version('swcheck')}, {options.describe_settings(settings)}, seed {settings.seed}")
+        lines.append(
+            f"swcheck: {version('swcheck')}, {visible_line(options.describe_settings(settings))}, seed {settings.seed}"
+        )
         if settings.models and getattr(config.option, "numprocesses", None):
             lines.append("swcheck: each worker of xdist loads its own models")
     if config.get_verbosity() > 0:
@@ -120,7 +131,10 @@ def swcheck_session(pytestconfig: pytest.Config) -> Iterator[Session]:
 
     session = pytestconfig.stash[SESSION] = Session(settings_of(pytestconfig) or Settings())
     yield session
-    session.free()
+    interrupted = pytestconfig.stash.get(INTERRUPTED, False)
+    session.free(measure=not interrupted)
+    if interrupted:
+        return
     hand_over_baselines(pytestconfig, session.baselines)
     if session.baselines and not session.settings.accept and not is_worker(pytestconfig):
         pytest.fail(reporter.unreviewed_message(session.baselines), pytrace=False)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from swcheck.base.terminal import visible, visible_line
+
 if TYPE_CHECKING:
     from swcheck.base.records import Verdict
 
@@ -16,10 +18,12 @@ if TYPE_CHECKING:
 class SwcheckError(Exception):
     """The base class of all errors whose message has these three parts.
 
-    Fields: ``asked`` (what was asked), ``found`` (what was found instead), ``attempt`` (what to try; may be empty).
+    Fields: ``asked`` (what was asked), ``found`` (what was found instead), ``attempt`` (what to try; may be empty). They
+    have no control characters: they may quote files, and are shown in terminals.
     """
 
     def __init__(self, asked: str, found: str, attempt: str = "") -> None:
+        asked, found, attempt = visible_line(asked), visible_line(found), visible(attempt)
         self.asked, self.found, self.attempt = asked, found, attempt
         tail = f"\n  try: {attempt}" if attempt else ""
         super().__init__(f"{asked}\n  found: {found}{tail}")
@@ -97,5 +101,5 @@ class RobustnessError(AssertionError):
 def brief_message(error: BaseException) -> str:
     """Return the first two non-empty lines of an error's message, joined to one line of at most 200 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    message = " ".join(lines[:2])
+    message = visible_line(" ".join(lines[:2]))
     return message if len(message) <= 200 else f"{message[:197]}..."

@@ -1,8 +1,7 @@
-"""The text that perplexity is measured on: the user's file, or the documentation topics that come with Python."""
+"""The text that perplexity is measured on where the user gives none: the documentation topics that come with Python."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 from swcheck.base.errors import TextError
@@ -26,16 +25,3 @@ def evaluation_text() -> str:
         ) from error
     paragraphs = [" ".join(block.split()) for name in sorted(topics) for block in topics[name].split("\n\n")]
     return "\n\n".join(paragraph for paragraph in paragraphs if len(paragraph) >= SHORTEST_PARAGRAPH) + "\n"
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a file. Raises ``TextError`` if the file is missing, empty or not UTF-8."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise TextError(f"text {path}", error.strerror or str(error), "give an existing UTF-8 file") from error
-    except UnicodeDecodeError as error:
-        raise TextError(f"text {path} in UTF-8", str(error), "convert the file to UTF-8") from error
-    if not text.strip():
-        raise TextError(f"text {path}", "an empty file", "give a text of some thousand words")
-    return text

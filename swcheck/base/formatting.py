@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from swcheck.base.records import SuperWeight
+from swcheck.base.terminal import visible_line
 
 
 def format_number(value: float | None, unit: str = "") -> str:
@@ -27,7 +28,7 @@ def format_number(value: float | None, unit: str = "") -> str:
 
 def format_shortened(text: str, width: int) -> str:
     """Return ``text`` as one line of at most ``width`` characters, control characters escaped, the middle cut out."""
-    line = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    line = visible_line(text)
     remaining = width - 3
     return (
         line if len(line) <= width else f"{line[: remaining - remaining // 2]}...{line[len(line) - remaining // 2 :]}"

@@ -1,4 +1,4 @@
-"""Isolate swcheck from other packages: capture what they print, and undo their changes to environment variables.
+"""Isolate swcheck from other packages: capture what they print, undo what they change, bound what they take.
 
 Banners, warnings and progress bars of other packages would disturb the report. The captured lines are kept. An
 exception that leaves the block carries the last five of them as a note.
@@ -6,13 +6,21 @@ exception that leaves the block carries the last five of them as a note.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import logging
 import os
+import random
+import signal
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from swcheck.base.terminal import visible
 
 
 @dataclass
@@ -43,7 +51,7 @@ def captured_output() -> Iterator[CapturedOutput]:
                 captured.lines.extend(line for line in dict.fromkeys(lines) if line)
     except Exception as error:
         if captured.lines:
-            error.add_note("said meanwhile: " + "\n  ".join(captured.lines[-5:]))
+            error.add_note(visible("said meanwhile: " + "\n  ".join(captured.lines[-5:])))
         raise
 
 
@@ -61,3 +69,90 @@ def restored_environment(**wanted: str) -> Iterator[None]:
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Restore environment variables and the state of Python's ``random`` after the block.
+
+    Packages change both when they are imported: torch's compiler sets ``TORCHINDUCTOR_CACHE_DIR``, rich draws a number.
+    """
+    state = random.getstate()
+    try:
+        with restored_environment():
+            yield
+    finally:
+        random.setstate(state)
+
+
+class _ExpiredError(BaseException):
+    """Raised inside a block whose time is over. No ``Exception``, so that no library takes it for an error of its own."""
+
+
+@contextmanager
+def bounded(seconds: float, memory: int) -> Iterator[None]:
+    """Raise ``TimeoutError`` in the block after ``seconds``, and ``MemoryError`` where it needs ``memory`` more bytes.
+
+    The block may run Python code that others wrote. In the main thread of a POSIX system any computation is stopped, in
+    other threads and elsewhere a single call into C is not. The memory is bounded on Linux only.
+    """
+    in_main = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+    stop = _alarm(seconds) if in_main else _watcher(seconds, threading.get_ident())
+    lift = _memory_limit(memory)
+    try:
+        yield
+    except _ExpiredError as error:
+        raise TimeoutError(f"more than {seconds:g} s") from error
+    finally:
+        stop()
+        lift()
+
+
+def _alarm(seconds: float) -> Callable[[], None]:
+    """Raise ``_ExpiredError`` here after ``seconds``; return a function that stops that. Another timer goes on afterwards."""
+
+    def expire(_signal: int, _frame: Any) -> None:
+        raise _ExpiredError
+
+    handler = signal.signal(signal.SIGALRM, expire)
+    earlier = signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def stop() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if earlier[0]:
+            signal.setitimer(signal.ITIMER_REAL, *earlier)
+
+    return stop
+
+
+def _watcher(seconds: float, thread: int) -> Callable[[], None]:
+    """Raise ``_ExpiredError`` in a thread after ``seconds``, at its next line of Python; return a function that stops that."""
+
+    def throw(error: Any) -> None:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error)
+
+    timer = threading.Timer(seconds, throw, [ctypes.py_object(_ExpiredError)])
+    timer.daemon = True
+    timer.start()
+
+    def stop() -> None:
+        timer.cancel()
+        timer.join()
+        throw(None)  # one that was thrown, but not raised yet
+
+    return stop
+
+
+def _memory_limit(memory: int) -> Callable[[], None]:
+    """Allow this process ``memory`` more bytes of address space; return a function that lifts the limit again."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return lambda: None
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize() + memory
+    soft = wanted if before[0] == resource.RLIM_INFINITY else min(wanted, before[0])
+    resource.setrlimit(resource.RLIMIT_AS, (soft, before[1]))
+    return lambda: resource.setrlimit(resource.RLIMIT_AS, before)

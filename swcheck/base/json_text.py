@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 
@@ -19,5 +20,15 @@ def finite_json(value: Any) -> Any:
 
 
 def json_text(value: Any) -> str:
-    """Return ``value`` as JSON text, indented by two spaces. Numbers that are not finite become strings."""
-    return json.dumps(finite_json(value), indent=2, allow_nan=False, ensure_ascii=False)
+    """Return ``value`` as JSON text, indented by two spaces. Numbers that are not finite become strings.
+
+    Characters that cannot be printed are escaped, since the text may be shown in a terminal.
+    """
+    text = json.dumps(finite_json(value), indent=2, allow_nan=False, ensure_ascii=False)
+    return re.sub(r"[^\n\x20-\x7e]", lambda found: _json_escape(found[0]), text)
+
+
+def _json_escape(character: str) -> str:
+    if character.isprintable():
+        return character
+    return f"\\u{ord(character):04x}" if ord(character) < 2**16 else json.dumps(character)[1:-1]

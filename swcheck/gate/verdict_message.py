@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from swcheck.base.records import Verdict
+from swcheck.base.terminal import visible
 from swcheck.base.wrapping import MAX_WIDTH, wrapped, wrapped_rows
 
 FOUND: Final = "found"
@@ -45,7 +46,7 @@ def verdict_message(
         rows_there = (name for name, text in repeated if shown[name, text] == place)
         names = dict.fromkeys("layers" if name.startswith("layers.") else name for name in rows_there)
         lines += wrapped(f"  as under {place}: {', '.join(names)}", width, 4)
-    return "\n".join(lines)
+    return visible("\n".join(lines))
 
 
 def message_rows(verdict: Verdict) -> list[tuple[str, str]]:

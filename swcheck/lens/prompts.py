@@ -11,17 +11,22 @@ without a pass. What stands before it is removed piece by piece, with all pieces
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 import torch
 
-from swcheck.base.errors import OptionError
+from swcheck.base.errors import CheckpointError, OptionError
+from swcheck.base.isolation import bounded
 from swcheck.base.records import Prompt
 from swcheck.lens.tokens import adds_bos
 
 SHRINK_BATCHES: Final = 12
 """At most this many batches are tried to shorten a failing prompt; 12 halvings of 4,096 tokens reach single tokens."""
+
+RENDER_SECONDS: Final = 5.0
+RENDER_BYTES: Final = 2**29
+LONGEST_CHAT: Final = 1_000_000
+"""The most time, memory and characters of one prompt in a chat template; published ones take milliseconds."""
 
 Ids = tuple[int, ...]
 
@@ -36,18 +41,40 @@ def as_prompt(prompt: str | Prompt) -> Prompt:
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> Ids:
     """Return the token ids of a prompt, with one BOS at most; empty where the text has no token in this form.
 
-    A chat prompt is encoded as a plain one where the tokenizer has no chat template, or the template refuses it.
+    A chat prompt is encoded as a plain one where the tokenizer has no chat template, or the template refuses it. Raises
+    ``CheckpointError`` for a template that takes too much time or memory, or multiplies the text.
     """
     text, special = prompt.text, prompt.form != "bare"
-    if prompt.form == "chat" and getattr(tokenizer, "chat_template", None):
-        with suppress(Exception):  # templates raise errors of any class for prompts that they refuse
-            turn = [{"role": "user", "content": text}]
-            text, special = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)), False
+    rendered = _rendered_chat(tokenizer, text) if prompt.form == "chat" else None
+    if rendered is not None:
+        text, special = rendered, False
     ids = tuple(int(number) for number in tokenizer(text, add_special_tokens=special)["input_ids"])
     bos = tokenizer.bos_token_id
     while len(ids) > 1 and ids[0] == ids[1] == bos is not None:
         ids = ids[1:]
     return ids
+
+
+def _rendered_chat(tokenizer: Any, text: str) -> str | None:
+    """Return a user's turn in the tokenizer's chat template; None where there is none, or it refuses the text.
+
+    A template is a program that comes with the checkpoint. Transformers renders it in jinja's sandbox, which bounds
+    neither time nor memory.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    turn, found = [{"role": "user", "content": text}], ""
+    try:
+        with bounded(RENDER_SECONDS, RENDER_BYTES):
+            rendered = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        if len(rendered) <= LONGEST_CHAT:
+            return rendered
+        found = f"it makes {len(rendered):,} characters of {len(text):,}, at most {LONGEST_CHAT:,} are taken"
+    except (TimeoutError, MemoryError, RecursionError) as error:
+        found = f"rendering it takes more than {RENDER_SECONDS:g} s or {RENDER_BYTES:,} bytes ({type(error).__name__})"
+    except Exception:  # templates raise errors of any class for prompts that they refuse
+        return None
+    raise CheckpointError("a prompt in the chat template of this tokenizer", found, "repair its chat_template")
 
 
 def encode_batch(tokenizer: Any, prompts: Sequence[Prompt], longest: int | None = None) -> tuple[torch.Tensor, Ids]:

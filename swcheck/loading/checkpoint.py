@@ -1,19 +1,23 @@
-"""Validate a model's directory before transformers reads it, with errors that name the problem. Standard library only.
+"""Validate a model's directory before transformers reads it, with errors that name the problem.
 
 No code that comes with a checkpoint is run: pickles are refused, and so is Python code, unless the user trusts it.
 """
 
 from __future__ import annotations
 
-import json
+import os
+import re
 import shlex
-import struct
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 from swcheck.base.errors import ArchitectureError, CheckpointError, EngineError, UnsafeCheckpointError, brief_message
+from swcheck.base.reading.bounded import open_regular
+from swcheck.loading.files.config_file import CONFIG, check_counts, read_config
+from swcheck.loading.files.safetensors_header import read_header
+from swcheck.loading.files.shard_index import SHARD_INDEX, shards_of
 from swcheck.loading.scheme_from_config import missing_packages
 
 TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -23,7 +27,18 @@ HQQ_PICKLE: Final = "qmodel.pt"
 
 CAUSAL_HEADS: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 SINGLE_FILE: Final = "model.safetensors"
-SHARD_INDEX: Final = "model.safetensors.index.json"
+
+LARGEST_FILES: Final = {
+    ".json": 2**28,
+    ".jinja": 2**20,
+    ".txt": 2**28,
+    ".model": 2**28,
+    ".safetensors": 2**63,
+}
+"""The most bytes of a file by its suffix. Transformers reads all but the weights whole.
+
+The largest tokenizers that are published have 33 MB (Gemma), the largest chat templates 50 kB.
+"""
 
 
 def check_directory(path: Path, *, trust_remote_code: bool = False) -> None:
@@ -33,7 +48,12 @@ def check_directory(path: Path, *, trust_remote_code: bool = False) -> None:
     """
     if not path.is_dir():
         raise CheckpointError(f"model directory {path}", "a file", "give the folder that holds config.json")
-    config = _read_config(path)
+    try:
+        _check_files(path)
+    except OSError as error:
+        found = error.strerror or brief_message(error)
+        raise CheckpointError(f"model directory {path}", found, "give a folder that can be read") from error
+    config = _read_model_config(path)
     _check_code(path, config, trust_remote_code)
     _check_causal(path, config)
     _check_pickles(path)
@@ -44,7 +64,7 @@ def check_directory(path: Path, *, trust_remote_code: bool = False) -> None:
             f"none of {', '.join(TOKENIZER_FILES)}",
             "save the tokenizer beside the model: tokenizer.save_pretrained(directory)",
         )
-    _check_weights(path)
+    _check_weights(path, config)
 
 
 def _check_code(path: Path, config: Mapping[str, Any], trusted: bool) -> None:
@@ -67,7 +87,9 @@ def _is_native(model_type: str) -> bool:
     """Return whether transformers has a folder for this model type, without importing transformers."""
     spec = find_spec("transformers")
     folder = model_type.replace("-", "_")
-    return bool(spec and spec.origin and folder and (Path(spec.origin).parent / "models" / folder).is_dir())
+    if re.fullmatch(r"\w+", folder) is None:  # no path out of the folder of models
+        return False
+    return bool(spec and spec.origin and (Path(spec.origin).parent / "models" / folder).is_dir())
 
 
 def _check_causal(path: Path, config: Mapping[str, Any]) -> None:
@@ -91,10 +113,9 @@ def _check_packages(path: Path, config: Mapping[str, Any]) -> None:
         raise EngineError(f"load {path}, quantized by {method}", f"not installed: {names}", command)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    file = path / "config.json"
+def _read_model_config(path: Path) -> dict[str, Any]:
     adapter = (path / "adapter_config.json").exists()
-    if adapter or not file.exists():
+    if adapter or not (path / CONFIG).exists():
         listed = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "an empty folder"
         raise CheckpointError(
             f"a whole model in {path}" if adapter else f"config.json in {path}",
@@ -103,17 +124,21 @@ def _read_config(path: Path) -> dict[str, Any]:
             if adapter
             else "give the folder that save_pretrained wrote",
         )
-    config = _read_json(file)
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise CheckpointError(f"a model_type in {file}", "none", "give a config.json that transformers wrote")
-    return config
+    return read_config(path)
 
 
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"JSON in {file}", brief_message(error), "repair the file, or fetch it again") from error
+def _check_files(path: Path) -> None:
+    """Raise ``CheckpointError`` unless all that transformers may read is a regular file of a plausible size.
+
+    Symbolic links are followed, wherever they lead: the cache of the hub is made of them.
+    """
+    for child in sorted(path.iterdir()):
+        most = LARGEST_FILES.get(child.suffix)
+        if most is not None:
+            with open_regular(child, str(child)) as stream:
+                size = os.fstat(stream.fileno()).st_size
+            if size > most:
+                raise CheckpointError(str(child), f"{size:,} bytes, at most {most:,} are read", "give the right file")
 
 
 def _check_pickles(path: Path) -> None:
@@ -128,7 +153,7 @@ def _check_pickles(path: Path) -> None:
         raise UnsafeCheckpointError(f"load {path}", found, attempt)
 
 
-def _check_weights(path: Path) -> None:
+def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"weights in {path}", "no *.safetensors file", "save the model with save_pretrained")
@@ -140,44 +165,5 @@ def _check_weights(path: Path) -> None:
         if not (path / name).exists():
             found = f"it lists {len(wanted)} files, of which {name} is not there"
             raise CheckpointError(f"the weights that {path / SHARD_INDEX} lists", found, "fetch the missing file")
-        check_safetensors(path / name)
-
-
-def shards_of(path: Path) -> set[str]:
-    """Return the names of the files that the index of a sharded checkpoint lists; empty if there is no index.
-
-    Raises ``CheckpointError`` if the index is malformed.
-    """
-    file = path / SHARD_INDEX
-    if not file.exists():
-        return set()
-    index = _read_json(file)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
-        raise CheckpointError(f"a weight_map in {file}", "none", "repair the file, or fetch it again")
-    return set(weight_map.values())
-
-
-def check_safetensors(file: Path) -> None:
-    """Raise ``CheckpointError`` unless a safetensors header is complete and the file as long as the header says."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else None
-        if length is None or length > size - 8:
-            raise CheckpointError(
-                f"safetensors in {file}", f"{size} bytes, cut off inside the header", "fetch the file again"
-            )
-        try:
-            header = json.loads(stream.read(length))
-            ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-            found = f"a malformed header ({brief_message(error)})"
-            raise CheckpointError(f"safetensors in {file}", found, "fetch the file again") from error
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        raise CheckpointError(
-            f"safetensors in {file}",
-            f"{size} bytes where its header says {expected}: the file is {'cut off' if size < expected else 'too long'}",
-            "fetch the file again",
-        )
+    headers = [read_header(path / name) for name in wanted]
+    check_counts(config, [tensor for header in headers for tensor in header.tensors.values()], path / CONFIG)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from swcheck.base.errors import CheckpointError
+from swcheck.loading.files.config_file import read_config
+from swcheck.loading.files.safetensors_header import read_header, safetensors_files
 
 
 @dataclass(frozen=True)
@@ -25,37 +28,26 @@ class CheckpointSize:
 
 
 def checkpoint_size(directory: Path) -> CheckpointSize | None:
-    """Return the size of a checkpoint, read from the headers of its safetensors files; None if it has none."""
-    files = sorted(directory.glob("*.safetensors"))
-    tensors = [entry for file in files for name, entry in _read_header(file).items() if name != "__metadata__"]
-    counted = [(_element_count(entry["shape"]), entry) for entry in tensors]
-    matrices = [(count, entry) for count, entry in counted if len(entry["shape"]) == 2]
+    """Return the size of a checkpoint, read from the headers of its safetensors files; None if it has none.
+
+    Raises ``CheckpointError`` for a file that is no safetensors. A config that cannot be read is left out.
+    """
+    files = safetensors_files(directory)
+    tensors = [tensor for file in files for tensor in read_header(file).tensors.values()]
+    matrices = [tensor for tensor in tensors if len(tensor.shape) == 2]
     if not matrices:
         return None
-    _, largest = max(matrices, key=lambda pair: pair[0])
-    total, size = sum(count for count, _ in counted), sum(file.stat().st_size for file in files)
-    stored = {"BF16": "bfloat16", "F16": "float16"}.get(str(largest["dtype"]), "float32")
-    config = _read_config(directory)
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or stored)
+    largest = max(matrices, key=lambda tensor: tensor.count)
+    total, size = sum(tensor.count for tensor in tensors), sum(file.stat().st_size for file in files)
+    stored = {"BF16": "bfloat16", "F16": "float16"}.get(largest.dtype, "float32")
+    config: dict[str, Any] = {}
+    with suppress(CheckpointError):
+        config = read_config(directory)
+    named = config.get("dtype") or config.get("torch_dtype")
     return CheckpointSize(
-        size, total, (largest["shape"][0], largest["shape"][1]), dtype, config.get("max_position_embeddings")
+        size,
+        total,
+        (largest.shape[0], largest.shape[1]),
+        named if isinstance(named, str) else stored,
+        config.get("max_position_embeddings") or None,
     )
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((directory / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
-
-
-def _read_header(file: Path) -> dict[str, dict[str, list[int]]]:
-    with file.open("rb") as stream:
-        return json.loads(stream.read(int.from_bytes(stream.read(8), "little")))  # type: ignore[no-any-return]
-
-
-def _element_count(shape: Sequence[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from swcheck.base.errors import EngineError, OptionError, SwcheckError, brief_message
-from swcheck.base.isolation import captured_output
+from swcheck.base.isolation import captured_output, undisturbed
 from swcheck.base.records import Engine, Loaded
 from swcheck.loading import hub, tiny
 
@@ -116,7 +116,8 @@ def load(
         if with_device_map == chosen:
             raise EngineError(f"engine {name!r}", "it cannot spread a model over devices", "leave out the device map")
         chosen = with_device_map
-    with nullcontext() if name == BUILT_IN else captured_output():  # the built-in engine prints what it downloads
+    # the built-in engine prints what it downloads
+    with undisturbed(), nullcontext() if name == BUILT_IN else captured_output():
         try:
             return chosen.load(scheme, reference=reference, device=device, dtype=dtype)
         except SwcheckError:
@@ -251,7 +252,8 @@ def needs_reference(spec: str) -> bool:
 def tokenizer_of(spec: str, *, trust_remote_code: bool = False) -> Any:
     """Return the tokenizer of a model, None if the model is not on this machine or an engine makes it."""
     directory = directory_of(spec)
-    return None if directory is None else _built_in_module().tokenizer_of(directory, trust_remote_code)
+    with undisturbed():
+        return None if directory is None else _built_in_module().tokenizer_of(directory, trust_remote_code)
 
 
 def device_of(name: str | None) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
 from swcheck.base.errors import CheckpointError, SwcheckError, UnknownModelError, UnsafeCheckpointError, brief_message
+from swcheck.base.terminal import tell, visible_line
 from swcheck.loading import published_index, tiny
-from swcheck.loading.checkpoint import SINGLE_FILE, TOKENIZER_FILES, check_directory, shards_of
+from swcheck.loading.checkpoint import SINGLE_FILE, TOKENIZER_FILES, check_directory
+from swcheck.loading.files.shard_index import shards_of
 
 DOWNLOADED: Final = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 NOT_DOWNLOADED: Final = ("consolidated*", "*/*")
@@ -69,7 +70,7 @@ def name_of(spec: str) -> str:
     A directory with the name of a known model keeps its whole path as name, because it need not be that model.
     """
     path = existing_path(spec)
-    name = spec if path is None else path.resolve().name
+    name = spec if path is None else visible_line(path.resolve().name)
     return spec if published_index.find(name) else name
 
 
@@ -128,7 +129,7 @@ def _download_snapshot(repository: str, spec: str, offline: bool) -> Path:
         wanted = [file for file in files if _is_downloaded(file.rfilename)]
         if not any(file.rfilename.endswith(".safetensors") for file in wanted):
             raise UnsafeCheckpointError(asked, "its weights are no safetensors", "convert it, and give the directory")
-        sys.stderr.write(f"swcheck: downloading {repository}, {sum(file.size or 0 for file in wanted) / 1e9:.1f} GB\n")
+        tell(f"downloading {repository}, {sum(file.size or 0 for file in wanted) / 1e9:.1f} GB")
         allowed, ignored = list(DOWNLOADED), list(NOT_DOWNLOADED)
         return Path(hub.snapshot_download(repository, allow_patterns=allowed, ignore_patterns=ignored))
     except SwcheckError:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,10 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 from swcheck.base.errors import CheckpointError, EngineError, OptionError, SwcheckError, brief_message
 from swcheck.base.isolation import captured_output
 from swcheck.base.records import Loaded
+from swcheck.base.terminal import tell
 from swcheck.loading import tiny
 from swcheck.loading.checkpoint import check_directory, own_code_error
+from swcheck.loading.files.safetensors_header import read_header, safetensors_files
 from swcheck.loading.hub import find_directory, name_of
 from swcheck.loading.scheme_from_config import scheme_of
+from swcheck.loading.tensor_files import tensor_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +31,10 @@ COMPARED_PER_FILE: Final = 32
 
 A few are enough, because a kernel repacks all of them or none.
 """
+
+
+MORE_PARAMETERS: Final = 2**24
+"""So many parameters more than the files have bits are allowed: 64 MB, whatever a small config says."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class HuggingFace:
         with _silenced_loading():
             config = _load_config(directory, self.trust_remote_code)
             _check_quantization_method(directory, config)
+            _check_parameter_count(directory, config, self.trust_remote_code)
             tokenizer = _load_tokenizer(directory, self.trust_remote_code)
             trusted, placement = self.trust_remote_code, {"device_map": self.device_map}
             model, unused = _load_model(directory, config, dtype or "auto", trusted, **placement)
@@ -105,6 +112,38 @@ def _check_quantization_method(path: Path, config: Any) -> None:
             "this version of transformers knows no such method and would load it as if it were not quantized",
             "the engine that made it, or take quantization_config out of config.json if its weights are plain floats",
         )
+
+
+def _check_parameter_count(path: Path, config: Any, trusted: bool) -> None:
+    """Raise ``CheckpointError`` for a config of more parameters than the files have bits.
+
+    Transformers would fill what is missing with random numbers, and take the memory for it. The model is built without
+    memory to count them, where a number in the config is larger than any side of a tensor.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    headers = [read_header(file) for file in safetensors_files(path)]
+    largest = max((side for header in headers for one in header.tensors.values() for side in one.shape), default=0)
+    if max(_whole_numbers(config.to_dict()), default=0) <= largest:
+        return
+    count, bits = 0, 8 * tensor_bytes(path)
+    with suppress(Exception), torch.device("meta"):  # what cannot be built is refused, in words, when it is loaded
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+        count = sum(part.numel() for part in model.parameters())
+    if count > bits + MORE_PARAMETERS:
+        found = f"its config has {count:,} parameters, and the files {bits // 8:,} bytes"
+        attempt = "check that weights and config.json belong together"
+        raise CheckpointError(f"the weights of {path}", found, attempt)
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """Yield every whole number in a config, those of its parts too."""
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    for part in parts:
+        yield from _whole_numbers(part)
+    if isinstance(value, int):
+        yield value
 
 
 def _load_tokenizer(path: Path, trusted: bool) -> Any:
@@ -155,7 +194,7 @@ def _load_model(path: Path, config: Any, dtype: str, trusted: bool, **placement:
         raise CheckpointError(f"the weights of {path}", found, attempt)
     unused = sorted(info.get("unexpected_keys") or ())
     if unused:
-        sys.stderr.write(f"swcheck: {path} has {len(unused)} tensors that the model does not use, first {unused[0]}\n")
+        tell(f"{path} has {len(unused)} tensors that the model does not use, first {unused[0]}")
     return model, tuple(unused)
 
 
@@ -195,7 +234,7 @@ def _repacked_tensor(model: Any, path: Path) -> str | None:
     from safetensors import safe_open
 
     state = model.state_dict()
-    for file in sorted(path.glob("*.safetensors")):
+    for file in safetensors_files(path):
         with safe_open(file, framework="pt") as stored:
             codes: list[str] = [
                 name for name in sorted(stored.keys()) if name in state and not state[name].is_floating_point()

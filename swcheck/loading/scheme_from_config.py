@@ -16,6 +16,9 @@ from swcheck.base.records import Scheme
 
 Config = Mapping[str, Any]
 
+MOST_BITS: Final = 64
+"""The most bits of a number; a config that says more, or NaN, says nothing."""
+
 
 def scheme_of(config: Config) -> Scheme | None:
     """Return the scheme of a model's ``config.json``, None if it is not quantized or does not say how."""
@@ -24,9 +27,12 @@ def scheme_of(config: Config) -> Scheme | None:
         return None
     read = READERS.get(str(quantization.get("quant_method", "")).lower())
     try:
-        return read(quantization) if read else None
-    except (TypeError, ValueError, AttributeError, KeyError):
+        scheme = read(quantization) if read else None
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError):
         return None
+    return (
+        scheme if scheme and 0 < scheme.weight_bits <= MOST_BITS and 0 < scheme.activation_bits <= MOST_BITS else None
+    )
 
 
 def missing_packages(config: Config) -> tuple[str, tuple[tuple[str, str], ...]]:

@@ -20,7 +20,7 @@ def spec_of(config: Mapping[str, Any]) -> str | None:
     read = _READERS.get(str(config.get("quant_method", "")).lower())
     try:
         return read(config) if read else None
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
         return None
 
 

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from swcheck.base.errors import brief_message
+from swcheck.loading.files.safetensors_header import safetensors_files
 
 
 def read_tensor(directory: Path, name: str) -> torch.Tensor | str:
@@ -19,7 +20,7 @@ def read_tensor(directory: Path, name: str) -> torch.Tensor | str:
     """
     file_of: dict[str, Path] = {}
     try:
-        for file in sorted(directory.glob("*.safetensors")):
+        for file in safetensors_files(directory):
             with safe_open(file, framework="pt") as stored:
                 file_of |= dict.fromkeys(stored.keys(), file)
         for ending in _endings(name):
@@ -36,7 +37,7 @@ def read_tensor(directory: Path, name: str) -> torch.Tensor | str:
 
 def tensor_bytes(directory: Path) -> int:
     """Return the size in bytes of the safetensors files of a directory."""
-    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in safetensors_files(directory))
 
 
 def _endings(name: str) -> list[str]:

@@ -6,7 +6,8 @@ import hashlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from swcheck.base.evaluation_text import evaluation_text, read_text
+from swcheck.base.evaluation_text import evaluation_text
+from swcheck.base.reading.text_file import read_text
 from swcheck.base.tiers import STANDARD, tier_named
 from swcheck.loading import engines
 from swcheck.run.settings import Settings, baseline_path
@@ -21,12 +22,15 @@ def reference_from_baseline(settings: Settings, spec: str) -> Subject:
     Raises ``CheckpointError`` if the file is not a baseline, and ``WrongModelError`` if it was measured with other
     weights, another text, another tokenizer or in another tier.
     """
+    from swcheck.base.reading.bounded import read_bytes
+    from swcheck.gate.baseline.document import MOST_READ
     from swcheck.gate.baseline.file import read_baseline
     from swcheck.gate.baseline.identity import check_identity
 
     path = baseline_path(settings, spec)
-    subject, facts = read_baseline(path.read_text(encoding="utf-8"), str(path))
-    subject.notes = tuple(check_identity(facts, baseline_facts(settings, spec), str(path)))
+    subject, facts = read_baseline(read_bytes(path, MOST_READ, f"baseline {path}"), str(path))
+    now = {"model": settings.name_of(spec), **baseline_facts(settings, spec)}
+    subject.notes = tuple(check_identity(facts, now, str(path)))
     subject.name = settings.name_of(spec)
     subject.tier = tier_named(str(facts.get("tier", STANDARD.name)))
     subject.text, subject.text_label = chosen_text(settings, engines.text_of(spec)), str(settings.text or "")

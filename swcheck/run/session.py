@@ -86,9 +86,12 @@ class Session:
             _discard(self._candidate[1])
         self._candidate = None
 
-    def free(self) -> None:
-        """Free all models."""
+    def free(self, *, measure: bool = True) -> None:
+        """Free all models. With ``measure`` False the reference is not measured for its baseline first."""
         self.free_candidate()
+        if not measure and self._reference is not None:
+            _discard(self._reference[1])
+            self._reference = None
         self.free_reference()
 
     def _make_room(self) -> None:

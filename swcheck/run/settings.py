@@ -5,7 +5,6 @@ All of this happens before a model is loaded. Torch is imported only to test a d
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,12 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from swcheck.base.errors import OptionError, SwcheckError
-from swcheck.base.evaluation_text import read_text
 from swcheck.base.formatting import format_duration, format_size
 from swcheck.base.limits import DEFAULTS, KINDS
 from swcheck.base.output_files import check_writable
+from swcheck.base.reading.text_file import read_text
 from swcheck.base.records import Limit
 from swcheck.base.tiers import STANDARD, Tier, default_tier, tier_named
+from swcheck.gate.baseline.document import read_document_file
 from swcheck.loading import engines, published_index, tiny
 from swcheck.loading.checkpoint_size import checkpoint_size
 from swcheck.run import limit_overrides
@@ -184,6 +184,8 @@ def _check_baseline(settings: Settings) -> None:
             check_writable(path)
         elif not path.is_file():
             raise OptionError(f"baseline of {spec}", f"no file {path}", "--swcheck-update writes it, for a review")
+        else:
+            read_document_file(path)
 
 
 def baseline_path(settings: Settings, spec: str) -> Path:
@@ -197,8 +199,7 @@ def tier_of(settings: Settings, spec: str) -> Tier:
     if settings.tier is not None:
         return tier_named(settings.tier)
     if settings.uses_baselines:
-        facts = json.loads(baseline_path(settings, spec).read_text(encoding="utf-8"))
-        return tier_named(str(facts.get("tier", STANDARD.name)))
+        return tier_named(str(read_document_file(baseline_path(settings, spec)).get("tier", STANDARD.name)))
     directory = engines.directory_of(spec)
     weights = None if directory is None else checkpoint_size(directory)
     return STANDARD if weights is None else default_tier(weights.parameters, engines.device_of(settings.device))
@@ -259,4 +260,7 @@ def forbid_downloads() -> Callable[[], None]:
 
 
 def _absolute_path(value: str | None) -> Path | None:
-    return None if value is None else Path(value).expanduser().absolute()
+    try:
+        return None if value is None else Path(value).expanduser().absolute()
+    except RuntimeError as error:  # no such user
+        raise OptionError(f"path {value}", str(error), "give the path of the home directory in full") from error

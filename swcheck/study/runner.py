@@ -7,18 +7,21 @@ text and settings.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tqdm import tqdm
 
 from swcheck.base.errors import SwcheckError
 from swcheck.base.formatting import table_lines
 from swcheck.base.output_files import check_writable, write_atomically
+from swcheck.base.reading.bounded import read_bytes
+from swcheck.base.terminal import visible
 from swcheck.study.catalogue import chapter_of
 from swcheck.study.common import plots
 from swcheck.study.common.chapter import Chapter
@@ -26,6 +29,9 @@ from swcheck.study.common.record import Study, as_csv, as_json, from_json
 from swcheck.study.common.setup import Setup
 from swcheck.study.paper import Cell
 from swcheck.study.paper import table_rows as comparison_rows
+
+LARGEST_RECORD: Final = 2**26
+"""The largest record that is read, in bytes; those of all studies of a large model have some megabytes."""
 
 Report = Callable[[str], None]
 """Receives one line about the progress of a run."""
@@ -69,7 +75,7 @@ def load_earlier_study(file: Path, setup: Setup, entry: Chapter, report: Report)
     if not file.exists():
         return None
     try:
-        study = from_json(file.read_text(encoding="utf-8"), str(file))
+        study = from_json(read_bytes(file, LARGEST_RECORD, str(file)), str(file))
     except SwcheckError as error:
         report(f"{file.name} is no study ({error.found}); taken again")
         return None
@@ -120,13 +126,14 @@ def as_page(studies: Iterable[tuple[Chapter, Study]], out: Path, cells: Sequence
         if (out / f"{entry.name}.png").exists():
             lines += [f"![{entry.title}]({entry.name}.png)", ""]
         head, *rows = entry.table(study)
-        lines += [*table_lines(rows, head, style="github"), ""]
+        cells_of_page = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+        lines += [*table_lines(cells_of_page, head, style="github"), ""]
         lines += [f"- {verdict.outcome.value}: {verdict.cause or verdict.summary}" for verdict in entry.judge(study)]
         lines += [f"- {note}" for note in study.notes]
         lines += ["", f"Numbers: [{entry.name}.csv]({entry.name}.csv), [{entry.name}.json]({entry.name}.json).", ""]
     if cells:
         lines += ["## Published and measured", "", *comparison_lines(cells, style="github")]
-    return "\n".join(lines)
+    return re.sub(r"<(?=[\w/!?])", "&lt;", visible("\n".join(lines)))  # no text of a file is a tag of HTML
 
 
 def progress_bar(name: str) -> Callable[[Iterable[Any], str], Iterable[Any]]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
+import random
+import signal
 import sys
+import time
 import warnings
 
 import pytest
 
-from swcheck.base.isolation import captured_output
+from swcheck.base.isolation import bounded, captured_output, undisturbed
 
 
 def test_what_is_caught(capfd, caplog):
@@ -70,3 +74,41 @@ def test_blocks_nest():
         with captured_output() as inner:
             sys.stdout.write("inner\n")
     assert (outer.lines, inner.lines) == (["outer"], ["inner"])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_environment_and_random_numbers_are_as_before(fails):
+    """What is set, deleted or drawn inside is undone, also by an exception."""
+    os.environ["SWCHECK_TEST"] = "kept"
+    before, state = dict(os.environ), random.getstate()
+    try:
+        with undisturbed():
+            os.environ["SWCHECK_OTHER"] = "1"
+            del os.environ["SWCHECK_TEST"]
+            random.seed(7)
+            if fails:
+                raise KeyError
+    except KeyError:
+        assert fails
+    assert (dict(os.environ), random.getstate()) == (before, state)
+    del os.environ["SWCHECK_TEST"]
+
+
+def test_a_timer_of_others_goes_on():
+    """A block within its bounds changes nothing, and the timer that somebody else had set still comes."""
+    heard = []
+    before = signal.signal(signal.SIGALRM, lambda *_: heard.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    with bounded(5, 2**28):
+        assert sum(range(10)) == 45
+    assert not heard
+    time.sleep(0.4)
+    assert heard == [1]
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_memory_is_bounded():
+    """What needs more memory than is allowed is a memory error, and afterwards it is there again."""
+    with bounded(5, 2**28), pytest.raises(MemoryError):
+        bytearray(2**29)
+    assert len(bytearray(2**29)) == 2**29

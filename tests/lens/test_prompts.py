@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import resource
+import signal
+import threading
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from swcheck import Prompt
+from swcheck.base.errors import CheckpointError
 from swcheck.lens.prompts import (
     SHRINK_BATCHES,
     as_prompt,
@@ -46,6 +51,45 @@ def plain():
 @pytest.fixture(scope="module")
 def bare():
     return planted.tokenizer(bos=False)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'x' * 10**10 }}",
+        "{{ 9 ** (9 ** 9) }}",
+        "{% set n = namespace(x='x') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+        "{{ messages[0]['content'] * 1000000 }}",
+    ],
+)
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_a_template_that_multiplies_is_refused(monkeypatch, template, in_thread):
+    """A template that takes too much time, memory or characters is an error in words, and leaves no limit behind."""
+    if in_thread and "** (" in template:
+        pytest.skip("a single call into C is stopped in the main thread alone")
+    monkeypatch.setattr("swcheck.lens.prompts.RENDER_SECONDS", 0.5)
+    odd = planted.tokenizer()
+    odd.chat_template = template
+    before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)
+    found = []
+
+    def ask():
+        with pytest.raises(CheckpointError, match="a prompt in the chat template") as caught:
+            encode_prompt(odd, Prompt("def f", "chat"))
+        found.append(caught.value.found)
+
+    worker = threading.Thread(target=ask)
+    worker.run() if not in_thread else (worker.start(), worker.join())
+    assert "takes more than" in found[0] or "it makes" in found[0]
+    assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)) == before
+
+
+def test_a_template_that_refuses_a_prompt_gives_a_plain_one(plain):
+    """What a template raises of its own makes the prompt a plain one, as without a template."""
+    odd = planted.tokenizer()
+    odd.chat_template = "{{ raise_exception('no user here') }}"
+    assert encode_prompt(odd, Prompt("def", "chat")) == encode_prompt(plain, Prompt("def"))
 
 
 def test_forms(plain, bare, chatty):

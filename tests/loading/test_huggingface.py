@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -65,6 +67,38 @@ def test_dtype(dtype):
 def test_the_checkpoints_own_dtype(tmp_path):
     """Without a dtype the config's own is kept."""
     assert swcheck.load(str(copy_of_tiny(tmp_path / "a", config(dtype="bfloat16")))).model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "changes", [{"vocab_size": 10**9}, {"intermediate_size": 10**8}, {"hidden_size": 2**20, "head_dim": 2**18}]
+)
+def test_more_parameters_than_the_files_have_bits_are_refused(tmp_path, changes):
+    """A config of a model that the files cannot hold is refused before memory is taken for it."""
+    folder = copy_of_tiny(tmp_path / "odd", config(**changes))
+    with pytest.raises(CheckpointError) as caught:
+        swcheck.load(str(folder), device="cpu")
+    assert "parameters, and the files" in words_of(caught)[1]
+
+
+def test_a_config_that_cannot_be_built_is_left_to_transformers(tmp_path):
+    """Where counting the parameters fails, the error is that of loading, in words."""
+    folder = copy_of_tiny(tmp_path / "odd", config(hidden_size=2**62))
+    with pytest.raises(CheckpointError):
+        swcheck.load(str(folder), device="cpu")
+
+
+@pytest.mark.slow
+def test_the_first_load_leaves_environment_and_random_numbers(tmp_path):
+    """What packages set and draw when they are imported is undone: a process is after the first load as it was before."""
+    code = """if True:
+        import os, random
+        before, state = dict(os.environ), random.getstate()
+        import swcheck
+        swcheck.load("tiny", device="cpu")
+        print(dict(os.environ) == before, random.getstate() == state)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("True True\n", "")
 
 
 def test_a_home_directory(tmp_path, monkeypatch):

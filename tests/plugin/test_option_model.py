@@ -75,14 +75,14 @@ def test_a_name_that_leads_nowhere(inner, words, said):
     [
         ([without("config.json")], "config.json in "),
         ([text("config.json", "{")], "JSON in "),
-        ([text("config.json", "[]")], "a model_type in "),
-        ([config(model_type=None)], "a model_type in "),
+        ([text("config.json", "[]")], "is [], not an object"),
+        ([config(model_type=None)], "not an object with model_type"),
         ([without("tokenizer.json")], "a tokenizer in "),
         ([without("model.safetensors")], "no *.safetensors file"),
         ([without("model.safetensors"), checkpoints.pickled], "its weights are a pickle (pytorch_model.bin)"),
         ([checkpoints.truncated], "the file is cut off"),
         ([text("model.safetensors", "")], "0 bytes, cut off inside the header"),
-        ([text("model.safetensors", "\2\0\0\0\0\0\0\0[]")], "a malformed header"),
+        ([text("model.safetensors", "\2\0\0\0\0\0\0\0[]")], "is [], not an object"),
         (
             [lambda folder: (folder / "model.safetensors").rename(folder / "w.safetensors")],
             "w.safetensors, but neither",

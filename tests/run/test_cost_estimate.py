@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from swcheck.base.tiers import FULL, SMOKE, STANDARD
+from swcheck.gate.baseline.document import sealed
 from swcheck.loading.checkpoint_size import CheckpointSize
 from swcheck.run.cost_estimate import estimated_seconds, measured_rate, window_passes
 from swcheck.run.settings import Settings, cost_estimate_words, name_with_size, tier_of
@@ -49,6 +50,8 @@ def test_a_large_model_on_a_cpu_is_measured_little(tmp_path):
     entry = {"dtype": "BF16", "shape": [40_000, 30_000], "data_offsets": [0, 2_400_000_000]}
     header = json.dumps({"model.embed_tokens.weight": entry}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with (folder / "model.safetensors").open("r+b") as stream:  # a sparse file, which takes no room
+        stream.truncate(8 + len(header) + 2_400_000_000)
 
     assert tier_of(Settings(models=(str(folder),), device="cpu"), str(folder)) is SMOKE
     assert tier_of(Settings(models=(str(folder),), device="cpu", tier="full"), str(folder)) is FULL
@@ -58,5 +61,5 @@ def test_the_tier_of_a_run(tmp_path):
     """What was asked for, else what the baseline was measured in, else by size."""
     assert tier_of(Settings(models=("tiny",), tier="full"), "tiny") is FULL
     assert tier_of(Settings(models=("tiny",), device="cpu"), "tiny") is STANDARD
-    (tmp_path / "tiny.json").write_text('{"tier": "smoke"}')
+    (tmp_path / "tiny.json").write_text(json.dumps(sealed({"model": "tiny", "tier": "smoke", "measurements": []})))
     assert tier_of(Settings(models=("tiny",), baseline=tmp_path), "tiny") is SMOKE

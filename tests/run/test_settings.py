@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from swcheck.base.errors import OptionError, UnknownModelError
+from swcheck.base.errors import OptionError, SwcheckError, UnknownModelError
 from swcheck.base.limits import DEFAULTS
+from swcheck.gate.baseline.document import sealed
 from swcheck.run.settings import Settings, forbid_downloads, read_settings
 from tests import checkpoints
 from tests.loading.test_engines import words_of
@@ -45,7 +47,8 @@ def test_values_become_settings(tmp_path, micro):
 
 def test_a_reference_with_a_baseline_need_not_be_here(tmp_path, micro):
     """Its name is enough: nothing of it is checked or fetched, unless a candidate is made of it or it is measured anew."""
-    (tmp_path / "nobody-nothing.json").write_text("{}")
+    baseline = sealed({"model": "nobody/nothing", "measurements": []})
+    (tmp_path / "nobody-nothing.json").write_text(json.dumps(baseline))
     values = {"model": ["nobody/nothing"], "candidate": [micro], "baseline": str(tmp_path), "offline": True}
     settings = read_settings(values, dict.fromkeys(values, "ini"))
     assert settings.models_to_load == (micro,)
@@ -129,3 +132,12 @@ def test_downloads_are_forbidden_and_allowed_again(monkeypatch):
         assert os.environ["HF_HUB_OFFLINE"] == "1"
         take_back()
         assert os.environ.get("HF_HUB_OFFLINE") == before
+
+
+@pytest.mark.parametrize("name", ["text", "json", "baseline"])
+@pytest.mark.parametrize("value", ["~nobody-of-this-name/x", "a\0b", "x" * 400])
+def test_a_path_that_can_be_none_is_refused(name, value):
+    """A user that does not exist, a NUL byte and a name that is too long are refused in words before the work."""
+    values = {"model": ["tiny"], name: value, **({"update": True} if name == "baseline" else {})}
+    with pytest.raises(SwcheckError, match=r"found: .*(home directory|null byte|File name too long)"):
+        read_settings(values, dict.fromkeys(values, "command line"))

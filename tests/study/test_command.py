@@ -65,6 +65,7 @@ def test_published_numbers_stand_beside_the_measured_ones(run, tmp_path):
         (("tiny", "scaling", "--compare-paper"), "published numbers of tiny in scaling\n  found: there are none"),
         (("tiny", "scaling", "--text", "nowhere.txt"), "nowhere.txt"),
         (("no-such-model", "scaling"), "model 'no-such-model'"),
+        (("no-such-model", "scaling", "--out", "a\0b"), "null byte"),
     ],
 )
 def test_bad_input_is_refused_in_words(run, arguments, words):

@@ -4,40 +4,32 @@ It has what a candidate is compared with: coordinates with values and contributi
 token in float16 (so that differences are paired), the likeliest tokens at sampled positions, a sample of the embedding,
 and the identity of weights, tokenizer and text. For the diagnosis of a red verdict it has a count sketch of each
 layer's residual stream and of each linear map's responses. Whole matrices are not in it; they are read from the
-reference's own files if those are on this machine. Arrays are compressed, and nothing in the file is code. Each
-measurement declares how its value is kept.
+reference's own files if those are on this machine. Each measurement declares how its value is kept. ``document`` is the
+outer form of the file, ``packing`` that of a value, and ``value_types`` what is checked when it is read.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-import math
-import zlib
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 
-from swcheck.base.errors import CheckpointError, OptionError, brief_message
-from swcheck.base.records import Prompt, SuperActivation, SuperWeight
-from swcheck.gate.relation.candidate_kind import WeightSample
+import swcheck.gate.baseline.measure  # noqa: F401 - declares every measurement that a baseline keeps
+from swcheck.base.errors import OptionError, brief_message
+from swcheck.base.reading.schema import MismatchError
+from swcheck.gate.baseline.document import LARGEST_FILE, damaged, read_document, sealed
+from swcheck.gate.baseline.packing import Unpacker, pack
+from swcheck.gate.baseline.value_types import check_key, check_value, check_windows, is_known
 from swcheck.lens.kl_divergence import Predictions
 from swcheck.lens.map_responses import MapResponses
 from swcheck.superweights.locating.located import Located
 from swcheck.superweights.measurements.contributions import located
 from swcheck.superweights.measurements.model_sample import ModelSample
-from swcheck.superweights.measurements.prompt_readings import Reading
-from swcheck.superweights.measurements.residual_stream import ResidualSketch
 from swcheck.superweights.subject.measurement import TRAITS
 from swcheck.superweights.subject.memory import InBaseline, Key, Memory, name_of
 from swcheck.superweights.subject.subject import Subject
-
-SCHEMA: Final = 3
-READABLE: Final = {2, 3}
-"""Schema 2 has no experts in its coordinates."""
-LARGEST_FILE: Final = 1_000_000
-"""The largest size of the file in bytes, since it is committed and reviewed."""
 
 KEPT_ROWS: Final = 32
 FEWEST_ROWS: Final = 8
@@ -45,22 +37,6 @@ FEWEST_ROWS: Final = 8
 
 KEPT_VALUES: Final = 3 * 2**15
 """The most values that are kept of embedding rows, and separately of the matrix rows that hold super weights."""
-
-RECORDS: Final[dict[str, type]] = {
-    "SuperWeight": SuperWeight,
-    "SuperActivation": SuperActivation,
-    "Prompt": Prompt,
-    "Reading": Reading,
-    "Located": Located,
-    "Predictions": Predictions,
-    "Portrait": ModelSample,
-    "Sketch": WeightSample,
-    "Echoes": MapResponses,
-    "Stream": ResidualSketch,
-}
-"""The records that a baseline may hold, by the names they have in the file (schema 2)."""
-
-_RECORD_NAMES: Final = {kind: name for name, kind in RECORDS.items()}
 
 
 def baseline_text(reference: Subject, facts: dict[str, Any]) -> str:
@@ -75,13 +51,12 @@ def baseline_text(reference: Subject, facts: dict[str, Any]) -> str:
         if _is_written(value, traits.in_baseline)
     }
     body = {
-        "schema": SCHEMA,
         "model": reference.name,
         **facts,
         "super_weights": [weight.as_json() for weight in located(reference).super_weights],
-        "measurements": [[_pack(key), _pack(value)] for key, value in _ordered_and_cut(kept).items()],
+        "measurements": [[pack(key), pack(value)] for key, value in _ordered_and_cut(kept).items()],
     }
-    text = json.dumps(body, indent=1, allow_nan=False) + "\n"
+    text = json.dumps(sealed(body), indent=1, allow_nan=False) + "\n"
     if len(text) > LARGEST_FILE:
         raise OptionError(
             f"a baseline of {reference.name} of at most {LARGEST_FILE:,} bytes",
@@ -91,33 +66,34 @@ def baseline_text(reference: Subject, facts: dict[str, Any]) -> str:
     return text
 
 
-def read_baseline(text: str, origin: str) -> tuple[Subject, dict[str, Any]]:
+def read_baseline(text: str | bytes, origin: str) -> tuple[Subject, dict[str, Any]]:
     """Return the reference with its measurements and without weights, and the file's facts. ``origin`` names the file.
 
-    Raises ``CheckpointError`` for a file that is no baseline, or one of another schema.
+    Every value has the type and shape that its measurement returns; measurements that this version does not know are
+    left out. Raises ``CheckpointError`` for a file that is no baseline, is not what was written, or has another schema.
     """
-    values: dict[Key, Any] = {}
+    body = read_document(text, origin)
     try:
-        body = json.loads(text)
-        if not isinstance(body, dict) or "schema" not in body:
-            raise ValueError("it names no schema")
-        schema = body["schema"]
-        if schema in READABLE:
-            values = {_unpack(key): _unpack(value) for key, value in body.pop("measurements")}
-            name = str(body["model"])
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, zlib.error) as error:
-        raise CheckpointError(
-            f"baseline {origin}",
-            f"no baseline of swcheck, or a damaged one ({brief_message(error)})",
-            "write it anew: --swcheck-update",
-        ) from error
-    if schema not in READABLE:
-        raise CheckpointError(
-            f"baseline {origin}",
-            f"another version of swcheck wrote it (schema {schema}, this is {SCHEMA})",
-            "write it anew: --swcheck-update",
-        )
-    return Subject(name, memory=Memory(values, TRAITS)), body
+        values = _unpacked(body.pop("measurements"))
+    except (MismatchError, RecursionError) as error:
+        raise damaged(origin, brief_message(error)) from error
+    return Subject(body["model"], memory=Memory(values, TRAITS)), body
+
+
+def _unpacked(entries: list[list[Any]]) -> dict[Key, Any]:
+    values: dict[Key, Any] = {}
+    unpacker = Unpacker()
+    for number, (packed_key, packed_value) in enumerate(entries):
+        place = f"measurements[{number}]"
+        key = unpacker.unpack(packed_key, place)
+        check_key(key, place)
+        if key in values:
+            raise MismatchError(place, "there once", key)
+        if is_known(key):
+            values[key] = unpacker.unpack(packed_value, f"{place}, {name_of(key)},")
+            check_value(key, values[key], f"{place}, {name_of(key)},")
+    check_windows(values, "measurements")
+    return values
 
 
 def _is_written(value: Any, how: InBaseline) -> bool:
@@ -155,41 +131,3 @@ def _halved(value: Any) -> Any:
     if isinstance(value, Predictions):
         return replace(value, logs=value.logs.half())
     return tuple(_halved(part) for part in value) if isinstance(value, tuple) else value
-
-
-def _pack(value: Any) -> Any:
-    """Return a remembered value as plain JSON: tensors, records, tuples and non-finite floats become marked objects."""
-    if isinstance(value, torch.Tensor):
-        small = value.to(torch.int32) if value.dtype == torch.int64 else value
-        planes = small.contiguous().flatten().view(torch.uint8).reshape(-1, small.element_size()).T  # grouped by byte
-        raw = zlib.compress(planes.contiguous().numpy().tobytes(), 9)
-        return {"tensor": str(small.dtype).removeprefix("torch."), "shape": list(value.shape), "data": base64.b85encode(raw).decode()}  # fmt: skip
-    if is_dataclass(value) and type(value) in _RECORD_NAMES:
-        return {
-            "record": _RECORD_NAMES[type(value)],
-            "fields": {f.name: _pack(getattr(value, f.name)) for f in fields(value)},
-        }
-    if isinstance(value, (tuple, list)):
-        return {"tuple": [_pack(part) for part in value]}
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    raise TypeError(f"a {type(value).__name__} has no place in a baseline")
-
-
-def _unpack(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    if "tensor" in value:
-        dtype = getattr(torch, value["tensor"])
-        raw = bytearray(zlib.decompress(base64.b85decode(value["data"])))
-        planes = torch.frombuffer(raw, dtype=torch.uint8).reshape(dtype.itemsize, -1) if raw else torch.zeros(0)
-        tensor = planes.T.contiguous().flatten().view(dtype).reshape(value["shape"])
-        return tensor.long() if dtype == torch.int32 else (tensor.float() if dtype == torch.float16 else tensor)
-    if "record" in value:
-        kind: Any = RECORDS[value["record"]]
-        return kind(**{name: _unpack(part) for name, part in value["fields"].items()})
-    if "float" in value:
-        return float(value["float"])
-    return tuple(_unpack(part) for part in value["tuple"])

@@ -13,6 +13,7 @@ from contextlib import redirect_stdout
 from importlib.metadata import version
 
 from swcheck.base.errors import SwcheckError
+from swcheck.base.terminal import visible
 from swcheck.run.command_line import accuracy, index, locate, study
 
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _write(answer: str) -> int:
     try:
-        sys.stdout.write(answer + "\n")
+        sys.stdout.write(visible(answer) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, for example `head`, closed its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

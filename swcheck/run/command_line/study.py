@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swcheck.base.errors import OptionError
-from swcheck.base.evaluation_text import read_text
-from swcheck.base.output_files import write_atomically
+from swcheck.base.output_files import check_writable, write_atomically
+from swcheck.base.reading.text_file import read_text
+from swcheck.base.terminal import tell
 from swcheck.run.command_line.arguments import add_json, add_loading, add_tasks, load_model
 from swcheck.study.catalogue import NAMES
 
@@ -54,6 +54,8 @@ def run(options: argparse.Namespace) -> str:
     if unknown:
         raise OptionError(f"a study called {unknown[0]!r}", f"there are {', '.join(NAMES)}")
     text = None if options.text is None else read_text(options.text)
+    if options.out is not None:
+        check_writable(options.out / "README.md")
 
     from swcheck.study import paper, runner
     from swcheck.study.common.record import as_json
@@ -71,7 +73,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def _log(line: str) -> None:
-    sys.stderr.write(f"swcheck: {line}\n")
+    tell(line)
 
 
 def _setup(options: argparse.Namespace, text: str | None) -> Setup:

@@ -14,9 +14,18 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from swcheck.base.errors import RobustnessError, SwcheckError
+from swcheck.base.terminal import visible, visible_line
 from swcheck.run import options
 from swcheck.run.pytest_hooks.collection import is_shipped, suite_is_included
-from swcheck.run.pytest_hooks.stash import SESSION, SETTINGS, SHOWN_ROWS, TAKEN_ALIASES, settings_of, specs_of
+from swcheck.run.pytest_hooks.stash import (
+    INTERRUPTED,
+    SESSION,
+    SETTINGS,
+    SHOWN_ROWS,
+    TAKEN_ALIASES,
+    settings_of,
+    specs_of,
+)
 
 if TYPE_CHECKING:
     from swcheck.base.records import Verdict
@@ -72,7 +81,7 @@ def format_failure(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[Base
             "pytest",
             *options.repeat_arguments(settings, spec or "", candidates, item.config.stash[TAKEN_ALIASES]),
         ]
-        report.sections.append(("repeat", shlex.join([*words, "--pyargs", item.nodeid.partition("[")[0]])))
+        report.sections.append(("repeat", visible(shlex.join([*words, "--pyargs", item.nodeid.partition("[")[0]]))))
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
         crash.message = str(excinfo.value).splitlines()[0]
@@ -149,7 +158,7 @@ def verdict_without_measurement(
 
 def unreviewed_message(paths: Iterable[Path]) -> str:
     """Return the message of a run that fails because it has measured new baselines, which have to be reviewed."""
-    names = ", ".join(str(path) for path in paths)
+    names = ", ".join(visible_line(str(path)) for path in paths)
     return f"baselines measured anew: {names}\n  review and commit them, then run without --swcheck-update"
 
 
@@ -210,7 +219,7 @@ class Reporter:
         terminal.write("" if getattr(terminal, "currentfspath", None) else "\n")
         terminal.ensure_newline()
         names = " and ".join(name_with_size(self.settings, name) for name in wanted)
-        terminal.write(f"swcheck: {verb} {names}", flush=True)  # before the estimate, which imports torch
+        terminal.write(visible_line(f"swcheck: {verb} {names}"), flush=True)  # before the estimate, which imports torch
         words = cost_estimate_words(self.settings, spec, wanted)
         terminal.write_line(f"; {words}" if words else "")
 
@@ -229,6 +238,10 @@ class Reporter:
             self.baseline_texts.setdefault(Path(path), []).append(text)
             self.has_worker_baselines = True
 
+    def pytest_keyboard_interrupt(self) -> None:
+        """Note the interrupt before the fixtures end: no baseline is measured after it."""
+        self.config.stash[INTERRUPTED] = True
+
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.config.option.collectonly or exitstatus == pytest.ExitCode.USAGE_ERROR:
             return
@@ -239,7 +252,9 @@ class Reporter:
         # Several workers may have measured the same reference; the longest text has the most measurements.
         files = {path: max(texts, key=lambda text: (len(text), text)) for path, texts in self.baseline_texts.items()}
         if self.settings.json is not None:
-            files[self.settings.json] = json_text(json_document(self.worst_verdicts())) + "\n"
+            interrupted = self.config.stash.get(INTERRUPTED, False)
+            document = json_document(self.worst_verdicts(), interrupted=interrupted)
+            files[self.settings.json] = json_text(document) + "\n"
         for path, text in files.items():
             try:
                 write_atomically(path, text)
@@ -258,13 +273,13 @@ class Reporter:
             terminalreporter.ensure_newline()
             terminalreporter.section("swcheck")
         for line in lines:
-            terminalreporter.write_line(line, **colour_of(line))
+            terminalreporter.write_line(visible(line), **colour_of(line))
         for line in self.unused_limits() if lines else ():
-            terminalreporter.write_line(line, yellow=True)
+            terminalreporter.write_line(visible(line), yellow=True)
         for line in self.write_errors:
-            terminalreporter.write_line(line, red=True)
+            terminalreporter.write_line(visible_line(line), red=True)
         for path in self.written if lines else ():
-            terminalreporter.write_line(f"written: {path}")
+            terminalreporter.write_line(visible_line(f"written: {path}"))
 
     def unused_limits(self) -> list[str]:
         """Return a warning about limits for models that this run does not have: a mistyped name would limit nothing."""

@@ -24,6 +24,10 @@ SHOWN_ROWS: pytest.StashKey[dict[Specs, dict[tuple[str, str], str]]] = pytest.St
 """For each model and candidate: the rows (name, text) that failures have shown, with the test that showed each."""
 
 
+INTERRUPTED: pytest.StashKey[bool] = pytest.StashKey()
+"""Whether the run was interrupted: by Ctrl-C, or by ``pytest.exit``."""
+
+
 def settings_of(config: pytest.Config) -> Settings | None:
     """Return the settings of this run; None if it was given no option of swcheck."""
     return config.stash.get(SETTINGS, None)

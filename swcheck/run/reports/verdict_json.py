@@ -60,6 +60,7 @@ def _number(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def json_document(reported: Iterable[Reported]) -> dict[str, Any]:
-    """Return the content of the file that ``--swcheck-json`` writes."""
-    return {"schema": SCHEMA, "verdicts": [verdict_as_json(verdict, test) for test, verdict in reported]}
+def json_document(reported: Iterable[Reported], *, interrupted: bool = False) -> dict[str, Any]:
+    """Return the content of the file that ``--swcheck-json`` writes. ``interrupted`` marks a run that did not finish."""
+    mark = {"interrupted": True} if interrupted else {}
+    return {"schema": SCHEMA, **mark, "verdicts": [verdict_as_json(verdict, test) for test, verdict in reported]}

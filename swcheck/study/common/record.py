@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -16,6 +15,8 @@ from typing import Any, Final
 
 from swcheck.base.errors import CheckpointError, NotObservedError
 from swcheck.base.json_text import json_text
+from swcheck.base.reading import schema
+from swcheck.base.reading.bounded import parsed_json
 
 SCHEMA: Final = 1
 
@@ -104,18 +105,39 @@ def as_json(study: Study) -> str:
     return json_text(body)
 
 
-def from_json(text: str, origin: str) -> Study:
+_NUMBER: Final = schema.one_of(schema.real(), schema.text(9), words="a number")
+_TEXT: Final = schema.nullable(schema.text(100_000))
+_PLACE: Final = dict.fromkeys(("layer", "position", "channel"), schema.nullable(schema.whole()))
+_ROW: Final = schema.record(
+    {"quantity": schema.text(1000), "value": _NUMBER},
+    {**_PLACE, "condition": schema.text(1000), "x": _NUMBER, "error": _NUMBER, "prompt": _TEXT, "task": _TEXT},
+)
+_STUDY: Final = schema.record(
+    {
+        "schema": schema.whole(SCHEMA, SCHEMA),
+        "study": schema.text(1000),
+        "model": schema.text(10_000),
+        "measurements": schema.items(_ROW),
+        "notes": schema.items(schema.text(100_000)),
+        "facts": schema.table(schema.anything),
+    }
+)
+
+
+def from_json(text: str | bytes, origin: str) -> Study:
     """Return the study that ``as_json`` wrote. Raises ``CheckpointError``, which names ``origin``, for other text."""
+    asked, attempt = f"a study in {origin}", "remove it, it is measured again"
+    body = schema.checked(parsed_json(text, asked), _STUDY, asked, attempt)
     try:
-        body = json.loads(text)
-        if body["schema"] != SCHEMA:
-            raise ValueError(f"schema {body['schema']}")
-        measurements = tuple(Measurement(**{**row, "value": float(row["value"])}) for row in body["measurements"])
-        return Study(body["study"], body["model"], measurements, tuple(body["notes"]), body["facts"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"a study in {origin}", f"no file of swcheck ({error!r})", "remove it, it is measured again"
-        ) from error
+        measurements = tuple(Measurement(**{**row, **_numbers(row)}) for row in body["measurements"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(asked, f"no file of swcheck ({error!r})", attempt) from error
+    return Study(body["study"], body["model"], measurements, tuple(body["notes"]), body["facts"])
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a row; those that are not finite are texts in JSON."""
+    return {name: float(row[name]) for name in ("value", "x", "error") if row.get(name) is not None}
 
 
 COLUMNS: Final = (
@@ -132,8 +154,14 @@ def as_csv(studies: Iterable[Study]) -> str:
         study_columns = {"study": study.name, "model": study.model}
         study_columns |= {name: study.facts.get(name, "") for name in ("revision", "seed")}
         for point in study.measurements:
-            writer.writerow({**study_columns, **asdict(point)})
+            row = {**study_columns, **asdict(point)}
+            writer.writerow({name: _cell(value) for name, value in row.items()})
     return stream.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Return a value of a CSV file; a text that a spreadsheet would compute as a formula gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:

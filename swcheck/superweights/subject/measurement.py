@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial, update_wrapper
-from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, get_args, get_type_hints
 
 import torch
 
@@ -29,6 +29,10 @@ R = TypeVar("R")
 
 TRAITS: Final[dict[str, Traits]] = {}
 """The traits of the measurements of all modules imported so far, by key; they apply to values read from a baseline."""
+
+
+SLOTS: Final[dict[str, Slot[Any]]] = {}
+"""The measurements of all modules imported so far, by key; where several share one, they return the same type."""
 
 
 class Slot(Generic[R]):
@@ -49,7 +53,12 @@ class Slot(Generic[R]):
     ) -> None:
         """Declare a slot; ``Traits`` explains the parameters."""
         self.key, self.traits = key, Traits(cost, in_baseline, of_weights, when_freed)
-        TRAITS[key] = self.traits
+        TRAITS[key], SLOTS[key] = self.traits, self
+
+    @property
+    def value_type(self) -> Any:
+        """The type of the values, as ``Slot[TYPE]`` declares it."""
+        return get_args(self.__orig_class__)[0]  # type: ignore[attr-defined]
 
     def recall(self, subject: Subject, inputs: tuple[Any, ...], compute: Callable[[], R]) -> R:
         """Return the value that is remembered for ``inputs``; else call ``compute`` and remember what it returns."""
@@ -76,6 +85,11 @@ class Measurement(Slot[R], Generic[P, R]):
         super().__init__(key, cost, **traits)
         self.compute, self._signature = compute, inspect.signature(compute)
         update_wrapper(self, compute)
+
+    @property
+    def value_type(self) -> Any:
+        """The type of the values, which is the annotated return type."""
+        return get_type_hints(self.compute)["return"]
 
     def __call__(self, subject: Subject, *inputs: P.args, **named: P.kwargs) -> R:
         """Return the remembered value, or compute it."""

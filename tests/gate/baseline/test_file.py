@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import ByteLevel
 
@@ -24,7 +29,7 @@ from swcheck import (
 )
 from swcheck.base.errors import CheckpointError, CoordinateError, OptionError, WrongModelError
 from swcheck.base.output_files import write_atomically
-from swcheck.gate.baseline import file, identity, measure
+from swcheck.gate.baseline import document, file, identity, measure, packing
 from swcheck.gate.relation.candidate_kind import WeightSample
 from swcheck.gate.relation.linear_maps import map_responses
 from swcheck.lens.kl_divergence import Predictions
@@ -40,7 +45,7 @@ from swcheck.superweights.subject.held_model import HeldModel
 from swcheck.superweights.subject.measurement import TRAITS
 from swcheck.superweights.subject.memory import Memory
 from swcheck.superweights.subject.subject import Subject
-from tests import checkpoints, damage, relatives
+from tests import checkpoints, damage, hostile, relatives
 
 PROMPTS = ["Hello, world.", "def spam(eggs):\n    return eggs"]
 COMPARISONS = (
@@ -314,22 +319,136 @@ def test_a_new_measurement_without_weights_is_a_worded_error(recorded):
         ablation.ablated_nats(recorded, [])
 
 
+def with_value(text, name, value, **changes):
+    """The text of a baseline with the packed value of a measurement replaced, its digest made anew."""
+    body = json.loads(text)
+    kept = [[key, old] for key, old in body["measurements"] if name_of_packed(key) != name]
+    entries = [*kept, [name, value]]
+    return json.dumps(document.sealed({**body, "measurements": entries, **changes}))
+
+
+def name_of_packed(key):
+    """The name of a measurement in a packed key."""
+    return key["tuple"][0] if isinstance(key, dict) else key
+
+
 @pytest.mark.parametrize(
-    ("broken", "words"),
+    ("name", "value", "words"),
     [
-        ("{", "no baseline of swcheck, or a damaged one .Expecting property name"),
-        ("[]", "no baseline of swcheck, or a damaged one .it names no schema"),
-        ("{}", "no baseline of swcheck, or a damaged one .it names no schema"),
-        ('{"schema": 99}', "another version of swcheck wrote it .schema 99, this is 3"),
-        ('{"schema": 2, "model": "x", "measurements": [[1, {"tensor": "int32", "shape": [1], "data": "!"}]]}', "no baseline"),
-        ('{"schema": 2, "model": "x", "measurements": [[1, {"tensor": "int3", "shape": [1], "data": ""}]]}', "no baseline"),
-        ('{"schema": 2, "measurements": []}', "no baseline"),
+        ("echoes", 7, "echoes, is 7, not MapResponses"),
+        ("stream", {"tuple": []}, "not ResidualSketch"),
+        ("profile", "flat", "profile, is 'flat', not a tuple"),
+        ("finite", 1, "finite, is 1, not bool"),
+        ("parameters", "many", "parameters, is 'many', not a whole number"),
+        ("parameters", -1, "parameters, is -1, not a whole number"),
+        ("parameters", 2**70, "not a whole number"),
+        ("prompts", {"tuple": [1]}, r"prompts,\[0\] is 1, not Prompt"),
+        ("bos", "yes", "bos, is 'yes', not bool"),
+        ("noise", {"tuple": [1.0]}, "not a tuple of 2"),
+        ("windows", packing.pack(torch.rand(2, 3)), "windows, is 'of float', not of int"),
+        ("windows", packing.pack(torch.zeros(3, dtype=torch.int64)), r"of shape \(3,\)', not of shape \(B, T\)"),
+        ("windows", packing.pack(-torch.ones(2, 3, dtype=torch.int64)), "is -1, not without negative numbers"),
+        ("windows", packing.pack(torch.zeros(2, 3, dtype=torch.int64)), "nats of windows"),
+        ("portrait", packing.pack(ModelSample(6, 4, 4, torch.arange(3), torch.rand(2, 4))), r"not of shape \(N = 3, H\)"),
     ],
 )  # fmt: skip
-def test_a_file_that_is_no_baseline_is_refused(broken, words):
-    """Malformed JSON, another schema and broken arrays are worded errors."""
+def test_a_value_of_another_type_or_shape_is_refused(text, name, value, words):
+    """Whatever a measurement returns is held against its annotation, also where the digest fits."""
     with pytest.raises(CheckpointError, match=words):
-        file.read_baseline(broken, "x.json")
+        file.read_baseline(with_value(text, name, value), "x.json")
+
+
+def test_scores_of_other_windows_are_refused(text):
+    """A position behind the last prediction cannot be one of the windows."""
+    body = json.loads(text)
+    unpacked = file.read_baseline(text, "x.json")[0].memory.values
+    nats, predictions = unpacked["intact"]
+    odd = replace(predictions, positions=predictions.positions + nats.numel())
+    with pytest.raises(CheckpointError, match="not positions in"):
+        file.read_baseline(with_value(text, "intact", packing.pack((nats, odd))), "x.json")
+    assert body["schema"] == document.SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (7, "is 7, not the name of a measurement"),
+        ({"tuple": []}, r"is \(\), not the name of a measurement"),
+        (packing.pack(("row", torch.arange(2))), "is 'a tensor', not a plain value"),
+        (packing.pack(("row", SuperWeight(-1, 0, 0))), "layer is -1, not a whole number"),
+        ("windows", "not there once"),
+    ],
+)
+def test_a_key_that_is_none_is_refused(text, key, words):
+    """A key is a name, alone or with plain inputs, and is there once."""
+    body = json.loads(text)
+    with pytest.raises(CheckpointError, match=words):
+        file.read_baseline(
+            json.dumps(document.sealed({**body, "measurements": [*body["measurements"], [key, 1]]})), "x"
+        )
+
+
+def test_what_this_version_does_not_measure_is_left_out(text):
+    """A measurement of a later version, or one that no baseline keeps, is not read: nothing would ask for it."""
+    body = json.loads(text)
+    more = [["telepathy", 1], ["residuals", 1]]
+    subject = file.read_baseline(
+        json.dumps(document.sealed({**body, "measurements": body["measurements"] + more})), "x"
+    )[0]
+    assert "telepathy" not in subject.memory
+    assert "residuals" not in subject.memory
+
+
+@pytest.mark.parametrize("schema", [2, 3])
+def test_older_schemas_are_read_as_strictly(text, schema):
+    """Files from before the digest are read, and their values held against the same types."""
+    old = {name: value for name, value in json.loads(text).items() if name != "digest"} | {"schema": schema}
+    assert located(file.read_baseline(json.dumps(old), "x.json")[0]).super_weights == (damage.WEIGHT,)
+    entries = [[key, "x" if name_of_packed(key) == "finite" else value] for key, value in old["measurements"]]
+    with pytest.raises(CheckpointError, match="finite, is 'x', not bool"):
+        file.read_baseline(json.dumps({**old, "measurements": entries}), "x.json")
+
+
+def test_a_nested_value_without_end_is_refused(text):
+    """Tuples in tuples beyond the depth that can be unpacked are an error in words."""
+    deep = '{"tuple": [' * 400 + "1" + "]}" * 400
+    body = text.replace('"measurements": [', f'"measurements": [["noise", {deep}], ', 1)
+    with pytest.raises(CheckpointError, match="no baseline of swcheck"):
+        file.read_baseline(body, "x.json")
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_baseline_is_read_or_refused(text, data):
+    """With one place replaced by anything: refused by its digest, and with a digest made anew read or refused in words."""
+    body = json.loads(text)
+    odd = data.draw(hostile.damaged(body))
+    if odd != body:
+        with pytest.raises(CheckpointError):
+            file.read_baseline(json.dumps(odd), "x.json")
+    if isinstance(odd, dict):
+        with suppress(CheckpointError):
+            subject, facts = file.read_baseline(json.dumps(document.sealed(odd)), "x.json")
+            assert isinstance(subject.name, str)
+            identity.check_identity(facts, {"weights": None}, "x.json")
+
+
+def test_every_measurement_is_known_to_the_reader():
+    """What a baseline may keep is declared by the modules that the reader imports, each with a type that can be held against."""
+    code = """if True:
+        import importlib, pkgutil, swcheck
+        from swcheck.gate.baseline import file, value_types
+        from swcheck.superweights.subject.measurement import SLOTS
+        known = {name for name in SLOTS if value_types.is_known(name)}
+        for name in known:
+            str(SLOTS[name].value_type)
+        for module in pkgutil.walk_packages(swcheck.__path__, "swcheck."):
+            if module.name.startswith(("swcheck.gate", "swcheck.superweights", "swcheck.lens")):
+                importlib.import_module(module.name)
+        print(sorted({name for name in SLOTS if value_types.is_known(name)} - known))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 def test_other_weights_are_refused_and_other_conditions_noted():
@@ -340,6 +459,15 @@ def test_other_weights_are_refused_and_other_conditions_noted():
     assert "device cpu" in identity.check_identity(facts, {"device": "cuda"}, "x.json")[0]
     with pytest.raises(WrongModelError, match="for these weights"):
         identity.check_identity(facts, {"weights": "z"}, "x.json")
+
+
+def test_a_baseline_without_identity_is_refused():
+    """Where the weights are here, a file that does not say which it was measured with is refused; where not, its name counts."""
+    with pytest.raises(WrongModelError, match="does not say with which"):
+        identity.check_identity({"weights": None}, {"weights": "a"}, "x.json")
+    with pytest.raises(WrongModelError, match="it was measured of b"):
+        identity.check_identity({"weights": "a", "model": "b"}, {"weights": None, "model": "c"}, "x.json")
+    assert identity.check_identity({"weights": "a", "model": "b"}, {"weights": "a", "model": "c"}, "x.json") == []
 
 
 def test_the_identity_of_weights_is_that_of_their_bytes(tmp_path):
@@ -388,13 +516,6 @@ def test_it_is_written_whole(tmp_path, text):
     assert [child.name for child in path.parent.iterdir()] == ["tiny.json"]
 
 
-def test_numbers_survive_the_file():
-    """Records, tensors, infinities and nested tuples come back as they went, whatever they are."""
-    for value in (None, 3, -1.5, "x", True, float("inf"), (1, ("a", None)), damage.WEIGHT, torch.arange(5)):
-        again = file._unpack(json.loads(json.dumps(file._pack(value))))
-        assert torch.equal(again, value) if isinstance(value, torch.Tensor) else again == value
-
-
 def test_the_largest_models_stay_under_a_megabyte():
     """With the sizes of a model of 70 billion parameters and six super weights the file is at most 1 MB."""
     chance = torch.Generator().manual_seed(0)
@@ -419,7 +540,7 @@ def test_the_largest_models_stay_under_a_megabyte():
     }
     text = file.baseline_text(Subject("large", memory=Memory(values, TRAITS)), {})
 
-    assert len(text) < file.LARGEST_FILE
+    assert len(text) < document.LARGEST_FILE
     again = file.read_baseline(text, "large.json")[0]
     assert model_sample(again).rows.shape == (12, width)
     assert [matrix_row(again, weight) is None for weight in weights] == [False] * 3 + [True] * 3

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from swcheck.base.limits import DEFAULTS, limits_for_kind
 from swcheck.base.records import Scheme
-from swcheck.gate.baseline import file
+from swcheck.gate.baseline import packing
 from swcheck.gate.relation.candidate_kind import kind_from_scheme, kind_from_weights, reversed_share, sample_weights
 from swcheck.lens.architecture.anatomy import anatomy
 from swcheck.quantizers import rounding
@@ -148,7 +148,7 @@ def test_order_is_kept_by_rounding_alone():
 def test_a_baseline_tells_the_same(model):
     """The sample survives the file, so that the reference's weights are not needed."""
     before = sample_weights(anatomy(model))
-    again = file._unpack(file._pack(before))
+    again = packing.Unpacker().unpack(packing.pack(before), "it")
     for edit in (noise(0.1), pruned(0.5), rounded(4, 32)):
         candidate = sample_weights(anatomy(edited(model, edit)))
         assert kind_from_weights(candidate, again) == kind_from_weights(candidate, before)

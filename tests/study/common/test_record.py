@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from swcheck.base.errors import CheckpointError, NotObservedError
 from swcheck.study.common.record import COLUMNS, Measurement, Study, as_csv, as_json, from_json, mean_and_error
+from tests import hostile
 
 measurements = st.builds(
     Measurement,
@@ -37,6 +39,29 @@ def test_the_json_file_holds_the_whole_record(taken):
     study = Study("scaling", "tiny", tuple(taken), ("a note",), {"seed": 0})
 
     assert from_json(as_json(study), "a file") == study
+
+
+@given(document=hostile.damaged(json.loads(as_json(STUDY))))
+def test_any_record_is_read_or_refused(document):
+    """With one place of a record replaced by anything, what is read has numbers for its values and texts for its names."""
+    try:
+        study = from_json(json.dumps(document), "here")
+    except CheckpointError:
+        return
+    assert all(type(point.value) is float and isinstance(point.quantity, str) for point in study.measurements)
+
+
+def test_no_text_is_a_formula():
+    """A spreadsheet computes what begins with one of these characters; in the CSV an apostrophe stands before it."""
+    study = Study("scaling", "=cmd|' /C calc'!A0", (Measurement("@sum", -1.5, "+1", prompt="-2+3"),))
+    [row] = csv.DictReader(io.StringIO(as_csv([study])))
+    assert [row[name] for name in ("model", "quantity", "condition", "prompt")] == [
+        "'=cmd|' /C calc'!A0",
+        "'@sum",
+        "'+1",
+        "'-2+3",
+    ]
+    assert row["value"] == "-1.5"
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"schema": 2}', '{"schema": 1, "measurements": [{}]}', "[1]"])
