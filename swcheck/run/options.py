@@ -64,13 +64,17 @@ class Option:
 
 
 MODEL: Final = Option(
-    "model", "list", "SPEC", "model to test: tiny, a known name, a hub id or a directory; may be repeated", "perhaps"
+    "model",
+    "list",
+    "SPEC",
+    "short: --model. The model to test: tiny, a known name, a hub id or a directory; may be repeated",
+    "perhaps",
 )
 CANDIDATE: Final = Option(
     "candidate",
     "list",
     "SPEC",
-    "what is about to be released: a directory, a hub id or ENGINE:SCHEME; may be repeated",
+    "short: --candidate. What is about to be released: a directory, a hub id or ENGINE:SCHEME; may be repeated",
     "perhaps",
 )
 OPTIONS: Final = (
@@ -95,6 +99,7 @@ OPTIONS: Final = (
     Option("baseline", "value", "DIR", "a reference's measurements, read from here instead of loading it", "yes"),
     Option("update", "flag", None, "write the baselines anew; the run still fails, for they want a review"),
     Option("accept", "flag", None, "with update: the run passes"),
+    Option("require", "flag", None, "the run fails if no check judged the candidate, or the model if there is none"),
     Option("offline", "flag", None, "never download, as HF_HUB_OFFLINE=1"),
     Option("trust_remote_code", "flag", None, "run the Python that a checkpoint brings; refused otherwise"),
     Option("allow_none", "flag", None, "let a model pass in which no super weight is found"),
@@ -141,6 +146,14 @@ def _is_registered(parser: pytest.Parser, flag: str) -> bool:
         return not parser.parse_known_and_unknown_args([f"{flag}=x"])[1]
     except (Exception, SystemExit):  # it is registered, and its owner refuses the value
         return True
+
+
+def typed_flag(config: pytest.Config, option: Option) -> str:
+    """Return the flag that a user of this run has to type for ``option``: its alias, unless another plugin has that."""
+    nothing = object()
+    value = config.getoption(option.alias, nothing)
+    is_free = value is nothing or value is config.getoption(option.dest)
+    return option.alias if is_free else option.flag
 
 
 def read_values(config: pytest.Config) -> tuple[dict[str, Any], dict[str, str]]:

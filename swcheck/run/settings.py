@@ -52,6 +52,7 @@ class Settings:
     baseline: Path | None = None
     update: bool = False
     accept: bool = False
+    require: bool = False
     kind: str = "auto"
     device_map: str | None = None
     seed: int = 0
@@ -132,6 +133,7 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
         baseline=_absolute_path(values.get("baseline")),
         update=bool(values.get("update")),
         accept=bool(values.get("accept")),
+        require=bool(values.get("require")),
         kind=values.get("kind") or "auto",
         device_map=values.get("device_map"),
         origins=origins,
