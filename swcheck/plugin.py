@@ -48,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         f"{collection.PAPER_MARKER}: a claim of the paper, measured for minutes: run with -m {collection.PAPER_MARKER}",
     )
+    collection.find_suite_ids(config)
     try:
         values, origins = options.read_values(config)
         if not origins:

@@ -20,62 +20,81 @@ PACKAGE: Final = Path(__file__).parents[2]
 SWCHECK_ERRORS: Final = (RobustnessError, SwcheckError)
 """The errors whose own text explains the failure."""
 
+MARK: Final = "E       "
+CLASS_NAME: Final = f"{RobustnessError.__module__}.{RobustnessError.__name__}: "
+"""What pytest writes before each line, and before the first line, of the error of a user's test."""
+
 
 def format_failure(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException], item: pytest.Item) -> None:
     """Set how a failure is shown.
 
     A user's own test gets a traceback without the frames of swcheck and pytest. A test of the shipped suite gets no
-    traceback, but the command that repeats it. The short summary gets the first line of the error without the name of
-    its class.
+    traceback, but the command that repeats it. With ``--tb=line`` both get the one line that pytest makes of the first
+    line of the error. The short summary gets that line, too, without the name of the error's class.
     """
     frames = user_frames(excinfo, item.path)
+    given = item.config.getoption("tbstyle", "auto")  # the defaults are for runs without the terminal plugin
+    shown = without_shown_rows(excinfo, item)
     if is_shipped(item.path) or not frames:
-        report.longrepr = without_shown_rows(excinfo, item).getrepr(style="value", chain=False)
-    elif not item.config.getoption("fulltrace", False):  # the defaults are for runs without the terminal plugin
-        excinfo.traceback = frames
-        given = item.config.getoption("tbstyle", "auto")
+        report.longrepr = shown.getrepr(style="value", chain=False)
+    elif not item.config.getoption("fulltrace", False):
+        shown.traceback = frames
         style = {"auto": "long"}.get(given, given)
         kwargs = {"showlocals": item.config.getoption("showlocals", False), "tbfilter": lambda info: info.traceback}
-        report.longrepr = excinfo.getrepr(style=style, chain=False, **kwargs)
-    if is_shipped(item.path):
-        if not (item.config.getoption("log_level", None) or item.config.getini("log_level")):
-            # the user asked for no logs, and compilers write thousands of lines into them
-            report.sections = [section for section in report.sections if not section[0].startswith("Captured log")]
-        settings, (spec, candidate) = item.config.stash[SETTINGS], specs_of(item)
-        candidates = settings.candidates if candidate is None else (candidate,)
-        words = [
-            "pytest",
-            *options.repeat_arguments(settings, spec or "", candidates, item.config.stash[TAKEN_ALIASES]),
-        ]
-        report.sections.append(("repeat", shlex.join([*words, "--pyargs", item.nodeid.partition("[")[0]])))
+        report.longrepr = shown.getrepr(style=style, chain=False, **kwargs)
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
         crash.message = str(excinfo.value).splitlines()[0]
+        if given == "line":
+            report.longrepr.reprtraceback.reprentries = []  # type: ignore[union-attr]
+    if is_shipped(item.path):
+        set_sections(report, item, repeats=given != "line")
+
+
+def set_sections(report: pytest.TestReport, item: pytest.Item, *, repeats: bool) -> None:
+    """Leave out the log of a shipped test, unless the user asked for logs; add the command that repeats the test.
+
+    Compilers write thousands of lines into the log.
+    """
+    if not (item.config.getoption("log_level", None) or item.config.getini("log_level")):
+        report.sections = [section for section in report.sections if not section[0].startswith("Captured log")]
+    if repeats:
+        settings, (spec, candidate) = item.config.stash[SETTINGS], specs_of(item)
+        candidates = settings.candidates if candidate is None else (candidate,)
+        words = options.repeat_arguments(settings, spec or "", candidates, item.config.stash[TAKEN_ALIASES])
+        command = shlex.join(["pytest", *words, "--pyargs", item.nodeid.partition("[")[0]])
+        report.sections.append(("repeat", command))
 
 
 def without_shown_rows(
     excinfo: pytest.ExceptionInfo[BaseException], item: pytest.Item
 ) -> pytest.ExceptionInfo[BaseException]:
-    """Return the error of a shipped check without the rows that another check of the same models has shown already.
+    """Return the error of a check folded to the terminal, without the rows that another check of its models has shown.
 
-    The rows of this error are remembered as shown. The error of a user's own test is returned unchanged.
+    The rows of this error are remembered as shown. An error whose text is not its verdict's, which a user's own test
+    raises, is returned unchanged.
     """
     from swcheck.base.wrapping import wrapped_error as folded_error
     from swcheck.gate.verdict_message import message_rows, verdict_message
 
-    width = shutil.get_terminal_size().columns
     error, test = excinfo.value, item.name.partition("[")[0]
+    shipped = is_shipped(item.path)
+    width = shutil.get_terminal_size().columns - (0 if shipped else len(MARK))
     shown = item.config.stash.setdefault(SHOWN_ROWS, {}).setdefault(specs_of(item), {})
-    if not is_shipped(item.path):
-        return excinfo
     if isinstance(error, RobustnessError) and str(error) == verdict_message(error.verdict):
-        brief: BaseException = RobustnessError(verdict_message(error.verdict, shown, width=width), error.verdict)
+        words = verdict_message(error.verdict, shown, width=width)
+        first = words.partition("\n")[0]
+        # pytest writes the name of the class before the first line of a user's test
+        tight = not shipped and len(first) + len(CLASS_NAME) > width
+        brief: BaseException = RobustnessError("\n" * tight + words, error.verdict)
         rows = message_rows(error.verdict)
-    else:
+    elif shipped:
         rows = [("error", str(error))]
         place = shown.get(rows[0])
         words = str(error) if place is None else f"{str(error).splitlines()[0]}\n  as under {place}"
         brief = pytest.fail.Exception(folded_error(words, width))
+    else:
+        return excinfo
     for row in rows:
         shown.setdefault(row, test)
     return pytest.ExceptionInfo.from_exc_info((type(brief), brief, excinfo.tb))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,12 +62,13 @@ def verdict_without_measurement(
     settings = settings_of(item.config)
     name, candidate = (spec if settings is None or spec is None else settings.name_of(spec) for spec in specs_of(item))
     name = name or ""
+    failed = Verdict(check, name, Outcome.FAILED, "", candidate, facts={"phase": report.when})
     if isinstance(error, SwcheckError):
-        return Verdict(check, name, Outcome.FAILED, error.found, candidate, cause=error.asked, attempt=error.attempt)
+        return replace(failed, summary=error.found, cause=error.asked, attempt=error.attempt)
     if report.failed:
         crash = getattr(report.longrepr, "reprcrash", None)
         words = (report.longreprtext if crash is None else crash.message).strip().splitlines() or ["broken off"]
-        return Verdict(check, name, Outcome.FAILED, " ".join(map(str.strip, words[1:4])), candidate, cause=words[0])
+        return replace(failed, summary=" ".join(map(str.strip, words[1:4])), cause=words[0])
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
     return Verdict(check, name, Outcome.SKIPPED, str(reason).removeprefix("Skipped: "), candidate)
 
@@ -166,32 +168,23 @@ class Reporter:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         from swcheck.run.reports.summary import summary
 
-        lines = summary(self.worst_verdicts(), shutil.get_terminal_size().columns)
+        quiet = self.config.get_verbosity() < -1
+        lines = [] if quiet else summary(self.worst_verdicts(), shutil.get_terminal_size().columns)
         if lines:
             terminalreporter.ensure_newline()
             terminalreporter.section("swcheck")
         for line in lines:
             terminalreporter.write_line(line, **colour_of(line))
-        for line in [*(self.unused_limits() if lines else ()), *self.unjudged_lines()]:
+        for line in [*(unused_limits(self.settings) if lines else ()), *self.unjudged_lines()]:
             terminalreporter.write_line(line, yellow=True, bold=True)
         for line in self.write_errors:
             terminalreporter.write_line(line, red=True)
         for path in self.written if lines else ():
             terminalreporter.write_line(f"written: {path}")
 
-    def unused_limits(self) -> list[str]:
-        """Return a warning about limits for models that this run does not have: a mistyped name would limit nothing."""
-        from swcheck.base.wrapping import wrapped
-        from swcheck.run.limit_overrides import unused_overrides
-
-        found = unused_overrides(self.settings.overrides, self.settings.models, self.settings.candidates)
-        names = ", ".join(dict.fromkeys(f"{one.model}:{one.name} ({one.origin})" for one in found))
-        words = f"limits for no model of this run: {names}"
-        return wrapped(words, shutil.get_terminal_size().columns, 2) if found else []
-
     def unjudged(self) -> str:
         """Return a sentence, and the command to run, if what this run names was judged by no check; empty otherwise."""
-        from swcheck.run.judged import gate_command, unjudged
+        from swcheck.run.reports.judged import gate_command, unjudged
 
         words = unjudged(self.settings, [reported for _, reported in self.placed_verdicts])
         command = gate_command(self.settings, self.config.stash[TAKEN_ALIASES])
@@ -223,7 +216,18 @@ class Reporter:
         return worst_of_each(reported for _, reported in sorted(self.placed_verdicts, key=order))
 
 
+def unused_limits(settings: Settings) -> list[str]:
+    """Return a warning about limits for models that this run does not have: a mistyped name would limit nothing."""
+    from swcheck.base.wrapping import wrapped
+    from swcheck.run.limit_overrides import unused_overrides
+
+    found = unused_overrides(settings.overrides, settings.models, settings.candidates)
+    names = ", ".join(dict.fromkeys(f"{one.model}:{one.name} ({one.origin})" for one in found))
+    words = f"limits for no model of this run: {names}"
+    return wrapped(words, shutil.get_terminal_size().columns, 2) if found else []
+
+
 def colour_of(line: str) -> dict[str, bool]:
     """Return the colour of a line of the summary: that of the outcome at its end."""
-    colours = {"FAILED": "red", "inconclusive": "red", "near": "yellow"}
+    colours = {"FAILED": "red", "ERROR": "red", "inconclusive": "red", "near": "yellow"}
     return {colour: True for word, colour in colours.items() if line.endswith(f"  {word}")}
