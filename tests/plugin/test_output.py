@@ -74,3 +74,19 @@ def test_a_misspelt_name_is_put_right(inner):
     result = inner("--model=tyni")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "the closest: tiny" in " ".join(result.stderr.str().split())
+
+
+def test_the_estimate_is_no_part_of_a_test(inner, pytester, micro, brief):
+    """Models and time are said before any other plugin's wrapper of the test begins, such as the alarm of a timeout."""
+    pytester.makeconftest("""
+        import pytest
+
+        @pytest.hookimpl(wrapper=True, tryfirst=True)
+        def pytest_runtest_protocol(item):
+            item.config.get_terminal_writer().line("the alarm is set")
+            return (yield)
+    """)
+    lines = inner(f"--model={micro}", brief, "-k", "test_model and perplexity").outlines
+    said = next(number for number, line in enumerate(lines) if line.startswith("swcheck: loading "))
+    assert "the alarm is set" in lines[said + 1 :]
+    assert "the alarm is set" not in lines[:said]

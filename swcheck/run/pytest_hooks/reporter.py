@@ -87,9 +87,13 @@ class Reporter:
         self.written: list[Path] = []
         self.write_errors: list[str] = []
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> None:
-        """Print the models that a test has to load and the estimated time before it: a large model takes a while."""
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Print the models that a test has to load and the estimated time before it: a large model takes a while.
+
+        The estimate imports torch. It is made outside the hooks of other plugins: the time that pytest-timeout allows a
+        test must not end in here, where pytest takes its exception for an internal error.
+        """
         needs = getattr(item, "fixturenames", ())
         spec, candidate = specs_of(item)
         wanted = [spec] if spec and "swcheck_model" in needs else []
@@ -98,6 +102,7 @@ class Reporter:
         self.loading = tuple(wanted) if spec in new else (*self.loading, *new)
         if new:
             self._announce("loading", spec or "", new)
+        return (yield)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
