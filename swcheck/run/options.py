@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 YES: Final = ("1", "true", "yes", "on")
 NO: Final = ("0", "false", "no", "off")
 REPEATABLE: Final = ("list", "table")
+REPORTS: Final = ("json", "markdown", "html")
 INI_FILES: Final = (
     "pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg",
 )  # fmt: skip
@@ -96,6 +97,9 @@ OPTIONS: Final = (
     ),
     Option("kind", "value", "NAME", "what was done to the candidate: quantized, finetuned, pruned; auto looks"),
     Option("json", "value", "FILE", "write the verdicts to this file", "yes"),
+    Option("markdown", "value", "FILE", "write the verdicts as Markdown, as for the summary of a CI job", "yes"),
+    Option("html", "value", "FILE", "write the verdicts as one page of HTML", "yes"),
+    Option("no_step_summary", "flag", None, "neither append to GITHUB_STEP_SUMMARY nor print ::error annotations"),
     Option("baseline", "value", "DIR", "a reference's measurements, read from here instead of loading it", "yes"),
     Option("update", "flag", None, "write the baselines anew; the run still fails, for they want a review"),
     Option("accept", "flag", None, "with update: the run passes"),
@@ -235,7 +239,7 @@ def repeat_arguments(
 ) -> list[str]:
     """Return the words of a command line that runs one model and these candidates again, with the options of this run.
 
-    ``--swcheck-json`` is left out, and so are limits of other models. ``taken`` are the options whose short alias
+    Report files are left out, and so are limits of other models. ``taken`` are the options whose short alias
     belongs to another plugin.
     """
     from swcheck.run.limit_overrides import winning_overrides
@@ -243,7 +247,7 @@ def repeat_arguments(
     values: Mapping[str, Any] = {"model": [spec], "candidate": list(candidates)}
     words = []
     for option in OPTIONS:
-        if option.name not in settings.origins or option.name == "json":
+        if option.name not in settings.origins or option.name in REPORTS:
             continue
         flag = option.alias if option in {MODEL, CANDIDATE} and option not in taken else option.flag
         if option.kind == "table":

@@ -5,8 +5,10 @@ Verdicts are attached to the reports of tests, because pytest-xdist sends those 
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +37,10 @@ def pytest_runtest_makereport(
         format_failure(report, call.excinfo, item)
     verdicts = verdicts_of(item, report, None if call.excinfo is None else call.excinfo.value)
     if verdicts:
+        from swcheck.run.reports.junit import junit_properties
         from swcheck.run.reports.verdict_json import verdict_as_json
+
+        item.user_properties += junit_properties(verdicts)  # JUnit XML has those of the report of the teardown
 
         report.swcheck = [verdict_as_json(verdict, item.nodeid) for verdict in verdicts]  # type: ignore[attr-defined]
     return report
@@ -152,14 +157,14 @@ class Reporter:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.config.option.collectonly or exitstatus == pytest.ExitCode.USAGE_ERROR:
             return
-        from swcheck.base.json_text import json_text
         from swcheck.base.output_files import write_atomically
-        from swcheck.run.reports.verdict_json import json_document
+        from swcheck.run.reports.report_files import append_step_summary, report_texts
 
         # Several workers may have measured the same reference; the longest text has the most measurements.
         files = {path: max(texts, key=lambda text: (len(text), text)) for path, texts in self.baseline_texts.items()}
-        if self.settings.json is not None:
-            files[self.settings.json] = json_text(json_document(self.worst_verdicts())) + "\n"
+        reported, warning = self.worst_verdicts(), self.unjudged().partition("\n")[0]
+        command = shlex.join(["pytest", *map(str, self.config.invocation_params.args)])
+        files |= report_texts(self.settings, reported, command=command, warning=warning)
         for path, text in files.items():
             try:
                 write_atomically(path, text)
@@ -169,6 +174,9 @@ class Reporter:
                     session.exitstatus = pytest.ExitCode.USAGE_ERROR
             else:
                 self.written.append(path)
+        if not self.settings.no_step_summary:
+            with suppress(OSError):  # a courtesy: the run does not depend on it
+                append_step_summary(reported, warning)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         from swcheck.run.reports.summary import summary
@@ -186,6 +194,15 @@ class Reporter:
             terminalreporter.write_line(line, red=True)
         for path in self.written if lines else ():
             terminalreporter.write_line(f"written: {path}")
+        for line in () if self.settings.no_step_summary else self.annotations():
+            terminalreporter.write_line(line)
+
+    def annotations(self) -> list[str]:
+        """Return the annotations of GitHub Actions for the red checks and for what was not judged."""
+        from swcheck.run.reports.report_files import annotation_lines
+
+        reported, places = self.worst_verdicts(), {test: place for place, (test, _) in self.placed_verdicts}
+        return annotation_lines(reported, [places[test] for test, _ in reported], self.unjudged().partition("\n")[0])
 
     def unjudged(self) -> str:
         """Return a sentence, and the command to run, if what this run names was judged by no check; empty otherwise."""

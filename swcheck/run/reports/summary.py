@@ -54,12 +54,12 @@ def verdict_table(reported: Sequence[Reported], width: int = MAX_WIDTH) -> str:
         [
             name,
             format_number(verdict.measured, verdict.unit),
-            _limit_cell(verdict),
+            limit_cell(verdict),
             format_number(margin(verdict), "x"),
             format_shortened(str(verdict.facts.get("worst_prompt") or "-"), PROMPT_WIDTH),
             outcome_word(verdict),
         ]
-        for name, (_, verdict) in zip(_row_names(reported), reported, strict=True)
+        for name, (_, verdict) in zip(row_names(reported), reported, strict=True)
     ]
     columns = [n for n, head in enumerate(HEADS) if head != "worst prompt" or any(row[n] != "-" for row in rows)]
     table = [[row[n] for n in columns] for row in [list(HEADS), *rows]]
@@ -103,7 +103,7 @@ def outcome_word(verdict: Verdict) -> str:
     return OUTCOME_WORDS.get(verdict.outcome) or verdict.outcome.value
 
 
-def _row_names(reported: Sequence[Reported]) -> list[str]:
+def row_names(reported: Sequence[Reported]) -> list[str]:
     """Return the check of each verdict, with the name of its test added if another test has reported it as well.
 
     The check of the shipped suite has its name alone. Parameters of a test are shown where nothing else tells two rows
@@ -126,7 +126,7 @@ def _test_name(test: str) -> str:
     return test.rpartition("::")[2]
 
 
-def _limit_cell(verdict: Verdict) -> str:
+def limit_cell(verdict: Verdict) -> str:
     """Return a limit as a table cell: ratios begin with ``x``, as in the column of measured values."""
     limit = verdict.limit
     if limit is None:
