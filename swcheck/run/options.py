@@ -270,7 +270,7 @@ def argument_that_hid_ini_file(config: pytest.Config) -> str:
     """
     folder, arguments = config.invocation_params.dir, [str(part) for part in config.invocation_params.args]
     flags = [option.flag for option in OPTIONS if option.kind != "flag"] + [MODEL.alias, CANDIDATE.alias]
-    if config.inipath is not None or not any(_has_pytest_section(file) for file in _ini_files(folder)):
+    if config.inipath is not None or not any(has_pytest_section(file) for file in _ini_files(folder)):
         return ""
     for flag, value in zip(arguments, arguments[1:], strict=False):
         if flag in flags and (folder / value).exists():
@@ -283,5 +283,6 @@ def _ini_files(folder: Path) -> Iterator[Path]:
         yield from (parent / name for name in INI_FILES if (parent / name).is_file())
 
 
-def _has_pytest_section(file: Path) -> bool:
+def has_pytest_section(file: Path) -> bool:
+    """Return whether pytest reads its settings from ``file``, one of ``INI_FILES``."""
     return "pytest" in file.name or any(head in file.read_text("utf-8", "replace") for head in INI_SECTIONS)

@@ -223,19 +223,23 @@ class Reporter:
         """Return the worst verdict of each test and check, ordered by model, candidate and place of the test."""
         from swcheck.run.reports.margins import worst_of_each
 
-        models, candidates = (
-            [self.settings.name_of(spec) for spec in specs]
-            for specs in (self.settings.models, self.settings.candidates)
-        )
+        return worst_of_each(in_order(self.settings, self.placed_verdicts))
 
-        def order(entry: tuple[tuple[str, int], Reported]) -> tuple[int, bool, int, bool, tuple[str, int]]:
-            place, (_, verdict) = entry
-            model = models.index(verdict.model) if verdict.model in models else len(models)
-            name = verdict.candidate
-            number = candidates.index(name) if name in candidates else len(candidates)
-            return model, name is not None, number, verdict.outcome == "skipped", place
 
-        return worst_of_each(reported for _, reported in sorted(self.placed_verdicts, key=order))
+def in_order(settings: Settings, placed: Sequence[tuple[tuple[str, int], Reported]]) -> list[Reported]:
+    """Return verdicts, given with the places of their tests, ordered by model, candidate and place; skipped ones last."""
+    models, candidates = (
+        [settings.name_of(spec) for spec in specs] for specs in (settings.models, settings.candidates)
+    )
+
+    def order(entry: tuple[tuple[str, int], Reported]) -> tuple[int, bool, int, bool, tuple[str, int]]:
+        place, (_, verdict) = entry
+        model = models.index(verdict.model) if verdict.model in models else len(models)
+        name = verdict.candidate
+        number = candidates.index(name) if name in candidates else len(candidates)
+        return model, name is not None, number, verdict.outcome == "skipped", place
+
+    return [reported for _, reported in sorted(placed, key=order)]
 
 
 def unused_limits(settings: Settings) -> list[str]:
