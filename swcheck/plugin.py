@@ -57,6 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         f"{collection.PAPER_MARKER}: a claim of the paper, measured for minutes: run with -m {collection.PAPER_MARKER}",
     )
+    collection.find_suite_ids(config)
     try:
         values, origins = options.read_values(config)
         if not origins:
@@ -118,9 +119,9 @@ def usage_error(error: SwcheckError) -> pytest.UsageError:
 
 
 @pytest.fixture(scope="session")
-def swcheck_spec() -> str:
+def swcheck_spec(pytestconfig: pytest.Config) -> str:
     """The spec of the model under test, as typed. A test that uses it runs once for each ``--model``."""
-    pytest.skip("no model given: pytest --model=tiny")
+    pytest.skip(f"no model given: pytest {options.typed_flag(pytestconfig, options.MODEL)}=tiny")
 
 
 @pytest.fixture(scope="session")
@@ -136,8 +137,6 @@ def swcheck_session(pytestconfig: pytest.Config) -> Iterator[Session]:
     if interrupted:
         return
     hand_over_baselines(pytestconfig, session.baselines)
-    if session.baselines and not session.settings.accept and not is_worker(pytestconfig):
-        pytest.fail(reporter.unreviewed_message(session.baselines), pytrace=False)
 
 
 def hand_over_baselines(config: pytest.Config, baselines: Mapping[Path, str]) -> None:
@@ -164,9 +163,10 @@ def swcheck_reference(swcheck_model: Subject) -> Subject:
 
 
 @pytest.fixture(scope="session")
-def swcheck_candidate_spec() -> str:
+def swcheck_candidate_spec(pytestconfig: pytest.Config) -> str:
     """The spec of the candidate, as typed. A test that uses it runs once for each ``--candidate``."""
-    pytest.skip("no candidate given: pytest --model=REFERENCE --candidate=CANDIDATE")
+    model, candidate = (options.typed_flag(pytestconfig, one) for one in (options.MODEL, options.CANDIDATE))
+    pytest.skip(f"no candidate given: pytest {model}=REFERENCE {candidate}=CANDIDATE")
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from swcheck.base.records import Prompt, SuperWeight
 
+__all__ = ["prompt_lists", "prompts", "super_weights"]
+
 WORDS: Final = (
     "the a of and to in is was for that with as on by it not be are this from or an at which but have had his her "
     "they water city year first time people number night school paper river music winter summer garden doctor market "
@@ -157,3 +159,8 @@ def storage_in_temporary_folder() -> Iterator[None]:
             yield
         finally:
             configuration.set_hypothesis_home_dir(Path(getattr(before, "path", before)))
+
+
+def __dir__() -> list[str]:
+    """Return the public names alone: the prompts of the shipped checks are no promise to anybody else."""
+    return __all__

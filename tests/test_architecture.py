@@ -35,6 +35,7 @@ LIBRARIES = {
     "datasets": {"study/zeroshot"},
     "huggingface_hub": {"loading", "study/zeroshot"},
     "hypothesis": {"strategies"},
+    "jinja2": {"run/reports"},
     "lm_eval": {"study/zeroshot"},
     "matplotlib": {"study/common", "study/chapters"},
     "numpy": {"study/zeroshot"},

@@ -82,3 +82,12 @@ def test_corners(corner):
     strategy = super_weights(layers=3, rows=5, columns=7)
     found = find(strategy, lambda weight: (weight.layer, weight.row, weight.column) == corner)
     assert (found.layer, found.row, found.column) == corner
+
+
+def test_the_module_shows_its_three_strategies():
+    """What a user sees and what a star import brings are the strategies, and no name that they are made with."""
+    from swcheck import strategies
+
+    names: dict[str, object] = {}
+    exec("from swcheck.strategies import *", names)
+    assert sorted(set(names) - {"__builtins__"}) == dir(strategies) == ["prompt_lists", "prompts", "super_weights"]

@@ -178,13 +178,18 @@ def sources() -> Mapping[str, str]:
     return MappingProxyType(_head_entries("source"))
 
 
+SHORT_NAME: Final = 5
+"""The length up to which a name that is only half the same is proposed for a misspelt one."""
+
+
 def closest(name: str) -> tuple[str, ...]:
     """Return up to four known names similar to ``name``, of different models: hub ids if ``name`` is one."""
     key = _normalized(name)
     models = {known: e.model for known, e in _entries_by_name().items()} | {name: name for name in tiny.CHECKPOINTS}
     comparable = {known: model for known, model in models.items() if ("/" in known) == ("/" in key)}
     name_of: dict[str, str] = {}
-    for match in get_close_matches(key, comparable, n=16):
+    # Two letters of a short name in the wrong order are half of what difflib compares.
+    for match in get_close_matches(key, comparable, n=16, cutoff=0.5 if len(key) <= SHORT_NAME else 0.6):
         name_of.setdefault(comparable[match], match)
     return tuple(name_of.values())[:4]
 

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from swcheck.base.errors import OptionError
-from swcheck.base.limits import DEFAULTS, SINGLE_MODEL_LIMITS, chosen_limit
+from swcheck.base.limits import DEFAULTS, JUDGED_OR_REPORTED, SINGLE_MODEL_LIMITS, chosen_limit
 from swcheck.base.records import Limit
 from swcheck.loading import engines, published_index
 
@@ -24,6 +24,9 @@ ORIGINS: Final[Mapping[str, str]] = {
     "ini": "in the ini-file",
 }
 """Where an entry may be given, and the phrase that names that place. An earlier place wins over a later one."""
+
+REPORTED: Final = "reported"
+"""The value of an entry that lifts a limit."""
 
 SYNTAX_HINT: Final = (
     "write it as perplexity=1.03 or activation=0.8..1.5; for one model or candidate as MODEL:perplexity=1.03"
@@ -40,11 +43,14 @@ class Override:
     origin: str = "command line"
 
     def __str__(self) -> str:
-        return f"{self.model}: {self.name} {self.limit}" if self.model else f"{self.name} {self.limit}"
+        limit = REPORTED if self.limit.low is None and self.limit.high is None else str(self.limit)
+        return f"{self.model}: {self.name} {limit}" if self.model else f"{self.name} {limit}"
 
     @property
     def text(self) -> str:
         """The entry as the user types it."""
+        if self.limit.low is None and self.limit.high is None:
+            return f"{self.model}:{self.name}={REPORTED}" if self.model else f"{self.name}={REPORTED}"
         low, high = ("" if end is None else f"{end:g}" for end in (self.limit.low, self.limit.high))
         return f"{self.model}:{self.name}={low}..{high}" if self.model else f"{self.name}={low}..{high}"
 
@@ -78,11 +84,14 @@ def _parse_override(text: str, origin: str) -> Override:
         raise OptionError(f"limit {text!r}", f"known: {', '.join(DEFAULTS)}", SYNTAX_HINT)
     if colon and not model:
         raise OptionError(f"limit {text!r}", "no model before the colon", SYNTAX_HINT)
+    source = f"given {ORIGINS[origin]}" + f" for {model}" * bool(model)
+    if value == REPORTED and name in JUDGED_OR_REPORTED:
+        return Override(name, Limit(None, None, f"{source}: reported, not judged"), model, origin)
     try:
         low, high = _parse_interval(value, DEFAULTS[name])
     except ValueError as error:
-        raise OptionError(f"limit {text!r}", f"{value!r} is no number", f"default: {DEFAULTS[name]}") from error
-    source = f"given {ORIGINS[origin]}" + f" for {model}" * bool(model)
+        lifted = f", or {REPORTED}" * (name in JUDGED_OR_REPORTED)
+        raise OptionError(f"limit {text!r}", f"{value!r} is no number{lifted}", f"default: {DEFAULTS[name]}") from error
     return Override(name, replace(chosen_limit(name, low, high), source=source), model, origin)
 
 

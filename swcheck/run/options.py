@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 YES: Final = ("1", "true", "yes", "on")
 NO: Final = ("0", "false", "no", "off")
 REPEATABLE: Final = ("list", "table")
+REPORTS: Final = ("json", "markdown", "html")
 INI_FILES: Final = (
     "pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg",
 )  # fmt: skip
@@ -64,13 +65,17 @@ class Option:
 
 
 MODEL: Final = Option(
-    "model", "list", "SPEC", "model to test: tiny, a known name, a hub id or a directory; may be repeated", "perhaps"
+    "model",
+    "list",
+    "SPEC",
+    "short: --model. The model to test: tiny, a known name, a hub id or a directory; may be repeated",
+    "perhaps",
 )
 CANDIDATE: Final = Option(
     "candidate",
     "list",
     "SPEC",
-    "what is about to be released: a directory, a hub id or ENGINE:SCHEME; may be repeated",
+    "short: --candidate. What is about to be released: a directory, a hub id or ENGINE:SCHEME; may be repeated",
     "perhaps",
 )
 OPTIONS: Final = (
@@ -92,9 +97,13 @@ OPTIONS: Final = (
     ),
     Option("kind", "value", "NAME", "what was done to the candidate: quantized, finetuned, pruned; auto looks"),
     Option("json", "value", "FILE", "write the verdicts to this file", "yes"),
+    Option("markdown", "value", "FILE", "write the verdicts as Markdown, as for the summary of a CI job", "yes"),
+    Option("html", "value", "FILE", "write the verdicts as one page of HTML", "yes"),
+    Option("no_step_summary", "flag", None, "neither append to GITHUB_STEP_SUMMARY nor print ::error annotations"),
     Option("baseline", "value", "DIR", "a reference's measurements, read from here instead of loading it", "yes"),
     Option("update", "flag", None, "write the baselines anew; the run still fails, for they want a review"),
     Option("accept", "flag", None, "with update: the run passes"),
+    Option("require", "flag", None, "the run fails if no check judged the candidate, or the model if there is none"),
     Option("offline", "flag", None, "never download, as HF_HUB_OFFLINE=1"),
     Option("trust_remote_code", "flag", None, "run the Python that a checkpoint brings; refused otherwise"),
     Option("allow_none", "flag", None, "let a model pass in which no super weight is found"),
@@ -141,6 +150,14 @@ def _is_registered(parser: pytest.Parser, flag: str) -> bool:
         return not parser.parse_known_and_unknown_args([f"{flag}=x"])[1]
     except (Exception, SystemExit):  # it is registered, and its owner refuses the value
         return True
+
+
+def typed_flag(config: pytest.Config, option: Option) -> str:
+    """Return the flag that a user of this run has to type for ``option``: its alias, unless another plugin has that."""
+    nothing = object()
+    value = config.getoption(option.alias, nothing)
+    is_free = value is nothing or value is config.getoption(option.dest)
+    return option.alias if is_free else option.flag
 
 
 def read_values(config: pytest.Config) -> tuple[dict[str, Any], dict[str, str]]:
@@ -222,7 +239,7 @@ def repeat_arguments(
 ) -> list[str]:
     """Return the words of a command line that runs one model and these candidates again, with the options of this run.
 
-    ``--swcheck-json`` is left out, and so are limits of other models. ``taken`` are the options whose short alias
+    Report files are left out, and so are limits of other models. ``taken`` are the options whose short alias
     belongs to another plugin.
     """
     from swcheck.run.limit_overrides import winning_overrides
@@ -230,7 +247,7 @@ def repeat_arguments(
     values: Mapping[str, Any] = {"model": [spec], "candidate": list(candidates)}
     words = []
     for option in OPTIONS:
-        if option.name not in settings.origins or option.name == "json":
+        if option.name not in settings.origins or option.name in REPORTS:
             continue
         flag = option.alias if option in {MODEL, CANDIDATE} and option not in taken else option.flag
         if option.kind == "table":
@@ -253,7 +270,7 @@ def argument_that_hid_ini_file(config: pytest.Config) -> str:
     """
     folder, arguments = config.invocation_params.dir, [str(part) for part in config.invocation_params.args]
     flags = [option.flag for option in OPTIONS if option.kind != "flag"] + [MODEL.alias, CANDIDATE.alias]
-    if config.inipath is not None or not any(_has_pytest_section(file) for file in _ini_files(folder)):
+    if config.inipath is not None or not any(has_pytest_section(file) for file in _ini_files(folder)):
         return ""
     for flag, value in zip(arguments, arguments[1:], strict=False):
         if flag in flags and (folder / value).exists():
@@ -266,5 +283,6 @@ def _ini_files(folder: Path) -> Iterator[Path]:
         yield from (parent / name for name in INI_FILES if (parent / name).is_file())
 
 
-def _has_pytest_section(file: Path) -> bool:
+def has_pytest_section(file: Path) -> bool:
+    """Return whether pytest reads its settings from ``file``, one of ``INI_FILES``."""
     return "pytest" in file.name or any(head in file.read_text("utf-8", "replace") for head in INI_SECTIONS)

@@ -46,12 +46,16 @@ class Settings:
     tier: str | None = None
     overrides: tuple[Override, ...] = ()
     json: Path | None = None
+    markdown: Path | None = None
+    html: Path | None = None
+    no_step_summary: bool = False
     trust_remote_code: bool = False
     offline: bool = False
     allow_none: bool = False
     baseline: Path | None = None
     update: bool = False
     accept: bool = False
+    require: bool = False
     kind: str = "auto"
     device_map: str | None = None
     seed: int = 0
@@ -126,12 +130,16 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
             for one in limit_overrides.parse_overrides(texts, origin)
         ),
         json=_absolute_path(values.get("json")),
+        markdown=_absolute_path(values.get("markdown")),
+        html=_absolute_path(values.get("html")),
+        no_step_summary=bool(values.get("no_step_summary")),
         trust_remote_code=bool(values.get("trust_remote_code")),
         offline=bool(values.get("offline")),
         allow_none=bool(values.get("allow_none")),
         baseline=_absolute_path(values.get("baseline")),
         update=bool(values.get("update")),
         accept=bool(values.get("accept")),
+        require=bool(values.get("require")),
         kind=values.get("kind") or "auto",
         device_map=values.get("device_map"),
         origins=origins,
@@ -153,17 +161,21 @@ def _check(settings: Settings) -> None:
     if settings.device is not None:
         engines.check_device(settings.device)
     if settings.device_map is not None:
-        if settings.device is not None:
-            both = f"--swcheck-device={settings.device} --swcheck-device-map={settings.device_map}"
-            raise OptionError(both, "two answers to where a model is put", "give one of the two")
-        engines.check_device_map(settings.device_map)
+        _check_device_map(settings.device_map, settings.device)
     if settings.tier is not None:
         tier_named(settings.tier)
     if settings.text is not None:
         read_text(settings.text)
-    if settings.json is not None:
-        check_writable(settings.json)
+    for report in filter(None, (settings.json, settings.markdown, settings.html)):
+        check_writable(report)
     _check_baseline(settings)
+
+
+def _check_device_map(device_map: str, device: str | None) -> None:
+    if device is not None:
+        both = f"--swcheck-device={device} --swcheck-device-map={device_map}"
+        raise OptionError(both, "two answers to where a model is put", "give one of the two")
+    engines.check_device_map(device_map)
 
 
 def _check_unique(specs: Sequence[str], what: str) -> None:

@@ -88,11 +88,11 @@ def test_a_malformed_config_is_never_an_exception(method, rest):
 
 
 def test_limits_follow_the_scheme():
-    """8-bit is held tighter than 4-bit, that than 3-bit; 2-bit and fine-tuned are reported only."""
-    highs = [limits_for_scheme(Scheme("rtn", bits))["perplexity"].high for bits in (8, 4, 3)]
+    """8-bit is held tighter than 4-bit, that than 3-bit; that than 2-bit; fine-tuned is reported only."""
+    highs = [limits_for_scheme(Scheme("rtn", bits))["perplexity"].high for bits in (8, 4, 3, 2)]
 
     assert highs == sorted(highs)
-    assert limits_for_scheme(Scheme("rtn", 2))["perplexity"].high is None
+    assert "q2_K" in limits_for_scheme(Scheme("rtn", 2))["perplexity"].source
     assert limits_for_scheme(Scheme("lora", 16))["kl"].high is None
     assert limits_for_scheme(None)["perplexity"].high == 1.05
 

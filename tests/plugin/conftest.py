@@ -32,7 +32,13 @@ def _warm(tiny):
 def inner(pytester, monkeypatch):
     """Run pytest in this process, in an empty folder, with nothing of this run's environment."""
     for name in [*os.environ]:
-        if name.startswith("SWCHECK_") or name in {"CI", "BUILD_NUMBER", "PYTEST_ADDOPTS", "GITHUB_ACTIONS"}:
+        if name.startswith("SWCHECK_") or name in {
+            "CI",
+            "BUILD_NUMBER",
+            "PYTEST_ADDOPTS",
+            "GITHUB_ACTIONS",
+            "GITHUB_STEP_SUMMARY",
+        }:
             monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "100")
 
@@ -48,7 +54,9 @@ def outer(tmp_path):
 
     def run(*args: object, folder: Path = tmp_path, options=(), **environment: str) -> subprocess.CompletedProcess[str]:
         clean = {
-            name: value for name, value in os.environ.items() if not name.startswith(("SWCHECK_", "PYTEST_", "CI"))
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SWCHECK_", "PYTEST_", "CI", "GITHUB_"))
         }
         command = [
             sys.executable,

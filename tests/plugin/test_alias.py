@@ -86,8 +86,22 @@ def test_an_owner_below_the_root_is_not_disturbed(inner, pytester):
 
 
 def test_unused_it_does_not_exist(inner):
-    """Without --model on the command line nobody has registered it."""
-    inner("--help").stdout.no_re_match_line(r"\s+--model\b")
+    """Without --model on the command line nobody has registered it; the help of the long option names it."""
+    shown = inner("--help").stdout
+    shown.no_re_match_line(r"\s+--model\b")
+    text = " ".join(shown.str().split())
+    for name in ("model", "candidate"):
+        assert f"--swcheck-{name}=SPEC short: --{name}. " in text
+
+
+def test_a_hint_names_the_option_that_works(inner, pytester):
+    """Where somebody else owns --model, whoever asks for a model is told swcheck's own, used or not."""
+    pytester.makeconftest(OWNER)
+    pytester.makepyfile("def test_it(swcheck_spec): pass\ndef test_both(swcheck_candidate_spec): pass")
+    for words in (["--model=tiny"], []):
+        shown = inner(*words, "-rs").stdout
+        shown.fnmatch_lines(["SKIPPED * no model given: pytest --swcheck-model=tiny"])
+        shown.fnmatch_lines(["SKIPPED * pytest --swcheck-model=REFERENCE --swcheck-candidate=CANDIDATE"])
 
 
 @pytest.mark.slow

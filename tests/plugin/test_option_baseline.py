@@ -28,8 +28,15 @@ def test_updating_writes_and_still_fails(inner, pytester):
 
     assert result.ret == 1
     result.assert_outcomes(passed=MODEL, skipped=CANDIDATE, errors=1)
-    result.stdout.fnmatch_lines(["*review and commit*"])
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR at teardown of swcheck::baselines*",
+            "*review and commit*",
+            "ERROR swcheck::baselines - baselines measured anew: here/tiny.json",
+        ]
+    )
     result.stdout.no_fnmatch_line("* FAILED")
+    result.stdout.no_fnmatch_line("*swcheck.suite.test_candidate *E*")
     text = (pytester.path / "here" / "tiny.json").read_text()
     assert len(text) < 1_000_000
     assert json.loads(text)["super_weights"][0]["row"] == 97

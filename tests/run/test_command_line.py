@@ -71,6 +71,14 @@ def test_none_found_is_an_answer(run, tmp_path):
     assert out.endswith("nothing to zero\n")
 
 
+@pytest.mark.slow
+def test_none_found_can_be_an_exit_code(run, tmp_path):
+    """With --exit-code a script sees without reading whether a model has super weights."""
+    folder = checkpoints.micro(tmp_path / "micro")
+    assert run("locate", folder, "--exit-code", "--json")[0] == 1
+    assert run("locate", "tiny", "--exit-code", "--json")[0] == 0
+
+
 def test_what_libraries_print_stays_off_stdout(run, monkeypatch):
     """A library that warns, logs and prints while a model is loaded spoils no JSON."""
     from swcheck.loading import engines

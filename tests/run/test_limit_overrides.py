@@ -162,3 +162,19 @@ def test_what_speaks_of_nothing():
         check_all_used(table, ["tiny"], ["rtn:4"])
     with pytest.raises(OptionError, match="no model of this run is called so: tiny\n"):
         check_all_used(parse_overrides(["torchao:*:collapse=5"]), ["tiny"], ["torchao:int8"])
+
+
+@pytest.mark.parametrize("text", ["perplexity=reported", "rtn:*:kl=reported"])
+def test_a_limit_can_be_lifted(text):
+    """``reported`` lifts the limits that follow the scheme, says so, and is written as it was typed."""
+    [entry] = parse_overrides([text], "ini")
+    assert (entry.limit.low, entry.limit.high, entry.text) == (None, None, text)
+    assert entry.limit.source.endswith("reported, not judged")
+    assert "reported" in str(entry)
+
+
+@pytest.mark.parametrize(("name", "said"), [("dependence", "is no number$"), ("perplexity", "no number, or reported")])
+def test_what_guards_a_model_cannot_be_lifted(name, said):
+    """The limits of the causal checks take numbers alone; where a word is allowed the error names it."""
+    with pytest.raises(OptionError, match=f"(?m){said}"):
+        parse_overrides([f"{name}={'reported' if name == 'dependence' else 'never'}"])

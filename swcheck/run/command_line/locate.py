@@ -21,6 +21,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--prompt", help="another prompt to look at")
     parser.add_argument("--verify", action="store_true", help="zero what is found and measure the perplexity")
     parser.add_argument("--no-index", action="store_true", help="start from nothing, not from published coordinates")
+    parser.add_argument("--exit-code", action="store_true", help="exit with 1 if no super weight is found")
     add_loading(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -41,6 +42,7 @@ def run(options: argparse.Namespace) -> str:
         seeds=() if options.no_index else published(loaded.name),
         verify=windows(subject) if options.verify else None,
     )
+    options.code = int(options.exit_code and not found.super_weights)
     if options.json:
         return json_text(located_as_json(loaded.name, found))
     return "\n".join(wrap_lines(located_as_text(loaded.name, found), terminal_width()))

@@ -14,17 +14,17 @@ from importlib.metadata import version
 
 from swcheck.base.errors import SwcheckError
 from swcheck.base.terminal import visible
-from swcheck.run.command_line import accuracy, index, locate, study
+from swcheck.run.command_line import accuracy, baseline, check, index, init, locate, study
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand, and print what it returns.
+    """Run one subcommand, and print what it returns; None is printed by the subcommand itself.
 
-    Returns the exit code: 0 if it is done, whatever it found; 2 for wrong arguments or a model that cannot be used; 130
+    Returns the exit code: 0 if it is done, whatever it found, unless the subcommand sets another one as ``code``; 2 for wrong arguments or a model that cannot be used; 130
     if it was interrupted; 141 if the reader of the output has closed it.
     """
     options = _parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], str] = options.run
+    run: Callable[[argparse.Namespace], str | None] = options.run
     try:
         with redirect_stdout(sys.stderr):
             answer = run(options)
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    return _write(answer)
+    return (0 if answer is None else _write(answer)) or options.code
 
 
 def _write(answer: str) -> int:
@@ -48,8 +48,9 @@ def _write(answer: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="swcheck", description="Super weights of language models.")
+    parser.set_defaults(code=0)
     parser.add_argument("--version", action="version", version=f"swcheck {version('swcheck')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (locate, study, accuracy, index):
+    for command in (check, init, baseline, locate, index, accuracy, study):
         command.add(commands)
     return parser

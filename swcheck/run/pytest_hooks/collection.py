@@ -14,6 +14,7 @@ import pytest
 from swcheck.run.pytest_hooks.stash import settings_of, specs_of
 
 SUITE_FOLDER: Final = Path(__file__).parents[2] / "suite"
+SUITE_PACKAGE: Final = "swcheck.suite."
 PAPER_MARKER: Final = "swcheck_paper"
 PAPER_MODULE: Final = "test_paper.py"
 SWCHECK_WORDS: Final = ("swcheck", "super_weights", "super_activations")
@@ -28,7 +29,7 @@ class SuiteModule(pytest.Module):
 
     @classmethod
     def of(cls, path: Path, parent: pytest.Collector) -> SuiteModule:
-        module: SuiteModule = cls.from_parent(parent, path=path, nodeid=f"swcheck.suite.{path.stem}")
+        module: SuiteModule = cls.from_parent(parent, path=path, nodeid=f"{SUITE_PACKAGE}{path.stem}")
         return module
 
     def funcnamefilter(self, name: str) -> bool:
@@ -50,6 +51,18 @@ def suite_is_included(config: pytest.Config) -> bool:
     settings = settings_of(config)
     on_command_line = settings is not None and "command line" in map(settings.origins.get, ("model", "candidate"))
     return on_command_line and config.args_source is not pytest.Config.ArgsSource.ARGS
+
+
+def find_suite_ids(config: pytest.Config) -> None:
+    """Turn node ids of the shipped suite among the arguments, as the short summary shows them, into paths.
+
+    So they can be pasted without ``--pyargs``.
+    """
+    for number, argument in enumerate(config.args):
+        module, colons, test = argument.partition("::")
+        name = module.removeprefix(SUITE_PACKAGE)
+        if name != module and not Path(module).exists() and (SUITE_FOLDER / f"{name}.py").is_file():
+            config.args[number] = f"{SUITE_FOLDER / name}.py{colons}{test}"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

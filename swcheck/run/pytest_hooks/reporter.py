@@ -5,38 +5,26 @@ Verdicts are attached to the reports of tests, because pytest-xdist sends those 
 
 from __future__ import annotations
 
-import shlex
 import shutil
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from swcheck.base.errors import RobustnessError, SwcheckError
+from swcheck.base.errors import SwcheckError
 from swcheck.base.terminal import visible, visible_line
-from swcheck.run import options
 from swcheck.run.pytest_hooks.collection import is_shipped, suite_is_included
-from swcheck.run.pytest_hooks.stash import (
-    INTERRUPTED,
-    SESSION,
-    SETTINGS,
-    SHOWN_ROWS,
-    TAKEN_ALIASES,
-    settings_of,
-    specs_of,
-)
+from swcheck.run.pytest_hooks.failure_text import SWCHECK_ERRORS, format_failure
+from swcheck.run.pytest_hooks.run_errors import log_run_error, unreviewed_message
+from swcheck.run.pytest_hooks.stash import INTERRUPTED, SESSION, TAKEN_ALIASES, settings_of, specs_of
 
 if TYPE_CHECKING:
     from swcheck.base.records import Verdict
     from swcheck.run.reports.margins import Reported
     from swcheck.run.settings import Settings
-
-PACKAGE: Final = Path(__file__).parents[2]
-"""The folder of the package, whose frames are left out of tracebacks."""
-
-SWCHECK_ERRORS: Final = (RobustnessError, SwcheckError)
-"""The errors whose own text explains the failure."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -49,80 +37,13 @@ def pytest_runtest_makereport(
         format_failure(report, call.excinfo, item)
     verdicts = verdicts_of(item, report, None if call.excinfo is None else call.excinfo.value)
     if verdicts:
+        from swcheck.run.reports.junit import junit_properties
         from swcheck.run.reports.verdict_json import verdict_as_json
+
+        item.user_properties += junit_properties(verdicts)  # JUnit XML has those of the report of the teardown
 
         report.swcheck = [verdict_as_json(verdict, item.nodeid) for verdict in verdicts]  # type: ignore[attr-defined]
     return report
-
-
-def format_failure(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException], item: pytest.Item) -> None:
-    """Set how a failure is shown.
-
-    A user's own test gets a traceback without the frames of swcheck and pytest. A test of the shipped suite gets no
-    traceback, but the command that repeats it. The short summary gets the first line of the error without the name of
-    its class.
-    """
-    frames = user_frames(excinfo, item.path)
-    if is_shipped(item.path) or not frames:
-        report.longrepr = without_shown_rows(excinfo, item).getrepr(style="value", chain=False)
-    elif not item.config.getoption("fulltrace", False):  # the defaults are for runs without the terminal plugin
-        excinfo.traceback = frames
-        given = item.config.getoption("tbstyle", "auto")
-        style = {"auto": "long"}.get(given, given)
-        kwargs = {"showlocals": item.config.getoption("showlocals", False), "tbfilter": lambda info: info.traceback}
-        report.longrepr = excinfo.getrepr(style=style, chain=False, **kwargs)
-    if is_shipped(item.path):
-        if not (item.config.getoption("log_level", None) or item.config.getini("log_level")):
-            # the user asked for no logs, and compilers write thousands of lines into them
-            report.sections = [section for section in report.sections if not section[0].startswith("Captured log")]
-        settings, (spec, candidate) = item.config.stash[SETTINGS], specs_of(item)
-        candidates = settings.candidates if candidate is None else (candidate,)
-        words = [
-            "pytest",
-            *options.repeat_arguments(settings, spec or "", candidates, item.config.stash[TAKEN_ALIASES]),
-        ]
-        report.sections.append(("repeat", visible(shlex.join([*words, "--pyargs", item.nodeid.partition("[")[0]]))))
-    crash = getattr(report.longrepr, "reprcrash", None)
-    if crash is not None:
-        crash.message = str(excinfo.value).splitlines()[0]
-
-
-def without_shown_rows(
-    excinfo: pytest.ExceptionInfo[BaseException], item: pytest.Item
-) -> pytest.ExceptionInfo[BaseException]:
-    """Return the error of a shipped check without the rows that another check of the same models has shown already.
-
-    The rows of this error are remembered as shown. The error of a user's own test is returned unchanged.
-    """
-    from swcheck.base.wrapping import wrapped_error as folded_error
-    from swcheck.gate.verdict_message import message_rows, verdict_message
-
-    width = shutil.get_terminal_size().columns
-    error, test = excinfo.value, item.name.partition("[")[0]
-    shown = item.config.stash.setdefault(SHOWN_ROWS, {}).setdefault(specs_of(item), {})
-    if not is_shipped(item.path):
-        return excinfo
-    if isinstance(error, RobustnessError) and str(error) == verdict_message(error.verdict):
-        brief: BaseException = RobustnessError(verdict_message(error.verdict, shown, width=width), error.verdict)
-        rows = message_rows(error.verdict)
-    else:
-        rows = [("error", str(error))]
-        place = shown.get(rows[0])
-        words = str(error) if place is None else f"{str(error).splitlines()[0]}\n  as under {place}"
-        brief = pytest.fail.Exception(folded_error(words, width))
-    for row in rows:
-        shown.setdefault(row, test)
-    return pytest.ExceptionInfo.from_exc_info((type(brief), brief, excinfo.tb))
-
-
-def user_frames(excinfo: pytest.ExceptionInfo[BaseException], test: Path) -> Any:
-    """Return the traceback from the test file on, without the frames of pytest and of swcheck."""
-
-    def is_users(entry: Any) -> bool:
-        path = Path(entry.path)
-        return PACKAGE not in path.parents and not {"_pytest", "pluggy"} & set(path.parts)
-
-    return excinfo.traceback.cut(path=test).filter(is_users)
 
 
 def verdicts_of(item: pytest.Item, report: pytest.TestReport, error: BaseException | None) -> list[Verdict]:
@@ -146,20 +67,15 @@ def verdict_without_measurement(
     settings = settings_of(item.config)
     name, candidate = (spec if settings is None or spec is None else settings.name_of(spec) for spec in specs_of(item))
     name = name or ""
+    failed = Verdict(check, name, Outcome.FAILED, "", candidate, facts={"phase": report.when})
     if isinstance(error, SwcheckError):
-        return Verdict(check, name, Outcome.FAILED, error.found, candidate, cause=error.asked, attempt=error.attempt)
+        return replace(failed, summary=error.found, cause=error.asked, attempt=error.attempt)
     if report.failed:
         crash = getattr(report.longrepr, "reprcrash", None)
         words = (report.longreprtext if crash is None else crash.message).strip().splitlines() or ["broken off"]
-        return Verdict(check, name, Outcome.FAILED, " ".join(map(str.strip, words[1:4])), candidate, cause=words[0])
+        return replace(failed, summary=" ".join(map(str.strip, words[1:4])), cause=words[0])
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
     return Verdict(check, name, Outcome.SKIPPED, str(reason).removeprefix("Skipped: "), candidate)
-
-
-def unreviewed_message(paths: Iterable[Path]) -> str:
-    """Return the message of a run that fails because it has measured new baselines, which have to be reviewed."""
-    names = ", ".join(visible_line(str(path)) for path in paths)
-    return f"baselines measured anew: {names}\n  review and commit them, then run without --swcheck-update"
 
 
 class Reporter:
@@ -173,14 +89,16 @@ class Reporter:
         self.placed_verdicts: list[tuple[tuple[str, int], Reported]] = []
         self.loading: tuple[str, ...] = ()
         self.baseline_texts: dict[Path, list[str]] = {}
-        self.has_worker_baselines = False
-        self.last_report: pytest.TestReport | None = None
         self.written: list[Path] = []
         self.write_errors: list[str] = []
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> None:
-        """Print the models that a test has to load and the estimated time before it: a large model takes a while."""
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Print the models that a test has to load and the estimated time before it: a large model takes a while.
+
+        The estimate imports torch. It is made outside the hooks of other plugins: the time that pytest-timeout allows a
+        test must not end in here, where pytest takes its exception for an internal error.
+        """
         needs = getattr(item, "fixturenames", ())
         spec, candidate = specs_of(item)
         wanted = [spec] if spec and "swcheck_model" in needs else []
@@ -189,24 +107,24 @@ class Reporter:
         self.loading = tuple(wanted) if spec in new else (*self.loading, *new)
         if new:
             self._announce("loading", spec or "", new)
+        return (yield)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
-        """Under xdist, print before the tests what each worker loads, and fail after them if workers sent baselines.
+        """Under xdist, print before the tests what each worker loads; after the tests, report errors of the run itself.
 
-        New baselines have to be reviewed. Without xdist the fixture ``swcheck_session`` fails at the end of the last
-        test; here one error is reported for all workers.
+        Such errors are new baselines, which want a review, and a required check that did not run.
         """
         announces = getattr(self.config.option, "numprocesses", None) and suite_is_included(session.config)
         for spec in self.settings.models if announces and not self.config.option.collectonly else ():
             self._announce("each worker loads", spec, [spec, *self.settings.candidates])
         result = yield
-        if self.has_worker_baselines and self.last_report is not None and not self.settings.accept:
-            words = unreviewed_message(self.baseline_texts)
-            report = pytest.TestReport(
-                self.last_report.nodeid, self.last_report.location, {}, "failed", words, "teardown"
-            )
-            self.config.hook.pytest_runtest_logreport(report=report)
+        if self.baseline_texts and not self.settings.accept:
+            log_run_error(self.config, "swcheck::baselines", unreviewed_message(self.baseline_texts))
+        if self.settings.require and not self.config.option.collectonly:
+            words = self.unjudged()
+            if words:
+                log_run_error(self.config, "swcheck::require", words)
         return result
 
     def _announce(self, verb: str, spec: str, wanted: Sequence[str]) -> None:
@@ -226,7 +144,6 @@ class Reporter:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         from swcheck.run.reports.verdict_json import verdict_from_json
 
-        self.last_report = report
         if str(report.outcome) != "rerun":  # set by plugins that run a failed test again, whose next report counts
             place = (report.location[0], report.location[1] or 0)
             self.placed_verdicts += [(place, verdict_from_json(record)) for record in getattr(report, "swcheck", ())]
@@ -236,7 +153,6 @@ class Reporter:
         """Collect the baselines that a worker of xdist measured; called when it ends."""
         for path, text in getattr(node, "workeroutput", {}).get("swcheck", {}).items():
             self.baseline_texts.setdefault(Path(path), []).append(text)
-            self.has_worker_baselines = True
 
     def pytest_keyboard_interrupt(self) -> None:
         """Note the interrupt before the fixtures end: no baseline is measured after it."""
@@ -245,16 +161,14 @@ class Reporter:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.config.option.collectonly or exitstatus == pytest.ExitCode.USAGE_ERROR:
             return
-        from swcheck.base.json_text import json_text
         from swcheck.base.output_files import write_atomically
-        from swcheck.run.reports.verdict_json import json_document
+        from swcheck.run.reports.report_files import append_step_summary, report_texts
 
         # Several workers may have measured the same reference; the longest text has the most measurements.
         files = {path: max(texts, key=lambda text: (len(text), text)) for path, texts in self.baseline_texts.items()}
-        if self.settings.json is not None:
-            interrupted = self.config.stash.get(INTERRUPTED, False)
-            document = json_document(self.worst_verdicts(), interrupted=interrupted)
-            files[self.settings.json] = json_text(document) + "\n"
+        reported, warning = self.worst_verdicts(), self.unjudged().partition("\n")[0]
+        arguments, interrupted = self.config.invocation_params.args, self.config.stash.get(INTERRUPTED, False)
+        files |= report_texts(self.settings, reported, arguments, warning=warning, interrupted=interrupted)
         for path, text in files.items():
             try:
                 write_atomically(path, text)
@@ -264,53 +178,86 @@ class Reporter:
                     session.exitstatus = pytest.ExitCode.USAGE_ERROR
             else:
                 self.written.append(path)
+        if not self.settings.no_step_summary:
+            with suppress(OSError):  # a courtesy: the run does not depend on it
+                append_step_summary(reported, warning)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         from swcheck.run.reports.summary import summary
 
-        lines = summary(self.worst_verdicts(), shutil.get_terminal_size().columns)
+        quiet = self.config.get_verbosity() < -1
+        lines = [] if quiet else summary(self.worst_verdicts(), shutil.get_terminal_size().columns)
         if lines:
             terminalreporter.ensure_newline()
             terminalreporter.section("swcheck")
         for line in lines:
             terminalreporter.write_line(visible(line), **colour_of(line))
-        for line in self.unused_limits() if lines else ():
-            terminalreporter.write_line(visible(line), yellow=True)
+        for line in [*(unused_limits(self.settings) if lines else ()), *self.unjudged_lines()]:
+            terminalreporter.write_line(visible(line), yellow=True, bold=True)
         for line in self.write_errors:
             terminalreporter.write_line(visible_line(line), red=True)
         for path in self.written if lines else ():
             terminalreporter.write_line(visible_line(f"written: {path}"))
+        for line in () if self.settings.no_step_summary else self.annotations():
+            terminalreporter.write_line(visible_line(line))
 
-    def unused_limits(self) -> list[str]:
-        """Return a warning about limits for models that this run does not have: a mistyped name would limit nothing."""
-        from swcheck.base.wrapping import wrapped
-        from swcheck.run.limit_overrides import unused_overrides
+    def annotations(self) -> list[str]:
+        """Return the annotations of GitHub Actions for the red checks and for what was not judged."""
+        from swcheck.run.reports.report_files import annotation_lines
 
-        found = unused_overrides(self.settings.overrides, self.settings.models, self.settings.candidates)
-        names = ", ".join(dict.fromkeys(f"{one.model}:{one.name} ({one.origin})" for one in found))
-        words = f"limits for no model of this run: {names}"
-        return wrapped(words, shutil.get_terminal_size().columns, 2) if found else []
+        reported, places = self.worst_verdicts(), {test: place for place, (test, _) in self.placed_verdicts}
+        return annotation_lines(reported, [places[test] for test, _ in reported], self.unjudged().partition("\n")[0])
+
+    def unjudged(self) -> str:
+        """Return a sentence, and the command to run, if what this run names was judged by no check; empty otherwise."""
+        from swcheck.run.reports.judged import gate_command, unjudged
+
+        words = unjudged(self.settings, [reported for _, reported in self.placed_verdicts])
+        command = gate_command(self.settings, self.config.stash[TAKEN_ALIASES])
+        return f"{words}\n  try: {command}" if words else ""
+
+    def unjudged_lines(self) -> list[str]:
+        """Return the lines of this warning; none where ``--swcheck-require`` has made it an error."""
+        from swcheck.base.wrapping import wrapped_error as folded_error
+
+        words = "" if self.settings.require else self.unjudged()
+        return folded_error(f"swcheck: {words}", shutil.get_terminal_size().columns).splitlines() if words else []
 
     def worst_verdicts(self) -> Sequence[Reported]:
         """Return the worst verdict of each test and check, ordered by model, candidate and place of the test."""
         from swcheck.run.reports.margins import worst_of_each
 
-        models, candidates = (
-            [self.settings.name_of(spec) for spec in specs]
-            for specs in (self.settings.models, self.settings.candidates)
-        )
+        return worst_of_each(in_order(self.settings, self.placed_verdicts))
 
-        def order(entry: tuple[tuple[str, int], Reported]) -> tuple[int, bool, int, bool, tuple[str, int]]:
-            place, (_, verdict) = entry
-            model = models.index(verdict.model) if verdict.model in models else len(models)
-            name = verdict.candidate
-            number = candidates.index(name) if name in candidates else len(candidates)
-            return model, name is not None, number, verdict.outcome == "skipped", place
 
-        return worst_of_each(reported for _, reported in sorted(self.placed_verdicts, key=order))
+def in_order(settings: Settings, placed: Sequence[tuple[tuple[str, int], Reported]]) -> list[Reported]:
+    """Return verdicts, given with the places of their tests, ordered by model, candidate and place; skipped ones last."""
+    models, candidates = (
+        [settings.name_of(spec) for spec in specs] for specs in (settings.models, settings.candidates)
+    )
+
+    def order(entry: tuple[tuple[str, int], Reported]) -> tuple[int, bool, int, bool, tuple[str, int]]:
+        place, (_, verdict) = entry
+        model = models.index(verdict.model) if verdict.model in models else len(models)
+        name = verdict.candidate
+        number = candidates.index(name) if name in candidates else len(candidates)
+        return model, name is not None, number, verdict.outcome == "skipped", place
+
+    return [reported for _, reported in sorted(placed, key=order)]
+
+
+def unused_limits(settings: Settings) -> list[str]:
+    """Return a warning about limits for models that this run does not have: a mistyped name would limit nothing."""
+    from swcheck.base.wrapping import wrapped
+    from swcheck.run.limit_overrides import unused_overrides
+
+    found = unused_overrides(settings.overrides, settings.models, settings.candidates)
+    names = ", ".join(dict.fromkeys(f"{one.model}:{one.name} ({one.origin})" for one in found))
+    words = f"limits for no model of this run: {names}"
+    return wrapped(words, shutil.get_terminal_size().columns, 2) if found else []
 
 
 def colour_of(line: str) -> dict[str, bool]:
     """Return the colour of a line of the summary: that of the outcome at its end."""
-    colours = {"FAILED": "red", "inconclusive": "red", "near": "yellow"}
+    colours = {"FAILED": "red", "ERROR": "red", "inconclusive": "red", "near": "yellow"}
     return {colour: True for word, colour in colours.items() if line.endswith(f"  {word}")}

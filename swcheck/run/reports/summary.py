@@ -16,6 +16,10 @@ from swcheck.run.reports.margins import Reported, margin, severity
 OUTCOME_WORDS: Final = {Outcome.NOT_APPLICABLE: "not applicable", Outcome.FAILED: "FAILED"}
 
 
+SUITE: Final = "swcheck.suite."
+"""How the node ids of the shipped suite begin."""
+
+
 QUANTIZED_CACHE: Final = "a quantized KV cache"
 
 
@@ -25,12 +29,12 @@ NOT_COVERED: Final = f"text generation, {QUANTIZED_CACHE}, the kernels of other 
 HEADS: Final = ("check", "measured", "limit", "margin", "worst prompt", "outcome")
 
 
-NAME_WIDTH: Final = 30
-"""The largest width of a check's name in the table; a longer one is wrapped in its cell."""
-
-
 PROMPT_WIDTH: Final = 28
 """The largest width of the worst prompt in the table."""
+
+
+NARROW_PROMPT, NARROW_NAME = 12, 12
+"""The smallest widths of the worst prompt and of a name, where the terminal is narrow."""
 
 
 COLUMN_NAMES: Final = {
@@ -41,35 +45,88 @@ COLUMN_NAMES: Final = {
 """Column heads in the table of several candidates; a check without an entry is its own head."""
 
 
-def verdict_table(reported: Sequence[Reported]) -> str:
-    """Return a table with a row for each verdict. The column of worst prompts is left out if no verdict has one."""
-    names = _row_names(reported)
+def verdict_table(reported: Sequence[Reported], width: int = MAX_WIDTH) -> str:
+    """Return a table with a row for each verdict. The column of worst prompts is left out if no verdict has one.
+
+    ``width`` is that of the terminal: prompts are shortened to it, then names are wrapped.
+    """
     rows = [
-        (
-            "\n".join(textwrap.wrap(name, NAME_WIDTH)),
+        [
+            name,
             format_number(verdict.measured, verdict.unit),
-            _limit_cell(verdict),
+            limit_cell(verdict),
             format_number(margin(verdict), "x"),
             format_shortened(str(verdict.facts.get("worst_prompt") or "-"), PROMPT_WIDTH),
-            OUTCOME_WORDS.get(verdict.outcome) or verdict.outcome.value,
-        )
-        for name, (_, verdict) in zip(names, reported, strict=True)
+            outcome_word(verdict),
+        ]
+        for name, (_, verdict) in zip(row_names(reported), reported, strict=True)
     ]
     columns = [n for n, head in enumerate(HEADS) if head != "worst prompt" or any(row[n] != "-" for row in rows)]
-    rows, head = [tuple(row[n] for n in columns) for row in rows], [HEADS[n] for n in columns]  # type: ignore[misc]
-    return tabulate(rows, headers=head, disable_numparse=True)
+    table = [[row[n] for n in columns] for row in [list(HEADS), *rows]]
+    if "worst prompt" in table[0]:
+        column = table[0].index("worst prompt")
+        room = max(NARROW_PROMPT, _widths(table)[column] - _excess(table, width))
+        for row in table[1:]:
+            row[column] = format_shortened(row[column], room)
+    return _aligned(table, width)
 
 
-def _row_names(reported: Sequence[Reported]) -> list[str]:
-    """Return the check of each verdict, with the name of its test added if the check occurs more than once."""
-    checks = [verdict.check for _, verdict in reported]
+def _widths(table: Sequence[Sequence[str]]) -> list[int]:
+    """Return the width of each column; a cell may have several lines."""
     return [
-        verdict.check if checks.count(verdict.check) == 1 else f"{verdict.check} ({test.rpartition('::')[2]})"
-        for test, verdict in reported
+        max(len(line) for cell in cells for line in (cell.splitlines() or [""])) for cells in zip(*table, strict=True)
     ]
 
 
-def _limit_cell(verdict: Verdict) -> str:
+def _excess(table: Sequence[Sequence[str]], width: int) -> int:
+    """Return by how many characters a table is wider than ``width``; its columns are two blanks apart."""
+    widths = _widths(table)
+    return sum(widths) + 2 * (len(widths) - 1) - width
+
+
+def _aligned(table: list[list[str]], width: int) -> str:
+    """Return a table, whose first row are the heads, as text; the first column is wrapped where it is too wide.
+
+    The heads are given to tabulate as a row, since it makes a column of heads two characters wider than they are.
+    """
+    room = max(NARROW_NAME, _widths(table)[0] - max(0, _excess(table, width)))
+    for row in table:
+        row[0] = "\n".join(textwrap.wrap(row[0], room)) if len(row[0]) > room else row[0]
+    rule = ["-" * column for column in _widths(table)]
+    return tabulate([table[0], rule, *table[1:]], tablefmt="plain", disable_numparse=True)
+
+
+def outcome_word(verdict: Verdict) -> str:
+    """Return the outcome as the table shows it: ERROR, as pytest says, where a test could not begin."""
+    if verdict.outcome is Outcome.FAILED and verdict.facts.get("phase") == "setup":
+        return "ERROR"
+    return OUTCOME_WORDS.get(verdict.outcome) or verdict.outcome.value
+
+
+def row_names(reported: Sequence[Reported]) -> list[str]:
+    """Return the check of each verdict, with the name of its test added if another test has reported it as well.
+
+    The check of the shipped suite has its name alone. Parameters of a test are shown where nothing else tells two rows
+    apart: model and candidate stand above the table.
+    """
+    checks = [verdict.check for _, verdict in reported]
+    brief = [
+        verdict.check
+        if test.startswith(SUITE) or checks.count(verdict.check) == 1
+        else f"{verdict.check} ({_test_name(test).partition('[')[0]})"
+        for test, verdict in reported
+    ]
+    return [
+        name if brief.count(name) == 1 else f"{verdict.check} ({_test_name(test)})"
+        for name, (test, verdict) in zip(brief, reported, strict=True)
+    ]
+
+
+def _test_name(test: str) -> str:
+    return test.rpartition("::")[2]
+
+
+def limit_cell(verdict: Verdict) -> str:
     """Return a limit as a table cell: ratios begin with ``x``, as in the column of measured values."""
     limit = verdict.limit
     if limit is None:
@@ -106,7 +163,7 @@ def summary(reported: Sequence[Reported], width: int = 80) -> list[str]:
         if measured:
             lines += [
                 "",
-                *verdict_table(measured).splitlines(),
+                *verdict_table(measured, width).splitlines(),
                 "",
                 *_explanations(measured, width),
                 *_weight_changes(measured, width),
@@ -139,7 +196,7 @@ def _candidates_section(model: str, reported: Sequence[Reported], width: int) ->
     printed, lines = {"", *shared}, ["", *wrapped(f"candidates against {model}", width)]
     for found in (notes, reasons):
         lines += _folded((words for words in next(iter(found.values())) if words in shared), width)
-    lines += ["", *candidates_table(reported).splitlines()]
+    lines += ["", *candidates_table(reported, width).splitlines()]
     for name, mine in by_candidate.items():
         explained = [
             one
@@ -167,18 +224,16 @@ def _in_all(lists: Sequence[Sequence[str]]) -> list[str]:
     return [words for words in lists[0] if all(words in other for other in lists)]
 
 
-def candidates_table(reported: Sequence[Reported]) -> str:
+def candidates_table(reported: Sequence[Reported], width: int = MAX_WIDTH) -> str:
     """Return a table with a row for each candidate: the measured values, ``!`` after a red one, the worst outcome."""
-    names = _candidate_names(reported)
     checks = list(dict.fromkeys(verdict.check for _, verdict in reported))
-    rows = []
-    for name in names:
+    heads = ("candidate", *(COLUMN_NAMES.get(check, check) for check in checks), "verdict")
+    table = [list(heads)]
+    for name in _candidate_names(reported):
         mine = [verdict for _, verdict in reported if verdict.candidate == name]
         cells = (_cell([verdict for verdict in mine if verdict.check == check]) for check in checks)
-        judged = [verdict.outcome for verdict in sorted(mine, key=severity)]
-        rows.append((name, *cells, OUTCOME_WORDS.get(judged[-1]) or judged[-1].value))
-    heads = ("candidate", *(COLUMN_NAMES.get(check, check) for check in checks), "verdict")
-    return tabulate(rows, headers=heads, disable_numparse=True, maxcolwidths=[24, *([None] * (len(checks) + 1))])
+        table.append([str(name), *cells, outcome_word(max(mine, key=severity))])
+    return _aligned(table, width)
 
 
 def _cell(verdicts: Sequence[Verdict]) -> str:

@@ -133,10 +133,30 @@ def test_shortened_text_fits(text, width):
 
 
 def test_a_check_that_stands_twice_has_its_test_beside_it():
-    """Two tests that give the same check can be told apart."""
-    rows = verdict_table([("a.py::test_a", verdict()), ("a.py::test_b[m]", verdict())])
-    assert "check (test_a)" in rows
-    assert "check (test_b[m])" in rows
+    """Tests that give the same check can be told apart: the shipped one has the name alone, parameters only if needed."""
+    tests = ("swcheck.suite.test_model::test_a[m]", "a.py::test_a[m]", "a.py::test_b[m-1]", "a.py::test_b[m-2]")
+    rows = verdict_table([(test, verdict()) for test in tests]).splitlines()
+    assert [row.partition("  ")[0] for row in rows[2:]] == [
+        "check", "check (test_a)", "check (test_b[m-1])", "check (test_b[m-2])",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [70, 80, 100])
+def test_the_table_fits_the_terminal(width):
+    """Whatever tests and prompts are called, the table is no wider than the terminal, and nothing of a name is lost."""
+    name = "test_my_release_keeps_all_its_super_weights"
+    facts = {"worst_prompt": "a prompt that is rather long and goes on"}
+    mine = verdict("null: matched weights", measured=123456.0, facts=facts)
+    lines = verdict_table([(f"a.py::{name}", mine), ("a.py::test_b", mine)], width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert name in "".join(line.split("  ")[0] for line in lines[2:]).replace(" ", "")
+
+
+def test_an_error_is_called_as_pytest_calls_it():
+    """A check whose test could not begin is an ERROR in the table as in pytest, a red one is FAILED."""
+    outcomes = [verdict(outcome=Outcome.FAILED, facts={"phase": phase}) for phase in ("setup", "call")]
+    table = verdict_table([(f"a::test_{number}", one) for number, one in enumerate(outcomes)])
+    assert [line.split()[-1] for line in table.splitlines()[2:]] == ["ERROR", "FAILED"]
 
 
 def test_the_summary():
