@@ -136,4 +136,4 @@ def test_a_test_of_ones_own_is_in_it(inner, pytester):
         "test_own.py::test_own[tiny]": "perplexity",
         "swcheck.suite.test_model::test_perplexity[tiny]": "perplexity",
     }
-    result.stdout.fnmatch_lines(["perplexity (test_own[[]tiny]) * passed"])
+    result.stdout.fnmatch_lines(["perplexity (test_own) * passed"])

@@ -60,14 +60,15 @@ def test_flags_have_three_spellings_too(inner, asking, pytester, monkeypatch, na
     asking(f"settings.{name} is True")
     flag = f"--swcheck-{name.replace('_', '-')}"
     needed = NEEDED.get(name, [])
+    judged_nothing = {"errors": int(name == "require")}
     result = inner("test_asking.py", flag, *needed)
-    result.assert_outcomes(passed=1)
+    result.assert_outcomes(passed=1, **judged_nothing)
     result.stdout.fnmatch_lines([f"swcheck: *{name.replace('_', ' ')} (command line)*"])
     monkeypatch.setenv(f"SWCHECK_{name.upper()}", "Yes")
-    inner("test_asking.py", *needed).assert_outcomes(passed=1)
+    inner("test_asking.py", *needed).assert_outcomes(passed=1, **judged_nothing)
     monkeypatch.delenv(f"SWCHECK_{name.upper()}")
     pytester.makeini(f"[pytest]\nswcheck_{name} = true")
-    inner("test_asking.py", *needed).assert_outcomes(passed=1)
+    inner("test_asking.py", *needed).assert_outcomes(passed=1, **judged_nothing)
     monkeypatch.setenv(f"SWCHECK_{name.upper()}", "0")
     asking(f"settings.{name} is False")
     inner("test_asking.py").assert_outcomes(passed=1)
