@@ -50,9 +50,9 @@ def _check_name(path: Path, nearest: Path) -> None:
             os.lstat(nearest / part)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` completely or not at all, creating missing folders. Raises ``OSError``."""
-    data = text.encode(errors="backslashreplace")
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write ``content`` to ``path`` completely or not at all, creating missing folders. Raises ``OSError``."""
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     _clean(path.parent)
     partial = _create(path.parent, data)

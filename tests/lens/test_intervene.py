@@ -105,6 +105,20 @@ def test_scaling_by_one(model, weight):
         assert same(bits(model), before)
 
 
+@given(weights=st.lists(INSIDE, min_size=1, max_size=3))
+def test_zeroed_twice_is_zeroed_once(model, weights):
+    """Zeroing what is zero, in one block or in nested ones, changes no bit more, and all come back."""
+    before = bits(model)
+    with zeroed(model, weights):
+        once = bits(model)
+        with zeroed(model, weights):
+            assert same(bits(model), once)
+        assert same(bits(model), once)
+    with zeroed(model, weights * 2):
+        assert same(bits(model), once)
+    assert same(bits(model), before)
+
+
 def test_left_by_an_exception(model):
     """A block left by an exception passes it on and puts every bit back."""
     before = bits(model)

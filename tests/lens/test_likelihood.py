@@ -69,6 +69,13 @@ def test_equals_transformers_loss(random_llama):
     assert found.tokens == 15
 
 
+def test_uniform_logits_have_the_perplexity_of_the_vocabulary(random_llama):
+    """A model that finds all tokens equally likely is as good as guessing: its perplexity is the size of the vocabulary."""
+    model = copy.deepcopy(random_llama)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    assert perplexity(model, IDS).perplexity == pytest.approx(64, rel=1e-6)
+
+
 @given(rows=TOKENS)
 def test_nats_of_single_tokens(random_llama, rows):
     """Each token's nats are minus the log of its softmax, float64 on the CPU, one per predicted token."""

@@ -7,12 +7,14 @@ given, and labels the axes with units.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from swcheck.base.errors import ExtraError
+from swcheck.base.output_files import write_atomically
 from swcheck.study.common.setup import ACCURACY
 
 if TYPE_CHECKING:
@@ -70,9 +72,9 @@ def write_picture(path: Path, title: str, fill: Callable[[Any], None], *, size: 
         FigureCanvasAgg(figure)
         figure.suptitle(title, fontsize=11)
         fill(figure)
-        temporary = path.with_name(f"{path.name}.part")
-        figure.savefig(temporary, format="png")
-        temporary.replace(path)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+        write_atomically(path, picture.getvalue())
 
 
 def single_axes(figure: Any) -> Any:
