@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests import checkpoints
+
 OWN = """
 from swcheck import assert_perplexity_within
 
@@ -61,11 +63,16 @@ def test_the_id_of_a_check_can_be_pasted(inner, micro, brief, pytester):
     inner(f"--model={micro}", "--co", "-q", "swcheck.suite.test_model").stdout.no_fnmatch_line("*test_super_weights*")
 
 
-def test_a_model_that_cannot_be_used_is_an_error_in_both_places(inner, pytester, brief):
-    """A stale file in place of a baseline is an ERROR in the table of the run as in pytest's own lines."""
-    (pytester.path / "bad").mkdir()
-    (pytester.path / "bad" / "tiny.json").write_text("{")
-    result = inner("--model=tiny", "--swcheck-baseline=bad", brief, "-k", "test_model and perplexity")
+@pytest.mark.slow
+def test_a_stale_baseline_is_an_error_in_both_places(inner, pytester, brief):
+    """A baseline of other weights is an ERROR in the table of the run as in pytest's own lines."""
+    directory = checkpoints.copy_of_tiny(pytester.path / "mine")
+    words = (f"--model={directory}", "--swcheck-baseline=kept", brief, "-k", "test_model and perplexity")
+    inner(*words, "--swcheck-update", "--swcheck-accept")
+    checkpoints.tensors(lambda whole: {name: -tensor for name, tensor in whole.items()})(directory)
+
+    result = inner(*words)
+
     result.stdout.fnmatch_lines(["perplexity * ERROR", "ERROR swcheck.suite.test_model::test_perplexity*"])
 
 

@@ -84,7 +84,8 @@ def _scaled_in_parts(ours: torch.Tensor, theirs: torch.Tensor, size: float) -> s
     rows, columns = theirs.shape
     parts = {"row": rows, "column": columns}
     parts |= {f"group of {width} columns": rows * columns // width for width in GROUPS if columns % width == 0}
-    words, least = "", LEFT_BY_FACTORS * size
+    kept = float(ours.norm() / theirs.norm().clamp_min(1e-30))
+    words, least = "", LEFT_BY_FACTORS * min(size, kept)
     for what, count in parts.items():  # finer parts only where they leave far less
         one, other = ((m.T if what == "column" else m).reshape(count, -1) for m in (ours, theirs))
         factors = (one * other).sum(1) / (other * other).sum(1).clamp_min(1e-30)
