@@ -65,7 +65,6 @@ def first_line(caught) -> str:
         (damage.move, "moved to column 17", 0.0),
         (damage.flip, "sign flipped", -1.0),
         (damage.amplify, "amplified", 3.0),
-        (damage.round_away, "rounded away", 0.0),
         (damage.clip, "clipped or rounded down", 0.066),
     ],
     ids=lambda value: getattr(value, "__name__", None),

@@ -50,7 +50,7 @@ def test_a_fine_tune_is_told_by_its_weights(gate, tuned):
             "tuned against tiny",
             "taken for finetuned: its weights were changed, and not rounded, in * of 5 sampled layers",
             "super activations * x0.5 .. x2 * passed",
-            "perplexity * <= x10 * passed",
+            "perplexity * <= x1.5 * passed",
             "predictions * reported * passed",
             "drift of layer 1 [[]97, 301[]]: weight +2.625 -> +*, writes +* -> +*",
         ]

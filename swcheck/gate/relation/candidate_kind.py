@@ -178,9 +178,7 @@ def _kind_of_changes(changed: Pairs, pairs: Pairs) -> Kind:
         return Kind("quantized", f"{words}; {unknown}", sure=False)
     ours, theirs = ([pair[side] for pair in changed.values()] for side in (0, 1))
     if sum(map(is_on_grid, ours)) > len(changed) / 2 and not sum(map(is_on_grid, theirs)) > len(changed) / 2:
-        bits = _bits_of_grid(ours)
-        words = f"plain floats that know few levels: rounded to a grid of {bits} bits"
-        return Kind("quantized", words, sure=False, scheme=Scheme("grid", bits))
+        return _kind_of_grid(changed, pairs)
     needed, sampled = LAYER_SHARE * len(_layers(pairs)), f"of {len(_layers(pairs))} sampled layers"
     sparse = {n: pair for n, pair in changed.items() if NEW_ZEROS <= _zero_share(pair[0]) - _zero_share(pair[1]) < 1}
     if len(_layers(sparse)) >= needed:
@@ -194,6 +192,20 @@ def _kind_of_changes(changed: Pairs, pairs: Pairs) -> Kind:
         return Kind("finetuned", words, sure=False)
     words = f"{len(changed)} of {len(pairs)} sampled matrices differ, and not as training does"
     return Kind("quantized", f"{words}; {unknown}", sure=False)
+
+
+def _kind_of_grid(changed: Pairs, pairs: Pairs) -> Kind:
+    """Return the kind of a candidate whose changed matrices are on a grid.
+
+    Its bits are told only if most of all matrices are, in nearly every layer: a few of them are a fault, no scheme.
+    """
+    on_grid = {name: pair[0] for name, pair in changed.items() if is_on_grid(pair[0])}
+    words = "plain floats that know few levels: rounded to a grid"
+    layers = {name.partition(".")[0] for name in on_grid}
+    if 2 * len(on_grid) <= len(pairs) or len(layers) < LAYER_SHARE * len(_layers(pairs)):
+        return Kind("quantized", words, sure=False)
+    bits = _bits_of_grid(list(on_grid.values()))
+    return Kind("quantized", f"{words} of {bits} bits", sure=False, scheme=Scheme("grid", bits))
 
 
 def _layers(pairs: Pairs) -> set[str]:

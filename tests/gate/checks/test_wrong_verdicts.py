@@ -203,6 +203,15 @@ def test_the_same_weights_are_held_to_the_same_limits_however_they_are_named(tin
     assert limits[0] == limits[1]
 
 
+def test_one_matrix_on_a_grid_is_no_scheme(tiny, ids):
+    """A constant matrix knows one level: that is a fault, and gets no limits of a quantization to few bits."""
+    subject = as_subject(candidate("up projection constant", tiny), token_ids=ids)
+    subject.kind = "auto"
+
+    assert kind_of(subject, as_subject(tiny)).scheme is None
+    assert red(assert_perplexity_within, subject, tiny).limit.high == 1.05
+
+
 def test_a_token_that_the_embedding_lacks_is_red(tiny, ids):
     """A tokenizer with an added token and an embedding without its row would fail at the first batch with it."""
     tokenizer = copy.deepcopy(tiny.tokenizer)

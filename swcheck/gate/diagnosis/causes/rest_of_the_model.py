@@ -54,11 +54,16 @@ def find(damaged: DamagedCandidate) -> Finding:
     depths = model_sample(candidate).layers, model_sample(reference).layers
     if depths[0] != depths[1]:
         return _other_depth(damaged, depths)
-    cannot, advice = _why_not_comparable(damaged)
-    if cannot:
+    if candidate.anatomy.refusal or damaged.relation.kind == "rotated":
+        cannot = candidate.anatomy.refusal or f"which layer and matrices: {damaged.relation.words}"
+        advice = "" if candidate.anatomy.refusal else "gate it before it is rotated"
         return Finding(NOT_THE_SUPER_WEIGHTS, not_known(cannot), (), advice, kind="unknown")
     layer, rise = first_bad_layer(candidate, reference, damaged.relation.channels)
     detail: Detail = (("layers", f"the error away from the sink rises most in layer {layer} (to {rise:.1%})"),)
+    cannot, advice = _why_maps_unknown(damaged)
+    if cannot:
+        cause = f"{NOT_THE_SUPER_WEIGHTS}, but the rest of the model (most in layer {layer})"
+        return Finding(cause, (*detail, *not_known(cannot)), (), advice, kind="unknown")
     errors = dict(map_errors(candidate, reference))
     wrong = [name for name, error in errors.items() if error > 0]
     if not wrong:
@@ -88,13 +93,9 @@ def _other_depth(damaged: DamagedCandidate, depths: tuple[int, int]) -> Finding:
     return Finding(f"{NOT_THE_SUPER_WEIGHTS}, but {what}", (("depth", words),), (), advice, kind="depth")
 
 
-def _why_not_comparable(damaged: DamagedCandidate) -> tuple[str, str]:
+def _why_maps_unknown(damaged: DamagedCandidate) -> tuple[str, str]:
     """Return why the linear maps cannot be compared, and what to do; empty if they can."""
     unknown = why_responses_unknown(damaged.reference)
-    if damaged.candidate.anatomy.refusal:
-        return f"where: {damaged.candidate.anatomy.refusal}", ""
-    if damaged.relation.kind == "rotated":
-        return f"which layer and matrices: {damaged.relation.words}", "gate it before it is rotated"
     if damaged.relation.kind == "permuted":
         return "which matrices: channels are permuted", "gate it before they are permuted"
     if unknown:

@@ -69,9 +69,10 @@ def tensor_change(ours: torch.Tensor, theirs: torch.Tensor, *, match_rows: bool 
         words = f"is the constant {float(ours.flatten()[0]):g}"
         return TensorChange(words, size, is_structural=bool((theirs != theirs.flatten()[0]).any()))
     factor = float((ours * theirs).sum() / (theirs * theirs).sum().clamp_min(1e-30))
-    if abs(factor - 1) > LEAST_SCALE and float((ours - factor * theirs).norm()) <= SAME * abs(factor) * float(norm):
+    left, kept = float((ours - factor * theirs).norm() / norm), float(ours.norm() / norm)
+    if abs(factor - 1) > LEAST_SCALE and left < LEFT_BY_FACTORS * min(size, kept):
         return TensorChange(f"is scaled x{factor:.4g}", size, is_structural=True)
-    form = _scaled_in_parts(ours, theirs, size) if ours.dim() == 2 else ""
+    form = _scaled_in_parts(ours, theirs, LEFT_BY_FACTORS * min(size, kept)) if ours.dim() == 2 else ""
     if not form and ours.dim() == 2 and match_rows:
         form = _moved(ours, theirs)
     if not form and abs(factor) * float(norm) < UNRELATED * float(ours.norm()):
@@ -79,13 +80,15 @@ def tensor_change(ours: torch.Tensor, theirs: torch.Tensor, *, match_rows: bool 
     return TensorChange(form or f"differs by {size:.0%}", size, is_structural=bool(form))
 
 
-def _scaled_in_parts(ours: torch.Tensor, theirs: torch.Tensor, size: float) -> str:
-    """Return words for a matrix whose rows, columns or groups are each scaled by a factor of their own; else empty."""
+def _scaled_in_parts(ours: torch.Tensor, theirs: torch.Tensor, most_left: float) -> str:
+    """Return words for a matrix whose rows, columns or groups are each scaled by a factor of their own; else empty.
+
+    The factors may leave a difference of ``most_left``, relative to the norm.
+    """
     rows, columns = theirs.shape
     parts = {"row": rows, "column": columns}
     parts |= {f"group of {width} columns": rows * columns // width for width in GROUPS if columns % width == 0}
-    kept = float(ours.norm() / theirs.norm().clamp_min(1e-30))
-    words, least = "", LEFT_BY_FACTORS * min(size, kept)
+    words, least = "", most_left
     for what, count in parts.items():  # finer parts only where they leave far less
         one, other = ((m.T if what == "column" else m).reshape(count, -1) for m in (ours, theirs))
         factors = (one * other).sum(1) / (other * other).sum(1).clamp_min(1e-30)
