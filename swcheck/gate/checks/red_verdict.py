@@ -18,6 +18,9 @@ from swcheck.superweights.subject.memory import Cost, InBaseline
 JUDGED_FACT: Final = {"perplexity": "perplexity", "super weights": "written", "super activations": "written"}
 """For each check, the measured fact of a fixed candidate that has to be within the limit if the fix is to be enough."""
 
+ALL_MAPS: Final = frozenset({"rounding", "pruning", "training", "all_maps"})
+"""The causes that lie in all linear maps: the worst ones are advised to be spared only if that returns enough."""
+
 _FINDING: Final = Slot[Finding]("finding", Cost.DIAGNOSIS, in_baseline=InBaseline.NO)
 
 
@@ -62,4 +65,5 @@ def with_remedy(
     not_enough = measured_fact is not None and fix.facts["proven"] and not fields["limit"].holds(measured_fact)
     fields["detail"] = (*fields.get("detail", ()), ("fix", f"{fix.proof}{', not enough yet' * not_enough}"))
     fields["facts"] = {**fields.get("facts", {}), "fix": dict(fix.facts)}
-    return pair.failed(found.cause, summary, fix.words, **fields)
+    words = fix.words_for_all_maps if found.kind in ALL_MAPS else fix.words
+    return pair.failed(found.cause, summary, words, **fields)

@@ -38,6 +38,12 @@ DOES_NOT_HELP: Final[Mapping[str, str]] = {
 }
 """What to try if leaving the matrices unquantized was measured and does not help, by the kind of the candidate."""
 
+TOO_LITTLE: Final = 0.25
+"""A fix that returns less than this share of the lost nats is not advised: it would stay red."""
+
+LEAST_LOSS: Final = 1.05
+"""Up to this perplexity ratio a fix is judged by what the super weights write, not by the loss that it returns."""
+
 COMMON_TOOLS: Final = ("compressed-tensors", "bitsandbytes", "torchao", "quanto", "gguf")
 """The tools whose snippets are shown if it is not known which one made the candidate."""
 
@@ -69,6 +75,24 @@ class Remedy:
             return f"{NOT_QUANTIZED[self.kind]}: {'; '.join(self.facts['matrices'])}"
         price = "" if self.price is None else f" (+{self.price:,} bytes)"
         return f"{start}leave these matrices unquantized: {self.snippet}{price}"
+
+    @property
+    def words_for_all_maps(self) -> str:
+        """The advice where all linear maps lost precision: to spare the worst ones, only if that returns enough."""
+        if self.returned is None or self.returned >= TOO_LITTLE:
+            return self.words
+        spared = (
+            f"to spare the {len(self.facts['matrices'])} worst matrices alone returns {self.returned:.0%} of the loss"
+        )
+        return f"{DOES_NOT_HELP[self.kind].partition(':')[0]}: {spared}"
+
+    @property
+    def returned(self) -> float | None:
+        """The share of the lost nats that the fix returned; None if that was not measured, or next to nothing was lost."""
+        before, now = (self.facts.get(name) for name in ("before", "perplexity"))
+        if before is None or now is None or not before > LEAST_LOSS:
+            return None
+        return 1 - math.log(now) / math.log(before) if now > 0 and math.isfinite(now) else 0.0
 
 
 def remedy(
