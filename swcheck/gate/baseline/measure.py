@@ -16,7 +16,7 @@ from swcheck.gate.checks.single_model import perplexity_at_most
 from swcheck.gate.relation.candidate_kind import weight_sample
 from swcheck.gate.relation.linear_maps import map_responses
 from swcheck.superweights.measurements.ablation import intact_nats
-from swcheck.superweights.measurements.configuration import configuration
+from swcheck.superweights.measurements.configuration import configuration, generation_settings
 from swcheck.superweights.measurements.contributions import largest_input_columns, located, sink_tokens
 from swcheck.superweights.measurements.inputs import has_bos, prompt_ids, sample_ids, vocabulary_size
 from swcheck.superweights.measurements.residual_stream import activation_profile, residual_sketch, super_activations
@@ -46,6 +46,7 @@ def measure_for_candidates(reference: Subject, prompts: Sequence[str | Prompt] =
     residual_sketch(reference, prompt)
     map_responses(reference)
     configuration(reference)
+    generation_settings(reference)
     sample_ids(reference)
     weight_sample(reference)
     _ = (vocabulary_size(reference), parameter_count(reference), has_bos(reference))

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from swcheck.superweights.measurements.configuration import configuration, differing_fields, field_words
+from swcheck.superweights.measurements.configuration import (
+    configuration,
+    differing_fields,
+    field_words,
+    generation_settings,
+)
 from swcheck.superweights.subject.subject import Subject
 
 
@@ -22,4 +27,14 @@ def configuration_differences(candidate: Subject, reference: Subject) -> dict[st
 def configuration_words(candidate: Subject, reference: Subject) -> tuple[str, ...]:
     """Return the differences in words, as ``rope_theta 50 for 10,000``."""
     found = configuration_differences(candidate, reference)
-    return tuple(field_words(name, *values) for name, values in found.items())
+    words = tuple(field_words(name, *values) for name, values in found.items())
+    return words + _generation_words(candidate, reference)
+
+
+def _generation_words(candidate: Subject, reference: Subject) -> tuple[str, ...]:
+    """Return differences in what generation alone reads: no check measures them, so they are only said."""
+    if candidate is reference or not (reference.is_measurable or generation_settings.knows(reference)):
+        return ()
+    theirs, ours = generation_settings(reference), generation_settings(candidate)
+    ends = (f"eos_token_id {ours[0]} for {theirs[0]}, which generation alone reads",) if ours[0] != theirs[0] else ()
+    return ends + (("another chat template",) if ours[1] != theirs[1] else ())

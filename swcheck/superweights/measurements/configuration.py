@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -34,6 +35,16 @@ def configuration(subject: Subject) -> str:
     """Return every field of the model's configuration as JSON; an empty object where it has none."""
     config = getattr(subject.module, "config", None)
     return "{}" if config is None else str(config.to_json_string(use_diff=False))
+
+
+@measurement("generation", Cost.WEIGHTS)
+def generation_settings(subject: Subject) -> tuple[str, str]:
+    """Return what generation alone reads: the ids that end a text, and a hash of the chat template; empty without one."""
+    module = subject.module
+    config = getattr(module, "generation_config", None) or getattr(module, "config", None)
+    template = str(getattr(subject.tokenizer, "chat_template", None) or "")
+    digest = hashlib.sha256(template.encode()).hexdigest()[:10] if template else ""
+    return str(getattr(config, "eos_token_id", None)), digest
 
 
 def differing_fields(ours: str, theirs: str) -> dict[str, tuple[Any, Any]]:

@@ -255,6 +255,19 @@ def test_a_tokenizer_without_bos_is_told_so(tiny):
     assert verdict.cause_kind == "tokenizer"
 
 
+def test_what_generation_alone_reads_is_a_note(tiny, ids):
+    """Another end of text or chat template changes no number here: the gate is green, and says so."""
+    other = replace(tiny, model=copy.deepcopy(tiny.model), tokenizer=copy.deepcopy(tiny.tokenizer))
+    other.model.generation_config.eos_token_id = 7
+    other.tokenizer.chat_template = "{{ messages }}"
+
+    verdict = assert_perplexity_within(other, tiny, token_ids=ids)
+
+    assert verdict.facts["configuration"] == [
+        "eos_token_id 7 for 0, which generation alone reads", "another chat template"
+    ]  # fmt: skip
+
+
 def test_a_harmless_difference_of_the_configuration_stands_in_a_green_gate(tiny, ids):
     """It changes little here, and may change more elsewhere: both values are said."""
     verdict = assert_perplexity_within(candidate("norm epsilon", tiny, 1e-5), tiny, token_ids=ids)
