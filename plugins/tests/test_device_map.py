@@ -29,7 +29,7 @@ from swcheck import (
     scaled,
     zeroed,
 )
-from swcheck.lens.architecture.anatomy import device_of
+from swcheck.lens.architecture.storage import device_of
 from swcheck.loading.huggingface import HuggingFace
 
 WEIGHT = SuperWeight(1, 97, 301)

@@ -16,7 +16,7 @@ from torch import nn
 
 from swcheck.base.count_sketch import count_sketch, generator_fingerprint
 from swcheck.lens.architecture.anatomy import Anatomy
-from swcheck.lens.architecture.storage import device_of, first_tensor
+from swcheck.lens.architecture.storage import device_of, first_tensor, input_width
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,7 +114,7 @@ def _named_maps(body: Anatomy) -> Iterator[tuple[str, nn.Module, int]]:
     """Yield the name, the module and the input width of every linear map of the decoder layers."""
     for number, layer in enumerate(body.layers):
         for path, module in layer.named_modules():
-            width = getattr(module, "in_features", None)
+            width = input_width(module)
             if width and (isinstance(module, nn.Linear) or not any(True for _ in module.children())):
                 yield f"{number}.{path}", module, int(width)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from swcheck.lens.architecture.storage import evaluating, first_tensor
+from swcheck.lens.architecture.storage import evaluating, first_tensor, is_plain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,13 +69,13 @@ def first_non_finite(model: nn.Module, token_ids: torch.Tensor) -> NonFinite | N
 
 
 def non_finite_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return by name the first rows of each float parameter that holds NaN or infinity; empty where all are finite.
+    """Return by name the first rows of each plain float parameter that holds NaN or infinity; empty where all are finite.
 
     No pass shows those of an embedding or a head whose tokens no text uses.
     """
     found: dict[str, tuple[int, ...]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not parameter.is_meta and parameter.dim():
+        if is_plain(parameter) and parameter.dim():
             bad = [row for start in range(0, len(parameter), ROW_BLOCK) for row in _bad_rows(parameter, start)]
             found |= {name: tuple(bad[:ROWS_NAMED])} if bad else {}
     return found

@@ -70,16 +70,19 @@ class _MapOverride:
 def parameters_replaced(model: nn.Module, values: Mapping[str, Matrix]) -> Iterator[None]:
     """Run ``model`` with other values in some of its parameters, by their qualified names.
 
-    The parameters themselves are put aside, not written to. One that is tied to another keeps its values there.
+    The parameters themselves are put aside, not written to. One that is tied is replaced wherever it is used.
     """
+    places: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
     with ExitStack() as undo:
         for name, value in values.items():
-            path, _, key = name.rpartition(".")
-            module = model.get_submodule(path)
-            old = getattr(module, key)
-            undo.callback(setattr, module, key, old)
-            new = (value() if callable(value) else value).to(old)
-            setattr(module, key, torch.nn.Parameter(new, requires_grad=False))
+            old = model.get_parameter(name)
+            new = torch.nn.Parameter((value() if callable(value) else value).to(old), requires_grad=False)
+            for place in places[id(old)]:
+                path, _, key = place.rpartition(".")
+                undo.callback(setattr, model.get_submodule(path), key, old)
+                setattr(model.get_submodule(path), key, new)
         yield
 
 
