@@ -37,7 +37,7 @@ def configuration(subject: Subject) -> str:
     return "{}" if config is None else str(config.to_json_string(use_diff=False))
 
 
-@measurement("generation", Cost.WEIGHTS)
+@measurement("generation", Cost.WEIGHTS, of_weights=True)
 def generation_settings(subject: Subject) -> tuple[str, str]:
     """Return what generation alone reads: the ids that end a text, and a hash of the chat template; empty without one."""
     module = subject.module

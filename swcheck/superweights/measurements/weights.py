@@ -76,7 +76,7 @@ def matrix_row(subject: Subject, weight: SuperWeight) -> torch.Tensor | None:
     return None if matrix is None else matrix[weight.row].to("cpu", torch.float32, copy=True)
 
 
-@measurement("stored non-finite", Cost.WEIGHTS, in_baseline=InBaseline.NO)
+@measurement("stored non-finite", Cost.WEIGHTS, in_baseline=InBaseline.NO, of_weights=True)
 def non_finite_parameters(subject: Subject) -> dict[str, tuple[int, ...]]:
     """Return by name the first rows of each float parameter that holds NaN or infinity."""
     return non_finite_rows(subject.module)
