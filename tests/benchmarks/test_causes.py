@@ -13,22 +13,16 @@ import pytest
 import torch
 from tabulate import tabulate
 
-from swcheck import (
-    RobustnessError,
-    assert_perplexity_within,
-    assert_predictions_preserved,
-    assert_super_weights_preserved,
-    load,
-)
+from swcheck import load
 from swcheck.base.errors import OptionError
 from swcheck.base.evaluation_text import evaluation_text
 from swcheck.lens.tokens import token_windows
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.testing.candidates import CANDIDATES, candidate
+from tests.gated import first_red
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.slow]
 
-CHECKS = (assert_perplexity_within, assert_predictions_preserved, assert_super_weights_preserved)
 HARMFUL, HARMLESS = 1.5, 1.02
 
 
@@ -37,17 +31,6 @@ def own_loss(loaded):
     """Nats per token by transformers' own loss, on windows of another text."""
     ids = token_windows(loaded.tokenizer, evaluation_text(), count=16, length=96)
     return float(loaded.model(ids, labels=ids).loss)
-
-
-def first_red(made, reference):
-    subject = as_subject(made)
-    subject.kind = "auto"
-    for check in CHECKS:
-        try:
-            check(subject, reference)
-        except RobustnessError as error:
-            return error.verdict
-    return None
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-pair"])

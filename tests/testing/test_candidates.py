@@ -6,31 +6,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from swcheck import (
-    Loaded,
-    RobustnessError,
-    assert_perplexity_within,
-    assert_predictions_preserved,
-    assert_super_weights_preserved,
-)
+from swcheck import Loaded
 from swcheck.base.errors import OptionError
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.testing.candidates import CANDIDATES, candidate
+from tests.gated import first_red
 
-CHECKS = (assert_perplexity_within, assert_predictions_preserved, assert_super_weights_preserved)
 QUICK = ("rope theta", "final norm scaled", "head rolled", "layers exchanged", "up projection scaled", "super weights moved", "embedding row not finite", "rounded")  # fmt: skip
-
-
-def first_red(made, reference):
-    """The first red verdict of a candidate whose kind the weights decide; None where all are green."""
-    subject = as_subject(made)
-    subject.kind = "auto"
-    for check in CHECKS:
-        try:
-            check(subject, reference)
-        except RobustnessError as error:
-            return error.verdict
-    return None
 
 
 @pytest.fixture(scope="module")

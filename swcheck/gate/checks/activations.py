@@ -15,12 +15,12 @@ from swcheck.gate.checks.correspondence import SAME_CONTRIBUTION, corresponding,
 from swcheck.gate.checks.pair import Pair, passed_or_near
 from swcheck.gate.checks.prompted_activations import PromptedActivations
 from swcheck.gate.checks.red_verdict import with_remedy
-from swcheck.gate.diagnosis.causes import differences, embedding_basis
 from swcheck.gate.diagnosis.causes.activation import first_losing_layer
 from swcheck.gate.diagnosis.causes.contribution import restoration_rows
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Finding
 from swcheck.gate.diagnosis.evidence.worst_maps import worst_maps_of_layer
+from swcheck.gate.diagnosis.explain import cause_beside_super_weights
 from swcheck.superweights.measurements.contributions import contributions_on_default_prompt
 from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.measurements.residual_stream import super_activations, token_norm
@@ -59,11 +59,10 @@ def _failed(pair: Pair, chosen: Sequence[SuperWeight], summary: str, fields: dic
         )
     ]
     damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, tuple(chosen), counterparts.places)
-    for step in (embedding_basis.find, differences.find):
-        other = step(damaged)
-        if isinstance(other, Finding):
-            fields |= {"cause": other.cause, "attempt": other.advice, "detail": other.detail, "cause_kind": other.kind}
-            return pair.verdict(Outcome.FAILED, summary, **fields)
+    other = cause_beside_super_weights(damaged)
+    if other is not None:
+        fields |= {"cause": other.cause, "attempt": other.advice, "detail": other.detail, "cause_kind": other.kind}
+        return pair.verdict(Outcome.FAILED, summary, **fields)
     contributions = "what the super weights write is " + ", ".join(f"x{ratio:z.3f}" for ratio in ratios)
     lost = first_losing_layer(damaged)
     changed = [

@@ -12,11 +12,11 @@ from swcheck.gate.checks.confounds import obstacle
 from swcheck.gate.checks.correspondence import corresponding, depth
 from swcheck.gate.checks.pair import Pair, passed_or_near
 from swcheck.gate.checks.red_verdict import with_remedy
-from swcheck.gate.diagnosis.causes import differences, embedding_basis
 from swcheck.gate.diagnosis.causes.contribution import restoration_rows
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Finding
 from swcheck.gate.diagnosis.evidence.weight_change import weight_change
+from swcheck.gate.diagnosis.explain import cause_beside_super_weights
 from swcheck.superweights.measurements.contributions import contributions_on_default_prompt
 from swcheck.superweights.measurements.scores import noise_floor
 from swcheck.superweights.measurements.weights import down_name, weight_values
@@ -85,11 +85,10 @@ def _failed(
     limit, ratios = fields["limit"], fields["facts"]["ratios"]
     worst = worst_of(ratios, limit)
     damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, tuple(chosen), tuple(places))
-    for step in (embedding_basis.find, differences.find):
-        other = step(damaged)
-        if isinstance(other, Finding):
-            detail = (*other.detail, *fields.pop("detail"))
-            return pair.failed(other.cause, summary, other.advice, detail=detail, cause_kind=other.kind, **fields)
+    other = cause_beside_super_weights(damaged)
+    if other is not None:
+        detail = (*other.detail, *fields.pop("detail"))
+        return pair.failed(other.cause, summary, other.advice, detail=detail, cause_kind=other.kind, **fields)
     cause = weight_change(pair.candidate, pair.reference, chosen[worst], ratios[worst])
     red = [place for place, ratio in zip(places, ratios, strict=True) if not limit.holds(ratio)]
     names = dict.fromkeys(down_name(pair.candidate, w.layer, w.expert) for w in red if w.layer < depth(pair))

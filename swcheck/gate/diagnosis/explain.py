@@ -54,6 +54,12 @@ def explain(damaged: DamagedCandidate) -> Finding:
     return _with_ordered_rows(damaged, rest_of_the_model.find(damaged), ruled_out)
 
 
+def cause_beside_super_weights(damaged: DamagedCandidate) -> Finding | None:
+    """Return the proven cause that only looks like a change of a super weight: another basis, order, or tensor."""
+    answers = (step(damaged) for step in (embedding_basis.find, differences.find))
+    return next((answer for answer in answers if isinstance(answer, Finding)), None)
+
+
 def _with_ordered_rows(damaged: DamagedCandidate, finding: Finding, ruled_out: Detail) -> Finding:
     """Return the finding with its rows in order: the proof, what it was tried on, what was ruled out, the others."""
     proof = tuple(row for row in finding.detail if row[0] == "proof")

@@ -17,6 +17,8 @@ from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, ruled_out
 from swcheck.gate.diagnosis.evidence.suspect import Suspect, given_back
 from swcheck.gate.diagnosis.suspects import configuration, order, tensors
 from swcheck.superweights.measurements.model_sample import model_sample
+from swcheck.superweights.subject.measurement import Slot
+from swcheck.superweights.subject.memory import Cost, InBaseline
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,8 +39,18 @@ MOST_NAMED: Final = 3
 """At most this many differences are named in the first line."""
 
 
+_DIFFERENCES: Final = Slot["Finding | Detail"]("differences", Cost.DIAGNOSIS, in_baseline=InBaseline.NO)
+
+
 def find(damaged: DamagedCandidate) -> Finding | Detail:
-    """Give back the differences that return most of the loss."""
+    """Give back the differences that return most of the loss. They are tried once for all checks of the candidate."""
+    answer = _DIFFERENCES.recall(damaged.candidate, (damaged.reference,), lambda: _find(damaged))
+    if isinstance(answer, Finding):
+        _ = damaged.candidate_nats  # ``tried_on`` reports it
+    return answer
+
+
+def _find(damaged: DamagedCandidate) -> Finding | Detail:
     found = configuration.suspects(damaged)
     if model_sample(damaged.candidate).layers == model_sample(damaged.reference).layers:
         moved = order.suspects(damaged)
