@@ -15,19 +15,10 @@ from swcheck.run.command_line.init import FILES
 from tests import checkpoints
 
 
-@pytest.fixture
-def run(capfd, monkeypatch, tmp_path):
-    """Run the command line in this process, in an empty folder; gives exit code, stdout and stderr."""
+@pytest.fixture(autouse=True)
+def empty_folder(monkeypatch, tmp_path):
+    """Each test runs in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        try:
-            code = command_line.main([str(argument) for argument in arguments])
-        except SystemExit as done:
-            code = int(done.code or 0)
-        return (code, *capfd.readouterr())
-
-    return call
 
 
 @pytest.fixture
