@@ -6,13 +6,14 @@ exception that leaves the block carries the last five of them as a note.
 
 from __future__ import annotations
 
-import ctypes
 import io
 import logging
 import os
 import random
 import signal
+import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -97,7 +98,7 @@ def bounded(seconds: float, memory: int) -> Iterator[None]:
     other threads and elsewhere a single call into C is not. The memory is bounded on Linux only.
     """
     in_main = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
-    stop = _alarm(seconds) if in_main else _watcher(seconds, threading.get_ident())
+    stop = _alarm(seconds) if in_main else _tracer(seconds)
     lift = _memory_limit(memory)
     try:
         yield
@@ -126,22 +127,21 @@ def _alarm(seconds: float) -> Callable[[], None]:
     return stop
 
 
-def _watcher(seconds: float, thread: int) -> Callable[[], None]:
-    """Raise ``_ExpiredError`` in a thread after ``seconds``, at its next line of Python; return a function that stops that."""
+def _tracer(seconds: float) -> Callable[[], None]:
+    """Raise ``_ExpiredError`` at the next line of Python in this thread after ``seconds``; return a function that stops that.
 
-    def throw(error: Any) -> None:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error)
+    A trace function, not ``PyThreadState_SetAsyncExc``: to take such an exception back sends CPython 3.11 into an
+    endless loop where another tracer (coverage) is at work.
+    """
+    end, earlier = time.monotonic() + seconds, sys.gettrace()
 
-    timer = threading.Timer(seconds, throw, [ctypes.py_object(_ExpiredError)])
-    timer.daemon = True
-    timer.start()
+    def trace(_frame: Any, _event: str, _argument: Any) -> Any:
+        if time.monotonic() > end:
+            raise _ExpiredError
+        return trace
 
-    def stop() -> None:
-        timer.cancel()
-        timer.join()
-        throw(None)  # one that was thrown, but not raised yet
-
-    return stop
+    sys.settrace(trace)
+    return lambda: sys.settrace(earlier)
 
 
 def _memory_limit(memory: int) -> Callable[[], None]:
