@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from swcheck.lens.tokens import token_windows
     from swcheck.loading.engine_request import EngineRequest, check_packages, read_request
     from swcheck.loading.engines import installed_engines, load
+    from swcheck.loading.files.adapter_files import AdapterFiles, check_adapter_patterns, read_adapter
+    from swcheck.loading.files.gguf_header import read_gguf_header
     from swcheck.loading.published_index import known_super_weights
     from swcheck.loading.skip_option import linear_maps_outside, read_skip
     from swcheck.superweights.locating.locate import locate
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from swcheck.testing.planting import Planting, plant_super_weights
 
 _MODULES: Final = {
+    "AdapterFiles": "loading.files.adapter_files",
     "CheckpointError": "base.errors",
     "Engine": "base.records",
     "EngineError": "base.errors",
@@ -75,6 +78,7 @@ _MODULES: Final = {
     "assert_super_weights_preserved": "gate.assertions",
     "assert_survives_pruning": "gate.assertions",
     "captured_output": "base.isolation",
+    "check_adapter_patterns": "loading.files.adapter_files",
     "check_engine": "testing.conformance",
     "check_packages": "loading.engine_request",
     "contributions": "lens.linear_maps",
@@ -89,6 +93,8 @@ _MODULES: Final = {
     "perplexity": "lens.likelihood",
     "plain_weight": "lens.architecture.storage",
     "plant_super_weights": "testing.planting",
+    "read_adapter": "loading.files.adapter_files",
+    "read_gguf_header": "loading.files.gguf_header",
     "read_request": "loading.engine_request",
     "read_skip": "loading.skip_option",
     "restored_environment": "base.isolation",
@@ -99,6 +105,7 @@ _MODULES: Final = {
 """Each public name with the module that defines it, relative to ``swcheck``."""
 
 __all__ = [
+    "AdapterFiles",
     "CheckpointError",
     "Engine",
     "EngineError",
@@ -125,6 +132,7 @@ __all__ = [
     "assert_super_weights_preserved",
     "assert_survives_pruning",
     "captured_output",
+    "check_adapter_patterns",
     "check_engine",
     "check_packages",
     "contributions",
@@ -139,6 +147,8 @@ __all__ = [
     "perplexity",
     "plain_weight",
     "plant_super_weights",
+    "read_adapter",
+    "read_gguf_header",
     "read_request",
     "read_skip",
     "restored_environment",

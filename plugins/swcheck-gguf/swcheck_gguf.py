@@ -8,12 +8,23 @@ written with the gguf package, Llama-like models only, into a temporary file; it
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from swcheck import CheckpointError, EngineError, EngineRequest, Loaded, Scheme, check_packages, read_request
+from swcheck import (
+    CheckpointError,
+    EngineError,
+    EngineRequest,
+    Loaded,
+    Scheme,
+    check_packages,
+    read_gguf_header,
+    read_request,
+)
 
 SCHEMES: Final = ("q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "f16")
 PACKAGES: Final = (("gguf", "gguf>=0.17"),)
@@ -38,8 +49,9 @@ class Gguf:
         file = Path(spec).expanduser()
         if file.suffix != ".gguf":
             return read_request("gguf", spec, ("FILE.gguf", *SCHEMES), packages=PACKAGES)
-        if not file.is_file():
+        if not file.exists():
             raise CheckpointError(f"gguf:{spec}", "no such file", "give the path of a .gguf file")
+        scheme_of(file)
         check_packages(f"gguf:{spec}", PACKAGES)
         return EngineRequest("gguf", spec, spec)
 
@@ -98,15 +110,16 @@ def permuted(weight: Any, heads: int) -> Any:
 
 
 def scheme_of(file: Path) -> Scheme:
-    """What the decoder layers' matrices are stored as; where they differ, what most of the weights are."""
-    import gguf
+    """What the decoder layers' matrices are stored as; where they differ, what most of the weights are.
 
+    Raises ``CheckpointError`` for a file that is no whole one, or has no such matrix.
+    """
     counts: Counter[str] = Counter()
-    for tensor in gguf.GGUFReader(file).tensors:
-        if tensor.name.startswith("blk.") and len(tensor.shape) > 1:
-            counts[tensor.tensor_type.name] += int(tensor.n_elements)
+    for name, tensor in read_gguf_header(file).tensors.items():
+        if name.startswith("blk.") and len(tensor.shape) > 1:
+            counts[tensor.type] += tensor.count
     if not counts:
-        raise ValueError("no matrix in any block")
+        raise CheckpointError(f"gguf:{file}", "no matrix in any block", "give the file of a language model")
     kind = counts.most_common(1)[0][0]
     if kind in {"F32", "F16", "BF16"}:
         return Scheme("float", 32 if kind == "F32" else 16)
@@ -127,15 +140,20 @@ def _read(file: Path, spec: str, base: Loaded) -> Loaded:
     try:
         scheme, said = scheme_of(file), _said(file)
         options = {"config": config, "dtype": floats, "output_loading_info": True, "local_files_only": True}
-        model, info = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **options)
-    except Exception as error:  # a cut-off or foreign file raises nearly anything
+        with _alone(file) as folder:
+            model, info = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, **options)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a foreign file raises nearly anything
         words = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise CheckpointError(f"gguf:{spec}", words[:300], attempt) from error
     ours, theirs = model.state_dict(), base.model.state_dict()
     wrong = [f"no {name}" for name in sorted(info["missing_keys"])]
     wrong += [f"{name}: {tuple(t.shape)}" for name, t in ours.items() if t.shape != theirs[name].shape]
     meant = {key: value for key, value in facts(config).items() if key not in FREE}
-    wrong += [f"{key} = {said[key]:g}" for key, value in meant.items() if abs(said.get(key, value) / value - 1) > 1e-3]
+    wrong += [
+        f"{key} = {said[key]:g}" for key, value in meant.items() if not abs(said.get(key, value) / value - 1) <= 1e-3
+    ]
     if wrong:
         raise CheckpointError(f"gguf:{spec}", f"not the reference's: {', '.join(wrong[:3])}", attempt)
     return Loaded(model.to(place).eval(), base.tokenizer, f"gguf:{spec}", base.text, str(file), scheme)
@@ -153,8 +171,15 @@ def facts(config: Any) -> dict[str, float]:
 
 def _said(file: Path) -> dict[str, float]:
     """The same, as the file has it: llama.cpp computes with these, transformers would not look."""
-    import gguf
+    header = read_gguf_header(file)
+    prefix = f"{header.facts.get('general.architecture')}."
+    said = {key.removeprefix(prefix): value for key, value in header.facts.items() if key.startswith(prefix)}
+    return {key: float(value) for key, value in said.items() if isinstance(value, int | float)}
 
-    fields = gguf.GGUFReader(file).fields
-    values = {name.partition(".")[2]: field.contents() for name, field in fields.items()}
-    return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+
+@contextmanager
+def _alone(file: Path) -> Iterator[str]:
+    """A folder that holds the file and nothing else: beside it transformers would read an adapter, and what that names."""
+    with TemporaryDirectory() as folder:
+        Path(folder, file.name).symlink_to(file.resolve())
+        yield folder

@@ -6,12 +6,22 @@ The base model is the reference, whatever name the adapter's config gives. Only 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from swcheck import CheckpointError, EngineRequest, Loaded, Scheme, UnsafeCheckpointError, check_packages, read_skip
+from swcheck import (
+    AdapterFiles,
+    CheckpointError,
+    EngineRequest,
+    Loaded,
+    Scheme,
+    UnsafeCheckpointError,
+    check_adapter_patterns,
+    check_packages,
+    read_adapter,
+    read_skip,
+)
 
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -36,51 +46,60 @@ class Peft:
         _asked(spec)
 
     def load(self, spec: str, *, reference: str | None, device: str | None, dtype: str | None) -> Loaded:
-        asked, kind = _asked(spec)
+        asked, files = _asked(spec)
         folder = Path(asked.scheme.removesuffix(MERGED)).expanduser()
         base = asked.load_reference(reference, self, device=device, dtype=dtype)
         from peft import PeftModel
 
         floats, kept = 8 * base.model.dtype.itemsize, asked.modules_to_skip(base.model)
+        check_adapter_patterns(files.config, (name for name, _ in base.model.named_modules()), asked.title)
         try:
             model = PeftModel.from_pretrained(base.model, str(folder), torch_device=str(base.model.device))
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:  # other widths, other names, another peft
+        except Exception as error:  # other widths, other names, another peft, fields of a wrong type
             words = " ".join(str(error).split())[:300]
             raise CheckpointError(
                 f"{asked.title} on {reference}", words, "give the adapter's own base model"
             ) from error
+        _check_all_used(model, files.tensors, asked.title)
         for one in kept:
             parent, _, child = one.rpartition(".")
             layer = model.base_model.model.get_submodule(one)
             setattr(model.base_model.model.get_submodule(parent), child, getattr(layer, "base_layer", layer))
         if asked.scheme.endswith(MERGED):
             model = model.merge_and_unload()
-        scheme = Scheme(kind, floats, activation_bits=floats)
+        scheme = Scheme(files.config["peft_type"].lower(), floats, activation_bits=floats)
         return Loaded(model.eval(), base.tokenizer, asked.title, base.text, str(folder), scheme)
 
 
 ENGINE: Final = Peft()
 
 
-def _asked(spec: str) -> tuple[EngineRequest, str]:
-    """What is asked, its scheme a path, and the adapter's kind in lower case; what is no adapter, or a pickle, is refused."""
+def _check_all_used(model: Any, stored: frozenset[str], title: str) -> None:
+    """Refuse an adapter whose tensors are not those that the model takes: peft fills gaps with random ones, and warns."""
+    from peft import get_peft_model_state_dict
+
+    wanted = set(get_peft_model_state_dict(model))
+    for names, words in ((wanted - stored, "are missing"), (stored - wanted, "have no place in the base model")):
+        if names:
+            found = f"{len(names)} tensors {words}, first {min(names)}"
+            raise CheckpointError(title, found, "give the adapter's own base model, and its own config")
+
+
+def _asked(spec: str) -> tuple[EngineRequest, AdapterFiles]:
+    """What is asked, its scheme a path, and what its files say; what is no adapter, or a pickle, is refused."""
     words, names = read_skip(f"peft:{spec}", spec)
-    kind = _kind(spec, Path(words.removesuffix(MERGED)).expanduser())
+    files = _files(spec, Path(words.removesuffix(MERGED)).expanduser())
     check_packages(f"peft:{spec}", PACKAGES)
-    return EngineRequest("peft", spec, words, names=names), kind
+    return EngineRequest("peft", spec, words, names=names), files
 
 
-def _kind(spec: str, folder: Path) -> str:
-    if not (folder / CONFIG).is_file():
+def _files(spec: str, folder: Path) -> AdapterFiles:
+    if not (folder / CONFIG).exists():
         found = "no such directory" if not folder.is_dir() else f"no {CONFIG} in it"
         raise CheckpointError(f"peft:{spec}", found, "give the directory that PeftModel.save_pretrained wrote")
-    if not (folder / WEIGHTS).is_file():
+    if not (folder / WEIGHTS).exists():
         if any(folder.glob("*.bin")):
             found = "its weights are a pickle, which can run any code on loading"
             raise UnsafeCheckpointError(f"peft:{spec}", found, "save the adapter again, with safe_serialization=True")
         raise CheckpointError(f"peft:{spec}", f"no {WEIGHTS} in it", "save the adapter again")
-    try:
-        kind = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["peft_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"peft:{spec}", f"a {CONFIG} without peft_type", "save the adapter again") from error
-    return str(kind).lower()
+    return read_adapter(folder)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import struct
 import sys
+from contextlib import suppress
 
 import gguf
 import numpy as np
 import pytest
 import swcheck_gguf
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from swcheck_gguf import ENGINE, permuted, scheme_of, write
 
 import swcheck
@@ -21,8 +26,10 @@ from swcheck import (
     assert_perplexity_within,
     assert_super_weights_preserved,
     check_engine,
+    read_gguf_header,
 )
 from swcheck.loading import engines
+from swcheck.loading.files import gguf_header
 from swcheck.testing.conformance import save_narrowed_tiny
 
 WEIGHT = SuperWeight(1, 97, 301)
@@ -138,10 +145,10 @@ def test_what_a_file_says_of_itself(tmp_path, kind, scheme):
 
 
 def test_a_file_that_is_cut_off(tmp_path, file):
-    """The first words of the reader's error come through."""
+    """What is missing is named, before anything is loaded."""
     short = tmp_path / "short.gguf"
     short.write_bytes(file.read_bytes()[:-5000])
-    with pytest.raises(CheckpointError, match="a whole file"):
+    with pytest.raises(CheckpointError, match="ends 5,000 bytes behind the file"):
         load(short)
 
 
@@ -149,8 +156,49 @@ def test_a_file_that_is_no_gguf(tmp_path):
     """A foreign file of this name is refused in words."""
     foreign = tmp_path / "foreign.gguf"
     foreign.write_bytes(b"PK\x03\x04" * 100)
-    with pytest.raises(CheckpointError, match=r"ValueError: GGUF magic invalid"):
+    with pytest.raises(CheckpointError, match=r"it does not begin with GGUF"):
         load(foreign)
+
+
+def test_a_list_that_lies_about_its_length(file, tmp_path):
+    """A count of 2**60 in a small file is refused at once; the gguf package would read on until memory ends."""
+    key = b"tokenizer.ggml.scores"
+    lie = struct.pack("<Q", len(key)) + key + struct.pack("<IIQ", 9, 6, 2**60)
+    whole = file.read_bytes()
+    facts = struct.unpack("<Q", whole[16:24])[0]
+    (tmp_path / "lie.gguf").write_bytes(whole[:16] + struct.pack("<Q", facts + 1) + lie + whole[24:])
+    for refuse in (ENGINE.check, load):
+        with pytest.raises(CheckpointError, match=r"values of 'tokenizer\.ggml\.scores', at most"):
+            refuse(str(tmp_path / "lie.gguf"))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 1500), other=st.binary(min_size=1, max_size=9))
+def test_any_damage_is_read_or_refused(file, place, other):
+    """Whatever our reader lets through, the gguf package reads in time; and what it refuses, it refuses in words."""
+    whole = file.read_bytes()
+    damaged = file.with_name("damaged.gguf")
+    damaged.write_bytes(whole[:place] + other + whole[place + len(other) :])
+    try:
+        names = set(read_gguf_header(damaged).tensors)
+    except CheckpointError:
+        return
+    with suppress(UnicodeDecodeError):
+        assert {tensor.name for tensor in gguf.GGUFReader(damaged).tensors} == names
+
+
+def test_what_lies_beside_a_file_is_not_read(file, tmp_path):
+    """An adapter's config in the folder would send transformers to the model that it names."""
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "nobody/nothing"}')
+    shutil.copy(file, tmp_path / "other.gguf")
+    assert load(tmp_path / "other.gguf").scheme == Scheme("absmax", 8)
+
+
+def test_our_table_of_types_is_that_of_the_package():
+    """Codes, names, blocks and bytes agree for every type that both know."""
+    ours = {code: (name, block, size) for code, (name, block, size) in gguf_header.TYPES.items()}
+    theirs = {int(kind): (kind.name, *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
+    assert {code: ours.get(code) for code in theirs} == theirs
 
 
 def test_a_file_of_another_model(tmp_path, file):
@@ -165,6 +213,7 @@ def test_a_file_of_another_model(tmp_path, file):
     ("change", "words"),
     [
         (lambda config: config.rope_parameters.update(rope_theta=5e5), r"rope\.freq_base = 500000"),
+        (lambda config: config.rope_parameters.update(rope_theta=float("nan")), r"rope\.freq_base = nan"),
         (lambda config: setattr(config, "rms_norm_eps", 1e-5), r"layer_norm_rms_epsilon = 1e-05"),
         (lambda config: setattr(config, "num_attention_heads", 8), r"attention\.head_count = 8"),
     ],

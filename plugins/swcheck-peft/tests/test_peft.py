@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 
@@ -119,21 +120,61 @@ def test_a_pickle(adapter, tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '"lora"'])
-def test_a_malformed_config(adapter, tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{", "JSON in"), ("[]", "not an object"), ("{}", "not an object with peft_type"), ('"lora"', "not an object")],
+)
+def test_a_malformed_config(adapter, tmp_path, text, words):
     """A config that is none is an error of the directory."""
     shutil.copy(adapter / "adapter_model.safetensors", tmp_path)
     (tmp_path / "adapter_config.json").write_text(text)
-    with pytest.raises(CheckpointError, match="without peft_type"):
+    with pytest.raises(CheckpointError, match=words):
         load(tmp_path)
 
 
-def test_an_unknown_kind(adapter, tmp_path):
-    """A kind of adapter that this peft does not know is said in its own words."""
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"peft_type": "ROLA"}, UnsafeCheckpointError, "the kind ROLA"),
+        ({"peft_type": "XLORA", "adapters": {"0": "nobody/nothing"}}, UnsafeCheckpointError, "the kind XLORA"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "this"}, UnsafeCheckpointError, "megatron_config"),
+        ({"r": 10**9}, CheckpointError, "r is 1000000000, and the largest side"),
+        ({"target_modules": "("}, CheckpointError, "the pattern"),
+        ({"target_modules": ["nowhere"]}, CheckpointError, "nowhere"),
+        ({"bias": 7}, CheckpointError, "adapter"),
+        ({"layers_to_transform": "all"}, CheckpointError, "adapter"),
+        ({"use_dora": True}, CheckpointError, "tensors are missing, first .*magnitude"),
+        ({"target_modules": ["down_proj"]}, CheckpointError, "have no place in the base model, first .*q_proj"),
+    ],
+)
+def test_a_hostile_config(adapter, tmp_path, changes, error, words):
+    """What would take memory, import a package or load more is refused in words; so is what peft itself refuses."""
     shutil.copytree(adapter, tmp_path / "other")
     config = json.loads((adapter / "adapter_config.json").read_text())
-    (tmp_path / "other" / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "ROLA"}))
-    with pytest.raises(CheckpointError, match="ROLA"):
+    (tmp_path / "other" / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(error, match=words):
+        load(tmp_path / "other")
+
+
+def test_the_base_that_a_config_names_is_not_fetched(adapter, tmp_path):
+    """The base model is the reference: a hub id in the config is neither loaded nor looked for."""
+    shutil.copytree(adapter, tmp_path / "other")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    more = {"base_model_name_or_path": "nobody/nothing", "revision": "main"}
+    (tmp_path / "other" / "adapter_config.json").write_text(json.dumps({**config, **more}))
+    assert load(tmp_path / "other").scheme == Scheme("lora", 32, activation_bits=32)
+
+
+def test_damaged_weights(adapter, tmp_path):
+    """Weights that are cut off, and what is no regular file in the place of one, are refused before peft."""
+    shutil.copytree(adapter, tmp_path / "other")
+    weights = tmp_path / "other" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match="the file is cut off"):
+        load(tmp_path / "other")
+    weights.unlink()
+    os.mkfifo(weights)
+    with pytest.raises(CheckpointError, match="a named pipe"):
         load(tmp_path / "other")
 
 
