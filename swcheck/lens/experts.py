@@ -18,8 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from swcheck.lens.architecture.anatomy import Anatomy, DownMap, MapKey
 from swcheck.lens.architecture.storage import dequantized, first_tensor
-from swcheck.lens.architecture.structure import eager_experts
-from swcheck.lens.architecture.tracing import PRODUCTS
+from swcheck.lens.architecture.tracing import PRODUCTS, eager_experts
 
 if TYPE_CHECKING:
     from torch import nn

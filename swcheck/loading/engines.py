@@ -89,6 +89,7 @@ def load(
     trust_remote_code: bool = False,
     offline: bool = False,
     device_map: str | None = None,
+    stream: bool | None = None,
 ) -> Loaded:
     """Load a model: ``tiny``, ``tiny-pair``, a known name, a hub id, a directory, or ``engine:scheme``.
 
@@ -96,7 +97,8 @@ def load(
     ``device`` None takes an accelerator if there is one. ``device_map`` spreads the model over devices and main memory
     instead, with accelerate; not every engine supports it. ``dtype`` None keeps the checkpoint's own.
     ``trust_remote_code`` lets a checkpoint run its own Python code, which is refused otherwise. ``offline`` forbids
-    downloads.
+    downloads. ``stream`` reads the weights from the disk each time they are used, on the CPU; None does so for a model
+    that does not fit into memory.
 
     Returns a record with ``.model`` (the transformers module), ``.tokenizer`` and ``.name``. Raises
     ``UnknownModelError``, ``CheckpointError``, ``UnsafeCheckpointError``, ``ArchitectureError``, ``EngineError`` or
@@ -110,6 +112,8 @@ def load(
     if name == BUILT_IN:
         _check_engine_installed(spec)
     chosen = _with_options(import_engine(name), trust_remote_code=trust_remote_code, offline=offline)
+    if stream is not None:
+        chosen = _streaming(chosen, name, stream, device_map)
     if device_map is not None:
         check_device_map(device_map)
         with_device_map = _with_options(chosen, device_map=device_map)
@@ -126,6 +130,18 @@ def load(
             raise EngineError(
                 spec, f"a package that it needs: {brief_message(error)}", "install or repair it"
             ) from error
+
+
+def _streaming(chosen: Engine, name: str, stream: bool, device_map: str | None) -> Engine:
+    """Return a copy of an engine that streams, or does not. Raises an error where it is asked to and cannot."""
+    if stream and device_map is not None:
+        raise OptionError(
+            f"stream with the device map {device_map}", "two answers to where a model is", "give one of them"
+        )
+    found = _with_options(chosen, stream=stream)
+    if stream and getattr(found, "stream", None) is None:
+        raise EngineError(f"engine {name!r}", "it cannot stream a model from its files", "leave out streaming")
+    return found
 
 
 def _with_options(chosen: Engine, **options: Any) -> Engine:

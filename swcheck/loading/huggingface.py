@@ -18,10 +18,11 @@ from swcheck.base.records import Loaded
 from swcheck.base.terminal import tell
 from swcheck.loading import tiny
 from swcheck.loading.checkpoint import check_directory, own_code_error
-from swcheck.loading.files.safetensors_header import read_header, safetensors_files
+from swcheck.loading.files.safetensors_header import read_header, safetensors_files, tensor_bytes
 from swcheck.loading.hub import find_directory, name_of
 from swcheck.loading.scheme_from_config import scheme_of
-from swcheck.loading.tensor_files import tensor_bytes
+from swcheck.loading.streaming.pager import page_weights
+from swcheck.loading.streaming.streamable import StreamRequest
 
 if TYPE_CHECKING:
     import torch
@@ -42,20 +43,22 @@ class HuggingFace:
     """The engine ``huggingface``.
 
     ``trust_remote_code`` lets a checkpoint run its own Python code, ``offline`` forbids downloads. ``device_map``
-    spreads a model over devices, main memory and disk with accelerate.
+    spreads a model over devices, main memory and disk with accelerate. ``stream`` reads the weights from the disk when
+    they are used; None does so for a model that does not fit into memory.
     """
 
     name: str = "huggingface"
     trust_remote_code: bool = False
     offline: bool = False
     device_map: str | Mapping[str, str] | None = None
+    stream: bool | None = None
 
     def load(
         self, spec: str, *, reference: str | None = None, device: str | None = None, dtype: str | None = None
     ) -> Loaded:
         """Load ``tiny``, a known name, a hub id or a directory: see ``swcheck.load``. ``reference`` is ignored."""
         del reference
-        target = device_of(device) if self.device_map is None else None
+        target = device_of("cpu" if self.stream and device is None else device) if self.device_map is None else None
         if spec in tiny.CHECKPOINTS:
             directory, text = tiny.CHECKPOINTS[spec], tiny.HELDOUT.read_text(encoding="utf-8")
         else:
@@ -65,11 +68,15 @@ class HuggingFace:
             config = _load_config(directory, self.trust_remote_code)
             _check_quantization_method(directory, config)
             _check_parameter_count(directory, config, self.trust_remote_code)
+            request = StreamRequest(directory, config.to_dict(), target, dtype, self.stream)
+            streams = request.is_granted(lambda: _model_without_weights(config, self.trust_remote_code))
             tokenizer = _load_tokenizer(directory, self.trust_remote_code)
             trusted, placement = self.trust_remote_code, {"device_map": self.device_map}
             model, unused = _load_model(directory, config, dtype or "auto", trusted, **placement)
             model = _after_first_pass(model if target is None else _moved_to_device(model, target, spec), directory)
             scheme = scheme_of(config.to_dict())
+        if streams:
+            page_weights(model, safetensors_files(directory))
         return Loaded(model, tokenizer, name_of(spec), text, str(directory), scheme, unused)
 
 
@@ -120,21 +127,26 @@ def _check_parameter_count(path: Path, config: Any, trusted: bool) -> None:
     Transformers would fill what is missing with random numbers, and take the memory for it. The model is built without
     memory to count them, where a number in the config is larger than any side of a tensor.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     headers = [read_header(file) for file in safetensors_files(path)]
     largest = max((side for header in headers for one in header.tensors.values() for side in one.shape), default=0)
     if max(_whole_numbers(config.to_dict()), default=0) <= largest:
         return
     count, bits = 0, 8 * tensor_bytes(path)
-    with suppress(Exception), torch.device("meta"):  # what cannot be built is refused, in words, when it is loaded
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
-        count = sum(part.numel() for part in model.parameters())
+    with suppress(Exception):  # what cannot be built is refused, in words, when it is loaded
+        count = sum(part.numel() for part in _model_without_weights(config, trusted).parameters())
     if count > bits + MORE_PARAMETERS:
         found = f"its config has {count:,} parameters, and the files {bits // 8:,} bytes"
         attempt = "check that weights and config.json belong together"
         raise CheckpointError(f"the weights of {path}", found, attempt)
+
+
+def _model_without_weights(config: Any, trusted: bool) -> Any:
+    """Return the model that a config describes, on the ``meta`` device, which takes no memory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
 
 
 def _whole_numbers(value: Any) -> Iterator[int]:
@@ -316,26 +328,3 @@ def _moved_to_device(model: Any, device: torch.device, spec: str) -> Any:
     except (RuntimeError, MemoryError) as error:
         attempt = "a smaller --swcheck-dtype, or another --swcheck-device"
         raise OptionError(f"{spec} on {device}", brief_message(error), attempt) from error
-
-
-def kv_cache(model: Any) -> Callable[[], Any]:
-    """Return a function that makes an empty key-value cache of the kind that the model's generation config names.
-
-    That is a ``QuantizedCache`` or, by default, a ``DynamicCache``. Raises ``OptionError`` if the package that
-    quantizes the cache is not installed or its options are invalid.
-    """
-    from transformers.cache_utils import DynamicCache, QuantizedCache
-
-    config, generation = model.config.get_text_config(decoder=True), getattr(model, "generation_config", None)
-    if getattr(generation, "cache_implementation", None) != "quantized":
-        return lambda: DynamicCache(config=config)
-    cache_config: Any = getattr(generation, "cache_config", None) or {}
-    options = {**(cache_config if isinstance(cache_config, Mapping) else cache_config.to_dict())}
-    options.pop("config", None)
-    backend = str(options.pop("backend", "quanto"))
-    try:
-        QuantizedCache(backend, config, **options)
-    except (ImportError, TypeError, ValueError) as error:
-        found = " ".join(str(error).split())
-        raise OptionError(f"the {backend} cache of this checkpoint", found, f"pip install {backend.lower()}") from error
-    return lambda: QuantizedCache(backend, config, **options)

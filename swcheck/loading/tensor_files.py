@@ -8,7 +8,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from swcheck.base.errors import brief_message
-from swcheck.loading.files.safetensors_header import safetensors_files
+from swcheck.loading.files.safetensors_header import safetensors_files, tensor_bytes
+
+__all__ = ["read_tensor", "tensor_bytes"]
 
 
 def read_tensor(directory: Path, name: str) -> torch.Tensor | str:
@@ -33,11 +35,6 @@ def read_tensor(directory: Path, name: str) -> torch.Tensor | str:
     except (OSError, SafetensorError) as error:
         return f"the reference's files cannot be read ({brief_message(error)})"
     return f"the reference's files have no tensor {name}" if file_of else "the reference is not on this machine"
-
-
-def tensor_bytes(directory: Path) -> int:
-    """Return the size in bytes of the safetensors files of a directory."""
-    return sum(file.stat().st_size for file in safetensors_files(directory))
 
 
 def _endings(name: str) -> list[str]:

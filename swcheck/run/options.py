@@ -83,6 +83,12 @@ OPTIONS: Final = (
     CANDIDATE,
     Option("device", "value", "NAME", "where the models run; an accelerator if there is one"),
     Option("device_map", "value", "NAME", "spread a model over devices and main memory: auto, by accelerate"),
+    Option(
+        "stream",
+        "flag",
+        None,
+        "read weights from the disk when they are used; by itself for a model larger than memory",
+    ),
     Option("dtype", "value", "NAME", "float32, bfloat16 or float16; the checkpoint's own if left out"),
     Option("text", "value", "FILE", "UTF-8 text that perplexity is measured on; a built-in one if left out", "yes"),
     Option(

@@ -172,6 +172,7 @@ class Session:
             device=self.settings.device,
             dtype=self.settings.dtype,
             device_map=self.settings.device_map,
+            stream=self.settings.streams(spec),
             trust_remote_code=self.settings.trust_remote_code,
             offline=self.settings.offline,
         )

@@ -22,6 +22,7 @@ from swcheck.base.tiers import STANDARD, Tier, default_tier, tier_named
 from swcheck.gate.baseline.document import read_document_file
 from swcheck.loading import engines, published_index, tiny
 from swcheck.loading.checkpoint_size import checkpoint_size
+from swcheck.loading.streaming.streamable import too_large
 from swcheck.run import limit_overrides
 from swcheck.run.cost_estimate import estimated_seconds, measured_rate, window_passes
 from swcheck.run.limit_overrides import Override
@@ -35,7 +36,7 @@ class Settings:
     """The option values of a run. ``origins`` says where each was given: "command line", "environment" or "ini".
 
     ``models`` are the references, or the models that are tested alone. ``text``, ``tier``, ``device``, ``dtype`` and
-    ``device_map`` are None where they were not given.
+    ``device_map`` are None where they were not given. Without ``stream`` only what does not fit into memory is streamed.
     """
 
     models: tuple[str, ...] = ()
@@ -58,6 +59,7 @@ class Settings:
     require: bool = False
     kind: str = "auto"
     device_map: str | None = None
+    stream: bool = False
     seed: int = 0
     origins: Mapping[str, str] = field(default_factory=dict)
 
@@ -77,6 +79,10 @@ class Settings:
         if self.uses_baselines and not any(map(engines.needs_reference, self.candidates)):
             return self.candidates
         return self.specs
+
+    def streams(self, spec: str) -> bool | None:
+        """Return whether to stream a model: True as asked for, of one that is read from files; None for what does not fit."""
+        return True if self.stream and engines.directory_of(spec) is not None else None
 
     def name_of(self, spec: str) -> str:
         """Return what a model is called in test ids and tables: its name, or the whole spec if two names are equal."""
@@ -142,6 +148,7 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
         require=bool(values.get("require")),
         kind=values.get("kind") or "auto",
         device_map=values.get("device_map"),
+        stream=bool(values.get("stream")),
         origins=origins,
     )
     _check(settings)
@@ -158,6 +165,13 @@ def _check(settings: Settings) -> None:
         raise OptionError(f"--swcheck-kind={settings.kind}", f"known: {', '.join(KINDS)}", "leave it out for auto")
     if settings.dtype is not None:
         engines.check_dtype(settings.dtype)
+    if settings.stream and (settings.device_map or settings.device not in {None, "cpu"}):
+        where = (
+            f"--swcheck-device-map={settings.device_map}"
+            if settings.device_map
+            else f"--swcheck-device={settings.device}"
+        )
+        raise OptionError(f"--swcheck-stream {where}", "a streamed model runs on the CPU alone", "give one of the two")
     if settings.device is not None:
         engines.check_device(settings.device)
     if settings.device_map is not None:
@@ -245,10 +259,22 @@ def cost_estimate_words(settings: Settings, reference: str, loading: Sequence[st
         passes = window_passes(tier, references=references, candidates=candidates)
         rate = measured_rate(weights, engines.device_of(settings.device), settings.dtype)
         total = estimated_seconds(weights, tier, rate, references=references, candidates=candidates)
-        return (
+        words = (
             f"{tier.name} tier: {count} windows of {length} tokens, about {passes:.1f} passes, {format_duration(total)}"
         )
+        return f"{words}{_streaming_words(settings, loading)}"
     return ""
+
+
+def _streaming_words(settings: Settings, loading: Sequence[str]) -> str:
+    """Return words for the models that are read from the disk in each pass: those that do not fit, or all if asked for."""
+    if settings.device_map is not None or engines.device_of("cpu" if settings.stream else settings.device) != "cpu":
+        return ""
+    folders = {spec: folder for spec in loading if (folder := engines.directory_of(spec)) is not None}
+    streamed = {spec: too_large(folder) for spec, folder in folders.items() if settings.stream or too_large(folder)}
+    reasons = "; ".join(dict.fromkeys(reason for reason in streamed.values() if reason))
+    how = "streamed from the disk, which is read once a pass"
+    return f"; {' and '.join(streamed)} {how}{f' ({reasons})' if reasons else ''}" if streamed else ""
 
 
 def fetch(settings: Settings) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from swcheck.base.errors import SwcheckError
 from swcheck.gate.relation.linear_maps import quantization_config_of
 from swcheck.lens.architecture.storage import device_of, evaluating
-from swcheck.loading.huggingface import kv_cache
+from swcheck.loading.kv_cache import kv_cache
 
 if TYPE_CHECKING:
     from torch import nn

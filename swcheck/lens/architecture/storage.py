@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from swcheck.loading.streaming.pager import paging
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -92,12 +94,15 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` in evaluation mode and disable gradients; every module gets its former mode back."""
+    """Put ``model`` in evaluation mode and disable gradients; every module gets its former mode back.
+
+    The weights of a streamed model stay out of memory but for those in use.
+    """
     training = [module for module in model.modules() if module.training]
     if training:
         model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), paging(model):
             yield
     finally:
         for module in training:

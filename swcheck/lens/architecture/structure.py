@@ -15,7 +15,9 @@ import torch
 
 from swcheck.base.errors import ArchitectureError
 from swcheck.lens.architecture.storage import device_of, evaluating, input_width
-from swcheck.lens.architecture.tracing import LinearCall, Tracer
+from swcheck.lens.architecture.tracing import LinearCall, Tracer, eager_experts
+from swcheck.lens.architecture.twins import answers_repeated, layers_like_earlier_ones
+from swcheck.loading.streaming.pager import pager_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,6 +76,7 @@ def traced(model: nn.Module, known: Structure | None = None) -> Structure:
     """Find the structure of ``model`` in one forward pass over a few tokens.
 
     With ``known``, which a family gave, its paths stay as they are, and only what the pass shows of them is filled in.
+    Of a streamed model, layers that are built like an earlier one are not run, and are taken to be like it.
     A model without down projections has layers and no places. Raises ``ArchitectureError`` where the pass fails, for a
     model that looks at later tokens or has no layers, and where a layer's output is not a sum of its input and what its
     modules return.
@@ -81,10 +84,14 @@ def traced(model: nn.Module, known: Structure | None = None) -> Structure:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise _refusal(model, "an encoder-decoder: it does not continue a text")
     tracer, blocks = Tracer(model), _Blocks(model)
+    twins = {} if pager_of(model) is None else layers_like_earlier_ones(blocks.lists)
     ids = torch.arange(5, 5 + TOKENS).repeat(2, 1) % max(1, _vocabulary(model))
     ids[1, -1] = 3 % max(1, _vocabulary(model))
     try:
-        with evaluating(model), eager_experts(model), blocks.watching(tracer), tracer.watching(model), tracer:
+        passing = evaluating(model), eager_experts(model), blocks.watching(tracer), tracer.watching(model)
+        with ExitStack() as stack:
+            for block in (*passing, tracer, answers_repeated(blocks.lists, twins)):
+                stack.enter_context(block)
             model(ids.to(device_of(model)), use_cache=False)
     except ArchitectureError:
         raise
@@ -93,15 +100,21 @@ def traced(model: nn.Module, known: Structure | None = None) -> Structure:
     name = _decoder(tracer.calls, blocks) if known is None else known.layers
     if name is None:
         raise _refusal(model, "no list of decoder layers that run in a pass")
-    layers = [blocks.seen[name, number] for number in range(len(blocks.lists[name]))]
+    firsts = [twins.get((name, number), number) for number in range(len(blocks.lists[name]))]
+    layers = [blocks.seen[name, number] for number in firsts]
     _check_chain(model, name, layers)
     _check_sums(model, name, layers)
     if known is not None:
         return replace(known, places=tuple(map(_filled_in, layers, known.places)))
-    places = tuple(
-        _places_of(layer, blocks.lists[name][number], name, number, tracer.calls) for number, layer in enumerate(layers)
+    places = {
+        number: _places_of(blocks.seen[name, number], blocks.lists[name][number], name, number, tracer.calls)
+        for number in set(firsts)
+    }
+    return Structure(
+        name,
+        tuple(places[number] for number in firsts),
+        next(one.after.shape[-1] for one in layers if one.after is not None),
     )
-    return Structure(name, places, next(one.after.shape[-1] for one in layers if one.after is not None))
 
 
 class _Blocks:
@@ -323,21 +336,3 @@ def check_has_down_projections(model: nn.Module, structure: Structure) -> None:
     kind = "a state-space or recurrent model" if recurrent else "no model with MLPs or experts"
     words = f"{kind}: no linear map follows an activation function in {structure.layers}"
     raise _refusal(model, words)
-
-
-@contextmanager
-def eager_experts(model: nn.Module) -> Iterator[None]:
-    """Let the experts of a transformers model be computed one after the other, each by its own matrices."""
-    configs = {id(one): one for module in model.modules() if (one := getattr(module, "config", None)) is not None}
-    saved = [
-        (one, one._experts_implementation_internal)  # noqa: SLF001 - the setter of transformers wants the whole model
-        for one in configs.values()
-        if hasattr(one, "_experts_implementation_internal")
-    ]
-    try:
-        for config, _ in saved:
-            config._experts_implementation_internal = "eager"  # noqa: SLF001
-        yield
-    finally:
-        for config, value in saved:
-            config._experts_implementation_internal = value  # noqa: SLF001

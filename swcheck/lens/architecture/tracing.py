@@ -191,3 +191,21 @@ def _tensors(values: Any) -> list[torch.Tensor]:
         elif isinstance(value, tuple | list):
             found += _tensors(value)
     return found
+
+
+@contextmanager
+def eager_experts(model: nn.Module) -> Iterator[None]:
+    """Let the experts of a transformers model be computed one after the other, each by its own matrices."""
+    configs = {id(one): one for module in model.modules() if (one := getattr(module, "config", None)) is not None}
+    saved = [
+        (one, one._experts_implementation_internal)  # noqa: SLF001 - the setter of transformers wants the whole model
+        for one in configs.values()
+        if hasattr(one, "_experts_implementation_internal")
+    ]
+    try:
+        for config, _ in saved:
+            config._experts_implementation_internal = "eager"  # noqa: SLF001
+        yield
+    finally:
+        for config, value in saved:
+            config._experts_implementation_internal = value  # noqa: SLF001

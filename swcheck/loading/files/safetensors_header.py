@@ -122,3 +122,8 @@ def _check_places(tensors: Mapping[str, StoredTensor], room: int, size: int, ask
 def safetensors_files(directory: Path) -> list[Path]:
     """Return the safetensors files of a directory in order. What is no regular file is left out."""
     return sorted(file for file in directory.glob("*.safetensors") if file.is_file())
+
+
+def tensor_bytes(directory: Path) -> int:
+    """Return the size in bytes of the safetensors files of a directory."""
+    return sum(file.stat().st_size for file in safetensors_files(directory))

@@ -10,9 +10,11 @@ if TYPE_CHECKING:
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
-    """Add ``--device``, ``--dtype``, ``--offline`` and ``--trust-remote-code``."""
+    """Add ``--device``, ``--dtype``, ``--stream``, ``--offline`` and ``--trust-remote-code``."""
     parser.add_argument("--device", help="an accelerator if there is one")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; the checkpoint's own by default")
+    words = "read weights from the disk when they are used; chosen by itself for a model larger than memory"
+    parser.add_argument("--stream", action="store_true", default=None, help=words)
     parser.add_argument("--offline", action="store_true", help="never download")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the Python that the checkpoint brings")
 
@@ -44,4 +46,5 @@ def load_model(options: argparse.Namespace) -> Loaded:
         dtype=options.dtype,
         offline=options.offline,
         trust_remote_code=options.trust_remote_code,
+        stream=options.stream,
     )

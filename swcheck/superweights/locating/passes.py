@@ -17,7 +17,8 @@ import torch
 from swcheck.base.records import SuperWeight
 from swcheck.lens.architecture.anatomy import Anatomy, DownMap, MapKey
 from swcheck.lens.architecture.storage import device_of
-from swcheck.lens.architecture.structure import eager_experts
+from swcheck.lens.architecture.tracing import eager_experts
+from swcheck.lens.architecture.twins import forward_replaced
 from swcheck.lens.experts import RoutedCall, is_running_again, routed_calls, visits_counted
 from swcheck.lens.intervene import zeroed
 from swcheck.lens.observe import Observation, observe
@@ -158,9 +159,7 @@ def _layers_skipped(
 
     with ExitStack() as undo:
         for index in range(start):
-            layer = body.layers[index]
-            undo.callback(_restore_forward, layer, vars(layer).get("forward"))
-            object.__setattr__(layer, "forward", returning(index))
+            undo.enter_context(forward_replaced(body.layers[index], returning(index)))
         yield
 
 
@@ -169,10 +168,3 @@ def _cut(value: Any, whole: int, length: int) -> Any:
     if isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[1] == whole:
         return value[:, :length]
     return value
-
-
-def _restore_forward(layer: nn.Module, own: Any) -> None:
-    if own is None:
-        object.__delattr__(layer, "forward")
-    else:
-        object.__setattr__(layer, "forward", own)

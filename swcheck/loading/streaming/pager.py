@@ -1,0 +1,174 @@
+"""Keeps the weights of a model out of memory but for those in use: what an operation has read is given back after it.
+
+The parameters are maps of the checkpoint's files. They can be read at any time, as those of any other model; in a pass the
+next ones are read from the disk while the present one is computed with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from swcheck.loading.streaming.mapped_pages import MappedPages, Span, maps_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+LEAST: Final = 2**20
+"""Smaller parts of a file, in bytes, stay in memory until the pass ends."""
+AHEAD: Final = 2**28
+"""So many bytes are read ahead: three matrices of a model of 7 billion parameters."""
+FEW_TOKENS: Final = 4
+"""For fewer tokens a product with a matrix takes the time of reading it, in any dtype."""
+CHUNK: Final = 2**20
+"""So many elements of a matrix are converted at once: they stay in the cache of a processor."""
+
+_PAGERS: Final[WeakKeyDictionary[Any, Pager]] = WeakKeyDictionary()
+
+
+class Pager(TorchFunctionMode):
+    """While it is entered, every operation of torch gives back the mapped weights that it has read."""
+
+    def __init__(self, parameters: Sequence[Span], pages: MappedPages) -> None:
+        super().__init__()
+        self.parameters, self.pages = parameters, pages
+        self._number = {span.begin: number for number, span in enumerate(parameters)}
+        self._next = 0
+        self._held: list[Span] | None = None
+        self.is_entered = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        read = [] if _is_attribute(func) else [span for one in args if (span := self._span_of(one)) is not None]
+        if not read:
+            return func(*args, **kwargs)
+        if func in PRODUCTS:
+            for span in read:
+                self._read_ahead(span)
+        output = _linear(*args, **kwargs) if _is_slow(func, args) else func(*args, **kwargs)
+        if isinstance(output, torch.Tensor) and self._span_of(output, least=1) is None:  # a view has read nothing
+            for span in read:
+                self._give_back(span)
+        return output
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Keep what operations inside the block read until it ends: the next ones read the same."""
+        outer, self._held = self._held, []
+        try:
+            yield
+        finally:
+            held, self._held = self._held, outer
+            for span in dict.fromkeys(held):
+                self._give_back(span)
+
+    def give_all_back(self) -> None:
+        """Give back all pages of the model."""
+        for span in self.parameters:
+            self.pages.give_back(span)
+
+    def _span_of(self, value: Any, least: int | None = None) -> Span | None:
+        """Return where a mapped tensor of at least ``LEAST`` or so many bytes is, None for any other value."""
+        if not isinstance(value, torch.Tensor) or value.device.type != "cpu" or type(value.data) is not torch.Tensor:
+            return None
+        begin, size = value.data_ptr(), value.numel() * value.element_size()
+        return (
+            Span(begin, begin + size)
+            if size >= (LEAST if least is None else least) and self.pages.hold(begin)
+            else None
+        )
+
+    def _give_back(self, span: Span) -> None:
+        if self._held is not None:
+            self._held.append(span)
+        else:
+            self.pages.give_back(span)
+
+    def _read_ahead(self, span: Span) -> None:
+        """Begin to read the parameters behind this one, those that were begun before left out."""
+        number = self._number.get(span.begin)
+        if number is None:
+            self.pages.read_ahead(span)
+            return
+        begun = self._next if number < self._next <= number + 64 else number
+        end, room = number + 1, AHEAD
+        while end < len(self.parameters) and room > 0:
+            room -= self.parameters[end].size
+            end += 1
+        for one in self.parameters[begun:end]:
+            self.pages.read_ahead(one)
+        self._next = max(begun, end)
+
+
+def page_weights(model: nn.Module, files: Sequence[Path]) -> int:
+    """Let ``paging`` keep the weights of ``model`` out of memory; return how many bytes of them are maps of ``files``."""
+    pages = MappedPages(maps_of(files))
+    spans = [
+        Span(one.data_ptr(), one.data_ptr() + one.numel() * one.element_size())
+        for one in model.parameters()
+        if not one.is_meta and one.device.type == "cpu"
+    ]
+    mapped = [span for span in spans if pages.hold(span.begin)]
+    _PAGERS[model] = Pager(mapped, pages)
+    return sum(span.size for span in mapped)
+
+
+def pager_of(model: nn.Module) -> Pager | None:
+    """Return the pager of a streamed model, None for any other."""
+    return _PAGERS.get(model)
+
+
+@contextmanager
+def paging(model: nn.Module) -> Iterator[None]:
+    """Keep the weights of a streamed model out of memory in the passes inside the block; others run as they are."""
+    pager = pager_of(model)
+    if pager is None or pager.is_entered:
+        yield
+        return
+    pager.is_entered = True
+    try:
+        with pager:
+            yield
+    finally:
+        pager.is_entered = False
+        pager.give_all_back()
+
+
+PRODUCTS: Final = frozenset({torch.nn.functional.linear, torch.addmm, torch.matmul, torch.Tensor.matmul})
+"""The operations that read the whole of a matrix."""
+
+
+def _is_attribute(func: Any) -> bool:
+    return getattr(func, "__name__", "") == "__get__"
+
+
+def _is_slow(func: Any, args: tuple[Any, ...]) -> bool:
+    """Return whether an operation is a product of two-byte floats that this processor has no instructions for."""
+    if func is not torch.nn.functional.linear or args[1].ndim != 2 or args[0].dtype != args[1].dtype:
+        return False
+    tokens = args[0].numel() // max(1, args[0].shape[-1])
+    known = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    supported = getattr(torch.ops.mkldnn, known.get(args[1].dtype, ""), None)
+    return supported is not None and tokens >= FEW_TOKENS and not supported()
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Return ``torch.nn.functional.linear`` of two-byte floats, computed in float32 and rounded once.
+
+    A processor without instructions for them takes many times as long for the same.
+    """
+    flat = x.reshape(-1, x.shape[-1]).float()
+    output = torch.empty(len(flat), len(weight), dtype=x.dtype)
+    step = max(1, CHUNK // weight.shape[1])
+    for first in range(0, len(weight), step):
+        rows = slice(first, first + step)
+        written = flat @ weight[rows].float().T
+        output[:, rows] = written if bias is None else written + bias[rows].float()
+    return output.view(*x.shape[:-1], -1)
