@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from swcheck.loading.files.adapter_files import AdapterFiles, check_adapter_patterns, read_adapter
     from swcheck.loading.files.gguf_header import read_gguf_header
     from swcheck.loading.published_index import known_super_weights
+    from swcheck.loading.runtime import Capability, Runtime
     from swcheck.loading.skip_option import linear_maps_outside, read_skip
     from swcheck.superweights.locating.locate import locate
     from swcheck.testing.conformance import check_engine
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 _MODULES: Final = {
     "AdapterFiles": "loading.files.adapter_files",
+    "Capability": "loading.runtime",
     "CheckpointError": "base.errors",
     "Engine": "base.records",
     "EngineError": "base.errors",
@@ -62,6 +64,7 @@ _MODULES: Final = {
     "Planting": "testing.planting",
     "Prompt": "base.records",
     "RobustnessError": "base.errors",
+    "Runtime": "loading.runtime",
     "Scheme": "base.records",
     "SuperActivation": "base.records",
     "SuperWeight": "base.records",
@@ -106,6 +109,7 @@ _MODULES: Final = {
 
 __all__ = [
     "AdapterFiles",
+    "Capability",
     "CheckpointError",
     "Engine",
     "EngineError",
@@ -116,6 +120,7 @@ __all__ = [
     "Planting",
     "Prompt",
     "RobustnessError",
+    "Runtime",
     "Scheme",
     "SuperActivation",
     "SuperWeight",

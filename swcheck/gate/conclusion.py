@@ -17,6 +17,8 @@ def conclude_pair(pair: Pair, verdict: Verdict) -> Verdict:
     The notes of the reference are added to its facts as well.
     """
     __tracebackhide__ = True
+    if pair.candidate.is_runtime:
+        verdict = replace(verdict, facts={**verdict.facts, "runtime": pair.candidate.runtime_title})
     return conclude(_with_notes(verdict, pair.reference), pair.candidate)
 
 
@@ -38,5 +40,6 @@ def conclude(verdict: Verdict, *subjects: Subject) -> Verdict:
 
 
 def _with_notes(verdict: Verdict, subject: Subject) -> Verdict:
-    notes = list(dict.fromkeys((*verdict.facts.get("notes", ()), *subject.notes)))
+    runs_in = (f"{subject.name} is computed by {subject.runtime_title}",) if subject.is_runtime else ()
+    notes = list(dict.fromkeys((*verdict.facts.get("notes", ()), *subject.notes, *runs_in)))
     return replace(verdict, facts={**verdict.facts, "notes": notes}) if notes else verdict

@@ -21,6 +21,7 @@ from swcheck.base.errors import OptionError, UnrankedError
 from swcheck.base.records import SuperWeight
 from swcheck.lens.architecture.anatomy import MapKey, anatomy
 from swcheck.lens.architecture.storage import dequantized, first_tensor
+from swcheck.loading.runtime import Runtime
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +35,7 @@ In a hook both are tensors of the pass. For an edit in place they are the value 
 
 
 @contextmanager
-def zeroed(model: nn.Module, super_weights: Iterable[SuperWeight]) -> Iterator[None]:
+def zeroed(model: nn.Module | Runtime, super_weights: Iterable[SuperWeight]) -> Iterator[None]:
     """Run ``model`` with these scalars zeroed, all together. Every bit is restored when the block is left.
 
     Raises ``CoordinateError`` for a coordinate outside the model, before anything is changed.
@@ -44,7 +45,7 @@ def zeroed(model: nn.Module, super_weights: Iterable[SuperWeight]) -> Iterator[N
 
 
 @contextmanager
-def scaled(model: nn.Module, super_weights: Iterable[SuperWeight], alpha: float) -> Iterator[None]:
+def scaled(model: nn.Module | Runtime, super_weights: Iterable[SuperWeight], alpha: float) -> Iterator[None]:
     """Run ``model`` with these scalars multiplied by ``alpha``. Every bit is restored when the block is left.
 
     Raises ``OptionError`` for an alpha that is not finite, ``CoordinateError`` for a coordinate outside the model,
@@ -99,7 +100,7 @@ def output_channel_zeroed(module: nn.Module, channel: int) -> Iterator[None]:
 
 
 @contextmanager
-def set_to(model: nn.Module, super_weights: Iterable[SuperWeight]) -> Iterator[None]:
+def set_to(model: nn.Module | Runtime, super_weights: Iterable[SuperWeight]) -> Iterator[None]:
     """Run ``model`` with each of these scalars set to its ``value``. Every bit is restored when the block is left.
 
     Raises ``OptionError`` for a value that is None or not finite and for one scalar with two values,
@@ -137,10 +138,16 @@ def scalars_zeroed(weight: torch.Tensor, places: Sequence[tuple[int, int]]) -> I
 
 
 @contextmanager
-def _scalars_overridden(model: nn.Module, super_weights: Iterable[SuperWeight], target: _Target) -> Iterator[None]:
-    """Run ``model`` with each scalar writing what ``target`` returns: by an edit in place, or by a hook."""
-    body = anatomy(model)
+def _scalars_overridden(
+    model: nn.Module | Runtime, super_weights: Iterable[SuperWeight], target: _Target
+) -> Iterator[None]:
+    """Run ``model`` with each scalar writing what ``target`` returns: by an edit in place, a hook, or the runtime."""
     unique = tuple(dict.fromkeys(super_weights))
+    if isinstance(model, Runtime):
+        with model.overridden({weight: target(weight, model.weight_value(weight), 1.0) for weight in unique}):
+            yield
+        return
+    body = anatomy(model)
     body.check(unique)
     packed: dict[nn.Module, list[SuperWeight]] = {}
     with ExitStack() as undo:

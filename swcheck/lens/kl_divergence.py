@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from swcheck.lens.architecture.storage import device_of, evaluating
-from swcheck.lens.likelihood import LOGITS_AT_ONCE
+from swcheck.lens.likelihood import LOGITS_AT_ONCE, log_probabilities, nats_of
 from swcheck.lens.tokens import check_token_ids, vocabulary_size
+from swcheck.loading.runtime import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,7 +90,7 @@ class Drift:
         return float(self.kl.quantile(share))
 
 
-def predict(model: nn.Module, token_ids: torch.Tensor) -> tuple[torch.Tensor, Predictions]:
+def predict(model: nn.Module | Runtime, token_ids: torch.Tensor) -> tuple[torch.Tensor, Predictions]:
     """Score ``token_ids``, int64 ``(B, T)``, with the reference.
 
     Returns the nats of every predicted token, float64 ``(B, T - 1)``, and the predictions to compare a candidate with,
@@ -107,7 +108,7 @@ def predict(model: nn.Module, token_ids: torch.Tensor) -> tuple[torch.Tensor, Pr
 
 
 def compare_predictions(
-    model: nn.Module, token_ids: torch.Tensor, reference: Predictions
+    model: nn.Module | Runtime, token_ids: torch.Tensor, reference: Predictions
 ) -> tuple[torch.Tensor, Drift]:
     """Score the same ``token_ids``, int64 ``(B, T)``, with the candidate.
 
@@ -120,6 +121,8 @@ def compare_predictions(
         tokens, expected = reference.tokens[numbers], reference.logs[numbers].double()
         shared = tokens < logs.shape[1]  # a vocabulary that was cut down lacks the ids of padding rows
         found = logs.cpu().double().gather(1, tokens.where(shared, 0))
+        if isinstance(model, Runtime):  # it may tell the likeliest tokens alone; the others are in the tail
+            shared &= found > -math.inf
         kls.append(_divergence(expected.where(shared, -math.inf), found.where(shared, -math.inf)))
         agrees.append(logs.argmax(1).cpu() == tokens[:, 0])
 
@@ -141,7 +144,7 @@ def sampled_positions(count: int) -> torch.Tensor:
 
 
 def _score(
-    model: nn.Module,
+    model: nn.Module | Runtime,
     token_ids: torch.Tensor,
     positions: torch.Tensor,
     visit: Callable[[torch.Tensor, slice], None],
@@ -152,6 +155,8 @@ def _score(
     the slice of ``positions`` that they belong to.
     """
     check_token_ids(token_ids, vocabulary_size(model))
+    if isinstance(model, Runtime):
+        return _score_in_runtime(model, token_ids, positions, visit)
     width = token_ids.shape[1] - 1
     windows_at_once = max(1, LOGITS_AT_ONCE // (token_ids.shape[1] * (vocabulary_size(model) or 2**16)))
     nats, done = [], 0
@@ -165,3 +170,18 @@ def _score(
                 visit(logs.flatten(0, 1)[inside.to(logs.device)], slice(done, done + len(inside)))
                 done += len(inside)
     return torch.cat(nats)
+
+
+def _score_in_runtime(
+    runtime: Runtime, token_ids: torch.Tensor, positions: torch.Tensor, visit: Callable[[torch.Tensor, slice], None]
+) -> torch.Tensor:
+    """Do what ``_score`` does, window by window, with a candidate that runs in another program."""
+    nats, done, width = [], 0, token_ids.shape[1] - 1
+    for number, ids in enumerate(token_ids):
+        logs = log_probabilities(runtime, ids)
+        nats.append(nats_of(logs, ids))
+        inside = positions[(positions >= number * width) & (positions < (number + 1) * width)] - number * width
+        if len(inside):
+            visit(logs[inside], slice(done, done + len(inside)))
+            done += len(inside)
+    return torch.stack(nats)

@@ -15,6 +15,7 @@ from swcheck.base.records import Likelihood
 from swcheck.lens.architecture.anatomy import check_module
 from swcheck.lens.architecture.storage import device_of, evaluating
 from swcheck.lens.tokens import check_token_ids, vocabulary_size
+from swcheck.loading.runtime import Runtime
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,14 +42,17 @@ def perplexity(model: nn.Module, token_ids: torch.Tensor) -> Likelihood:
     return Likelihood(float(nats.sum()), nats.numel())
 
 
-def token_nats(model: nn.Module, token_ids: torch.Tensor) -> torch.Tensor:
+def token_nats(model: nn.Module | Runtime, token_ids: torch.Tensor) -> torch.Tensor:
     """Return the nats of every predicted token, float64 ``(B, T - 1)`` on the CPU; NaN and infinity are passed on.
 
     ``token_ids`` is int64 ``(B, T)``. As many windows as ``LOGITS_AT_ONCE`` allows are scored in one pass, and logits
     are not kept. Raises ``TextError`` for ids that are not valid.
     """
-    check_module(model)
+    if not isinstance(model, Runtime):
+        check_module(model)
     check_token_ids(token_ids, vocabulary_size(model))
+    if isinstance(model, Runtime):
+        return torch.stack([nats_of(log_probabilities(model, ids), ids) for ids in token_ids])
     windows_at_once = max(1, LOGITS_AT_ONCE // (token_ids.shape[1] * (vocabulary_size(model) or 2**16)))
     with evaluating(model):
         return torch.cat([_score_batch(model, batch) for batch in torch.split(token_ids, windows_at_once)])
@@ -59,3 +63,19 @@ def _score_batch(model: nn.Module, token_ids: torch.Tensor) -> torch.Tensor:
     logits = model(token_ids, use_cache=False).logits[:, :-1].float()
     nats = functional.cross_entropy(logits.transpose(1, 2), token_ids[:, 1:], reduction="none")
     return nats.double().cpu()
+
+
+def nats_of(logs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return the nats of the tokens ``ids[1:]``, float64 ``(T - 1,)``, of log-probabilities ``(T - 1, V)``."""
+    return -logs.gather(1, ids[1:, None].to(logs.device))[:, 0].double().cpu()
+
+
+def log_probabilities(runtime: Runtime, ids: torch.Tensor) -> torch.Tensor:
+    """Return what a runtime tells of the window ``ids``, int64 ``(T,)``: float32 ``(T - 1, V)``.
+
+    Raises ``NotFiniteError`` where it is of another shape, which no number could be read from.
+    """
+    logs, wanted = runtime.log_probabilities(ids), (len(ids) - 1, runtime.vocabulary)
+    if tuple(logs.shape) != wanted:
+        raise NotFiniteError(f"log-probabilities of {wanted} from {runtime.title}", f"{tuple(logs.shape)}", "repair it")
+    return logs.float()

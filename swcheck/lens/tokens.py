@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from swcheck.base.errors import OptionError, TextError
+from swcheck.loading.runtime import Runtime
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,8 +17,10 @@ SHORTEST_TEXT: Final = 32
 """A text of fewer tokens is refused: the perplexity of so few predictions says nothing."""
 
 
-def vocabulary_size(model: nn.Module) -> int | None:
+def vocabulary_size(model: nn.Module | Runtime) -> int | None:
     """Return the number of entries of the input embedding, None where the model does not give it."""
+    if isinstance(model, Runtime):
+        return model.vocabulary
     get = getattr(model, "get_input_embeddings", None)
     count = getattr(get(), "num_embeddings", None) if get else None
     return int(count) if count else None

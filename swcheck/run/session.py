@@ -14,6 +14,7 @@ from swcheck.base.evaluation_text import evaluation_text
 from swcheck.base.records import Loaded, Verdict
 from swcheck.base.tiers import Tier
 from swcheck.loading import engines
+from swcheck.loading.runtime import Runtime
 from swcheck.run.baselines import chosen_text, measure_baseline_text, reference_from_baseline
 from swcheck.run.settings import Settings, baseline_path, tier_of
 
@@ -128,7 +129,7 @@ class Session:
         settings, loaded = self.settings, self._load_alone(spec, reference)
         return Subject(
             settings.name_of(spec),
-            HeldModel(loaded.model, reload=lambda: self._reload(spec, reference)),
+            HeldModel(loaded.model if reference else _module_of(loaded), lambda: self._reload(spec, reference)),
             loaded.tokenizer,
             text=chosen_text(settings, loaded.text),
             scheme=loaded.scheme,
@@ -189,6 +190,15 @@ def _measure_reference(reference: Subject, seed: int) -> None:
 
     prompts = DRAWN_PROMPTS.recall(reference, (), lambda: drawn_prompts(seed))
     measure_for_candidates(reference, prompts)
+
+
+def _module_of(loaded: Loaded) -> nn.Module:
+    """Return the module of a reference. Raises ``OptionError`` for one that runs in another program."""
+    if isinstance(loaded.model, Runtime):
+        found = f"it runs in {loaded.model.title}, which has no torch modules"
+        raise OptionError(f"a reference, {loaded.name}", found, "give it with --candidate")
+    module: nn.Module = loaded.model
+    return module
 
 
 def _discard(subject: Subject) -> None:

@@ -23,6 +23,7 @@ from swcheck.base.records import Engine, SuperWeight
 from swcheck.lens.architecture.anatomy import anatomy
 from swcheck.lens.architecture.storage import device_of, plain_weight
 from swcheck.loading import engines
+from swcheck.loading.runtime import Runtime
 from swcheck.superweights.locating.locate import PROMPT, locate
 from swcheck.testing.engine_case import EngineCase, Reading, load_scheme, look_inside
 from swcheck.testing.engine_checkpoint import check_saved, state_fingerprint
@@ -36,6 +37,7 @@ from swcheck.testing.engine_scheme import (
     read_weight,
 )
 from swcheck.testing.engine_wiring import check_skip, check_unknown_scheme, wired_engine
+from swcheck.testing.runtime_scheme import check_runtime
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,6 +118,8 @@ def _check_scheme(case: EngineCase) -> list[Reading]:
     start = time.perf_counter()
     loaded = load_scheme(case)
     seconds = time.perf_counter() - start
+    if isinstance(getattr(loaded, "model", None), Runtime):
+        return check_runtime(case, loaded, seconds)
     scheme = check_record(case, loaded)
     initial_state = state_fingerprint(loaded.model)
     check_anatomy(case, loaded)

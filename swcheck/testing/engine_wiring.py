@@ -16,6 +16,7 @@ from swcheck.base.records import Engine
 from swcheck.lens.architecture.anatomy import anatomy
 from swcheck.lens.architecture.storage import plain_weight
 from swcheck.loading import engines
+from swcheck.loading.runtime import Runtime
 from swcheck.testing.engine_case import (
     HEAVY,
     NOT_OFFERED,
@@ -27,6 +28,7 @@ from swcheck.testing.engine_case import (
     refuse,
 )
 from swcheck.testing.engine_scheme import check_quantized
+from swcheck.testing.runtime_scheme import check_kept_in_runtime
 
 if TYPE_CHECKING:
     from torch import nn
@@ -115,6 +117,9 @@ def check_skip(case: EngineCase) -> str:
         loaded = load_scheme(skipping)
     except SwcheckError:
         return NOT_OFFERED
+    if isinstance(loaded.model, Runtime):
+        check_kept_in_runtime(skipping, loaded.model, name)
+        return _refuses_misspelt(case, name)
     sight, _ = look_inside(skipping, loaded.model)
     body = anatomy(case.reference.model)
     error = _output_error(body.down_projections[layer], sight.inputs[layer], sight.outputs[layer])
@@ -124,6 +129,11 @@ def check_skip(case: EngineCase) -> str:
         )
     if loaded.scheme is not None:
         check_quantized(skipping, sight, loaded.scheme, kept=(layer,))
+    return _refuses_misspelt(case, name)
+
+
+def _refuses_misspelt(case: EngineCase, name: str) -> str:
+    """Check that a name that is none is refused; return "kept"."""
     misspelt = replace(case, scheme=f"{case.scheme},skip={name}_no_such_module")
     try:
         misspelt.load()

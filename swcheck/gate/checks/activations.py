@@ -14,7 +14,7 @@ from swcheck.gate.checks.confounds import obstacle
 from swcheck.gate.checks.correspondence import SAME_CONTRIBUTION, corresponding, depth
 from swcheck.gate.checks.pair import Pair, passed_or_near
 from swcheck.gate.checks.prompted_activations import PromptedActivations
-from swcheck.gate.checks.red_verdict import with_remedy
+from swcheck.gate.checks.red_verdict import red_verdict, with_remedy
 from swcheck.gate.diagnosis.causes.activation import first_losing_layer
 from swcheck.gate.diagnosis.causes.contribution import restoration_rows
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
@@ -59,7 +59,7 @@ def _failed(pair: Pair, chosen: Sequence[SuperWeight], summary: str, fields: dic
         )
     ]
     damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, tuple(chosen), counterparts.places)
-    other = cause_beside_super_weights(damaged)
+    other = None if pair.candidate.is_runtime else cause_beside_super_weights(damaged)
     if other is not None:
         fields |= {"cause": other.cause, "attempt": other.advice, "detail": other.detail, "cause_kind": other.kind}
         return pair.verdict(Outcome.FAILED, summary, **fields)
@@ -70,7 +70,10 @@ def _failed(pair: Pair, chosen: Sequence[SuperWeight], summary: str, fields: dic
         for w, ratio in zip(counterparts.places, ratios, strict=True)
         if not SAME_CONTRIBUTION.holds(ratio) and w.layer < depth(pair)
     ]
-    names = tuple(dict.fromkeys(down_name(pair.candidate, weight.layer, weight.expert) for weight in changed))
+    if pair.candidate.is_runtime and not changed:
+        del fields["cause"], fields["attempt"]
+        return red_verdict(pair, summary, **fields)
+    names = tuple(dict.fromkeys(down_name(pair.module_owner, weight.layer, weight.expert) for weight in changed))
     if not changed and lost is not None:
         fields["cause"] += f", in layer {lost}; what the super weights write is kept"
         names = worst_maps_of_layer(damaged, lost)

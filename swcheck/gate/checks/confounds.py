@@ -17,6 +17,7 @@ from swcheck.gate.checks.single_model import no_super_weight
 from swcheck.gate.checks.tokenizers import tokenizer_confound
 from swcheck.gate.relation.linear_maps import map_errors, why_responses_unknown
 from swcheck.lens.architecture.anatomy import MapKey
+from swcheck.loading.runtime import Capability
 from swcheck.superweights.measurements.inputs import prompt_ids, windows
 from swcheck.superweights.measurements.residual_stream import answers_finite, first_non_finite
 from swcheck.superweights.measurements.weights import non_finite_parameters
@@ -66,16 +67,30 @@ def _not_finite_anywhere(pair: Pair, ids: torch.Tensor) -> Verdict | None:
     return _stored_non_finite(pair)
 
 
-def obstacle(pair: Pair) -> Verdict | None:
-    """Return what prevents a comparison of super weights: a confound, or a reference without super weights."""
+def obstacle(pair: Pair, needed: Capability = Capability.VALUES) -> Verdict | None:
+    """Return what prevents a comparison of super weights: a confound, or a reference without super weights.
+
+    A candidate that runs in another program has to show what is ``needed``.
+    """
     found = confound(pair)
     if found is None and pair.weights:
-        return _unreachable(pair)
+        return _not_shown(pair, needed) if pair.candidate.is_runtime else _unreachable(pair)
     if found is not None:
         return found
     return no_super_weight(
         pair.check, pair.reference, None if pair.candidate is pair.reference else pair.candidate.name
     )
+
+
+def _not_shown(pair: Pair, needed: Capability) -> Verdict | None:
+    """Return the verdict on a candidate whose runtime does not have a capability, or no down projections of experts."""
+    runtime = pair.candidate.runtime
+    if not runtime.can(needed):
+        return pair.verdict(Outcome.NOT_APPLICABLE, f"this runtime does not show {needed.value} ({runtime.title})")
+    routed = next((weight for weight in pair.weights if weight.expert is not None), None)
+    if routed is not None:
+        return pair.verdict(Outcome.NOT_APPLICABLE, f"{routed.place}: experts are not read in {runtime.title}")
+    return None
 
 
 def _unreachable(pair: Pair) -> Verdict | None:

@@ -11,7 +11,7 @@ from swcheck.base.statistics import is_near_ratio, ratio_of, worst_of
 from swcheck.gate.checks.confounds import obstacle
 from swcheck.gate.checks.correspondence import corresponding, depth
 from swcheck.gate.checks.pair import Pair, passed_or_near
-from swcheck.gate.checks.red_verdict import with_remedy
+from swcheck.gate.checks.red_verdict import red_verdict, with_remedy
 from swcheck.gate.diagnosis.causes.contribution import restoration_rows
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Finding
@@ -56,7 +56,8 @@ def compare_contributions(pair: Pair, limit: Limit) -> Verdict:
         fields["facts"]["noise"] = floor = noise_floor(pair.reference)[1]
         outcome = passed_or_near(any(is_near_ratio(limit, ratio, floor) for ratio in ratios))
         return pair.verdict(outcome, "; ".join([summary, *counterparts.notes]), **fields)
-    return _failed(pair, chosen, counterparts.places, summary, fields)
+    stored = [ratio_of(*values) for values in zip(after, before, strict=True)]
+    return _failed(pair, (chosen, counterparts.places), stored, summary, fields)
 
 
 def _summary(chosen: Sequence[SuperWeight], ratios: Sequence[float], limit: Limit) -> str:
@@ -79,18 +80,29 @@ def _row(
 
 
 def _failed(
-    pair: Pair, chosen: Sequence[SuperWeight], places: Sequence[SuperWeight], summary: str, fields: dict[str, Any]
+    pair: Pair,
+    weights: tuple[Sequence[SuperWeight], Sequence[SuperWeight]],
+    stored: Sequence[float],
+    summary: str,
+    fields: dict[str, Any],
 ) -> Verdict:
-    """Return the red verdict: how the worst super weight was changed, and the matrices to leave unquantized."""
+    """Return the red verdict: how the worst super weight was changed, and the matrices to leave unquantized.
+
+    ``weights`` are the super weights in the reference's and in the candidate's coordinates, ``stored`` the ratios of
+    their values.
+    """
+    chosen, places = weights
     limit, ratios = fields["limit"], fields["facts"]["ratios"]
+    if pair.candidate.is_runtime and all(map(limit.holds, stored)):  # what it reads changed, not the weight
+        return red_verdict(pair, summary, **fields)
     worst = worst_of(ratios, limit)
     damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, tuple(chosen), tuple(places))
-    other = cause_beside_super_weights(damaged)
+    other = None if pair.candidate.is_runtime else cause_beside_super_weights(damaged)
     if other is not None:
         detail = (*other.detail, *fields.pop("detail"))
         return pair.failed(other.cause, summary, other.advice, detail=detail, cause_kind=other.kind, **fields)
     cause = weight_change(pair.candidate, pair.reference, chosen[worst], ratios[worst])
     red = [place for place, ratio in zip(places, ratios, strict=True) if not limit.holds(ratio)]
-    names = dict.fromkeys(down_name(pair.candidate, w.layer, w.expert) for w in red if w.layer < depth(pair))
+    names = dict.fromkeys(down_name(pair.module_owner, w.layer, w.expert) for w in red if w.layer < depth(pair))
     fields["detail"] = (*restoration_rows(damaged), *fields["detail"])
     return with_remedy(pair, Finding(cause, (), tuple(names), kind="super_weight"), summary, (chosen, places), **fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -10,6 +11,7 @@ from swcheck.base.limits import DEFAULTS
 from swcheck.base.records import SuperWeight
 from swcheck.base.statistics import ratio_of
 from swcheck.gate.checks.pair import Pair
+from swcheck.loading.runtime import Capability
 from swcheck.superweights.measurements.contributions import (
     contributions_at,
     contributions_on_default_prompt,
@@ -91,6 +93,8 @@ def _fits(pair: Pair, weight: SuperWeight) -> bool:
 
 def _written_at(pair: Pair, weight: SuperWeight, sink: int) -> float:
     """Return what a weight writes in the candidate at its own place, 0 if the candidate has no such place."""
+    if pair.candidate.is_runtime and not pair.candidate.runtime.can(Capability.VALUES):
+        return math.nan
     ids = prompt_ids(pair.reference)
     return contributions_at(pair.candidate, (weight,), ids, (sink,))[0] if _fits(pair, weight) else 0.0
 
@@ -110,6 +114,8 @@ def _find(
     what it writes there, and a note; its own place if it is not found elsewhere.
     """
     ids, value = prompt_ids(pair.reference), _written_at(pair, weight, sink)
+    if pair.candidate.is_runtime:  # a conversion keeps every weight at its place
+        return weight, value, ""
     if weight.layer < depth(pair):
         free = (
             (column, found)

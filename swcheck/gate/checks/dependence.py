@@ -26,6 +26,7 @@ from swcheck.gate.checks.pair import Pair, passed_or_near
 from swcheck.gate.checks.red_verdict import red_verdict
 from swcheck.gate.checks.single_model import no_super_weight
 from swcheck.lens.architecture.anatomy import MapKey
+from swcheck.loading.runtime import Capability
 from swcheck.superweights.measurements.ablation import (
     ablated_nats,
     intact_nats,
@@ -96,7 +97,7 @@ def compare_dependence(pair: Pair, limit: Limit) -> Verdict:
 
     Not applicable if the reference's set is not critical, or the candidate is rotated.
     """
-    found = obstacle(pair)
+    found = obstacle(pair, Capability.OVERRIDE)
     if found is not None:
         return found
     chosen = pair.weights

@@ -44,6 +44,11 @@ class Pair:
         """What was done to the candidate: quantized, fine-tuned or pruned."""
         return kind_of(self.candidate, self.reference)
 
+    @property
+    def module_owner(self) -> Subject:
+        """The subject whose modules give the names of matrices: the reference of a candidate in another program."""
+        return self.reference if self.candidate.is_runtime else self.candidate
+
     def verdict(self, outcome: Outcome, summary: str, **fields: Any) -> Verdict:
         """Return a verdict of this check about this candidate; ``fields`` are further fields of ``Verdict``."""
         name = None if self.candidate is self.reference else self.candidate.name

@@ -135,6 +135,8 @@ def _warnings(pair: Pair, facts: dict[str, Any]) -> str:
 
 def _through_cache(pair: Pair, plain: torch.Tensor, facts: dict[str, Any]) -> CachePass | None:
     """Score the first windows through the candidate's quantized cache; None if its config names no such cache."""
+    if pair.candidate.is_runtime:
+        return None
     ids = windows(pair.reference)[:WINDOWS]
     found = _CACHE_PASS.recall(
         pair.candidate, (pair.reference,), lambda: cache_pass(pair.candidate.module, ids, plain[: len(ids)])

@@ -11,6 +11,7 @@ from swcheck.gate.checks.pair import Pair
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Finding
 from swcheck.gate.diagnosis.explain import explain
+from swcheck.gate.diagnosis.explain_runtime import explain_in_runtime
 from swcheck.gate.diagnosis.remedy import remedy
 from swcheck.superweights.subject.measurement import Slot
 from swcheck.superweights.subject.memory import Cost, InBaseline
@@ -43,7 +44,8 @@ def finding(pair: Pair, share: float | None = None) -> Finding:
     chosen, places = compared_weights(pair)
     damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, chosen, places, share)
     inputs = (pair.reference, chosen, share is not None)
-    return _FINDING.recall(pair.candidate, inputs, lambda: explain(damaged))
+    search = explain_in_runtime if pair.candidate.is_runtime else explain
+    return _FINDING.recall(pair.candidate, inputs, lambda: search(damaged))
 
 
 def with_remedy(

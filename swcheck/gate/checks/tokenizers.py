@@ -10,6 +10,7 @@ from swcheck.base.statistics import LARGEST_EXPONENT
 from swcheck.gate.checks.pair import Pair
 from swcheck.superweights.measurements.inputs import (
     SAMPLE_TEXTS,
+    first_other_id,
     has_bos,
     largest_token_id,
     sample_ids,
@@ -21,10 +22,19 @@ def tokenizer_confound(pair: Pair) -> Verdict | None:
     """Return the verdict on a candidate whose tokenizer gives other ids than the reference's, or ids it has no row for."""
     ours, theirs = sample_ids(pair.candidate), sample_ids(pair.reference)
     advice = "save the reference's tokenizer beside the candidate"
+    if pair.candidate.is_runtime:
+        advice = "convert it again, with the reference's tokenizer and its BOS policy"
     if ours and theirs and ours != theirs:
         cause = "tokenizer or BOS policy differs"
         summary = f"{_difference(pair, ours, theirs)}; with the reference's ids {_perplexity(pair)}"
         return pair.failed(cause, summary, advice, cause_kind="tokenizer")
+    other = first_other_id(pair.candidate)
+    if other is not None:
+        same, count, words = other
+        summary = (
+            f"other ids from {words!r} on, behind {same:,} of {count:,} equal ids of the text; {_perplexity(pair)}"
+        )
+        return pair.failed("tokenizer differs", summary, advice, cause_kind="tokenizer")
     last, rows = largest_token_id(pair.candidate), vocabulary_size(pair.candidate)
     if pair.candidate is not pair.reference and last >= rows and not _is_too_small(pair):
         token = pair.candidate.tokenizer.convert_ids_to_tokens(last)

@@ -151,7 +151,7 @@ def _measure_quantized_again(fix: Fix) -> _Measured:
     )
     try:
         now = contributions_at(made, fix.weights[0], prompt, sinks) if fix.weights[0] else ()
-        return token_nats(made.module, ids), now
+        return token_nats(made.scorer, ids), now
     finally:
         made.discard()
 
@@ -189,6 +189,8 @@ def _make_third_model(fix: Fix, spec: str) -> Loaded:
 
 def _measure_with_reference_matrices(fix: Fix) -> _Measured:
     """Measure the candidate with the reference's matrices put in by a hook; nothing is changed or remembered."""
+    if fix.candidate.is_runtime:
+        raise _ImpossibleError(f"{fix.candidate.runtime.title} takes no matrices of the reference")
     reference, maps, sinks = fix.reference, _reference_matrices(fix), fix.sinks
     candidate = replace(fix.candidate, held=HeldModel(fix.candidate.module), memory=None)
     with maps_replaced(candidate.module, maps, {}):

@@ -135,6 +135,8 @@ def tool_of(candidate: Subject) -> str:
     name, scheme = engines.route(candidate.name)
     if name != engines.BUILT_IN and scheme != candidate.name and name in engines.installed_engines():
         return name
+    if candidate.is_runtime:
+        return ""
     method = str(quantization_config_of(candidate.module).get("quant_method", "")).rpartition(".")[2].lower()
     return {"intel/auto-round": "auto-round", "quanto": "quanto"}.get(method, method)
 
@@ -147,6 +149,8 @@ def spec_without(candidate: Subject, names: Sequence[str]) -> str | None:
             return None
         bare, before = split_skip(scheme)
         return f"{name}:{bare},{SKIP_OPTION}{'+'.join(dict.fromkeys((*before, *names)))}"
+    if candidate.is_runtime:
+        return None
     made = spec_of(quantization_config_of(candidate.module))
     if made is None or made.partition(":")[0] not in engines.installed_engines():
         return None
@@ -168,7 +172,7 @@ def unquantized_maps(candidate: Subject) -> tuple[str, ...]:
 
 def _unquantized_by_snippet(candidate: Subject, matrices: Sequence[str]) -> tuple[str, ...]:
     """Return the maps that the snippet leaves out: for hqq, which cannot name a layer, the same maps of all layers."""
-    if tool_of(candidate) != "hqq":
+    if candidate.is_runtime or tool_of(candidate) != "hqq":
         return tuple(matrices)
     tags = {hqq_tag(name) for name in matrices}
     return tuple(name for name, _ in candidate.module.named_modules() if hqq_tag(name) in tags)
@@ -176,7 +180,7 @@ def _unquantized_by_snippet(candidate: Subject, matrices: Sequence[str]) -> tupl
 
 def price_of(candidate: Subject, matrices: Sequence[str]) -> int | None:
     """Return how many more bytes these matrices take in the candidate's float dtype than quantized, if known."""
-    if candidate.scheme is None or candidate.scheme.weight_bits >= 16:
+    if candidate.is_runtime or candidate.scheme is None or candidate.scheme.weight_bits >= 16:
         return None
     get = getattr(candidate.module, "get_input_embeddings", None)
     table = getattr(get(), "weight", None) if get else None

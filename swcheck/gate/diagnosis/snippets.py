@@ -56,6 +56,7 @@ SNIPPETS: Final[Mapping[str, Callable[[Sequence[str]], str]]] = {
     "torchao": lambda names: f"torchao modules_to_not_convert={_listed(names, LM_HEAD)}",
     "quanto": lambda names: f"quanto exclude={_listed(names)}",
     "gguf": _gguf,
+    "llamacpp": _gguf,
     "gptq": _gptq,
     "hqq": _hqq,
     "awq": lambda names: f"AWQ modules_to_not_convert={_listed(names)}",

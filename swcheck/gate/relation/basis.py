@@ -47,7 +47,10 @@ class Relation:
 @measurement("kin", Cost.WEIGHTS, in_baseline=InBaseline.NO)
 def relation(candidate: Subject, reference: Subject) -> Relation:
     """Return how the residual streams of two subjects are related."""
-    return relation_of_samples(model_sample(candidate), model_sample(reference))
+    ours, theirs = model_sample(candidate), model_sample(reference)
+    if candidate.is_runtime and ours.hidden is None:
+        return Relation("unknown", f"{candidate.runtime.title} does not tell its sizes")
+    return relation_of_samples(ours, theirs)
 
 
 def relation_of_samples(candidate: ModelSample, reference: ModelSample) -> Relation:

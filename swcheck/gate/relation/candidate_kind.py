@@ -94,6 +94,8 @@ def kind_of(candidate: Subject, reference: Subject) -> Kind:
         return Kind(asked, "--swcheck-kind says so")
     if scheme is not None:
         return kind_from_scheme(scheme)
+    if candidate.is_runtime:
+        return Kind("quantized", "its runtime does not say how: held to the limits of an unknown scheme")
     unused = _unused_layers(candidate)
     if asked == "auto" and unused:
         words = f"its files hold layer {', '.join(map(str, unused))}, which its configuration leaves out"

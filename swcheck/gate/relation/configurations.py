@@ -18,7 +18,8 @@ def configuration_differences(candidate: Subject, reference: Subject) -> dict[st
 
     Empty where the reference's configuration is not known, as from a baseline of an older version.
     """
-    if candidate is reference or not (reference.is_measurable or configuration.knows(reference)):
+    known = reference.is_measurable or configuration.knows(reference)
+    if candidate is reference or candidate.is_runtime or not known:
         return {}
     theirs = configuration(reference)  # first: it may need the reference in memory
     return differing_fields(configuration(candidate), theirs)
@@ -33,7 +34,8 @@ def configuration_words(candidate: Subject, reference: Subject) -> tuple[str, ..
 
 def _generation_words(candidate: Subject, reference: Subject) -> tuple[str, ...]:
     """Return differences in what generation alone reads: no check measures them, so they are only said."""
-    if candidate is reference or not (reference.is_measurable or generation_settings.knows(reference)):
+    known = reference.is_measurable or generation_settings.knows(reference)
+    if candidate is reference or candidate.is_runtime or not known:
         return ()
     theirs, ours = generation_settings(reference), generation_settings(candidate)
     ends = (f"eos_token_id {ours[0]} for {theirs[0]}, which generation alone reads",) if ours[0] != theirs[0] else ()

@@ -23,7 +23,10 @@ SUITE: Final = "swcheck.suite."
 QUANTIZED_CACHE: Final = "a quantized KV cache"
 
 
-NOT_COVERED: Final = f"text generation, {QUANTIZED_CACHE}, the kernels of other runtimes"
+OTHER_KERNELS: Final = ", the kernels of other runtimes"
+
+
+NOT_COVERED: Final = f"text generation, {QUANTIZED_CACHE}{OTHER_KERNELS}"
 
 
 HEADS: Final = ("check", "measured", "limit", "margin", "worst prompt", "outcome")
@@ -175,10 +178,15 @@ def summary(reported: Sequence[Reported], width: int = 80) -> list[str]:
 def not_covered(reported: Sequence[Reported]) -> str:
     """Return what no check has covered.
 
-    A quantized KV cache is covered if there is one and every candidate that has one was scored through it.
+    A quantized KV cache is covered if there is one and every candidate that has one was scored through it. Kernels are
+    covered if every candidate was computed by its own runtime.
     """
+    candidates = [verdict for _, verdict in reported if verdict.candidate is not None and verdict.facts]
+    words = NOT_COVERED
+    if candidates and all("runtime" in verdict.facts for verdict in candidates):
+        words = words.replace(OTHER_KERNELS, "")
     scored = [bool(v.facts["kv_cache"]["scored"]) for _, v in reported if "kv_cache" in v.facts]
-    return NOT_COVERED.replace(f"{QUANTIZED_CACHE}, ", "") if scored and all(scored) else NOT_COVERED
+    return words.replace(f"{QUANTIZED_CACHE}, ", "") if scored and all(scored) else words
 
 
 def _candidates_section(model: str, reported: Sequence[Reported], width: int) -> list[str]:

@@ -61,7 +61,7 @@ def ablated_nats(subject: Subject, removed: Sequence[SuperWeight], ids: torch.Te
 
 @measurement("causal", Cost.WINDOW_STARTS, in_baseline=InBaseline.HALF)
 def _ablated_nats(subject: Subject, removed: Sequence[SuperWeight], ids: torch.Tensor) -> torch.Tensor:
-    model = subject.module
+    model = subject.scorer
     with zeroed(model, removed):
         return token_nats(model, ids)
 
@@ -97,7 +97,7 @@ def _nats_on_starts(subject: Subject, nats: torch.Tensor, ids: torch.Tensor) -> 
     known, between = nats[:, : ids.shape[1] - 1], ids[len(nats) :]
     if not len(between):
         return known
-    scored = _ablated_nats.recall(subject, ((), between), lambda: token_nats(subject.module, between))
+    scored = _ablated_nats.recall(subject, ((), between), lambda: token_nats(subject.scorer, between))
     return torch.cat([known, scored])
 
 

@@ -20,6 +20,7 @@ from swcheck.lens.observe import observe
 from swcheck.loading import published_index
 from swcheck.superweights.locating.locate import locate
 from swcheck.superweights.locating.located import Located
+from swcheck.superweights.measurements.in_runtime import contributions_in_runtime
 from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.subject.measurement import measurement
 from swcheck.superweights.subject.memory import Cost, InBaseline, WhenFreed
@@ -84,6 +85,8 @@ def contributions_at(
 
     ``positions`` has the token of each.
     """
+    if subject.is_runtime:
+        return contributions_in_runtime(subject, super_weights, ids, positions)
     inputs, body = _down_inputs(subject, _keys(super_weights), ids), subject.anatomy
     return tuple(
         float(written_by(body.down_map(key), inputs[key][position], w.row, [w.column])[0])

@@ -13,6 +13,7 @@ from swcheck.base.evaluation_text import evaluation_text
 from swcheck.base.records import Prompt
 from swcheck.lens.tokens import adds_bos, check_token_ids, token_windows
 from swcheck.lens.tokens import vocabulary_size as vocabulary_size_of_model
+from swcheck.loading.runtime import Capability
 from swcheck.superweights.locating.locate import PROMPT
 from swcheck.superweights.subject.measurement import Slot, measurement
 from swcheck.superweights.subject.memory import Cost
@@ -20,6 +21,9 @@ from swcheck.superweights.subject.subject import Subject
 
 SAMPLE_TEXTS: Final = (PROMPT, "def spam(eggs=1):\n    return [eggs] * 2  # \u00e9, \u4f60\u597d\n")
 """Two tokenizers are compared by the ids that they give for these texts."""
+
+LONGEST_SAMPLE: Final = 100_000
+"""At most this many characters of the text are encoded by a runtime's tokenizer, to compare it."""
 
 UNKNOWN_VOCABULARY: Final = 2**17
 """The size that is assumed for a model that does not give the size of its vocabulary."""
@@ -67,7 +71,7 @@ def windows(subject: Subject) -> torch.Tensor:
 @measurement("checked", Cost.TOKENIZER)
 def _given_windows(subject: Subject) -> torch.Tensor:
     given: torch.Tensor = subject.token_ids  # type: ignore[assignment]
-    check_token_ids(given, vocabulary_size_of_model(subject.module))
+    check_token_ids(given, vocabulary_size_of_model(subject.scorer))
     return given
 
 
@@ -92,16 +96,37 @@ def prompt_ids(subject: Subject, prompt: str | None = None) -> torch.Tensor:
 
 @measurement("tokens", Cost.TOKENIZER)
 def sample_ids(subject: Subject) -> tuple[tuple[int, ...], ...]:
-    """Return the ids of each of ``SAMPLE_TEXTS``; empty without a tokenizer."""
+    """Return the ids of each of ``SAMPLE_TEXTS``, of a runtime by its own tokenizer; empty without one."""
+    if subject.is_runtime:
+        runtime = subject.runtime
+        shown = runtime.can(Capability.TOKEN_IDS)
+        return tuple(tuple(map(int, runtime.token_ids(text))) for text in SAMPLE_TEXTS) if shown else ()
     if subject.tokenizer is None:
         return ()
     return tuple(tuple(subject.tokenizer(text)["input_ids"]) for text in SAMPLE_TEXTS)
 
 
+@measurement("own ids", Cost.TOKENIZER)
+def first_other_id(subject: Subject) -> tuple[int, int, str] | None:
+    """Return where a runtime's tokenizer first differs from the reference's on the text that is measured on.
+
+    The number of equal ids before it, the number of all ids, and the words there, decoded. None where all are equal,
+    where the runtime shows no ids, and without a tokenizer.
+    """
+    if not subject.is_runtime or subject.tokenizer is None or not subject.runtime.can(Capability.TOKEN_IDS):
+        return None
+    text = text_of(subject)[:LONGEST_SAMPLE]
+    ours, theirs = list(map(int, subject.runtime.token_ids(text))), list(subject.tokenizer(text)["input_ids"])
+    if ours == theirs:
+        return None
+    same = next((n for n, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(theirs))
+    return same, len(theirs), str(subject.tokenizer.decode(theirs[same : same + 4]))
+
+
 @measurement("last token", Cost.TOKENIZER)
 def largest_token_id(subject: Subject) -> int:
     """Return the largest id that the tokenizer knows, -1 without a tokenizer."""
-    known = {} if subject.tokenizer is None else subject.tokenizer.get_vocab()
+    known = {} if subject.tokenizer is None or subject.is_runtime else subject.tokenizer.get_vocab()
     return max(known.values(), default=-1)
 
 
@@ -121,6 +146,8 @@ def unknown_share(subject: Subject) -> float:
 @measurement("context", Cost.WEIGHTS)
 def context_length(subject: Subject) -> int | None:
     """Return the largest number of tokens the model takes at once, None where its configuration does not say."""
+    if subject.is_runtime:
+        return subject.runtime.context
     longest = getattr(getattr(subject.module, "config", None), "max_position_embeddings", None)
     return int(longest) if longest else None
 
@@ -128,4 +155,4 @@ def context_length(subject: Subject) -> int | None:
 @measurement("vocabulary", Cost.WEIGHTS, of_weights=True)
 def vocabulary_size(subject: Subject) -> int:
     """Return the size of the vocabulary, ``UNKNOWN_VOCABULARY`` where the model does not give it."""
-    return vocabulary_size_of_model(subject.module) or UNKNOWN_VOCABULARY
+    return vocabulary_size_of_model(subject.scorer) or UNKNOWN_VOCABULARY

@@ -40,6 +40,9 @@ class ModelSample:
 @measurement("portrait", Cost.WEIGHTS, of_weights=True)
 def model_sample(subject: Subject) -> ModelSample:
     """Return the sample of a subject's model."""
+    if subject.is_runtime:
+        layers, hidden, inner = subject.runtime.sizes or (0, None, None)
+        return ModelSample(layers, hidden, inner, torch.zeros(0, dtype=torch.int64), None)
     return sample_model(subject.module)
 
 

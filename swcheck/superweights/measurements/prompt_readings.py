@@ -16,6 +16,7 @@ import torch
 from swcheck.base.records import SuperActivation
 from swcheck.lens.architecture.storage import device_of, evaluating
 from swcheck.lens.observe import observe
+from swcheck.superweights.measurements.in_runtime import layer_in_runtime
 from swcheck.superweights.measurements.inputs import has_bos, prompt_ids
 from swcheck.superweights.measurements.residual_stream import is_residual_known, residual_stream
 from swcheck.superweights.subject.measurement import measurement
@@ -132,6 +133,12 @@ def read_prompts(
     if len(ids) == 1 and is_residual_known(subject, ids):
         values = residual_stream(subject, ids)[place.layer, : lengths[0]]
         return (reading_of(values, place.channel, None if positions is None else positions[0]),)
+    if subject.is_runtime:
+        streams = (layer_in_runtime(subject, row[:count], place.layer) for row, count in zip(ids, lengths, strict=True))
+        return tuple(
+            reading_of(values, place.channel, None if positions is None else positions[number])
+            for number, values in enumerate(streams)
+        )
     found: dict[int, Reading] = {}
     for numbers in prompt_batches(lengths):
         model, width = subject.module, lengths[numbers[-1]]

@@ -20,6 +20,7 @@ from swcheck.lens.non_finite import NonFinite
 from swcheck.lens.non_finite import first_non_finite as first_non_finite_module
 from swcheck.lens.observe import observe
 from swcheck.superweights.measurements.contributions import down_input
+from swcheck.superweights.measurements.in_runtime import layer_in_runtime, residual_in_runtime
 from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.subject.measurement import measurement
 from swcheck.superweights.subject.memory import Cost, InBaseline
@@ -42,6 +43,8 @@ def _whole_pass(subject: Subject, ids: torch.Tensor) -> tuple[bool, torch.Tensor
 
     For a short prompt the subject also remembers the inputs of the down projections.
     """
+    if subject.is_runtime:
+        return residual_in_runtime(subject, ids)
     model = subject.module
     body, is_short = subject.anatomy, ids.shape[1] <= INPUTS_KEPT
     layers = range(len(body.layers))
@@ -76,6 +79,8 @@ def answers_finite(subject: Subject, ids: torch.Tensor) -> bool:
 @measurement("breakdown", Cost.PROMPT, in_baseline=InBaseline.NO)
 def first_non_finite(subject: Subject, ids: torch.Tensor) -> NonFinite | None:
     """Return where a pass over ``ids`` ``(B, T)`` stops being finite, None where it does not."""
+    if subject.is_runtime:
+        return None
     return first_non_finite_module(subject.module, ids.to(device_of(subject.module)))
 
 
@@ -85,6 +90,8 @@ def token_norm(subject: Subject, layer: int, position: int, ids: torch.Tensor) -
 
     It is the same in every basis of the residual stream.
     """
+    if subject.is_runtime:
+        return float(layer_in_runtime(subject, ids[0], layer)[position].norm())
     model = subject.module
     with evaluating(model), observe(model, residual=[layer], stop=True) as sight:
         model(ids.to(device_of(model)), use_cache=False)

@@ -18,14 +18,14 @@ from swcheck.superweights.subject.subject import Subject
 @measurement("intact", Cost.WINDOWS, in_baseline=InBaseline.HALF)
 def intact_scores(subject: Subject) -> tuple[torch.Tensor, Predictions]:
     """Return the nats of every predicted token of the windows, float64 ``(B, T - 1)``, and the likeliest tokens."""
-    return predict(subject.module, windows(subject))
+    return predict(subject.scorer, windows(subject))
 
 
 @measurement("against", Cost.WINDOWS, in_baseline=InBaseline.NO)
 def scores_against(subject: Subject, reference: Subject) -> tuple[torch.Tensor, Drift]:
     """Return the subject's nats on the windows of ``reference``, and the drift of its predictions from the reference's."""
     ids, expected = windows(reference), intact_scores(reference)[1]  # first: they may need the reference in memory
-    return compare_predictions(subject.module, ids, expected)
+    return compare_predictions(subject.scorer, ids, expected)
 
 
 @measurement("noise", Cost.PROMPT)

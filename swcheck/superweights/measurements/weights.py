@@ -59,6 +59,8 @@ def down_name(subject: Subject, layer: int, expert: Expert = None) -> str:
 @measurement("weights", Cost.WEIGHTS)
 def weight_values(subject: Subject, super_weights: Sequence[SuperWeight]) -> tuple[float, ...]:
     """Return the effective value of each scalar."""
+    if subject.is_runtime:
+        return tuple(subject.runtime.weight_value(weight) for weight in super_weights)
     body = subject.anatomy
     return tuple(scalar_of(body.down_map(w), w.row, w.column) for w in super_weights)
 
@@ -72,14 +74,14 @@ def down_matrix(subject: Subject, layer: int, expert: Expert = None) -> torch.Te
 @measurement("row", Cost.WEIGHTS, in_baseline=InBaseline.HALF)
 def matrix_row(subject: Subject, weight: SuperWeight) -> torch.Tensor | None:
     """Return the row of the down projection that has a super weight, float32 ``(F,)``; None where it is packed."""
-    matrix = subject.anatomy.down_map(weight).weight
+    matrix = None if subject.is_runtime else subject.anatomy.down_map(weight).weight
     return None if matrix is None else matrix[weight.row].to("cpu", torch.float32, copy=True)
 
 
 @measurement("stored non-finite", Cost.WEIGHTS, in_baseline=InBaseline.NO, of_weights=True)
 def non_finite_parameters(subject: Subject) -> dict[str, tuple[int, ...]]:
     """Return by name the first rows of each float parameter that holds NaN or infinity."""
-    return non_finite_rows(subject.module)
+    return {} if subject.is_runtime else non_finite_rows(subject.module)
 
 
 def stored_tensor(subject: Subject, name: str) -> torch.Tensor | str:

@@ -18,6 +18,7 @@ from swcheck.base.records import Limit, Loaded, Scheme, Verdict
 from swcheck.base.tiers import STANDARD, Tier
 from swcheck.lens.architecture.anatomy import Anatomy, bare_anatomy
 from swcheck.loading import engines
+from swcheck.loading.runtime import Runtime
 from swcheck.superweights.subject.held_model import HeldModel
 from swcheck.superweights.subject.memory import Memory
 
@@ -83,10 +84,37 @@ class Subject:
     def module(self) -> nn.Module:
         """The transformers module, for measurements inside swcheck; it is loaded again if it was freed.
 
-        Raises ``OptionError`` where it was freed for good.
+        Raises ``OptionError`` where it was freed for good, and for a candidate that runs in another program.
         """
+        found = self.scorer
+        if isinstance(found, Runtime):
+            found_words = f"it runs in {found.title}, which has no torch modules"
+            raise OptionError(f"look inside {self.name}", found_words, "compare it with its reference, as a candidate")
+        return found
+
+    @property
+    def is_runtime(self) -> bool:
+        """Whether the model runs in another program."""
+        return bool(self.runtime_title)
+
+    @property
+    def runtime_title(self) -> str:
+        """The program that computes the model, as it is set up; empty for a torch module."""
+        return self.held.runtime_title if self.owner is None else self.owner.runtime_title
+
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime of a model that runs in another program. Raises ``OptionError`` for any other."""
+        found = self.scorer
+        if isinstance(found, Runtime):
+            return found
+        raise OptionError(f"the runtime of {self.name}", "a torch module", "read its layers through hooks")
+
+    @property
+    def scorer(self) -> nn.Module | Runtime:
+        """What scores token ids: the module, or the runtime. Raises ``OptionError`` where it was freed for good."""
         if self.owner is not None:
-            return self.owner.module
+            return self.owner.scorer
         found = self.held.obtain()
         if found is None:
             raise OptionError(
@@ -106,7 +134,7 @@ class Subject:
         """Whether new numbers can be measured: the weights are in memory, or can be loaded again."""
         return self.owner is not None or self.held.is_obtainable
 
-    def free(self, reload: Callable[[], nn.Module] | None = None) -> None:
+    def free(self, reload: Callable[[], nn.Module | Runtime] | None = None) -> None:
         """Free the weights and keep what was measured. ``reload`` loads them again; with None they cannot be."""
         self._before_freeing()
         self.held.free(reload)

@@ -47,7 +47,7 @@ def restoration_rows(damaged: DamagedCandidate) -> Detail:
     if not damaged.weights or any(weight.layer >= layers for weight in damaged.places):
         return ()
     if all(DEFAULTS["contribution"].holds(ratio) for ratio in damaged.ratios):
-        found = activation.find(damaged)
+        found = () if damaged.candidate.is_runtime else activation.find(damaged)
         rows = tuple(row for row in found.detail if row[0] == "proof") if isinstance(found, Finding) else found
     else:
         share, words = _share_restored(damaged)

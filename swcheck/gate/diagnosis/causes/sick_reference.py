@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from swcheck.base.statistics import perplexity_of
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
-from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, ruled_out
+from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, not_known, ruled_out
 from swcheck.superweights.measurements.inputs import vocabulary_size
 from swcheck.superweights.measurements.scores import intact_scores
 
@@ -25,5 +25,7 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
     return (
         *ruled_out(f"a sick reference (perplexity {value:.4g}, guessing has {guessing:,})"),
         *ruled_out("another tokenizer or BOS policy (the same ids for two texts)"),
-        *ruled_out(f"another base model or basis ({damaged.relation.words})"),
+        *(not_known if damaged.relation.kind == "unknown" else ruled_out)(
+            f"another base model or basis ({damaged.relation.words})"
+        ),
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from swcheck.base.formatting import format_ratio
 from swcheck.base.statistics import LARGEST_EXPONENT, STANDARD_ERRORS, ratio_of
@@ -78,14 +78,14 @@ class DamagedCandidate:
         """The candidate's nats per token on ``ids``."""
         return float(intact_nats_against(self.candidate, self.reference).mean())
 
-    def recovered(self, restored: Callable[[nn.Module], AbstractContextManager[nn.Module | None]]) -> tuple[float, str]:
+    def recovered(self, restored: Callable[[Any], AbstractContextManager[nn.Module | None]]) -> tuple[float, str]:
         """Return the share of the lost nats that returns inside ``restored(module)``, and words for it.
 
         Where that yields another module, it is scored in place of the candidate's.
         """
         # before the candidate is loaded, since these may need another model in memory
         ids, lost = self.ids, self.candidate_nats - self.reference_nats
-        model = self.candidate.module
+        model = self.candidate.scorer
         with restored(model) as other:
             each = token_nats(model if other is None else other, ids)
         nats = float(each.mean())
@@ -96,13 +96,13 @@ class DamagedCandidate:
         return share, f"perplexity x{left:.3f}, {round(100 * share)}% of the loss returns"
 
     def _drift_returned(
-        self, restored: Callable[[nn.Module], AbstractContextManager[nn.Module | None]], left: float
+        self, restored: Callable[[Any], AbstractContextManager[nn.Module | None]], left: float
     ) -> tuple[float, str]:
         """Return the share of the KL divergence that returns inside ``restored(module)``, where little loss could."""
         drift, expected = scores_against(self.candidate, self.reference)[1].mean, intact_scores(self.reference)[1]
         if not drift > max(NO_LOSS, STANDARD_ERRORS * noise_floor(self.reference)[0]):
             return 0.0, f"perplexity x{left:.3f}, no loss beyond the noise that could return"
-        ids, model = windows(self.reference), self.candidate.module
+        ids, model = windows(self.reference), self.candidate.scorer
         with restored(model) as other:
             now = compare_predictions(model if other is None else other, ids, expected)[1].mean
         share = 1 - now / drift if math.isfinite(now) else 0.0
@@ -136,7 +136,8 @@ class DamagedCandidate:
 
     def matrix_names(self) -> tuple[str, ...]:
         """Return the qualified names of the matrices that have the super weights."""
-        return tuple(dict.fromkeys(down_name(self.candidate, weight.layer, weight.expert) for weight in self.places))
+        owner = self.reference if self.candidate.is_runtime else self.candidate
+        return tuple(dict.fromkeys(down_name(owner, weight.layer, weight.expert) for weight in self.places))
 
     def place_of(self, place: SuperActivation) -> SuperActivation:
         """Return a super activation of the reference with its channel in the candidate."""

@@ -1,0 +1,189 @@
+"""A candidate that runs in another program is judged by what that shows, and its cause is named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import swcheck
+from swcheck import (
+    Capability,
+    OptionError,
+    Outcome,
+    RobustnessError,
+    Scheme,
+    assert_collapses_when_zeroed,
+    assert_perplexity_within,
+    assert_predictions_preserved,
+    assert_super_activations_preserved,
+    assert_super_weights_located,
+    assert_super_weights_preserved,
+)
+from swcheck.loading import engines
+from tests.in_process_runtime import candidate
+
+IDS = torch.randint(1, 1000, (3, 48), generator=torch.Generator().manual_seed(0))
+IDS[:, 0] = 0
+FLOAT = Scheme("float", 16)
+NOTHING = frozenset()
+CHECKS = {
+    "super weights": assert_super_weights_preserved,
+    "super activations": assert_super_activations_preserved,
+    "perplexity": assert_perplexity_within,
+    "predictions": assert_predictions_preserved,
+    "dependence": assert_collapses_when_zeroed,
+}
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """tiny, measured on a few windows of its own text."""
+    from swcheck.superweights.measurements.inputs import windows
+    from swcheck.superweights.subject.as_subject import as_subject
+
+    whole = as_subject(swcheck.load("tiny", device="cpu"))
+    return as_subject(whole, token_ids=windows(whole)[:4, :96])
+
+
+def judge(check, ours, reference):
+    """The verdict of a check, red or not."""
+    try:
+        return CHECKS[check](ours, reference)
+    except RobustnessError as error:
+        return error.verdict
+
+
+def zero_super_weight(module):
+    module.model.layers[1].mlp.down_proj.weight[97, 301] = 0
+
+
+def scale_norm(module):
+    module.model.layers[2].post_attention_layernorm.weight.mul_(3)
+
+
+@pytest.fixture(scope="module")
+def healthy():
+    """A candidate that computes what its reference does, and shows everything."""
+    return candidate(scheme=FLOAT)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_same_numbers_pass(check, healthy, reference):
+    """A healthy candidate passes every check, with the numbers of its own program."""
+    verdict = judge(check, healthy, reference)
+    assert verdict.outcome in {Outcome.PASSED, Outcome.NEAR}
+    assert verdict.measured == pytest.approx(0 if check == "predictions" else 1, abs=1e-4)
+    assert verdict.facts["runtime"] == "a runtime of the tests"
+    assert "is computed by a runtime of the tests" in verdict.facts["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("check", "lacking", "words"),
+    [
+        ("super weights", Capability.VALUES, "the values of tensors inside a pass"),
+        ("super activations", Capability.VALUES, "the values of tensors inside a pass"),
+        ("dependence", Capability.OVERRIDE, "a pass with a weight overridden"),
+    ],
+)
+def test_what_is_not_shown_is_not_applicable(check, lacking, words, reference):
+    """A check whose capability is missing says so, and is never green."""
+    verdict = judge(check, candidate(shows=frozenset(Capability) - {lacking}), reference)
+    assert verdict.outcome is Outcome.NOT_APPLICABLE
+    assert verdict.summary == f"this runtime does not show {words} (a runtime of the tests)"
+
+
+@pytest.mark.parametrize("check", ["perplexity", "predictions"])
+def test_log_probabilities_alone_are_judged(check, reference):
+    """Perplexity, KL and top-1 work in every runtime, red on a damaged one and green on a good one."""
+    assert not judge(check, candidate(shows=NOTHING), reference).red
+    bad = judge(check, candidate(zero_super_weight, shows=NOTHING), reference)
+    assert bad.outcome is Outcome.FAILED
+    assert ("not known", "which layer: a runtime of the tests shows none") in bad.detail
+
+
+def test_the_likeliest_tokens_are_enough(reference):
+    """Where a server tells only the likeliest tokens, KL is a lower bound, zero for the same model."""
+    whole = judge("predictions", candidate(scale_norm, shows=NOTHING), reference)
+    few = judge("predictions", candidate(scale_norm, shows=NOTHING, told=8), reference)
+    assert 0.5 * whole.measured < few.measured <= whole.measured + 1e-9
+    assert judge("predictions", candidate(shows=NOTHING, told=8), reference).measured < 1e-4
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_lost_super_weight_is_named_in_every_check(check, reference):
+    """It is restored in the program itself, and the nats return."""
+    verdict = judge(check, candidate(zero_super_weight), reference)
+    assert verdict.outcome is Outcome.FAILED
+    assert verdict.cause_kind == "super_weight"
+    assert any(name == "proof" and "100% of the loss returns" in words for name, words in verdict.detail)
+    assert "layers.1.mlp.down_proj" in verdict.attempt
+
+
+@pytest.mark.parametrize(
+    ("ids", "cause"),
+    [
+        (lambda text, plain: plain(text)[1:], "tokenizer or BOS policy differs"),
+        (lambda text, plain: [9 if one == 300 else one for one in plain(text)], "tokenizer"),
+    ],
+    ids=["no BOS", "a lost merge"],
+)
+def test_its_own_tokenizer_is_compared(ids, cause, reference):
+    """BOS on the sample texts, and every other id on the text that is measured on."""
+    plain = swcheck.load("tiny", device="cpu").tokenizer
+    ours = candidate(ids=lambda text: ids(text, lambda one: plain(one)["input_ids"]))
+    verdict = judge("perplexity", ours, reference)
+    assert verdict.cause.startswith(cause)
+    assert verdict.cause_kind == "tokenizer"
+
+
+def test_kernels_are_blamed_if_the_stored_weights_are_fine(reference):
+    """The twin in torch keeps what the program loses."""
+    verdict = judge("perplexity", candidate(tail=40, twin="tiny"), reference)
+    assert verdict.cause_kind == "kernels"
+    assert "loses what the same stored weights keep in torch" in verdict.cause
+    assert any(name == "proof" and "in torch" in words for name, words in verdict.detail)
+
+
+@pytest.mark.parametrize(("scheme", "kind"), [(FLOAT, "conversion"), (Scheme("absmax", 8), "tensor")])
+def test_stored_weights_are_blamed_if_they_lose_as_much(scheme, kind, reference, monkeypatch):
+    """The cause is found in torch; of floats it is a conversion, which has not quantized anything."""
+    ours, plain = candidate(scale_norm, scheme=scheme, twin="twin"), swcheck.load("tiny", device="cpu")
+    with torch.no_grad():
+        scale_norm(plain.model)
+    monkeypatch.setattr(engines, "load", lambda *_args, **_options: plain)
+    verdict = judge("perplexity", ours, reference)
+    assert verdict.cause_kind == kind
+    assert "norm model.layers.2.post_attention_layernorm is scaled x3" in verdict.cause
+    assert verdict.cause.startswith("conversion, not quantization") is (kind == "conversion")
+    if kind == "conversion":
+        assert verdict.detail[0][1].startswith("the residual stream departs first in layer 2")
+
+
+def test_without_a_twin_the_first_layer_is_named(reference):
+    """What is known is said: floats, so no quantization, and where the stream departs."""
+    verdict = judge("perplexity", candidate(scale_norm, scheme=FLOAT), reference)
+    assert (verdict.cause_kind, verdict.cause) == (
+        "conversion",
+        "conversion or kernels, not quantization: its weights are floats",
+    )
+    assert verdict.detail[0] == ("layers", verdict.detail[0][1])
+    assert "departs first in layer 2" in verdict.detail[0][1]
+
+
+def test_a_runtime_is_no_reference():
+    """What needs modules is refused in words."""
+    with pytest.raises(OptionError, match="which has no torch modules"):
+        assert_super_weights_located(candidate())
+
+
+def test_a_freed_runtime_is_closed():
+    """Freeing a candidate closes its program, and it is still known to be one."""
+    from swcheck.superweights.subject.held_model import HeldModel
+
+    runtime = candidate().model
+    held = HeldModel(runtime, reload=lambda: runtime)
+    held.free_until_needed()
+    assert (runtime.closed, held.in_memory, held.is_runtime) == (1, False, True)
+    assert held.obtain() is runtime
+    held.discard()
+    assert (runtime.closed, held.is_obtainable) == (2, False)
