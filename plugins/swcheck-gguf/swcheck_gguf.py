@@ -8,7 +8,7 @@ written with the gguf package, Llama-like models only, into a temporary file; it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from swcheck import (
 )
 
 SCHEMES: Final = ("q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "f16")
-PACKAGES: Final = (("gguf", "gguf>=0.17"),)
+PACKAGES: Final = (("gguf", "gguf>=0.17"), ("accelerate", "accelerate>=1.1"))
 FREE: Final = ("context_length", "vocab_size")
 """What may differ between a file and its reference: a longer context, a padded vocabulary."""
 
@@ -69,8 +69,27 @@ class Gguf:
 ENGINE: Final = Gguf()
 
 
-def write(model: Any, file: Path, scheme: str, kept: tuple[str, ...] = ()) -> None:
-    """Write a Llama-like ``model``: matrices as ``scheme``; those ``kept``, embeddings and head as f16, vectors as f32."""
+def encode(array: Any, kind: Any) -> Any:
+    """Return a tensor in a type that the gguf package can encode."""
+    import gguf
+
+    return gguf.quants.quantize(array, kind)
+
+
+def write(
+    model: Any,
+    file: Path,
+    scheme: str,
+    kept: tuple[str, ...] = (),
+    *,
+    plain: Any = None,
+    encode: Callable[[Any, Any], Any] = encode,
+    extra: Callable[[Any], None] = lambda _writer: None,
+) -> None:
+    """Write a Llama-like ``model``: matrices as ``scheme``; those ``kept``, embeddings and head as f16, vectors as f32.
+
+    ``plain`` is another type than f16, ``encode`` another encoder, and ``extra`` writes further fields.
+    """
     import gguf
     import torch
 
@@ -87,16 +106,17 @@ def write(model: Any, file: Path, scheme: str, kept: tuple[str, ...] = ()) -> No
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        plain = ".layers." not in name or name.removesuffix(".weight") in kept
-        kind = types.F32 if tensor.ndim == 1 else types.F16 if plain else types[scheme.upper()]
+        is_plain = ".layers." not in name or name.removesuffix(".weight") in kept
+        kind = types.F32 if tensor.ndim == 1 else (plain or types.F16) if is_plain else types[scheme.upper()]
         array = tensor.detach().to("cpu", torch.float32)
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             array = permuted(array, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads)
         try:
-            packed = gguf.quants.quantize(array.numpy(), kind)
+            packed = encode(array.numpy(), kind)
         except (ValueError, gguf.quants.QuantError) as error:
             raise EngineError(f"gguf:{scheme}", f"{name}: {error}", "gguf:f16") from error
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), packed, raw_dtype=kind)
+    extra(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

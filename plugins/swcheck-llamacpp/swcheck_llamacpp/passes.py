@@ -1,0 +1,184 @@
+"""Passes of llama.cpp over token ids, and what its evaluation callback reads and changes in them."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+
+from swcheck import CheckpointError, SuperWeight
+from swcheck_llamacpp.library import Batch, Blob, EvalCallback, Library, Tensor
+
+CACHE_TYPES: Final = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
+"""What keys and values of the cache may be kept as, with ggml's number."""
+FLASH: Final = {"off": 0, "on": 1}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How llama.cpp is run: tokens in a pass (None: the whole window), cache, flash attention (None: it chooses)."""
+
+    batch: int | None = None
+    cache: str = "f16"
+    flash: str | None = None
+    threads: int = 1
+
+
+@dataclass
+class Watch:
+    """What the callback reads, by layer, and the scalars that it replaces, each with its stored and its new value."""
+
+    residual: Sequence[int] = ()
+    inputs: Sequence[int] = ()
+    overrides: Mapping[SuperWeight, tuple[float, float]] = field(default_factory=dict)
+    read: dict[tuple[str, int], list[torch.Tensor]] = field(default_factory=dict)
+    error: Exception | None = None
+
+    def layer_of(self, tensor: Tensor) -> tuple[str, int] | None:
+        """Return what a tensor is, if it is wanted: ``residual`` or ``down`` (a down projection's output), its layer."""
+        name = tensor.name
+        if name.startswith("l_out-"):
+            layer = int(name[6:]) if name[6:].isdecimal() else -1
+            return ("residual", layer) if layer in self.residual else None
+        weight = tensor.source(0)
+        stored = weight.name if weight is not None else ""
+        if not (stored.startswith("blk.") and stored.endswith(".ffn_down.weight")):
+            return None
+        layer = int(stored.split(".")[1])
+        wanted = layer in self.inputs or any(one.layer == layer for one in self.overrides)
+        return ("down", layer) if wanted else None
+
+    def visit(self, tensor: Tensor) -> None:
+        """Read a tensor that was just computed, and put the overridden scalars into it."""
+        found = self.layer_of(tensor)
+        if found is None:
+            return
+        kind, layer = found
+        if kind == "residual":
+            self.read.setdefault(found, []).append(values_of(tensor))
+            return
+        inputs = tensor.source(1)
+        if inputs is None or tensor.name.startswith("blk."):
+            return
+        x = values_of(inputs)
+        if layer in self.inputs:
+            self.read.setdefault(("input", layer), []).append(x)
+        for weight, (stored, wanted) in self.overrides.items():
+            if weight.layer == layer:
+                _add(tensor, weight.row, (wanted - stored) * x[:, weight.column])
+
+
+def values_of(tensor: Tensor) -> torch.Tensor:
+    """Return the values of a contiguous float tensor, float32 ``(T, C)``."""
+    tokens, channels = tensor.shape
+    if not tensor.is_float or tensor.token_step != 4 * channels:
+        raise CheckpointError(f"the tensor {tensor.name}", "it is not contiguous float32", "another architecture")
+    buffer = bytearray(4 * tokens * channels)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    tensor.c.ggml_backend_tensor_get(tensor.at, address, 0, len(buffer))
+    return torch.frombuffer(buffer, dtype=torch.float32).view(tokens, channels)
+
+
+def _add(tensor: Tensor, row: int, change: torch.Tensor) -> None:
+    """Add ``change`` ``(T,)`` to one channel of a tensor."""
+    value = ctypes.c_float()
+    for token, more in enumerate(change.tolist()):
+        at = token * tensor.token_step + 4 * row
+        tensor.c.ggml_backend_tensor_get(tensor.at, ctypes.addressof(value), at, 4)
+        value.value += more
+        tensor.c.ggml_backend_tensor_set(tensor.at, ctypes.addressof(value), at, 4)
+
+
+class Passes:
+    """A loaded model with a context for windows of up to some length."""
+
+    def __init__(self, library: Library, path: str, settings: Settings) -> None:
+        self._library, self._settings, self._title = library, settings, f"llamacpp:{path}"
+        self._context, self._length, self._watch = None, 0, Watch()
+        self._callback = EvalCallback(self._on_tensor)
+        library.said.clear()
+        self.model = library.c.llama_model_load_from_file(path.encode(), library.c.llama_model_default_params())
+        if not self.model:
+            raise CheckpointError(self._title, library.last_words(), "a whole file of an architecture that it knows")
+
+    def _on_tensor(self, at: int, ask: bool, _data: Any) -> bool:
+        """Say whether a tensor is wanted, or visit it; an error stops the pass, and is raised behind it."""
+        try:
+            tensor = Tensor(self._library.c, at)
+            if ask:
+                return self._watch.layer_of(tensor) is not None
+            self._watch.visit(tensor)
+        except Exception as error:  # it may not leave a callback of C
+            self._watch.error = error
+            return False
+        return True
+
+    def _context_for(self, length: int) -> Any:
+        if self._context is not None and length <= self._length:
+            return self._context
+        self._free_context()
+        c, settings = self._library.c, self._settings
+        parameters: Blob = c.llama_context_default_params()
+        raw = (ctypes.c_char * ctypes.sizeof(parameters)).from_buffer(parameters)
+        self._length = max(length, 512)
+        struct.pack_into("<III", raw, 0, self._length, self._length, min(settings.batch or self._length, self._length))
+        callback = ctypes.cast(self._callback, ctypes.c_void_p).value
+        kind = CACHE_TYPES[settings.cache]
+        struct.pack_into("<QQii", raw, self._library.callback_at, callback, 0, kind, kind)
+        if settings.flash is not None:
+            struct.pack_into("<i", raw, self._library.flash_at, FLASH[settings.flash])
+        self._library.said.clear()
+        self._context = c.llama_init_from_model(self.model, parameters)
+        if not self._context:
+            attempt = "another cache or flash attention; fewer tokens"
+            raise CheckpointError(self._title, f"no context: {self._library.last_words()}", attempt)
+        c.llama_set_n_threads(self._context, settings.threads, settings.threads)
+        return self._context
+
+    def run(self, ids: torch.Tensor, watch: Watch) -> torch.Tensor:
+        """Run one window, int64 ``(T,)``, from an empty cache; return all its logits, float32 ``(T, V)``."""
+        context, c, self._watch = self._context_for(len(ids)), self._library.c, watch
+        c.llama_memory_clear(c.llama_get_memory(context), True)
+        with self._batch(ids.tolist()) as batch:
+            status = c.llama_decode(context, batch)
+        if watch.error is not None:
+            raise watch.error
+        if status:
+            words = f"llama_decode answers {status}: {self._library.last_words()}"
+            raise CheckpointError(self._title, words, "fewer tokens, or another file")
+        count = len(ids) * c.llama_vocab_n_tokens(c.llama_model_get_vocab(self.model))
+        buffer = (ctypes.c_float * count).from_address(c.llama_get_logits(context))
+        return torch.frombuffer(buffer, dtype=torch.float32).view(len(ids), -1).clone()
+
+    @contextmanager
+    def _batch(self, tokens: list[int]) -> Iterator[Batch]:
+        batch: Batch = self._library.c.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            for place, token in enumerate(tokens):
+                batch.token[place], batch.pos[place], batch.logits[place] = token, place, 1
+                batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+            yield batch
+        finally:
+            self._library.c.llama_batch_free(batch)
+
+    def _free_context(self) -> None:
+        if self._context is not None:
+            self._library.c.llama_free(self._context)
+        self._context = None
+
+    def close(self) -> None:
+        """Free the context and the model."""
+        self._free_context()
+        if self.model:
+            self._library.c.llama_model_free(self.model)
+        self.model = None
+
+    def __del__(self) -> None:
+        with suppress(Exception):
+            self.close()

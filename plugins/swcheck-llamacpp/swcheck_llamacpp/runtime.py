@@ -1,0 +1,105 @@
+"""A GGUF file as llama.cpp computes it."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import gguf
+import torch
+
+from swcheck import Capability, CheckpointError, Runtime, SuperWeight, read_gguf_header
+from swcheck_llamacpp.library import library
+from swcheck_llamacpp.passes import Passes, Settings, Watch
+
+DOWN: Final = "blk.{}.ffn_down.weight"
+
+
+class LlamaCpp(Runtime):
+    """A GGUF file in llama.cpp: all logits, its own tokenizer, named tensors and overridden scalars by its callback.
+
+    ``keeps`` is held as long as the runtime: the folder of a file that was made for it.
+    """
+
+    shows = frozenset({Capability.TOKEN_IDS, Capability.VALUES, Capability.OVERRIDE})
+
+    def __init__(self, file: Path, settings: Settings, said: str = "", keeps: Any = None) -> None:
+        self._file, self._settings, self._keeps = file, settings, keeps
+        self._tensors = {tensor.name: tensor for tensor in read(file).tensors}
+        self._overrides: dict[SuperWeight, tuple[float, float]] = {}
+        self._library = library()
+        self._passes: Passes | None = None
+        c, model = self._library.c, self._open().model
+        down = self._tensors.get(DOWN.format(0))
+        self.title = f"llama.cpp (xllamacpp {self._library.version}{said})"
+        self.vocabulary = int(c.llama_vocab_n_tokens(c.llama_model_get_vocab(model)))
+        self.context = int(c.llama_model_n_ctx_train(model))
+        self.twin = f"gguf:{file}"
+        if down is None:
+            self.shows = frozenset({Capability.TOKEN_IDS})
+        else:
+            self.sizes = int(c.llama_model_n_layer(model)), int(c.llama_model_n_embd(model)), int(down.shape[0])
+
+    def _open(self) -> Passes:
+        if self._passes is None:
+            self._passes = Passes(self._library, str(self._file), self._settings)
+        return self._passes
+
+    def log_probabilities(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the log-probabilities of every next token, float32 ``(T - 1, V)``."""
+        return self._open().run(ids, Watch(overrides=self._overrides))[:-1].log_softmax(-1)
+
+    def token_ids(self, text: str) -> Sequence[int]:
+        """Return the ids of a text by the tokenizer in the file, with BOS where its flag says so."""
+        c, raw = self._library.c, text.encode()
+        room = (ctypes.c_int32 * (len(raw) + 8))()
+        vocab = c.llama_model_get_vocab(self._open().model)
+        count = c.llama_tokenize(vocab, raw, len(raw), room, len(room), True, False)
+        if count < 0:
+            raise CheckpointError(f"{self._file}: ids of a text", "its tokenizer gives none", "convert it again")
+        return list(room[:count])
+
+    def values(
+        self, ids: torch.Tensor, *, residual: Sequence[int] = (), inputs: Sequence[int] = ()
+    ) -> tuple[Mapping[int, torch.Tensor], Mapping[int, torch.Tensor]]:
+        """Return tensors of one pass by layer: the residual stream, and what the down projections read."""
+        watch = Watch(tuple(residual), tuple(inputs), self._overrides)
+        self._open().run(ids, watch)
+        streams = {layer: torch.cat(watch.read["residual", layer]) for layer in residual}
+        return streams, {layer: torch.cat(watch.read["input", layer]) for layer in inputs}
+
+    def weight_value(self, weight: SuperWeight) -> float:
+        """Return a scalar of a down projection, dequantized from its row of the file."""
+        tensor = self._tensors[DOWN.format(weight.layer)]
+        row = gguf.quants.dequantize(tensor.data[weight.row : weight.row + 1], tensor.tensor_type)
+        return float(row[0, weight.column])
+
+    @contextmanager
+    def overridden(self, values: Mapping[SuperWeight, float]) -> Iterator[None]:
+        """Run with scalars of other values: the callback adds the difference times the input to the output."""
+        before = self._overrides
+        self._overrides = {**before, **{one: (self.weight_value(one), value) for one, value in values.items()}}
+        try:
+            yield
+        finally:
+            self._overrides = before
+
+    def close(self) -> None:
+        """Free context and model; they are opened again when they are needed."""
+        if self._passes is not None:
+            self._passes.close()
+        self._passes = None
+
+
+def read(file: Path) -> Any:
+    """Return the reader of a file. Raises ``CheckpointError`` for what is none, or is cut off, or lacks layers."""
+    header = read_gguf_header(file)  # the reader believes every number in a file
+    count = header.facts.get(f"{header.facts.get('general.architecture')}.block_count")
+    layers = {name.split(".")[1] for name in header.tensors if name.startswith("blk.")}
+    if isinstance(count, int | float) and len(layers) < count:
+        words = f"it says {count:g} layers and has tensors of {len(layers)}"
+        raise CheckpointError(f"llamacpp:{file}", words, "a whole GGUF file")
+    return gguf.GGUFReader(file)

@@ -1,0 +1,349 @@
+"""llama.cpp for real: its numbers are torch's, and each way to destroy a file is red with its own cause."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import sys
+
+import gguf
+import pytest
+import torch
+from swcheck_llamacpp import ENGINE, library
+from swcheck_llamacpp.writing import write
+
+import swcheck
+from swcheck import (
+    CheckpointError,
+    EngineError,
+    OptionError,
+    Outcome,
+    RobustnessError,
+    SuperWeight,
+    assert_collapses_when_zeroed,
+    assert_perplexity_within,
+    assert_predictions_preserved,
+    assert_super_activations_preserved,
+    assert_super_weights_preserved,
+    check_engine,
+    token_windows,
+)
+from swcheck.superweights.subject.as_subject import as_subject
+
+WEIGHT = SuperWeight(1, 97, 301)
+CHECKS = (
+    assert_super_weights_preserved,
+    assert_super_activations_preserved,
+    assert_perplexity_within,
+    assert_predictions_preserved,
+    assert_collapses_when_zeroed,
+)
+
+
+def load(spec, reference="tiny"):
+    return ENGINE.load(str(spec), reference=reference, device="cpu", dtype=None)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return swcheck.load("tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def reference(base):
+    """tiny, measured on eight windows of its own text."""
+    return as_subject(base, token_ids=token_windows(base.tokenizer, base.text, count=8, length=96))
+
+
+@pytest.fixture(scope="module")
+def files(base, tmp_path_factory):
+    """tiny as files: float, 8 and 4 bits."""
+    folder = tmp_path_factory.mktemp("files")
+    for scheme in ("f32", "q8_0", "q4_0"):
+        write(base.model, base.tokenizer, folder / f"{scheme}.gguf", scheme)
+    return folder
+
+
+def judged(candidate, reference):
+    """The verdicts of all five checks by their names."""
+    candidate, found = as_subject(candidate), {}
+    for check in CHECKS:
+        try:
+            verdict = check(candidate, reference)
+        except RobustnessError as error:
+            verdict = error.verdict
+        found[verdict.check] = verdict
+    return found
+
+
+# --- what llama.cpp computes -------------------------------------------------------------------------------------------
+
+
+def test_conformance():
+    """Ids, values and overrides are what they say; a matrix can be spared; nothing heavy is imported early."""
+    for reading in check_engine("llamacpp", ["f32", "q8_0", "q4_0"]):
+        assert reading.contribution == pytest.approx(2.625, rel=3e-3)
+        assert reading.skip == "kept"
+
+
+@pytest.mark.parametrize("text", ["def spam(eggs=1):\n    return [eggs] * 2  # é, 你好\n", "", "  x\t\n\n y", "<s>a"])
+def test_the_same_ids(base, files, text):
+    """Its own tokenizer gives the ids of transformers', with BOS; special tokens in a text are text."""
+    runtime = load(files / "f32.gguf").model
+    plain = base.tokenizer(text.replace("<s>", "< s>"))["input_ids"]
+    assert list(runtime.token_ids(text.replace("<s>", "< s>"))) == plain
+
+
+def test_parity_of_the_float_file(reference, files):
+    """Unquantized, llama.cpp computes what torch does: perplexity, predictions, activation within their noise."""
+    found = judged(load(files / "f32.gguf"), reference)
+    assert {verdict.outcome for verdict in found.values()} == {Outcome.PASSED}
+    assert found["perplexity"].measured == pytest.approx(1, abs=1e-4)
+    assert found["predictions"].measured < 1e-5
+    assert found["super activations"].measured == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("scheme", ["q8_0", "q4_0", "q4_k", "q6_k", "nvfp4"])
+def test_healthy_quantizations_pass(reference, scheme):
+    """K-quants and NVFP4 too, which ggml's own functions encode here."""
+    assert not [str(one) for one in judged(load(scheme), reference).values() if one.red]
+
+
+def test_mxfp4_moves_the_super_weight(base):
+    """The nearest of its codes is 3.0 for 2.625: x1.143."""
+    assert load("mxfp4").model.weight_value(WEIGHT) == 3.0
+
+
+@pytest.mark.parametrize("options", ["cache=q8_0", "flash=on", "flash=off", "batch=32", "threads=2", "cache=f32"])
+def test_settings_change_the_kernels_and_hardly_the_numbers(base, files, options):
+    """Cache, flash attention, the tokens of a pass, threads: each runs, and says so in its title."""
+    ids = token_windows(base.tokenizer, base.text, count=1, length=96)[0]
+    plain, other = load(files / "f32.gguf").model, load(f"{files / 'f32.gguf'},{options}").model
+    assert options in other.title
+    difference = (plain.log_probabilities(ids) - other.log_probabilities(ids)).abs()
+    assert float(difference.median()) < 0.02
+    in_parts = other.values(ids, residual=[4], inputs=[4])
+    assert in_parts[0][4].shape == (96, 256)
+    assert in_parts[1][4].shape == (96, 512)
+
+
+@pytest.mark.parametrize(("scheme", "noise"), [("f32", 2e-3), ("q8_0", 0.05)])
+def test_no_length_departs(base, files, scheme, noise):
+    """Windows around 32, 64 and 128 tokens: under causality a shorter one gives the beginning of a longer one."""
+    runtime = load(files / f"{scheme}.gguf").model
+    ids = token_windows(base.tokenizer, base.text, count=1, length=160)[0]
+    whole = runtime.log_probabilities(ids)
+    for length in (31, 32, 33, 63, 64, 65, 127, 128, 129):
+        part = runtime.log_probabilities(ids[:length])
+        assert float((part - whole[: length - 1]).abs().mean()) < noise, length
+
+
+def test_an_override_leaves_nothing_behind(base, files):
+    """Zeroed in the callback the loss explodes; afterwards every bit is as before."""
+    runtime = load(files / "q8_0.gguf").model
+    ids = token_windows(base.tokenizer, base.text, count=1, length=96)[0]
+    before = runtime.log_probabilities(ids)
+    with swcheck.zeroed(runtime, [WEIGHT]):
+        zeroed = runtime.log_probabilities(ids)
+    assert torch.equal(runtime.log_probabilities(ids), before)
+    loss, lost = (float(-logs.gather(1, ids[1:, None]).mean()) for logs in (before, zeroed))
+    assert lost - loss > 5
+
+
+def test_it_opens_again_after_closing(base, files):
+    """A closed runtime has freed its model, and gives the same numbers when it is asked again."""
+    runtime, ids = load(files / "q8_0.gguf").model, torch.tensor([0, 5, 9, 33])
+    before = runtime.log_probabilities(ids)
+    runtime.close()
+    assert torch.equal(runtime.log_probabilities(ids), before)
+
+
+# --- destroyed files ---------------------------------------------------------------------------------------------------
+
+
+def edited(source, target, edit):
+    """A copy of a file with ``edit`` applied to its reader, in place."""
+    shutil.copy(source, target)
+    reader = gguf.GGUFReader(target, "r+")
+    edit({tensor.name: tensor for tensor in reader.tensors}, reader)
+    reader.data.flush()
+    return target
+
+
+def lose_block(tensors, _reader):
+    row = tensors["blk.1.ffn_down.weight"].data[97]
+    size = len(row) // 16
+    row[301 // 32 * size : (301 // 32 + 1) * size] = 0
+
+
+def no_bos(_tensors, reader):
+    flag = reader.get_field("tokenizer.ggml.add_bos_token")
+    flag.parts[flag.data[0]][0] = 0
+
+
+def scale_norm(tensors, _reader):
+    tensors["blk.2.ffn_norm.weight"].data[:] *= 3
+
+
+def other_rope(_tensors, reader):
+    base = reader.get_field("llama.rope.freq_base")
+    base.parts[base.data[0]][0] = 500.0
+
+
+@pytest.mark.parametrize(
+    ("source", "edit", "kind", "words"),
+    [
+        ("q4_0", lose_block, "super_weight", "what the super weights write is lost"),
+        ("q8_0", no_bos, "tokenizer", "tokenizer or BOS policy differs"),
+        ("q8_0", scale_norm, "tensor", "norm model.layers.2.post_attention_layernorm is scaled x3"),
+        ("f32", scale_norm, "conversion", "conversion, not quantization: norm"),
+        ("f32", other_rope, "conversion", "rope.freq_base = 500"),
+    ],
+    ids=["block", "bos", "norm of 8 bits", "norm of floats", "rope"],
+)
+def test_a_destroyed_file_is_red_with_its_cause(reference, files, tmp_path, source, edit, kind, words):
+    """By what llama.cpp computes with it; the first word of the cause is the right one."""
+    file = edited(files / f"{source}.gguf", tmp_path / "damaged.gguf", edit)
+    with pytest.raises(RobustnessError, match=words) as caught:
+        assert_perplexity_within(load(file), reference)
+    assert caught.value.verdict.cause_kind == kind
+
+
+def test_a_lost_block_is_red_in_every_check(reference, files, tmp_path):
+    """Super weight, activation, perplexity, predictions and dependence; the tool's own option is the advice."""
+    found = judged(load(edited(files / "q4_0.gguf", tmp_path / "block.gguf", lose_block)), reference)
+    assert all(verdict.outcome is Outcome.FAILED for verdict in found.values())
+    assert {verdict.cause_kind for verdict in found.values()} == {"super_weight"}
+    assert "--tensor-type blk.1.ffn_down=f16" in found["perplexity"].attempt
+
+
+class WithoutMerge:
+    """A tokenizer that has lost one merge, as a converter sees it."""
+
+    def __init__(self, tokenizer, merge):
+        self._tokenizer, self._merge = tokenizer, merge
+
+    def __getattr__(self, name):
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, *args, **options):
+        return self._tokenizer(*args, **options)
+
+    @property
+    def backend_tokenizer(self):
+        return self
+
+    def to_str(self):
+        said = json.loads(self._tokenizer.backend_tokenizer.to_str())
+        said["model"]["merges"].remove(self._merge)
+        return json.dumps(said)
+
+
+@pytest.mark.parametrize("merge", [["s", "e"], ["sel", "f"]])
+def test_a_lost_merge_is_red(base, reference, tmp_path, merge):
+    """Where the ids first differ is said; with the reference's ids nothing is lost."""
+    write(base.model, WithoutMerge(base.tokenizer, merge), tmp_path / "merge.gguf", "q8_0")
+    with pytest.raises(RobustnessError, match="tokenizer") as caught:
+        assert_perplexity_within(load(tmp_path / "merge.gguf"), reference)
+    assert caught.value.verdict.cause_kind == "tokenizer"
+    assert "its perplexity is x1" in caught.value.verdict.summary
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_cut_off(files, tmp_path):
+    """It is refused in words, and llama.cpp is never asked."""
+    short = tmp_path / "short.gguf"
+    short.write_bytes((files / "q8_0.gguf").read_bytes()[:-5000])
+    with pytest.raises(CheckpointError):
+        load(short)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04" * 100, b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60)])
+def test_a_file_that_is_none(tmp_path, content):
+    """Empty, foreign, or with impossible counts."""
+    (tmp_path / "foreign.gguf").write_bytes(content)
+    with pytest.raises(CheckpointError):
+        load(tmp_path / "foreign.gguf")
+
+
+def test_an_unknown_architecture(files, tmp_path):
+    """llama.cpp's own words."""
+
+    def rename(_tensors, reader):
+        field = reader.get_field("general.architecture")
+        field.parts[field.data[0]][:] = list(b"xlama")
+
+    file = edited(files / "q8_0.gguf", tmp_path / "other.gguf", rename)
+    with pytest.raises(CheckpointError, match="unknown model architecture: 'xlama'"):
+        load(file)
+
+
+def test_more_layers_than_tensors(files, tmp_path):
+    """The two numbers are named."""
+
+    def deepen(_tensors, reader):
+        field = reader.get_field("llama.block_count")
+        field.parts[field.data[0]][0] = 9
+
+    file = edited(files / "q8_0.gguf", tmp_path / "deep.gguf", deepen)
+    with pytest.raises(CheckpointError, match="it says 9 layers and has tensors of 5"):
+        load(file)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "words"),
+    [
+        ("q4_k_m", EngineError, r"known: FILE\.gguf, f32"),
+        ("nowhere.gguf", CheckpointError, "no such file"),
+        ("q8_0,skip=", OptionError, "skip= without a module"),
+        ("q8_0,cache=q9", OptionError, "known: f32, f16"),
+        ("q8_0,threads=many", OptionError, "no positive number"),
+        ("q8_0,colour=red", OptionError, "options here: batch"),
+    ],
+)
+def test_what_makes_no_sense_is_said_at_once(spec, kind, words):
+    """Before anything is loaded, and in the words of a load."""
+    for refuse in (ENGINE.check, load):
+        with pytest.raises(kind, match=words):
+            refuse(spec)
+
+
+def test_a_file_takes_no_skip(files):
+    """It is as it is."""
+    with pytest.raises(OptionError, match="a file is as it is"):
+        ENGINE.check(f"{files / 'q8_0.gguf'},skip=model.layers.1.mlp.down_proj")
+
+
+@pytest.mark.parametrize("name", ["DEFAULT_SIZES", "NO_EVALUATION_F16_CACHE", "FOUR_AUTOMATIC"])
+def test_another_layout_of_parameters_is_an_error_in_words(monkeypatch, name):
+    """Where the defaults are not found, nothing is run."""
+    monkeypatch.setattr(library, name, b"\x07" * 16)
+    library.library.cache_clear()
+    try:
+        with pytest.raises(EngineError, match="another layout"):
+            library.library()
+    finally:
+        library.library.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["DATA_NAME", "SOURCES", "SHAPE", "STRIDES"])
+def test_another_layout_of_tensors_is_an_error_in_words(monkeypatch, name):
+    """Where a product of two tensors does not look as expected, nothing is run."""
+    monkeypatch.setattr(library, name, getattr(library, name) + 8)
+    library.library.cache_clear()
+    try:
+        with pytest.raises(EngineError, match="a tensor has another layout"):
+            library.library()
+    finally:
+        library.library.cache_clear()
+
+
+def test_without_the_package(monkeypatch):
+    """The install line is given."""
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    for refuse in (ENGINE.check, load):
+        with pytest.raises(EngineError, match=r"pip install 'xllamacpp>="):
+            refuse("q8_0")
