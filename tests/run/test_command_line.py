@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 
-from swcheck.run.command_line import layout
+from swcheck.run.command_line.common import layout
 from tests import checkpoints, damage
 
 

@@ -18,6 +18,7 @@ from swcheck.gate.diagnosis.evidence.finding import Finding
 from swcheck.gate.diagnosis.evidence.weight_change import weight_change
 from swcheck.gate.diagnosis.explain import cause_beside_super_weights
 from swcheck.superweights.measurements.contributions import contributions_on_default_prompt
+from swcheck.superweights.measurements.curves import labelled, layer_curves
 from swcheck.superweights.measurements.scores import noise_floor
 from swcheck.superweights.measurements.weights import down_name, weight_values
 
@@ -50,6 +51,7 @@ def compare_contributions(pair: Pair, limit: Limit) -> Verdict:
             "contributions": list(counterparts.written),
             "weights": list(after),
             "notes": list(counterparts.notes),
+            "curves": layer_curves(labelled(pair.reference, pair.candidate), chosen, pair.relation.channels),
         },
     }
     if all(limit.holds(ratio) for ratio in ratios):

@@ -25,6 +25,7 @@ from swcheck.gate.checks.pair import Pair, passed_or_near
 from swcheck.gate.checks.red_verdict import finding, red_verdict
 from swcheck.gate.relation.configurations import configuration_words
 from swcheck.gate.relation.linear_maps import not_quantized
+from swcheck.superweights.measurements.curves import position_curve
 from swcheck.superweights.measurements.inputs import (
     text_hash,
     tier_suffix,
@@ -69,6 +70,7 @@ def compare_perplexity(pair: Pair, limit: Limit, at_most: float | None) -> Verdi
     if at_most is not None:
         limit = Limit(None, at_most / base, f"perplexity at most {at_most:g}")
     facts = _facts(pair, value, base, error, ours.numel())
+    facts["curves"] = [position_curve(difference, pair.candidate.name or "candidate")]
     fields: dict[str, Any] = {"measured": ratio, "limit": limit, "unit": "x", "facts": facts}
     cache = _through_cache(pair, ours, facts)
     summary = _summary(pair, ratio, facts) + ("" if cache is None else _cache_words(cache))

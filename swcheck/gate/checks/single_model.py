@@ -10,6 +10,7 @@ from swcheck.base.formatting import format_perplexity
 from swcheck.base.records import Limit, Outcome, Verdict
 from swcheck.base.statistics import perplexity_of
 from swcheck.superweights.measurements.contributions import located
+from swcheck.superweights.measurements.curves import labelled, layer_curves
 from swcheck.superweights.measurements.inputs import text_hash, text_name, tier_suffix, vocabulary_size
 from swcheck.superweights.measurements.scores import intact_scores
 from swcheck.superweights.subject.subject import Subject
@@ -38,7 +39,10 @@ def super_weights_found(subject: Subject) -> Verdict:
         measured=float(len(found.super_weights)),
         limit=Limit(1.0, None, "a model without any is not_applicable"),
         detail=detail,
-        facts={"super_weights": [weight.as_json() for weight in found.super_weights]},
+        facts={
+            "super_weights": [weight.as_json() for weight in found.super_weights],
+            "curves": layer_curves(labelled(subject, subject), found.super_weights),
+        },
     )
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swcheck.base.json_text import json_text
-from swcheck.run.command_line.arguments import add_json, add_loading, add_tasks, load_model
-from swcheck.run.command_line.layout import aligned
+from swcheck.run.command_line.common.arguments import add_json, add_loading, add_tasks, load_model
+from swcheck.run.command_line.common.layout import aligned
 
 if TYPE_CHECKING:
     from swcheck.study.zeroshot.harness import Score

@@ -10,8 +10,8 @@ from swcheck.base.errors import OptionError, RobustnessError
 from swcheck.base.formatting import format_number
 from swcheck.base.output_files import write_atomically
 from swcheck.base.tiers import tier_named
-from swcheck.run.command_line.arguments import add_loading
-from swcheck.run.command_line.layout import aligned, terminal_width, wrap_lines
+from swcheck.run.command_line.common.arguments import add_loading
+from swcheck.run.command_line.common.layout import aligned, terminal_width, wrap_lines
 
 if TYPE_CHECKING:
     from swcheck.base.records import Verdict

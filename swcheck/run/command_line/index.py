@@ -7,8 +7,8 @@ from typing import Any
 
 from swcheck.base.json_text import json_text
 from swcheck.loading import published_index
-from swcheck.run.command_line.arguments import add_json
-from swcheck.run.command_line.layout import terminal_width, wrap_lines
+from swcheck.run.command_line.common.arguments import add_json
+from swcheck.run.command_line.common.layout import terminal_width, wrap_lines
 
 
 def add(commands: Any) -> None:

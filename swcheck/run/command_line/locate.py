@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from swcheck.base.formatting import format_number
 from swcheck.base.json_text import json_text
-from swcheck.run.command_line.arguments import add_json, add_loading, load_model
-from swcheck.run.command_line.layout import aligned, terminal_width, wrap_lines
+from swcheck.run.command_line.common.arguments import add_json, add_loading, load_model
+from swcheck.run.command_line.common.layout import aligned, terminal_width, wrap_lines
 
 if TYPE_CHECKING:
     from swcheck.superweights.locating.located import LayerPeaks, Located

@@ -11,7 +11,7 @@ from swcheck.base.errors import OptionError
 from swcheck.base.output_files import check_writable, write_atomically
 from swcheck.base.reading.text_file import read_text
 from swcheck.base.terminal import tell
-from swcheck.run.command_line.arguments import add_json, add_loading, add_tasks, load_model
+from swcheck.run.command_line.common.arguments import add_json, add_loading, add_tasks, load_model
 from swcheck.study.catalogue import NAMES
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from swcheck.run.reports.margins import Reported, margin
-from swcheck.run.reports.sections import COLUMNS, Row, attempt_parts, headline, sections
+from swcheck.run.reports.pictures import Picture, pictures
+from swcheck.run.reports.sections import COLUMNS, Row, Section, attempt_parts, headline, sections
 from swcheck.run.reports.summary import not_covered
 
 TEMPLATE: Final = "page.html.jinja"
@@ -31,11 +32,16 @@ def html_page(reported: Sequence[Reported], *, command: str = "", warning: str =
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.globals |= {"bar": margin_bar, "attempt_parts": attempt_parts}
+    environment.globals |= {"bar": margin_bar, "attempt_parts": attempt_parts, "pictures": section_pictures}
     return environment.get_template(TEMPLATE).render(
         sections=found, color=color, sentence=sentence, warning=warning, columns=COLUMNS, command=command,
         machine=machine(), not_covered=not_covered(reported),
     )  # fmt: skip
+
+
+def section_pictures(section: Section) -> list[Picture]:
+    """Return the pictures of a section, from what its verdicts hold."""
+    return pictures([row.verdict for row in section.rows])
 
 
 def margin_bar(row: Row) -> tuple[str, float]:

@@ -28,7 +28,7 @@ class Section:
     """The checks of one model, or of one candidate against it.
 
     ``color`` is "red", "green", or "grey" where nothing was judged. ``sentence`` says the verdict in words. ``skipped``
-    are the checks that did not run, each with its reason.
+    are the checks that did not run, each with its reason. ``number`` counts the sections of a run from 1.
     """
 
     title: str
@@ -36,6 +36,12 @@ class Section:
     sentence: str
     rows: tuple[Row, ...]
     skipped: tuple[tuple[str, str], ...]
+    number: int = 1
+
+    @property
+    def rank(self) -> int:
+        """A sort key: what has to be acted on comes first."""
+        return ("red", "grey", "green").index(self.color)
 
     @property
     def red_rows(self) -> tuple[Row, ...]:
@@ -48,17 +54,17 @@ def sections(reported: Sequence[Reported]) -> list[Section]:
     groups: dict[tuple[str, str | None], list[Reported]] = {}
     for one in reported:
         groups.setdefault((one[1].model, one[1].candidate), []).append(one)
-    return [_section(group) for group in groups.values()]
+    return [_section(group, number) for number, group in enumerate(groups.values(), start=1)]
 
 
-def _section(reported: Sequence[Reported]) -> Section:
+def _section(reported: Sequence[Reported], number: int) -> Section:
     ran = [one for one in reported if one[1].outcome is not Outcome.SKIPPED]
     rows = tuple(Row(_cells(name, one[1]), one[1], one[0]) for name, one in zip(row_names(ran), ran, strict=True))
     judged = [row.verdict for row in rows if row.verdict.outcome in JUDGED]
     red = [verdict for verdict in judged if verdict.red]
     color = "red" if red else "green" if judged else "grey"
     skipped = tuple((one.check, one.summary) for _, one in reported if one.outcome is Outcome.SKIPPED)
-    return Section(reported[0][1].who, color, _sentence(judged, red), rows, skipped)
+    return Section(reported[0][1].who, color, _sentence(judged, red), rows, skipped, number)
 
 
 def _cells(name: str, verdict: Verdict) -> tuple[str, ...]:

@@ -46,6 +46,13 @@ def why_unavailable() -> str:
     return ""
 
 
+def check_available(asked: str) -> None:
+    """Raise ``ExtraError`` if no picture can be drawn; ``asked`` says what was asked for."""
+    reason = why_unavailable()
+    if reason:
+        raise ExtraError(asked, reason, INSTALL)
+
+
 @contextmanager
 def _style() -> Iterator[Any]:
     import matplotlib as mpl
@@ -57,13 +64,11 @@ def _style() -> Iterator[Any]:
 
 
 def write_picture(path: Path, title: str, fill: Callable[[Any], None], *, size: tuple[float, float] = SIZE) -> None:
-    """Draw one figure without a display and write it to ``path`` as PNG, whole or not at all.
+    """Draw one figure without a display and write it to ``path``, whole or not at all: SVG by its suffix, else PNG.
 
     ``fill`` draws into it; ``size`` is in inches. Raises ``ExtraError`` without matplotlib.
     """
-    reason = why_unavailable()
-    if reason:
-        raise ExtraError(f"a picture {path.name}", reason, INSTALL)
+    check_available(f"a picture {path.name}")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -73,7 +78,7 @@ def write_picture(path: Path, title: str, fill: Callable[[Any], None], *, size: 
         figure.suptitle(title, fontsize=11)
         fill(figure)
         picture = io.BytesIO()
-        figure.savefig(picture, format="png")
+        figure.savefig(picture, format="svg" if path.suffix.lower() == ".svg" else "png")
         write_atomically(path, picture.getvalue())
 
 

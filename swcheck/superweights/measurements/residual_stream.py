@@ -15,6 +15,7 @@ import torch
 from swcheck.base.count_sketch import count_sketch
 from swcheck.base.records import SuperActivation, SuperWeight
 from swcheck.lens.architecture.storage import device_of, evaluating
+from swcheck.lens.intervene import zeroed
 from swcheck.lens.likelihood import token_nats
 from swcheck.lens.non_finite import NonFinite
 from swcheck.lens.non_finite import first_non_finite as first_non_finite_module
@@ -22,7 +23,7 @@ from swcheck.lens.observe import observe
 from swcheck.superweights.measurements.contributions import down_input
 from swcheck.superweights.measurements.in_runtime import layer_in_runtime, residual_in_runtime
 from swcheck.superweights.measurements.inputs import prompt_ids
-from swcheck.superweights.subject.measurement import measurement
+from swcheck.superweights.subject.measurement import Slot, measurement
 from swcheck.superweights.subject.memory import Cost, InBaseline
 from swcheck.superweights.subject.subject import Subject
 
@@ -35,6 +36,13 @@ SKETCH_VALUES: Final = 2**13
 """At most this many numbers are kept of a residual stream, 40 kB in a file."""
 LAYER_VALUES: Final = 256
 """At most this many numbers are kept of one layer."""
+
+
+DOWN_PEAKS: Final = Slot[tuple[tuple[int, float, float], ...]]("peaks", Cost.PROMPT)
+"""The layer of each dense down projection, and the value of largest magnitude of its input and of its output, signed.
+
+Its input is the prompt ids ``(1, T)``. It is filled by the pass that ``residual_stream`` runs.
+"""
 
 
 @measurement("residuals", Cost.PROMPT, in_baseline=InBaseline.NO)
@@ -50,14 +58,23 @@ def _whole_pass(subject: Subject, ids: torch.Tensor) -> tuple[bool, torch.Tensor
     layers = range(len(body.layers))
     keys = [down.key for layer in layers for down in body.down_maps(layer) if not down.is_routed]
     wanted = keys if is_short and subject.memory is not None else ()
-    with observe(model, residual=layers, inputs=wanted) as sight:
+    dense = [key for key in wanted if key.expert is None]
+    with observe(model, residual=layers, inputs=wanted, outputs=dense) as sight:
         nats = token_nats(model, ids)
     for key, inputs in sight.inputs.items():
         down_input.recall(subject, (key.layer, ids, key.expert), partial(inputs.__getitem__, 0))
+    if dense:
+        peaks = tuple((key.layer, _largest(sight.inputs[key]), _largest(sight.outputs[key])) for key in dense)
+        DOWN_PEAKS.recall(subject, (ids,), lambda: peaks)
     if not layers:  # of a model whose layers are not known
         return bool(torch.isfinite(nats).all()), torch.zeros(0, ids.shape[1], 1)
     stacked = torch.stack([sight.residual[layer][0].float().cpu() for layer in layers])
     return bool(torch.isfinite(nats).all()), stacked
+
+
+def _largest(values: torch.Tensor) -> float:
+    flat = values.float().flatten()
+    return float(flat[flat.abs().argmax()])
 
 
 def residual_stream(subject: Subject, ids: torch.Tensor) -> torch.Tensor:
@@ -125,6 +142,17 @@ def _activation_of_row(residual: torch.Tensor, row: int, first: int) -> SuperAct
 def activation_profile(subject: Subject, place: SuperActivation, ids: torch.Tensor) -> tuple[float, ...]:
     """Return the residual value at the channel and token of ``place`` after every layer, on the prompt ``ids`` ``(1, T)``."""
     return tuple(residual_stream(subject, ids)[:, place.position, place.channel].tolist())
+
+
+@measurement("zeroed", Cost.PROMPT)
+def zeroed_profile(
+    subject: Subject, place: SuperActivation, removed: Sequence[SuperWeight], ids: torch.Tensor
+) -> tuple[float, ...]:
+    """Return ``activation_profile`` with the scalars ``removed`` zeroed together."""
+    model, layers = subject.module, range(len(subject.anatomy.layers))
+    with evaluating(model), zeroed(model, removed), observe(model, residual=layers, stop=True) as sight:
+        model(ids.to(device_of(model)), use_cache=False)
+    return tuple(float(sight.residual[layer][0, place.position, place.channel]) for layer in layers)
 
 
 @dataclass(frozen=True)

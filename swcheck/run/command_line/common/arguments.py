@@ -36,12 +36,13 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def load_model(options: argparse.Namespace) -> Loaded:
-    """Load ``options.model`` as the arguments of ``add_loading`` say."""
+def load_model(options: argparse.Namespace, reference: str | None = None) -> Loaded:
+    """Load ``options.model`` as the arguments of ``add_loading`` say; a quantizer makes it from ``reference``."""
     from swcheck.loading.engines import load
 
     return load(
         options.model,
+        reference=reference,
         device=options.device,
         dtype=options.dtype,
         offline=options.offline,
