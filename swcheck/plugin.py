@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,12 @@ def pytest_configure(config: pytest.Config) -> None:
         raise usage_error(error) from error
     if settings.offline:
         config.add_cleanup(forbid_downloads())
+    if getattr(config.option, "numprocesses", None) and not is_worker(config):
+        from swcheck.run.reference_cache import shared_by_workers
+
+        cleanup = ExitStack()
+        cleanup.enter_context(shared_by_workers())
+        config.add_cleanup(cleanup.close)
     if not is_worker(config):
         config.pluginmanager.register(reporter.Reporter(config, settings), "swcheck-reporter")
     argument = options.argument_that_hid_ini_file(config)
@@ -86,7 +93,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
             f"swcheck: {version('swcheck')}, {visible_line(options.describe_settings(settings))}, seed {settings.seed}"
         )
         if settings.models and getattr(config.option, "numprocesses", None):
-            lines.append("swcheck: each worker of xdist loads its own models")
+            lines.append(
+                "swcheck: a reference is measured by one worker of xdist; --dist loadgroup keeps a candidate in one as well"
+            )
     if config.get_verbosity() > 0:
         words = "swcheck: {0.alias} belongs to another plugin here; swcheck's own is {0.flag}"
         lines += [words.format(option) for option in config.stash.get(TAKEN_ALIASES, ())]

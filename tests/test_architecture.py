@@ -33,6 +33,7 @@ STAIR = re.findall(r"^\| `([\w/]+)` \|", (ROOT / "ARCHITECTURE.md").read_text(en
 LIBRARIES = {
     "cycler": {"study/common"},
     "datasets": {"study/zeroshot"},
+    "filelock": {"run"},
     "huggingface_hub": {"loading", "study/zeroshot"},
     "hypothesis": {"strategies"},
     "jinja2": {"run/reports"},
@@ -52,7 +53,7 @@ LIGHT = (
     "swcheck.base.wrapping", "swcheck.base.output_files", "swcheck.loading.engines", "swcheck.loading.hub",
     "swcheck.loading.checkpoint", "swcheck.loading.published_index", "swcheck.loading.engine_request",
     "swcheck.quantizers.rtn", "swcheck.run.options", "swcheck.run.settings", "swcheck.run.session",
-    "swcheck.run.limit_overrides", "swcheck.run.command_line.main", "swcheck.study.catalogue",
+    "swcheck.run.limit_overrides", "swcheck.run.reference_cache", "swcheck.run.command_line.main", "swcheck.study.catalogue",
 )  # fmt: skip
 """Modules that import neither torch nor transformers, numpy or hypothesis."""
 

@@ -107,6 +107,7 @@ OPTIONS: Final = (
     Option("html", "value", "FILE", "write the verdicts as one page of HTML", "yes"),
     Option("no_step_summary", "flag", None, "neither append to GITHUB_STEP_SUMMARY nor print ::error annotations"),
     Option("baseline", "value", "DIR", "a reference's measurements, read from here instead of loading it", "yes"),
+    Option("no_cache", "flag", None, "measure the reference anew, and keep nothing of it for the next run"),
     Option("update", "flag", None, "write the baselines anew; the run still fails, for they want a review"),
     Option("accept", "flag", None, "with update: the run passes"),
     Option("require", "flag", None, "the run fails if no check judged the candidate, or the model if there is none"),

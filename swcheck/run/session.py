@@ -21,6 +21,8 @@ from swcheck.run.settings import Settings, baseline_path, tier_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from swcheck.run.reference_cache import ReferenceCache
+    from swcheck.superweights.subject.memory import Memory
     from swcheck.superweights.subject.subject import Subject
 
 
@@ -38,12 +40,14 @@ class Session:
         self._reference: tuple[str, Subject] | None = None
         self._candidate: tuple[str, Subject] | None = None
         self._reloads = 0
+        self._cache: ReferenceCache | None = None
 
     def reference(self, spec: str) -> Subject:
         """Return the reference ``spec``. If it is not the current one, that is freed and this one is loaded."""
         if self._reference is None or self._reference[0] != spec:
             self.free_reference()
-            self._reference = (spec, self._read_baseline(spec) if self.settings.uses_baselines else self._load(spec))
+            uses_baselines = self.settings.uses_baselines
+            self._reference = (spec, self._read_baseline(spec) if uses_baselines else self._load_or_recall(spec))
         return self._reference[1]
 
     def candidate(self, spec: str | None = None) -> Subject:
@@ -78,6 +82,8 @@ class Session:
             if self.settings.update and subject.memory is not None:
                 _measure_reference(subject, self.settings.seed)
                 self.baselines[baseline_path(self.settings, spec)] = measure_baseline_text(self.settings, spec, subject)
+            if self._cache is not None and subject.memory is not None and subject.memory.values:
+                self._cache.write(subject)
             _discard(subject)
         self._reference = None
 
@@ -91,6 +97,7 @@ class Session:
         """Free all models. With ``measure`` False the reference is not measured for its baseline first."""
         self.free_candidate()
         if not measure and self._reference is not None:
+            self._cache = None
             _discard(self._reference[1])
             self._reference = None
         self.free_reference()
@@ -106,6 +113,8 @@ class Session:
         if subject is not None and subject.held.in_memory and subject.held.is_reloadable:
             _measure_reference(subject, self.settings.seed)
             measure_for_diagnosis(subject)
+            if self._cache is not None:
+                self._cache.write(subject)
             subject.free_until_needed()
         if self._candidate is not None:
             self._candidate[1].free_until_needed()
@@ -121,12 +130,47 @@ class Session:
             return self._reference[1].tier
         return tier_of(self.settings, spec)
 
+    def _load_or_recall(self, spec: str) -> Subject:
+        """Return a reference that was measured by an earlier run, or by another worker of this one; else load it."""
+        from swcheck.run.reference_cache import ReferenceCache
+
+        cache = self._cache = ReferenceCache(self.settings, spec)
+        with cache.measured_once():
+            kept = cache.read()
+            if kept is None:
+                subject = self._load(spec)
+                if cache.shared is not None:
+                    self._measure_for_workers(subject)
+                    cache.write(subject)
+                return subject
+        memory, facts = kept
+        tokenizer = engines.tokenizer_of(spec, trust_remote_code=self.settings.trust_remote_code)
+        source = str(engines.directory_of(spec) or "")
+        unused = tuple(facts["unused_tensors"])
+        loaded = Loaded(None, tokenizer, spec, text=engines.text_of(spec), source=source, unused_tensors=unused)
+        return self._subject(spec, None, loaded, memory)
+
+    def _measure_for_workers(self, reference: Subject) -> None:
+        """Measure what every worker asks for, while the others wait."""
+        from swcheck.gate.baseline.measure import measure_own_checks
+        from swcheck.gate.diagnosis.evidence.reference_matrices import measure_for_diagnosis
+
+        if self.settings.candidates:
+            _measure_reference(reference, self.settings.seed)
+            measure_for_diagnosis(reference)
+        else:
+            measure_own_checks(reference)
+
     def _load(self, spec: str, reference: str | None = None) -> Subject:
-        from swcheck.superweights.subject.held_model import HeldModel
         from swcheck.superweights.subject.memory import Memory
+
+        return self._subject(spec, reference, self._load_alone(spec, reference), Memory())
+
+    def _subject(self, spec: str, reference: str | None, loaded: Loaded, memory: Memory) -> Subject:
+        from swcheck.superweights.subject.held_model import HeldModel
         from swcheck.superweights.subject.subject import Subject
 
-        settings, loaded = self.settings, self._load_alone(spec, reference)
+        settings = self.settings
         return Subject(
             settings.name_of(spec),
             HeldModel(loaded.model if reference else _module_of(loaded), lambda: self._reload(spec, reference)),
@@ -137,7 +181,7 @@ class Session:
             kind=settings.kind,
             limits=settings.given_limits_for(spec) if reference is None else settings.given_limits_for(reference, spec),
             tier=self._tier(reference or spec),
-            memory=Memory(),
+            memory=memory,
             on_verdict=self.verdicts.append,
             source=loaded.source,
             unused_tensors=loaded.unused_tensors,

@@ -54,6 +54,7 @@ class Settings:
     offline: bool = False
     allow_none: bool = False
     baseline: Path | None = None
+    no_cache: bool = False
     update: bool = False
     accept: bool = False
     require: bool = False
@@ -143,6 +144,7 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
         offline=bool(values.get("offline")),
         allow_none=bool(values.get("allow_none")),
         baseline=_absolute_path(values.get("baseline")),
+        no_cache=bool(values.get("no_cache")),
         update=bool(values.get("update")),
         accept=bool(values.get("accept")),
         require=bool(values.get("require")),

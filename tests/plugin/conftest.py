@@ -41,6 +41,7 @@ def inner(pytester, monkeypatch):
         }:
             monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("SWCHECK_CACHE_DIR", os.devnull)
 
     def run(*args: object) -> pytest.RunResult:
         return pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:benchmark", *map(str, args))
@@ -72,7 +73,7 @@ def outer(tmp_path):
         return subprocess.run(
             command,
             cwd=folder,
-            env={**clean, "COLUMNS": "100", **environment},
+            env={**clean, "COLUMNS": "100", "SWCHECK_CACHE_DIR": os.devnull, **environment},
             capture_output=True,
             text=True,
             check=False,

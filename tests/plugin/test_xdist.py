@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_two_workers(inner, pytester, zeroed, brief):
     assert result.ret == 1
     result.stdout.fnmatch_lines(
         [
-            "swcheck: each worker of xdist loads its own models",
+            "swcheck: a reference is measured by one worker of xdist; --dist loadgroup*",
             "*super weight at layer 1*zeroed*: super weights of zeroed against tiny",
             "=* swcheck =*",
             "tiny",
@@ -105,3 +106,22 @@ def test_what_every_worker_loads_is_said_once(inner, brief):
     assert len(said) == 1
     assert "tiny (7 MB); standard tier" in said[0]
     assert not any(line.startswith("swcheck: loading") for line in result.outlines)
+
+
+@pytest.mark.slow
+def test_one_worker_measures_the_reference_for_all(outer, micro, brief, tmp_path):
+    """With two workers the reference is loaded once, though both judge the same candidates, and no folder is left over."""
+    (tmp_path / "conftest.py").write_text(
+        "import os\nfrom pathlib import Path\nfrom swcheck.loading import engines\n\nload = engines.load\n\n"
+        "def logged(spec, **options):\n    with Path('loads.txt').open('a') as file:\n        file.write(f'{spec}\\n')\n"
+        "    return load(spec, **options)\n\nengines.load = logged\n"
+    )
+    copies = [shutil.copytree(micro, tmp_path / name) for name in ("first", "second")]
+    words = [f"--model={micro}", *(f"--candidate={copy}" for copy in copies), brief, "--swcheck-allow-none"]
+    (tmp_path / "temporary").mkdir()
+    done = outer(*words, "-n", "2", "-k", "test_perplexity or predictions", TMPDIR=str(tmp_path / "temporary"))
+    assert done.returncode == 0, done.stdout
+    loads = (tmp_path / "loads.txt").read_text().split()
+    assert loads.count(str(micro)) == 1
+    assert set(loads) == {str(micro), *map(str, copies)}
+    assert not [child for child in (tmp_path / "temporary").iterdir() if child.name.startswith("swcheck-")]

@@ -11,6 +11,7 @@ outer form of the file, ``packing`` that of a value, and ``value_types`` what is
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -44,9 +45,21 @@ def baseline_text(reference: Subject, facts: dict[str, Any]) -> str:
 
     Raises ``OptionError`` if it is longer than ``LARGEST_FILE`` bytes.
     """
+    return _text(reference, facts, _shrunk, LARGEST_FILE)
+
+
+def exact_text(reference: Subject, facts: dict[str, Any], most: int) -> str:
+    """Return the text of a file whose numbers are those that were measured, for a cache that nobody reviews.
+
+    Raises ``OptionError`` if it is longer than ``most`` bytes.
+    """
+    return _text(reference, facts, lambda value, _how: _without_rounds(value), most)
+
+
+def _text(reference: Subject, facts: dict[str, Any], shrunk: Callable[[Any, InBaseline], Any], most: int) -> str:
     memory = Memory() if reference.memory is None else reference.memory
     kept = {
-        key: _shrunk(value, traits.in_baseline)
+        key: shrunk(value, traits.in_baseline)
         for key, value, traits in memory.entries()
         if _is_written(value, traits.in_baseline)
     }
@@ -57,9 +70,9 @@ def baseline_text(reference: Subject, facts: dict[str, Any]) -> str:
         "measurements": [[pack(key), pack(value)] for key, value in _ordered_and_cut(kept).items()],
     }
     text = json.dumps(sealed(body), indent=1, allow_nan=False) + "\n"
-    if len(text) > LARGEST_FILE:
+    if len(text) > most:
         raise OptionError(
-            f"a baseline of {reference.name} of at most {LARGEST_FILE:,} bytes",
+            f"a baseline of {reference.name} of at most {most:,} bytes",
             f"{len(text):,}",
             "measure on fewer windows",
         )
@@ -120,9 +133,11 @@ def _shrunk(value: Any, how: InBaseline) -> Any:
         count = max(FEWEST_ROWS, min(KEPT_ROWS, KEPT_VALUES // value.rows.shape[1]))
         step = -(-len(value.rows) // count)
         return replace(value, indices=value.indices[::step], rows=value.rows[::step].half())
-    if isinstance(value, Located):
-        return replace(value, rounds=(), effect=None)
-    return _halved(value) if how is InBaseline.HALF else value
+    return _halved(value) if how is InBaseline.HALF else _without_rounds(value)
+
+
+def _without_rounds(value: Any) -> Any:
+    return replace(value, rounds=(), effect=None) if isinstance(value, Located) else value
 
 
 def _halved(value: Any) -> Any:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 
 from swcheck.base.errors import SwcheckError
 from swcheck.base.terminal import visible
-from swcheck.run.command_line import accuracy, baseline, check, index, init, locate, plot, study
+from swcheck.run.command_line import accuracy, baseline, cache, check, index, init, locate, plot, study
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +51,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(code=0)
     parser.add_argument("--version", action="version", version=f"swcheck {version('swcheck')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (check, init, baseline, locate, plot, index, accuracy, study):
+    for command in (check, init, baseline, locate, plot, index, accuracy, study, cache):
         command.add(commands)
     return parser

@@ -129,6 +129,7 @@ class Reporter:
 
     def _announce(self, verb: str, spec: str, wanted: Sequence[str]) -> None:
         """Print the models that are loaded and the estimate, unless the run is quiet. ``spec`` is the reference."""
+        from swcheck.run.reference_cache import is_kept
         from swcheck.run.settings import cost_estimate_words, name_with_size
 
         terminal = self.config.pluginmanager.get_plugin("terminalreporter")
@@ -136,9 +137,12 @@ class Reporter:
             return
         terminal.write("" if getattr(terminal, "currentfspath", None) else "\n")
         terminal.ensure_newline()
-        names = " and ".join(name_with_size(self.settings, name) for name in wanted)
+        kept = [name for name in wanted if name == spec and is_kept(self.settings, spec)]
+        names = " and ".join(
+            f"{name} as measured before" if name in kept else name_with_size(self.settings, name) for name in wanted
+        )
         terminal.write(visible_line(f"swcheck: {verb} {names}"), flush=True)  # before the estimate, which imports torch
-        words = cost_estimate_words(self.settings, spec, wanted)
+        words = cost_estimate_words(self.settings, spec, [name for name in wanted if name not in kept])
         terminal.write_line(f"; {words}" if words else "")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
