@@ -94,12 +94,17 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         )
         if settings.models and getattr(config.option, "numprocesses", None):
             lines.append(
-                "swcheck: a reference is measured by one worker of xdist; --dist loadgroup keeps a candidate in one as well"
+                "swcheck: one worker of xdist measures a reference for all; --dist loadgroup keeps a candidate in one"
             )
     if config.get_verbosity() > 0:
         words = "swcheck: {0.alias} belongs to another plugin here; swcheck's own is {0.flag}"
         lines += [words.format(option) for option in config.stash.get(TAKEN_ALIASES, ())]
-    return lines
+    if not lines:
+        return lines
+    from swcheck.base.wrapping import wrapped
+
+    width = shutil.get_terminal_size().columns
+    return [part for line in lines for part in wrapped(line, width, len("swcheck: "))]
 
 
 @pytest.hookimpl(tryfirst=True)

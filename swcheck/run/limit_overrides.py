@@ -1,8 +1,7 @@
 """Reads limits that replace the defaults: ``NAME=VALUE`` for every model, ``MODEL:NAME=VALUE`` for some.
 
-Entries come from the command line, the environment and the ini-file. Where several set the same limit of the same
-model, these rules decide, in this order: the command line wins over the environment, the environment over the ini-file;
-an entry for the candidate wins over one for its reference, and both over one without a model; an exact name wins over a
+Entries come from the command line, the environment, the ini-file and ``pyproject.toml``. Where several set the same limit
+of the same model, these rules decide, in this order: an earlier one of these places wins over a later one; an entry for the candidate wins over one for its reference, and both over one without a model; an exact name wins over a
 glob, and a glob with more letters over one with fewer; a later entry wins over an earlier one.
 """
 
@@ -22,6 +21,7 @@ ORIGINS: Final[Mapping[str, str]] = {
     "command line": "on the command line",
     "environment": "in the environment",
     "ini": "in the ini-file",
+    "pyproject": "in pyproject.toml",
 }
 """Where an entry may be given, and the phrase that names that place. An earlier place wins over a later one."""
 

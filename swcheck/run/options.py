@@ -1,7 +1,7 @@
-"""Declares the options, reads their values from three places, and writes them out again as words of a command line.
+"""Declares the options, reads their values from four places, and writes them out again as words of a command line.
 
-An option is ``--swcheck-NAME`` on the command line, ``SWCHECK_NAME`` in the environment and ``swcheck_NAME`` in the
-ini-file, in this order of precedence. ``--model`` and ``--candidate`` are aliases. They are added late: only if they
+An option is ``--swcheck-NAME`` on the command line, ``SWCHECK_NAME`` in the environment, ``swcheck_NAME`` in the ini-file
+and ``NAME`` in the table ``[tool.swcheck]`` of ``pyproject.toml``, in this order of precedence. ``--model`` and ``--candidate`` are aliases. They are added late: only if they
 are used on the command line, and only if no other plugin has registered them. Pytest is not imported at run time.
 Values are checked in ``settings``.
 """
@@ -173,8 +173,11 @@ def read_values(config: pytest.Config) -> tuple[dict[str, Any], dict[str, str]]:
     Both are dicts by the name of the option. The value of a table is a dict of its entries by place; its place is the
     first one. Raises ``OptionError`` for a flag in the environment that is neither yes nor no.
     """
+    from swcheck.run.project_table import FILE, read_table
+
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    table = read_table(config.rootpath, {option.name: option.kind for option in OPTIONS})
     for option in OPTIONS:
         given, variable = config.getoption(option.dest), os.environ.get(option.variable)
         ini = config.getini(option.dest)
@@ -184,6 +187,7 @@ def read_values(config: pytest.Config) -> tuple[dict[str, Any], dict[str, str]]:
             if variable and (given is None or option.kind == "table")
             else None,
             "ini": _resolve_ini_paths(option, ini, config.inipath) if ini else None,
+            "pyproject": _resolve_ini_paths(option, table.get(option.name), config.rootpath / FILE),
         }
         found = {place: value for place, value in found.items() if value is not None}
         if found:
@@ -205,7 +209,7 @@ def _parse_variable(option: Option, text: str) -> Any:
 
 def _resolve_ini_paths(option: Option, value: Any, ini: Path | None) -> Any:
     """Return a value of an ini-file with its paths, which are relative to that file, made absolute."""
-    if option.path == "no" or ini is None:
+    if option.path == "no" or ini is None or value is None:
         return value
 
     def resolve_entry(text: str) -> str:

@@ -6,8 +6,9 @@ its candidate is loaded. Every number of a run is computed once, because each ``
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from swcheck.base.errors import OptionError
 from swcheck.base.evaluation_text import evaluation_text
@@ -16,12 +17,12 @@ from swcheck.base.tiers import Tier
 from swcheck.loading import engines
 from swcheck.loading.runtime import Runtime
 from swcheck.run.baselines import chosen_text, measure_baseline_text, reference_from_baseline
+from swcheck.run.reference_cache import ReferenceCache
 from swcheck.run.settings import Settings, baseline_path, tier_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from swcheck.run.reference_cache import ReferenceCache
     from swcheck.superweights.subject.memory import Memory
     from swcheck.superweights.subject.subject import Subject
 
@@ -46,8 +47,7 @@ class Session:
         """Return the reference ``spec``. If it is not the current one, that is freed and this one is loaded."""
         if self._reference is None or self._reference[0] != spec:
             self.free_reference()
-            uses_baselines = self.settings.uses_baselines
-            self._reference = (spec, self._read_baseline(spec) if uses_baselines else self._load_or_recall(spec))
+            self._reference = (spec, self._obtain(spec))
         return self._reference[1]
 
     def candidate(self, spec: str | None = None) -> Subject:
@@ -107,22 +107,14 @@ class Session:
 
         The reference is measured first. If a later check needs another number of it, it is loaded again.
         """
-        from swcheck.gate.diagnosis.evidence.reference_matrices import measure_for_diagnosis
-
         subject = self._reference[1] if self._reference is not None else None
         if subject is not None and subject.held.in_memory and subject.held.is_reloadable:
-            _measure_reference(subject, self.settings.seed)
-            measure_for_diagnosis(subject)
+            _measure_for_gate(subject, self.settings.seed)
             if self._cache is not None:
                 self._cache.write(subject)
             subject.free_until_needed()
         if self._candidate is not None:
             self._candidate[1].free_until_needed()
-
-    def _read_baseline(self, spec: str) -> Subject:
-        subject = reference_from_baseline(self.settings, spec)
-        subject.on_verdict = self.verdicts.append
-        return subject
 
     def _tier(self, spec: str) -> Tier:
         """Return the tier of a reference, which is also that of its candidates."""
@@ -130,36 +122,23 @@ class Session:
             return self._reference[1].tier
         return tier_of(self.settings, spec)
 
-    def _load_or_recall(self, spec: str) -> Subject:
-        """Return a reference that was measured by an earlier run, or by another worker of this one; else load it."""
-        from swcheck.run.reference_cache import ReferenceCache
-
+    def _obtain(self, spec: str) -> Subject:
+        """Return a reference from its baseline, or as an earlier run or another worker has measured it; else load it."""
+        if self.settings.uses_baselines:
+            subject = reference_from_baseline(self.settings, spec)
+            subject.on_verdict = self.verdicts.append
+            return subject
         cache = self._cache = ReferenceCache(self.settings, spec)
         with cache.measured_once():
             kept = cache.read()
             if kept is None:
                 subject = self._load(spec)
                 if cache.shared is not None:
-                    self._measure_for_workers(subject)
+                    _measure_for_workers(subject, self.settings)
                     cache.write(subject)
                 return subject
         memory, facts = kept
-        tokenizer = engines.tokenizer_of(spec, trust_remote_code=self.settings.trust_remote_code)
-        source = str(engines.directory_of(spec) or "")
-        unused = tuple(facts["unused_tensors"])
-        loaded = Loaded(None, tokenizer, spec, text=engines.text_of(spec), source=source, unused_tensors=unused)
-        return self._subject(spec, None, loaded, memory)
-
-    def _measure_for_workers(self, reference: Subject) -> None:
-        """Measure what every worker asks for, while the others wait."""
-        from swcheck.gate.baseline.measure import measure_own_checks
-        from swcheck.gate.diagnosis.evidence.reference_matrices import measure_for_diagnosis
-
-        if self.settings.candidates:
-            _measure_reference(reference, self.settings.seed)
-            measure_for_diagnosis(reference)
-        else:
-            measure_own_checks(reference)
+        return self._subject(spec, None, _without_weights(self.settings, spec, facts), memory)
 
     def _load(self, spec: str, reference: str | None = None) -> Subject:
         from swcheck.superweights.subject.memory import Memory
@@ -170,28 +149,19 @@ class Session:
         from swcheck.superweights.subject.held_model import HeldModel
         from swcheck.superweights.subject.subject import Subject
 
-        settings = self.settings
         return Subject(
-            settings.name_of(spec),
-            HeldModel(loaded.model if reference else _module_of(loaded), lambda: self._reload(spec, reference)),
-            loaded.tokenizer,
-            text=chosen_text(settings, loaded.text),
-            scheme=loaded.scheme,
-            text_label=str(settings.text or ""),
-            kind=settings.kind,
-            limits=settings.given_limits_for(spec) if reference is None else settings.given_limits_for(reference, spec),
+            held=HeldModel(loaded.model if reference else _module_of(loaded), lambda: self._reload(spec, reference)),
             tier=self._tier(reference or spec),
             memory=memory,
             on_verdict=self.verdicts.append,
-            source=loaded.source,
-            unused_tensors=loaded.unused_tensors,
             remake=self._load_alone,
+            **_fields(self.settings, spec, reference, loaded),
         )
 
     def _load_alone(self, spec: str, reference: str | None) -> Loaded:
         """Load a model, after all models that can be loaded again are freed."""
         self._make_room()
-        return self._load_keeping_others(spec, reference)
+        return _load_beside(self.settings, spec, reference)
 
     def _reload(self, spec: str, reference: str | None) -> nn.Module:
         """Load a model again that was freed to make room for another one.
@@ -202,25 +172,25 @@ class Session:
         from swcheck.superweights.measurements.weights import is_small
 
         self._reloads += 1
-        keep_both = (
-            self._reloads > RELOADS_BEFORE_KEEPING_BOTH and self._reference is not None and is_small(self._reference[1])
-        )
-        loaded = self._load_keeping_others(spec, reference) if keep_both else self._load_alone(spec, reference)
-        module: nn.Module = loaded.model
+        known = self._reference
+        if self._reloads <= RELOADS_BEFORE_KEEPING_BOTH or known is None or not is_small(known[1]):
+            self._make_room()
+        module: nn.Module = _load_beside(self.settings, spec, reference).model
         return module
 
-    def _load_keeping_others(self, spec: str, reference: str | None) -> Loaded:
-        """Load what ``spec`` names, or what an engine makes of ``reference``; models in memory stay there."""
-        return engines.load(
-            spec,
-            reference=reference,
-            device=self.settings.device,
-            dtype=self.settings.dtype,
-            device_map=self.settings.device_map,
-            stream=self.settings.streams(spec),
-            trust_remote_code=self.settings.trust_remote_code,
-            offline=self.settings.offline,
-        )
+
+def _load_beside(settings: Settings, spec: str, reference: str | None) -> Loaded:
+    """Load what ``spec`` names, or what an engine makes of ``reference``; models in memory stay there."""
+    return engines.load(
+        spec,
+        reference=reference,
+        device=settings.device,
+        dtype=settings.dtype,
+        device_map=settings.device_map,
+        stream=settings.streams(spec),
+        trust_remote_code=settings.trust_remote_code,
+        offline=settings.offline,
+    )
 
 
 def _measure_reference(reference: Subject, seed: int) -> None:
@@ -243,6 +213,51 @@ def _module_of(loaded: Loaded) -> nn.Module:
         raise OptionError(f"a reference, {loaded.name}", found, "give it with --candidate")
     module: nn.Module = loaded.model
     return module
+
+
+def _measure_for_gate(reference: Subject, seed: int) -> None:
+    """Measure everything that a candidate, and the diagnosis of a red one, is compared with."""
+    from swcheck.gate.diagnosis.evidence.reference_matrices import measure_for_diagnosis
+
+    _measure_reference(reference, seed)
+    measure_for_diagnosis(reference)
+
+
+def _fields(settings: Settings, spec: str, reference: str | None, loaded: Loaded) -> dict[str, Any]:
+    """Return the fields of a subject that the settings and what was loaded decide."""
+    return {
+        "name": settings.name_of(spec),
+        "tokenizer": loaded.tokenizer,
+        "text": chosen_text(settings, loaded.text),
+        "scheme": loaded.scheme,
+        "text_label": str(settings.text or ""),
+        "kind": settings.kind,
+        "limits": settings.given_limits_for(spec if reference is None else reference, spec if reference else None),
+        "source": loaded.source,
+        "unused_tensors": loaded.unused_tensors,
+    }
+
+
+def _without_weights(settings: Settings, spec: str, facts: Mapping[str, Any]) -> Loaded:
+    """Return everything about a reference but its weights; ``facts`` are those that were kept beside its numbers."""
+    return Loaded(
+        None,
+        engines.tokenizer_of(spec, trust_remote_code=settings.trust_remote_code),
+        spec,
+        text=engines.text_of(spec),
+        source=str(engines.directory_of(spec) or ""),
+        unused_tensors=tuple(facts["unused_tensors"]),
+    )
+
+
+def _measure_for_workers(reference: Subject, settings: Settings) -> None:
+    """Measure what every worker of xdist asks for, while the others wait."""
+    from swcheck.gate.baseline.measure import measure_own_checks
+
+    if settings.candidates:
+        _measure_for_gate(reference, settings.seed)
+    else:
+        measure_own_checks(reference)
 
 
 def _discard(subject: Subject) -> None:

@@ -135,3 +135,23 @@ def test_help_shows_every_option_with_its_twins(inner):
 def test_markers_are_listed(inner):
     """``pytest --markers`` explains the marker, so that --strict-markers accepts it."""
     inner("--markers").stdout.fnmatch_lines(["@pytest.mark.swcheck(check): *"])
+
+
+def test_the_ini_file_wins_over_the_table_of_the_project(inner, asking, pytester, micro):
+    """A value of [tool.swcheck] counts where no other place gives one; its paths are the project's; limits add up."""
+    for folder in ("one", "two"):
+        (pytester.path / folder).symlink_to(micro)
+    pytester.makepyprojecttoml(
+        "[tool.pytest.ini_options]\nswcheck_dtype = 'float16'\nswcheck_limit = ['kl=0.5']\n"
+        "[tool.swcheck]\nmodels = ['one']\ncandidates = ['two']\ndtype = 'bfloat16'\n"
+        "[tool.swcheck.limits]\nkl = 0.7\nnull = 1.04\n"
+    )
+    asking(
+        "settings.dtype == 'float16' and settings.models == (str(Path('one').absolute()),)"
+        " and [settings.limits_for('tiny')[name].high for name in ('kl', 'null')] == [0.5, 1.04]"
+    )
+    result = inner()
+    result.assert_outcomes(passed=1)
+    text = " ".join(result.stdout.str().split())
+    assert "one (pyproject), candidate" in text
+    assert "two named (pyproject.toml), and no check judged it" in text

@@ -27,7 +27,7 @@ def test_two_workers(inner, pytester, zeroed, brief):
     assert result.ret == 1
     result.stdout.fnmatch_lines(
         [
-            "swcheck: a reference is measured by one worker of xdist; --dist loadgroup*",
+            "swcheck: one worker of xdist measures a reference for all; --dist loadgroup keeps*",
             "*super weight at layer 1*zeroed*: super weights of zeroed against tiny",
             "=* swcheck =*",
             "tiny",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 JUDGED: Final = frozenset({Outcome.PASSED, Outcome.NEAR, Outcome.FAILED, Outcome.INCONCLUSIVE})
 """The outcomes of a check that looked at its model; a check that was skipped or does not apply has judged nothing."""
 
-PLACES: Final = {"ini": "ini-file"}
+PLACES: Final = {"ini": "ini-file", "pyproject": "pyproject.toml"}
 """How the places where an option is given are called, where not by their own name."""
 
 
