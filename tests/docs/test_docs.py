@@ -10,7 +10,9 @@ import pytest
 
 from swcheck import __all__ as names
 from swcheck.base.limits import DEFAULTS
+from swcheck.run.limit_overrides import parse_overrides
 from swcheck.run.options import OPTIONS
+from swcheck.run.project_table import read_table
 from tools import outputs
 
 README, *DOCS = outputs.PAGES
@@ -44,9 +46,14 @@ def test_tests_run(code, pytester, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [code for _, code in TOML], ids=numbered(TOML))
-def test_configurations_are_valid(code):
-    """Every block of TOML sets ini-options that exist, and limits that exist."""
-    options = tomllib.loads(code)["tool"]["pytest"]["ini_options"]
+def test_configurations_are_valid(code, tmp_path):
+    """Every block of TOML sets options that exist, and limits that exist."""
+    tables = tomllib.loads(code)["tool"]
+    (tmp_path / "pyproject.toml").write_text(code, encoding="utf-8")
+    values = read_table(tmp_path, {option.name: option.kind for option in OPTIONS})
+    assert bool(values) == ("swcheck" in tables)
+    assert len(parse_overrides(values.get("limit", ()))) == len(values.get("limit", ()))
+    options = tables.get("pytest", {}).get("ini_options", {})
     assert set(options) <= {option.dest for option in OPTIONS}
     limits = {entry.rpartition(":")[2].partition("=")[0] for entry in options.get("swcheck_limit", ())}
     assert limits <= set(DEFAULTS)

@@ -129,20 +129,16 @@ class Reporter:
 
     def _announce(self, verb: str, spec: str, wanted: Sequence[str]) -> None:
         """Print the models that are loaded and the estimate, unless the run is quiet. ``spec`` is the reference."""
-        from swcheck.run.reference_cache import is_kept
-        from swcheck.run.settings import cost_estimate_words, name_with_size
+        from swcheck.run.settings import cost_estimate_words
 
         terminal = self.config.pluginmanager.get_plugin("terminalreporter")
         if terminal is None or self.config.get_verbosity() < 0:
             return
         terminal.write("" if getattr(terminal, "currentfspath", None) else "\n")
         terminal.ensure_newline()
-        kept = [name for name in wanted if name == spec and is_kept(self.settings, spec)]
-        names = " and ".join(
-            f"{name} as measured before" if name in kept else name_with_size(self.settings, name) for name in wanted
-        )
+        names, new = names_with_sizes(self.settings, spec, wanted)
         terminal.write(visible_line(f"swcheck: {verb} {names}"), flush=True)  # before the estimate, which imports torch
-        words = cost_estimate_words(self.settings, spec, [name for name in wanted if name not in kept])
+        words = cost_estimate_words(self.settings, spec, new)
         terminal.write_line(f"; {words}" if words else "")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -248,6 +244,16 @@ def in_order(settings: Settings, placed: Sequence[tuple[tuple[str, int], Reporte
         return model, name is not None, number, verdict.outcome == "skipped", place
 
     return [reported for _, reported in sorted(placed, key=order)]
+
+
+def names_with_sizes(settings: Settings, reference: str, wanted: Sequence[str]) -> tuple[str, list[str]]:
+    """Return words for the models of a run, and those that are loaded: not a reference that an earlier run measured."""
+    from swcheck.run.reference_cache import is_kept
+    from swcheck.run.settings import name_with_size
+
+    kept = [name for name in wanted if name == reference and is_kept(settings, reference)]
+    names = (f"{name} as measured before" if name in kept else name_with_size(settings, name) for name in wanted)
+    return " and ".join(names), [name for name in wanted if name not in kept]
 
 
 def unused_limits(settings: Settings) -> list[str]:
