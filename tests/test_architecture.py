@@ -42,6 +42,7 @@ LIBRARIES = {
     "numpy": {"study/zeroshot"},
     "pytest": {"plugin", "run/pytest_hooks", "suite"},
     "safetensors": {"loading"},
+    "shtab": {"run/command_line"},
     "tabulate": {"base", "run/reports"},
     "tqdm": {"study"},
     "transformers": {"loading"},

@@ -189,3 +189,16 @@ def test_an_answer_fits_the_terminal_it_goes_to():
     assert fitted[-1] == lines[-1]
     assert fitted[1].startswith("  word")
     assert fitted[-2].startswith("    word")
+
+
+def test_shells_can_complete(run, monkeypatch):
+    """The script for bash knows the subcommands and their options; without the library the extra is named."""
+    pytest.importorskip("shtab")
+    code, out, _ = run("--completion", "bash")
+    assert code == 0
+    assert "--candidate" in out
+    assert "locate" in out
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    code, _, err = run("--completion", "bash")
+    assert code == 2
+    assert "swcheck[completion]" in err

@@ -40,6 +40,9 @@ from swcheck.superweights.subject.memory import Cost, InBaseline
 MOST_NAMED: Final = 3
 """The number of matrices that are named if a quantizer has skipped some; further ones are counted."""
 
+PERCENTILES: Final = {"50": 0.5, "90": 0.9, "95": 0.95, "99": 0.99, "99.9": 0.999, "max": 1.0}
+"""The percentiles of the KL divergence that the JSON has, by name: those that other tools print."""
+
 HARDLY: Final = 1.04
 """Up to this perplexity ratio changed predictions are hardly a loss."""
 
@@ -185,7 +188,14 @@ def compare_predictions(pair: Pair, kl: Limit, top1: Limit) -> Verdict:
         f"same top token {drift.top1:.1%}{least}, "
         f"{expected.covered:.1%} of the mass covered, {len(drift.kl):,} positions"
     )
-    facts = {"kl": drift.mean, "top1": drift.top1, "covered": expected.covered, "confidence": expected.confidence}
+    percentiles = {name: drift.percentile(share) for name, share in PERCENTILES.items()}
+    facts = {
+        "kl": drift.mean,
+        "kl_percentiles": percentiles,
+        "top1": drift.top1,
+        "covered": expected.covered,
+        "confidence": expected.confidence,
+    }
     fields: dict[str, Any] = {"measured": drift.mean, "limit": kl, "unit": "nats", "facts": facts}
     if kl.holds(drift.mean) and top1.holds(drift.top1):
         floor = max(STANDARD_ERRORS * drift.error, noise_floor(pair.reference)[0])

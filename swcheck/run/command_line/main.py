@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import version
+from typing import Any
 
 from swcheck.base.errors import SwcheckError
 from swcheck.base.terminal import visible
-from swcheck.run.command_line import accuracy, baseline, cache, check, index, init, locate, plot, study
+from swcheck.run.command_line import accuracy, baseline, cache, check, history, index, init, locate, plot, study
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +51,25 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="swcheck", description="Super weights of language models.")
     parser.set_defaults(code=0)
     parser.add_argument("--version", action="version", version=f"swcheck {version('swcheck')}")
+    _add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (check, init, baseline, locate, plot, index, accuracy, study, cache):
+    for command in (check, init, baseline, locate, plot, index, accuracy, study, history, cache):
         command.add(commands)
     return parser
+
+
+class _NoCompletion(argparse.Action):
+    """Takes the place of the option where the library that writes completions is not installed."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_arguments: Any) -> None:
+        parser.error("shtab is not installed: pip install 'swcheck[completion]'")
+
+
+def _add_completion(parser: argparse.ArgumentParser) -> None:
+    words = 'print a completion script for this shell: eval "$(swcheck --completion bash)"'
+    try:
+        import shtab
+    except ImportError:
+        parser.add_argument("--completion", action=_NoCompletion, metavar="SHELL", help=words)
+    else:
+        shtab.add_argument_to(parser, ["--completion"], help=words)

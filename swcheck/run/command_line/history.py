@@ -1,0 +1,155 @@
+"""``swcheck history DIR``: the margins of past runs over time, so that a slow slide is seen before it turns red."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from swcheck.base.errors import OptionError, SwcheckError
+from swcheck.base.formatting import format_number
+from swcheck.base.output_files import check_writable
+from swcheck.base.reading.bounded import read_json
+from swcheck.base.records import Verdict
+from swcheck.run.command_line.common.layout import aligned
+from swcheck.run.reports.margins import margin
+from swcheck.run.reports.verdict_json import verdict_from_json
+
+LARGEST_FILE: Final = 2**26
+BARS: Final = "▁▂▃▄▅▆▇█"
+MOST_SHOWN: Final = 12
+"""The number of the latest runs that the trend of a check shows."""
+
+SLIDE: Final = 0.1
+"""A margin that has lost this share since the run with the largest one is called a slide."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One JSON file of a run: its name, when it was written (seconds since 1970), and its verdicts."""
+
+    name: str
+    time: float
+    verdicts: tuple[Verdict, ...]
+
+
+Series = Mapping[tuple[str, str], list[tuple[Run, Verdict]]]
+"""The verdicts of each check, by (model and candidate, check), the oldest run first."""
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand to argparse's ``commands``."""
+    parser = commands.add_parser("history", help="margins of past runs over time, from their JSON files")
+    parser.add_argument("folder", type=Path, help="where the files of --swcheck-json of past runs lie, one a run")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="draw the margins as well: a .png or .svg")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> str:
+    """Return a row for each check with its margins over the runs, and draw them if a file is given.
+
+    Raises ``OptionError`` for a folder without runs. Files that are no runs of swcheck are named, and left out.
+    """
+    if options.out is not None:
+        from swcheck.study.common.plots import check_available
+
+        check_available(f"a picture {options.out.name}")
+        check_writable(options.out.absolute())
+    runs, refused = read_runs(options.folder)
+    if not runs:
+        more = f", {len(refused)} other files" if refused else ""
+        raise OptionError(
+            f"runs in {options.folder}", f"no file of --swcheck-json{more}", "--swcheck-json=DIR/DATE.json"
+        )
+    found = series(runs)
+    lines = [f"{options.folder}: {len(runs)} run{'s' * (len(runs) > 1)}, {_day(runs[0])} to {_day(runs[-1])}"]
+    lines += aligned([("check", "of", "measured", "limit", "margins, oldest first", "now"), *map(_row, found.items())])
+    lines += [f"  left out, no run of swcheck: {name}" for name in refused]
+    if options.out is not None:
+        from swcheck.study.common.plots import write_picture
+
+        write_picture(options.out, "Margins over time; below 1 a check is red", lambda figure: draw(figure, found))
+        lines.append(f"written: {options.out}")
+    return "\n".join(lines)
+
+
+def read_runs(folder: Path) -> tuple[list[Run], list[str]]:
+    """Return the runs of a folder, the oldest first, and the names of JSON files that are none."""
+    runs, refused = [], []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            document = read_json(file, LARGEST_FILE, f"history {file}")
+            verdicts = tuple(verdict_from_json(record)[1] for record in document["verdicts"])
+        except (SwcheckError, OSError, KeyError, TypeError, ValueError):
+            refused.append(file.name)
+        else:
+            runs.append(Run(file.stem, file.stat().st_mtime, verdicts))
+    return sorted(runs, key=lambda one: (one.time, one.name)), refused
+
+
+def series(runs: Sequence[Run]) -> Series:
+    """Return the verdicts of each check that has a margin, or has lost it, over the runs."""
+    found: dict[tuple[str, str], list[tuple[Run, Verdict]]] = {}
+    for one in runs:
+        for verdict in one.verdicts:
+            if verdict.limit is not None and verdict.measured is not None:
+                found.setdefault((verdict.who, verdict.check), []).append((one, verdict))
+    return {key: values for key, values in found.items() if any(margin(verdict) is not None for _, verdict in values)}
+
+
+def _row(entry: tuple[tuple[str, str], list[tuple[Run, Verdict]]]) -> tuple[str, ...]:
+    (who, check), values = entry
+    last = values[-1][1]
+    margins = [0.0 if (found := margin(verdict)) is None else found for _, verdict in values]
+    measured = format_number(last.measured, last.unit)
+    return (
+        check,
+        who,
+        measured,
+        str(last.limit),
+        _trend(margins[-MOST_SHOWN:]),
+        f"{_number(margins[-1])}{_slide(margins)}",
+    )
+
+
+def _number(value: float) -> str:
+    return format_number(value, "x") if value else "-"
+
+
+def _trend(margins: Sequence[float]) -> str:
+    """Return a bar for each margin, from the limit to the largest one, logarithmic; a red one is an exclamation mark."""
+    most = math.log(max(1.0, *margins)) * 1.0001 or 1.0
+    return "".join("!" if value < 1 else BARS[int(len(BARS) * math.log(value) / most)] for value in margins)
+
+
+def _slide(margins: Sequence[float]) -> str:
+    if margins[-1] < 1:
+        return ", red"
+    lost = 1 - margins[-1] / max(margins)
+    return f", {lost:.0%} less than its best" if lost > SLIDE else ""
+
+
+def _day(one: Run) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(one.time))
+
+
+def draw(figure: Any, found: Series) -> None:
+    """Draw the margin of each check over the runs on a logarithmic axis, with a line at 1, the limit."""
+    from swcheck.study.common.plots import single_axes
+
+    axes = single_axes(figure)
+    names = list(
+        dict.fromkeys(one.name for values in found.values() for one, _ in sorted(values, key=lambda v: v[0].time))
+    )
+    for (who, check), values in found.items():
+        points = [(names.index(one.name), value) for one, verdict in values if (value := margin(verdict)) is not None]
+        axes.plot([place for place, _ in points], [value for _, value in points], label=f"{check}, {who}")
+    axes.axhline(1.0, color="0.4", linewidth=1.0, linestyle="--", marker="")
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.set_ylabel("margin to the limit")
+    axes.legend(fontsize=8)

@@ -1,0 +1,67 @@
+"""``swcheck history``: a slide is seen before it turns red, and what is no run is named."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from swcheck.base.json_text import json_text
+from swcheck.base.records import Limit
+from swcheck.run.reports.verdict_json import json_document
+from tests.run.reports.test_summary import verdict
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Four runs whose perplexity slides towards its limit and whose activation does not, beside two other files."""
+    for number, measured in enumerate([1.0, 1.02, 1.05, 1.2]):
+        verdicts = [
+            verdict("perplexity", candidate="c", measured=measured, limit=Limit(None, 1.25, "why")),
+            verdict("activations", candidate="c"),
+            verdict("super weights", measured=1.0, limit=Limit(1.0, None, "why"), unit=""),
+        ]
+        file = tmp_path / f"run-{9 - number}.json"
+        file.write_text(json_text(json_document([("a.py::t", one) for one in verdicts])))
+        os.utime(file, (86400 * (number + 1),) * 2)
+    (tmp_path / "other.json").write_text("[1]")
+    (tmp_path / "text.txt").write_text("no run")
+    return tmp_path
+
+
+def test_a_slide_is_told_before_it_is_red(run, runs):
+    """The runs are in the order of their time; a margin that shrinks is said so, a constant one and a count are not."""
+    code, out, err = run("history", runs)
+    assert (code, err) == (0, "")
+    head, columns, perplexity, activations, refused = out.splitlines()
+    assert head == f"{runs}: 4 runs, 1970-01-02 to 1970-01-05"
+    assert columns.split() == ["check", "of", "measured", "limit", "margins,", "oldest", "first", "now"]
+    assert perplexity.split()[-7:] == ["██▇▂", "x1.042,", "17%", "less", "than", "its", "best"]
+    assert activations.split()[-2:] == ["████", "x1.333"]
+    assert refused == "  left out, no run of swcheck: other.json"
+
+
+def test_a_red_run_stands_out(run, runs):
+    """A margin below 1 is an exclamation mark, and the row says that the check is red now."""
+    red = verdict("perplexity", candidate="c", measured=2.0, limit=Limit(None, 1.25, "why"))
+    (runs / "last.json").write_text(json_text(json_document([("a.py::t", red)])))
+    row = next(line for line in run("history", runs)[1].splitlines() if "perplexity" in line)
+    assert row.split()[-3:] == ["██▇▂!", "x0.625,", "red"]
+
+
+def test_the_margins_are_drawn(run, runs, tmp_path):
+    """The picture has a line for each check and the names of the runs in their order."""
+    out = tmp_path / "history.svg"
+    assert run("history", runs, f"--out={out}")[1].endswith(f"written: {out}\n")
+    text = out.read_text(encoding="utf-8")
+    places = [text.index(f"<!-- {name} -->") for name in ("run-9", "run-8", "run-7", "run-6")]
+    assert places == sorted(places)
+    assert "<!-- perplexity, c against m -->" in text
+
+
+def test_a_folder_without_runs_is_refused(run, tmp_path):
+    """An empty folder, or one that is not there, is told what belongs there."""
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        code, _, err = run("history", folder)
+        assert code == 2
+        assert "--swcheck-json=DIR/DATE.json" in err
