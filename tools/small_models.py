@@ -31,11 +31,15 @@ SIZES: Final[dict[str, Any]] = {
     **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 2),
     **dict.fromkeys(("num_key_value_heads", "n_shared_experts", "n_group", "topk_group", "mamba_n_groups", "n_groups"), 1),
     **dict.fromkeys(("first_k_dense_replace",), 1),
-    **dict.fromkeys(("vocab_size", "n_positions", "max_position_embeddings", "n_ctx", "max_seq_len"), VOCABULARY),
-    "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCABULARY,
+    "hidden_size_per_layer_input": 16,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 """Values of configuration fields, where a type has them."""
+
+VOCABULARY_FIELDS: Final = (
+    "vocab_size", "vocab_size_per_layer_input", "n_positions", "max_position_embeddings", "n_ctx", "max_seq_len",
+)  # fmt: skip
+"""Fields that get the size of the vocabulary."""
 
 OWN_SIZES: Final[dict[str, dict[str, Any]]] = {
     **{name: {"head_dim": 8} for name in ("deepseek_v3", "youtu", "axk1")},
@@ -62,11 +66,12 @@ OWN_SIZES: Final[dict[str, dict[str, Any]]] = {
 PER_LAYER: Final = ("layer_types", "mlp_layer_types", "layers_block_type", "moe_layer_pattern", "block_types")
 
 
-def small_model(model_type: str, seed: int = 0) -> PreTrainedModel:
+def small_model(model_type: str, seed: int = 0, *, vocabulary: int = VOCABULARY) -> PreTrainedModel:
     """Return a random model of a type, float32 on the CPU, in evaluation mode. Raises whatever its configuration raises."""
     kind = CONFIG_MAPPING[model_type]
     own = OWN_SIZES.get(model_type, {})
-    fields = {**_shrunk(kind().to_dict(), {**SIZES, **own}), **own}
+    sizes = {**SIZES, **dict.fromkeys(VOCABULARY_FIELDS, vocabulary), **own}
+    fields = {**_shrunk(kind().to_dict(), sizes), **own}
     if isinstance(fields.get("text_config"), dict):
         fields["text_config"] |= own
     config = kind(**{name: value for name, value in fields.items() if value is not ...})

@@ -194,9 +194,15 @@ def exchange_maps(one: str, other: str) -> Edit:
     return edit
 
 
+def head_width(model: Any) -> int:
+    """Return the width of an attention head."""
+    config = model.config
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def other_rope_layout(model: Any, strength: float) -> None:
     """Store q and k of ``strength`` layers with pairs interleaved in place of split halves."""
-    size = int(getattr(model.config, "head_dim", 0) or model.config.hidden_size // model.config.num_attention_heads)
+    size = head_width(model)
     for layer in range(int(strength)):
         for name in ("q_proj", "k_proj"):
             weight = map_weight(model, name, layer)

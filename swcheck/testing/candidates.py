@@ -16,8 +16,11 @@ from typing import Any, Final
 import torch
 
 from swcheck.base.errors import OptionError
+from swcheck.base.evaluation_text import evaluation_text
 from swcheck.base.records import Loaded, SuperWeight
+from swcheck.lens.tokens import token_windows
 from swcheck.superweights.locating.locate import locate
+from swcheck.testing import candidate_conversions as conversions
 from swcheck.testing import candidate_edits as edits
 
 Make = Callable[[Loaded, float], Loaded]
@@ -147,7 +150,7 @@ def _first_norm(model: Any) -> torch.Tensor:
 
 
 def _heads_rolled(model: Any, strength: float) -> None:
-    edits.roll_rows(_q_proj)(model, strength * int(model.config.head_dim))
+    edits.roll_rows(_q_proj)(model, strength * edits.head_width(model))
 
 
 def _cast(reference: Loaded, dtype: torch.dtype) -> Loaded:
@@ -167,6 +170,16 @@ def _trained(reference: Loaded, strength: float) -> Loaded:
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.sub_(strength * gradient)
     return replace(reference, model=model.to(reference.model.dtype).eval())
+
+
+def _adapted_twice(reference: Loaded, strength: float) -> Loaded:
+    """Return the reference with an adapter that was trained on its own text and merged ``strength`` times."""
+    ids = token_windows(reference.tokenizer, reference.text or evaluation_text(), count=8, length=64)
+    return _edited(conversions.merge_own_adapter(ids, TRAINING_STEPS, ADAPTER_RATE), reference, strength)
+
+
+ADAPTER_RATE: Final = 0.1
+"""How far each factor of an adapter moves in a step of its training."""
 
 
 TRAINING_STEPS: Final = 8
@@ -214,6 +227,15 @@ def _kinds() -> Mapping[str, CandidateKind]:
         "query negated": (tensor, (-1,), edit(edits.scale(_q_proj))),
         "attention output drawn again": (matrix, (1, 3), edit(edits.draw_again(_o_proj))),
         "up projection drawn again": (matrix, (1,), edit(edits.draw_again(_up_proj))),
+        "fused q, k, v split wrongly": (order, (1, 3), edit(conversions.split_by_parts)),
+        "fused gate and up split wrongly": (order, (1, 3), edit(conversions.split_by_halves)),
+        "halves of gate and up exchanged": (tensor, (1, 3), edit(conversions.exchange_halves)),
+        "adapter of another base": (("adapter",), (0.1, 0.5, 2), edit(conversions.merge_foreign_adapter)),
+        "adapter merged again": (("adapter",), (1, 4, 10), _adapted_twice),
+        "experts lost": (tensor, (1, 3), edit(conversions.lose_experts)),
+        "experts drawn again": (tensor, (1, 3), edit(conversions.draw_experts_again)),
+        "experts exchanged": (tensor, (1,), edit(conversions.exchange_experts)),
+        "range clipped": (("clipping", *whole), (6, 3, 2), edit(conversions.clip_ranges)),
         "super weights scaled": (heavy, (1.5, 0.25, 0), weights(_scaled)),
         "super weights negated": (heavy, (-1,), weights(_scaled)),
         "super weights moved": (heavy, (1,), weights(_moved)),

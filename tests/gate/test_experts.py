@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from swcheck import (
+    Loaded,
     Outcome,
     Planting,
     RobustnessError,
@@ -25,6 +26,7 @@ from swcheck import (
 from swcheck.gate.baseline.file import baseline_text, read_baseline
 from swcheck.superweights.measurements.contributions import located
 from swcheck.superweights.subject.as_subject import as_subject
+from swcheck.testing.candidates import candidate
 from tools.small_models import small_model
 
 IDS = torch.arange(5, 29)[None]
@@ -115,8 +117,9 @@ def _unpacking(experts):
     return forward
 
 
-def test_a_broken_router_is_a_cause_of_its_own():
-    """A candidate whose routers send tokens elsewhere is red with that cause, proven by giving the routing back."""
+@pytest.fixture(scope="module")
+def speaking():
+    """A mixture that depends on its experts and predicts well, and a text that it made, int64 ``(16, 40)``."""
     model = small_model("mixtral")
     for layer in model.model.layers:
         layer.mlp.experts.down_proj.data.mul_(60)
@@ -129,6 +132,12 @@ def test_a_broken_router_is_a_cause_of_its_own():
             ids = torch.cat(
                 [ids, torch.distributions.Categorical(logits=model(ids).logits[:, -1]).sample()[:, None]], 1
             )
+    return model, ids
+
+
+def test_a_broken_router_is_a_cause_of_its_own(speaking):
+    """A candidate whose routers send tokens elsewhere is red with that cause, proven by giving the routing back."""
+    model, ids = speaking
     candidate = copy.deepcopy(model)
     for layer in candidate.model.layers:
         layer.mlp.gate.weight.data.copy_(layer.mlp.gate.weight.data[[1, 2, 3, 0]])
@@ -185,3 +194,34 @@ def without_experts(value):
     if isinstance(value, dict):
         return {name: without_experts(part) for name, part in value.items() if name != "expert"}
     return [without_experts(part) for part in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("experts lost", r"2 expert tensors alike, first model.layers.3.mlp.experts.gate_up_proj: is all zeros of experts 0, 1, 2"),
+        ("experts drawn again", r"2 expert tensors .* is unrelated to the reference's, as if drawn again of experts 0, 1, 2"),
+        ("experts exchanged", r"2 expert tensors .* has others in place of experts 0, 1"),
+    ],
+)  # fmt: skip
+def test_experts_that_were_never_filled_are_named(speaking, name, words):
+    """Zeroed, drawn again, or exchanged: layer and experts are named, and giving them back proves it."""
+    model, ids = speaking
+    found = candidate(name, Loaded(model, None, "mixture"))
+    with pytest.raises(RobustnessError) as caught:
+        assert_predictions_preserved(found, model, token_ids=ids)
+    assert re.fullmatch(words, caught.value.verdict.cause)
+    assert caught.value.verdict.cause_kind == "tensor"
+
+
+def test_routing_is_given_back_on_whole_windows_where_little_was_lost(speaking):
+    """A proof by the KL divergence scores whole windows, and routes all of their tokens."""
+    model, ids = speaking
+    other = copy.deepcopy(model)
+    other.model.layers[2].mlp.gate.weight.data[:2] = other.model.layers[2].mlp.gate.weight.data[:2].flip(0)
+    long = ids.repeat(1, 5)
+    with pytest.raises(RobustnessError) as caught:
+        assert_predictions_preserved(other, model, kl=1e-9, top1=1.0, token_ids=long)
+    verdict = caught.value.verdict
+    assert verdict.cause_kind == "router"
+    assert "the reference's routing given back through a hook" in str(verdict.detail)

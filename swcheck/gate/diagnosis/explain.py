@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 from swcheck.gate.diagnosis.causes import (
     activation,
     block_neighbours,
+    clipped_range,
     contribution,
     differences,
     embedding_basis,
@@ -34,6 +35,7 @@ STEPS: Final[tuple[Step, ...]] = (
     sick_reference.find,
     embedding_basis.find,
     differences.find,
+    clipped_range.find,
     contribution.find,
     routing.find,
     activation.find,

@@ -99,10 +99,9 @@ class Reporter:
         The estimate imports torch. It is made outside the hooks of other plugins: the time that pytest-timeout allows a
         test must not end in here, where pytest takes its exception for an internal error.
         """
-        needs = getattr(item, "fixturenames", ())
-        spec, candidate = specs_of(item)
-        wanted = [spec] if spec and "swcheck_model" in needs else []
-        wanted += [candidate] if candidate and "swcheck_candidate" in needs else []
+        needs, (spec, candidate) = getattr(item, "fixturenames", ()), specs_of(item)
+        pairs = ((spec, "swcheck_model"), (candidate, "swcheck_candidate"))
+        wanted = [name for name, fixture in pairs if name and fixture in needs]
         new = [name for name in wanted if name not in self.loading]
         self.loading = tuple(wanted) if spec in new else (*self.loading, *new)
         if new:
@@ -167,8 +166,8 @@ class Reporter:
         # Several workers may have measured the same reference; the longest text has the most measurements.
         files = {path: max(texts, key=lambda text: (len(text), text)) for path, texts in self.baseline_texts.items()}
         reported, warning = self.worst_verdicts(), self.unjudged().partition("\n")[0]
-        arguments, interrupted = self.config.invocation_params.args, self.config.stash.get(INTERRUPTED, False)
-        files |= report_texts(self.settings, reported, arguments, warning=warning, interrupted=interrupted)
+        given, broken = self.config.invocation_params.args, self.config.stash.get(INTERRUPTED, False)
+        files |= report_texts(self.settings, reported, given, warning=warning, interrupted=broken)
         for path, text in files.items():
             try:
                 write_atomically(path, text)
@@ -181,12 +180,13 @@ class Reporter:
         if not self.settings.no_step_summary:
             with suppress(OSError):  # a courtesy: the run does not depend on it
                 append_step_summary(reported, warning)
+        print_causes(self.config, reported)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         from swcheck.run.reports.summary import summary
 
-        quiet = self.config.get_verbosity() < -1
-        lines = [] if quiet else summary(self.worst_verdicts(), shutil.get_terminal_size().columns)
+        columns, verbosity = shutil.get_terminal_size().columns, self.config.get_verbosity()
+        lines = summary(self.worst_verdicts(), columns) if verbosity >= -1 else []
         if lines:
             terminalreporter.ensure_newline()
             terminalreporter.section("swcheck")
@@ -228,6 +228,21 @@ class Reporter:
         from swcheck.run.reports.margins import worst_of_each
 
         return worst_of_each(in_order(self.settings, self.placed_verdicts))
+
+
+def print_causes(config: pytest.Config, reported: Sequence[Reported]) -> None:
+    """Print the causes of several red candidates in one table, before pytest prints the details of each failure."""
+    from swcheck.run.reports.causes_table import causes_table
+
+    terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is None or config.get_verbosity() < -1:
+        return
+    lines = causes_table(reported, shutil.get_terminal_size().columns)
+    if lines:
+        terminal.ensure_newline()
+        terminal.section("causes")
+    for line in lines:
+        terminal.write_line(visible(line))
 
 
 def in_order(settings: Settings, placed: Sequence[tuple[tuple[str, int], Reported]]) -> list[Reported]:

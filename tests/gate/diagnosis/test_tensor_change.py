@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swcheck.gate.diagnosis.evidence.tensor_change import places_of_rows, tensor_change
+from swcheck.gate.diagnosis.evidence.tensor_change import change_in_few_values, places_of_rows, tensor_change
 
 
 def random(*shape, seed=0):
@@ -43,11 +43,13 @@ def test_a_factor_is_told(seed, factor):
         (lambda m: m.roll(1, 0), "has its rows rolled by 1"),
         (lambda m: m.roll(-3, 0), "has its rows rolled by -3"),
         (lambda m: m.roll(16, 1), "has its columns rolled by 16"),
+        (lambda m: m.roll(32, 0), "has its rows rolled by -32, which exchanges its halves"),
         (lambda m: m.flip(0), "has its rows reversed"),
-        (lambda m: m.reshape(4, 16, 64)[[1, 0, 3, 2]].reshape(64, 64), "has its rows moved in blocks of 16, as heads are"),
+        (lambda m: m.reshape(4, 16, 64)[[1, 0, 3, 2]].reshape(64, 64), "has its rows moved in blocks of 16, as heads are, or the parts of a fused matrix"),
         (lambda m: m.reshape(2, 2, 16, 64).transpose(1, 2).reshape(64, 64), "(another rope layout)"),
         (lambda m: torch.cat([m[:8].flip(0), m[8:]]), "has its rows 0 to 7 in another order"),
         (lambda m: m[torch.randperm(64, generator=torch.Generator().manual_seed(1))], "has its rows shuffled"),
+        (lambda m: m.index_put((torch.tensor(7), torch.tensor(9)), torch.tensor(30.0)), "differs in 1 value, [7, 9]: 30 for -0.3164"),
         (lambda m: m[:, :32], "has the shape 64 x 32 for 64 x 64"),
     ],
 )  # fmt: skip
@@ -62,6 +64,24 @@ def test_moved_rows_are_found_under_rounding():
     """A matrix that was rounded to 4 bits as well is still told to have its rows rolled."""
     step = MATRIX.abs().amax(1, keepdim=True) / 7
     assert tensor_change(((MATRIX / step).round() * step).roll(1, 0), MATRIX).words == "has its rows rolled by 1"
+
+
+@given(st.integers(0, 5), st.integers(1, 16), st.floats(0.5, 100))
+def test_the_places_of_few_values_are_read_back(seed, count, size):
+    """Up to 16 values that differ are found with their places, beside rounding to 8 bits of all others."""
+    matrix, places = (
+        random(64, 64, seed=seed),
+        torch.randperm(4096, generator=torch.Generator().manual_seed(seed))[:count],
+    )
+    ours = matrix + 1e-3 * size * random(64, 64, seed=7)
+    ours.view(-1)[places] += size * 2
+    found = change_in_few_values(ours, matrix)
+    assert {row * 64 + column for row, column in found.places} == set(places.tolist())
+
+
+def test_zeroed_rows_are_not_moved_rows():
+    """Rows of zeros have no place, and are no rows in another order."""
+    assert places_of_rows(MATRIX * (torch.arange(64) > 31)[:, None], MATRIX) is None
 
 
 def test_another_tensor_differs_and_is_not_structural():

@@ -15,7 +15,7 @@ from swcheck.base.errors import brief_message
 from swcheck.gate.diagnosis.evidence.damaged_candidate import PROVEN, DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, ruled_out
 from swcheck.gate.diagnosis.evidence.suspect import Suspect, given_back
-from swcheck.gate.diagnosis.suspects import configuration, order, tensors
+from swcheck.gate.diagnosis.suspects import adapter, configuration, order, split, tensors
 from swcheck.superweights.measurements.model_sample import model_sample
 from swcheck.superweights.subject.measurement import Slot
 from swcheck.superweights.subject.memory import Cost, InBaseline
@@ -53,7 +53,7 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
 def _find(damaged: DamagedCandidate) -> Finding | Detail:
     found = configuration.suspects(damaged)
     if model_sample(damaged.candidate).layers == model_sample(damaged.reference).layers:
-        moved = order.suspects(damaged)
+        moved = [*order.suspects(damaged), *split.suspects(damaged)] or adapter.suspects(damaged)
         explained = {name for one in moved for name in (*one.parameters, *one.maps)}
         found += [*moved, *tensors.suspects(damaged, explained)]
     if not found:

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 from swcheck.gate.diagnosis.evidence.damaged_candidate import PROVEN, DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, not_known
-from swcheck.gate.diagnosis.evidence.reference_matrices import reference_matrix
+from swcheck.gate.diagnosis.evidence.reference_matrices import (
+    expert_stacks,
+    other_parameters,
+    reference_matrix,
+    reference_parameter,
+)
+from swcheck.gate.diagnosis.evidence.suspect import Suspect, given_back
 from swcheck.gate.diagnosis.suspects.order import missing_layers
 from swcheck.gate.relation.candidate_kind import Kind, is_on_grid, kind_from_weights, weight_sample
 from swcheck.gate.relation.linear_maps import map_errors, why_responses_unknown
@@ -78,9 +84,11 @@ def find(damaged: DamagedCandidate) -> Finding:
     if outstanding and share >= PROVEN:
         return _named_maps(damaged, outstanding, detail)
     everything, rows = _given_back(damaged, [f"{path}.{name}" for name in wrong])
+    if everything < PROVEN:
+        everything, rows = _all_given_back(damaged, [f"{path}.{name}" for name in wrong])
     kind, cause = "unknown", f"the rest of the model (most in layer {layer})"
     if everything >= PROVEN:
-        kind, cause = _what_changed_all(damaged, statistics.median(errors.values()))
+        kind, cause = _what_changed_all(damaged, statistics.median(errors.values()), _are_on_grids(damaged, wrong))
     names = tuple(f"{path}.{name}" for name in worst)
     return Finding(f"{NOT_THE_SUPER_WEIGHTS}, but {cause}", (*detail, *rows, _bits_row(errors)), names, kind=kind)
 
@@ -124,7 +132,15 @@ def _named_maps(damaged: DamagedCandidate, names: Sequence[str], detail: Detail)
     return Finding(cause, detail, matrices, kind="matrix")
 
 
-def _what_changed_all(damaged: DamagedCandidate, error: float) -> tuple[str, str]:
+def _are_on_grids(damaged: DamagedCandidate, names: Sequence[str]) -> bool:
+    """Return whether most of the maps that can be read, a few of the ``names``, know few levels only."""
+    modules = (damaged.candidate.module.get_submodule(f"{damaged.candidate.anatomy.path}.{name}") for name in names)
+    weights = [weight for module in modules if (weight := plain_weight(module)) is not None]
+    found = [is_on_grid(weight[:ROWS]) for weight in weights[:: max(1, len(weights) // ROWS)]]
+    return 2 * sum(found) > len(found)
+
+
+def _what_changed_all(damaged: DamagedCandidate, error: float, on_grids: bool) -> tuple[str, str]:
     """Return kind and words of the cause if all linear maps are changed, by ``error`` in the median."""
     candidate, reference = damaged.candidate, damaged.reference
     found, bits = Kind("quantized", ""), bits_of_error(error)
@@ -132,7 +148,7 @@ def _what_changed_all(damaged: DamagedCandidate, error: float) -> tuple[str, str
         found = kind_from_weights(weight_sample(candidate), weight_sample(reference))
     if found.name in CHANGES:
         return CHANGES[found.name], f"{CHANGES[found.name]}: all linear maps answer {error:.0%} off"
-    if candidate.scheme is None and found.scheme is None:
+    if candidate.scheme is None and found.scheme is None and not on_grids:
         return "all_maps", f"all linear maps were changed, and not by rounding: they answer {error:.0%} off"
     return "rounding", f"coarse rounding: all linear maps answer as with {bits:.1f} bits"
 
@@ -165,6 +181,21 @@ def _given_back(damaged: DamagedCandidate, names: Sequence[str]) -> tuple[float,
     share, words = damaged.recovered(partial(maps_replaced, maps=maps, rows={}))
     what = "this matrix" if len(maps) == 1 else f"these {len(maps)} matrices"
     return share, (("given back", f"{what} through a hook: {words}"),)
+
+
+def _all_given_back(damaged: DamagedCandidate, names: Sequence[str]) -> tuple[float, Detail]:
+    """Return the same with experts, norms, biases, embedding and head given back as well."""
+    candidate = damaged.candidate
+    found = {name: reference_matrix(candidate, damaged.reference, name) for name in names}
+    maps = {name: weight for name, weight in found.items() if not isinstance(weight, str)}
+    parameters = {
+        name: value
+        for name, ours in {**other_parameters(candidate), **expert_stacks(candidate)}.items()
+        if not isinstance(value := reference_parameter(damaged, name), str) and value.shape == ours.shape
+    }
+    everything = Suspect("all_maps", "all weights", "", parameters=parameters, maps=maps)
+    share, words = damaged.recovered(lambda model: given_back(candidate, model, [everything]))
+    return share, (("given back", f"all weights: {words}"),)
 
 
 def first_bad_layer(candidate: Subject, reference: Subject, channels: Sequence[int] = ()) -> tuple[int, float]:

@@ -18,10 +18,11 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
     candidate, reference = damaged.candidate, damaged.reference
     if not routed_modules(candidate.anatomy):
         return ()
-    if not (reference.is_measurable or routing_on.knows(reference, damaged.ids)):
+    ids = damaged.proven_on
+    if not (reference.is_measurable or routing_on.knows(reference, ids)):
         return not_known("whether a router pays: the reference is not here")
-    theirs = routing_on(reference, damaged.ids)
-    ours = routing_on(candidate, damaged.ids)
+    theirs = routing_on(reference, ids)
+    ours = routing_on(candidate, ids)
     shares = {layer: share_of_other_experts(ours[layer][0], theirs[layer][0]) for layer in theirs if layer in ours}
     if not shares or not max(shares.values()):
         return ruled_out("a router (every token goes to the same experts)") if shares else ()

@@ -78,6 +78,11 @@ class DamagedCandidate:
         """The candidate's nats per token on ``ids``."""
         return float(intact_nats_against(self.candidate, self.reference).mean())
 
+    @property
+    def proven_on(self) -> torch.Tensor:
+        """The token ids that ``recovered`` scores, int64 ``(B, T)``: whole windows where little was lost, else ``ids``."""
+        return windows(self.reference) if self.candidate_nats - self.reference_nats < LITTLE_LOSS else self.ids
+
     def recovered(self, restored: Callable[[Any], AbstractContextManager[nn.Module | None]]) -> tuple[float, str]:
         """Return the share of the lost nats that returns inside ``restored(module)``, and words for it.
 

@@ -111,6 +111,19 @@ def other_parameters(subject: Subject) -> dict[str, torch.Tensor]:
     }
 
 
+def expert_stacks(subject: Subject) -> dict[str, torch.Tensor]:
+    """Return the plain float parameters ``(E, ., .)`` that hold a matrix of every expert of a layer."""
+    body = subject.anatomy
+    return {
+        f"{body.path}.{layer}.{place.path}.{name}": parameter.data
+        for layer, places in enumerate(body.structure.places)
+        for place in places
+        if place.parameter is not None
+        for name, parameter in body.layers[layer].get_submodule(place.path).named_parameters(recurse=False)
+        if parameter.ndim == 3 and is_plain(parameter)
+    }
+
+
 def reference_parameter(damaged: DamagedCandidate, name: str) -> torch.Tensor | str:
     """Return the reference's parameter that the candidate calls ``name``, or words why it is not known."""
     reference, plain = damaged.reference, name.removeprefix(ADAPTER_PREFIX)
@@ -121,9 +134,9 @@ def reference_parameter(damaged: DamagedCandidate, name: str) -> torch.Tensor | 
 
 
 def reference_parameters_of_layer(damaged: DamagedCandidate, layer: int) -> dict[str, torch.Tensor]:
-    """Return the reference's norms, biases and other small parameters of a layer, by their names in the candidate."""
-    start = f"{damaged.candidate.anatomy.path}.{layer}."
-    names = [name for name in other_parameters(damaged.candidate) if name.startswith(start)]
+    """Return the reference's norms, biases, expert stacks of a layer, by their names in the candidate."""
+    start, subject = f"{damaged.candidate.anatomy.path}.{layer}.", damaged.candidate
+    names = [name for name in (*other_parameters(subject), *expert_stacks(subject)) if name.startswith(start)]
     found = {name: reference_parameter(damaged, name) for name in names}
     return {name: value for name, value in found.items() if not isinstance(value, str)}
 

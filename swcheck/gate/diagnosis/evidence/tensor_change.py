@@ -40,14 +40,24 @@ LEFT_BY_FACTORS: Final = 0.4
 LARGEST_MATCHED: Final = 2**13
 """Rows are compared with each other in matrices of at most this many."""
 
+FEW_VALUES: Final = 16
+"""At most this many values, and a hundredth of all, are few."""
+
+IN_FEW: Final = 0.99
+"""A tensor differs in few values if they have this share of the squared difference; 8 bits of the others leave 0.5 %."""
+
 
 @dataclass(frozen=True)
 class TensorChange:
-    """How a tensor differs: ``words``, ``size`` relative to the norm, and whether the ``form`` of the change is known."""
+    """How a tensor differs: ``words``, ``size`` relative to the norm, and whether the form of the change is known.
+
+    ``places`` are the indices of the values that differ, if they are few.
+    """
 
     words: str
     size: float
     is_structural: bool = False
+    places: tuple[tuple[int, ...], ...] = ()
 
 
 def tensor_change(ours: torch.Tensor, theirs: torch.Tensor, *, match_rows: bool = True) -> TensorChange | None:
@@ -59,8 +69,7 @@ def tensor_change(ours: torch.Tensor, theirs: torch.Tensor, *, match_rows: bool 
     ours, theirs = ours.detach().float().cpu(), theirs.detach().float().cpu()
     if ours.shape != theirs.shape:
         return TensorChange(f"has the shape {_shape(ours)} for {_shape(theirs)}", 1.0, is_structural=True)
-    norm = theirs.norm().clamp_min(1e-30)
-    size = float((ours - theirs).norm() / norm)
+    size = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30))
     if not size > SAME:
         return None
     if not ours.any():
@@ -68,6 +77,15 @@ def tensor_change(ours: torch.Tensor, theirs: torch.Tensor, *, match_rows: bool 
     if ours.numel() > 1 and bool((ours == ours.flatten()[0]).all()):
         words = f"is the constant {float(ours.flatten()[0]):g}"
         return TensorChange(words, size, is_structural=bool((theirs != theirs.flatten()[0]).any()))
+    return _known_form(ours, theirs, size, match_rows=match_rows) or TensorChange(f"differs by {size:.0%}", size)
+
+
+def _known_form(ours: torch.Tensor, theirs: torch.Tensor, size: float, *, match_rows: bool) -> TensorChange | None:
+    """Return the change of a tensor that is scaled, differs in few values, or has its rows moved; None for another."""
+    few = change_in_few_values(ours, theirs)
+    if few is not None:
+        return few
+    norm = theirs.norm().clamp_min(1e-30)
     factor = float((ours * theirs).sum() / (theirs * theirs).sum().clamp_min(1e-30))
     left, kept = float((ours - factor * theirs).norm() / norm), float(ours.norm() / norm)
     if abs(factor - 1) > LEAST_SCALE and left < LEFT_BY_FACTORS * min(size, kept):
@@ -77,7 +95,29 @@ def tensor_change(ours: torch.Tensor, theirs: torch.Tensor, *, match_rows: bool 
         form = _moved(ours, theirs)
     if not form and abs(factor) * float(norm) < UNRELATED * float(ours.norm()):
         form = "is unrelated to the reference's, as if drawn again"
-    return TensorChange(form or f"differs by {size:.0%}", size, is_structural=bool(form))
+    return TensorChange(form, size, is_structural=True) if form else None
+
+
+def change_in_few_values(ours: torch.Tensor, theirs: torch.Tensor) -> TensorChange | None:
+    """Return the change of a tensor of which at most ``FEW_VALUES`` values differ, beside rounding; else None.
+
+    However small they are beside the norm, a few values can hold a model up.
+    """
+    ours, theirs = ours.detach().float().cpu(), theirs.detach().float().cpu()
+    squares = (ours - theirs).square().flatten()
+    most = min(FEW_VALUES, squares.numel() // 100)
+    if ours.shape != theirs.shape or not most or not bool(squares.any()):
+        return None
+    largest = squares.topk(most)
+    shares = largest.values.double().cumsum(0) / squares.double().sum()
+    count = int((shares < IN_FEW).sum()) + 1
+    if count > most:
+        return None
+    places = tuple(tuple(map(int, torch.unravel_index(one, ours.shape))) for one in largest.indices[:count])
+    first = f"{list(places[0])}: {float(ours[places[0]]):.4g} for {float(theirs[places[0]]):.4g}"
+    words = f"differs in 1 value, {first}" if count == 1 else f"differs in {count} values, first {first}"
+    size = float(squares.sum().sqrt() / theirs.norm().clamp_min(1e-30))
+    return TensorChange(words, size, is_structural=True, places=places)
 
 
 def _scaled_in_parts(ours: torch.Tensor, theirs: torch.Tensor, most_left: float) -> str:
@@ -118,10 +158,10 @@ def places_of_rows(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor | N
     if len(ours) > LARGEST_MATCHED or ours.shape != theirs.shape:
         return None
     one, other = (rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12) for rows in (ours, theirs))
-    if float(((one * other).sum(1) < SAME_ROW).float().mean()) < MOVED_ROWS:
+    empty = ours.norm(dim=1) == 0
+    if float((((one * other).sum(1) < SAME_ROW) & ~empty).float().mean()) < MOVED_ROWS:
         return None
     best = (one @ other.T).max(1)
-    empty = ours.norm(dim=1) == 0
     found = (best.values >= SAME_ROW) | empty
     places = torch.where(empty, torch.arange(len(ours)), best.indices)
     if float(found.float().mean()) < MATCHED_ROWS or len(torch.unique(places[found])) < MATCHED_ROWS * int(found.sum()):
@@ -137,7 +177,7 @@ def _order_words(places: torch.Tensor) -> str:
     common = int(shift.mode().values)
     if common and float((shift == common).float().mean()) > MATCHED_ROWS:
         by = common if common <= count // 2 else common - count
-        return f"rolled by {-by}"
+        return f"rolled by {-by}{', which exchanges its halves' * (2 * common == count)}"
     if bool((places == count - 1 - own).all()):
         return "reversed"
     interleaved = _interleaved(places)
@@ -145,7 +185,7 @@ def _order_words(places: torch.Tensor) -> str:
         return f"in another order: interleaved for split halves in blocks of {interleaved} (another rope layout)"
     block = next((size for size in (256, 192, 128, 96, 80, 64, 48, 32, 16, 8) if _moves_blocks(places, size)), 0)
     if block:
-        return f"moved in blocks of {block}, as heads are"
+        return f"moved in blocks of {block}, as heads are, or the parts of a fused matrix"
     moved = (places != own).nonzero().flatten()
     first, last = int(moved[0]), int(moved[-1])
     return "shuffled" if (first, last) == (0, count - 1) else f"{first} to {last} in another order"

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import torch
 
 from swcheck.gate.diagnosis.evidence.reference_matrices import (
+    expert_stacks,
     other_parameters,
     reference_matrix,
     reference_parameter,
 )
 from swcheck.gate.diagnosis.evidence.suspect import Suspect
-from swcheck.gate.diagnosis.evidence.tensor_change import SAME, TensorChange, tensor_change
+from swcheck.gate.diagnosis.evidence.tensor_change import (
+    SAME,
+    TensorChange,
+    change_in_few_values,
+    places_of_rows,
+    tensor_change,
+)
 from swcheck.gate.relation.linear_maps import map_errors, why_responses_unknown
 from swcheck.lens.architecture.storage import plain_weight
+from swcheck.superweights.measurements.weights import down_name
 
 if TYPE_CHECKING:
     from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
@@ -28,10 +37,16 @@ MOST_ROWS: Final = 4
 FEW_ROWS: Final = 0.5
 """The rows of an embedding are named if at most this share of them differs."""
 MAP: Final = "linear map"
+STACK: Final = "expert tensor"
 MOST_MATCHED: Final = 24
 """Moved rows are sought in at most this many linear maps, those with the largest errors."""
 LEAST_ERROR: Final = 0.15
 """A linear map is compared value by value if its answers differ by more than this."""
+LEAST_OF_FEW: Final = 1e-3
+MOST_DENSE: Final = 4
+"""Single values are sought in maps whose answers differ by more than this, until this many maps differ in all values."""
+LARGEST_EXPERT: Final = 2**12
+"""At most this many values of each expert, evenly spaced, tell whether experts stand at other places."""
 
 
 def suspects(damaged: DamagedCandidate, explained: Collection[str] = ()) -> list[Suspect]:
@@ -41,7 +56,7 @@ def suspects(damaged: DamagedCandidate, explained: Collection[str] = ()) -> list
     """
     if damaged.relation.kind in {"permuted", "rotated"}:
         return []
-    changed = (*_other_parameters(damaged), *_maps(damaged))
+    changed = (*_other_parameters(damaged), *_experts(damaged), *_maps(damaged), *_single_values(damaged))
     found = sorted((one for one in changed if one.name not in explained), key=lambda one: -one.size)
     alike: dict[tuple[str, str], list[_Changed]] = {}
     for one in found:
@@ -104,9 +119,79 @@ def _maps(damaged: DamagedCandidate) -> Iterator[_Changed]:
         change = tensor_change(
             weight, wanted() if callable(wanted) else wanted, match_rows=number < MOST_MATCHED or place in moved
         )
-        if change is not None and change.is_structural:
+        if change is not None and change.is_structural and not _has_super_weight(damaged, name, change):
             moved.add(place)
             yield _Changed(MAP, name, change, wanted)
+
+
+def _single_values(damaged: DamagedCandidate) -> Iterator[_Changed]:
+    """Yield the linear maps with small errors in which a few values differ that are no super weights."""
+    candidate, reference = damaged.candidate, damaged.reference
+    if why_responses_unknown(reference):
+        return
+    path, dense = candidate.anatomy.path, 0
+    for inner, error in map_errors(candidate, reference):
+        if not LEAST_OF_FEW < error <= LEAST_ERROR or dense == MOST_DENSE:
+            continue
+        name = f"{path}.{inner}"
+        weight, wanted = (
+            plain_weight(candidate.module.get_submodule(name)),
+            reference_matrix(candidate, reference, name),
+        )
+        if weight is None or isinstance(wanted, str):
+            continue
+        change = change_in_few_values(weight, wanted() if callable(wanted) else wanted)
+        dense += change is None
+        if change is not None and not _has_super_weight(damaged, name, change):
+            yield _Changed(MAP, name, change, wanted)
+
+
+def _has_super_weight(damaged: DamagedCandidate, name: str, change: TensorChange) -> bool:
+    """Return whether a super weight is among the few values that differ: what it writes is restored by another cause."""
+    mine = {
+        (weight.row, weight.column)
+        for weight in damaged.places
+        if down_name(damaged.candidate, weight.layer, weight.expert) == name
+    }
+    return bool(mine.intersection(change.places))
+
+
+def _experts(damaged: DamagedCandidate) -> Iterator[_Changed]:
+    """Yield the stacks of experts in which some are zeroed, drawn again, scaled, or stand at another place."""
+    for name, ours in expert_stacks(damaged.candidate).items():
+        theirs = reference_parameter(damaged, name)
+        if isinstance(theirs, str) or theirs.shape != ours.shape:
+            continue
+        for words, numbers in _changed_experts(damaged, ours, theirs).items():
+            change = TensorChange(words, len(numbers) / len(ours), is_structural=True)
+            yield _Changed(STACK, name, change, partial(_parameter, damaged, name), _of_experts(numbers))
+
+
+def _changed_experts(damaged: DamagedCandidate, ours: torch.Tensor, theirs: torch.Tensor) -> dict[str, list[int]]:
+    """Return by words for a change the experts of a stack ``(E, ., .)`` that have it."""
+    stride = max(1, ours[0].numel() // LARGEST_EXPERT)
+    places = places_of_rows(*(one.flatten(1)[:, ::stride].float().cpu() for one in (ours, theirs)))
+    if places is not None:
+        return {"has others in place": (places != torch.arange(len(places))).nonzero().flatten().tolist()}
+    alike: dict[str, list[int]] = {}
+    heavy = {weight.expert for weight in damaged.places}
+    for number in range(len(ours)):
+        change = tensor_change(ours[number], theirs[number], match_rows=False)
+        if change is not None and change.is_structural and not (change.places and number in heavy):
+            alike.setdefault(change.words, []).append(number)
+    return alike
+
+
+def _parameter(damaged: DamagedCandidate, name: str) -> torch.Tensor:
+    value = reference_parameter(damaged, name)
+    if isinstance(value, str):
+        raise FileNotFoundError(value)
+    return value
+
+
+def _of_experts(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:MOST_ROWS])) + ", ..." * (len(numbers) > MOST_ROWS)
+    return f" of expert{'s' * (len(numbers) > 1)} {shown}" if numbers else ""
 
 
 def _padded(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
