@@ -100,7 +100,7 @@ def test_outputs_are_real(name):
 def test_the_generators_are_the_documented_ones():
     """The commands that CONTRIBUTING names for figures and outputs exist."""
     text = (outputs.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    modules = set(re.findall(r"-m (tools\.\w+)", text)) | {"tools.train_tiny"}
+    modules = set(re.findall(r"-m (tools(?:\.\w+)+)", text)) | {"tools.train_tiny"}
     assert [
         module for module in modules if not Path(outputs.ROOT, *module.split(".")).with_suffix(".py").exists()
     ] == []

@@ -1,0 +1,181 @@
+"""Every reader of files and options that others wrote, as a function of bytes, with small good examples.
+
+Each raises a ``SwcheckError`` for what it refuses; anything else is a fault. The fuzzer and a test run them.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from swcheck.base.errors import SwcheckError
+from swcheck.base.reading.bounded import parsed_json
+from swcheck.base.reading.text_file import read_text
+from swcheck.base.records import SuperActivation, SuperWeight
+from swcheck.gate.baseline.document import sealed
+from swcheck.gate.baseline.file import read_baseline
+from swcheck.gate.baseline.packing import pack
+from swcheck.loading import checkpoint, engines
+from swcheck.loading.checkpoint_size import checkpoint_size
+from swcheck.loading.files.adapter_files import check_adapter_patterns, read_adapter
+from swcheck.loading.files.config_file import read_config
+from swcheck.loading.files.gguf_header import read_gguf_header
+from swcheck.loading.files.safetensors_header import read_header
+from swcheck.loading.files.shard_index import shards_of
+from swcheck.loading.scheme_from_config import missing_packages, scheme_of
+from swcheck.loading.spec_from_config import spec_of
+from swcheck.loading.tiny import CHECKPOINT
+from swcheck.quantizers import rtn
+from swcheck.run.limit_overrides import parse_overrides
+from swcheck.study.common.record import Measurement, Study, as_csv, as_json, from_json
+from swcheck.superweights.locating.located import Located
+from swcheck.superweights.measurements.prompt_readings import Reading
+
+
+@dataclass(frozen=True)
+class Reader:
+    """``read`` takes the bytes of a file; ``good`` are contents that it accepts."""
+
+    read: Callable[[bytes], object]
+    good: tuple[bytes, ...]
+
+
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a folder of its own is made there
+FOLDER: Final = tempfile.TemporaryDirectory(prefix="swcheck-readers-", dir=_MEMORY if _MEMORY.is_dir() else None)
+"""Where the bytes lie while they are read; it is removed when Python ends."""
+
+
+def _file(name: str, data: bytes, folder: str = "files") -> Path:
+    path = Path(FOLDER.name, folder, name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def _config(data: bytes) -> None:
+    folder = _file("config.json", data, "model").parent
+    for name in ("model.safetensors", "tokenizer.json"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(CHECKPOINT / name)
+    with suppress(SwcheckError):
+        checkpoint.check_directory(folder)
+    checkpoint_size(folder)
+    config = read_config(folder)
+    missing_packages(config)
+    scheme_of(config)
+    for name in ("quantization_config", "compression_config"):
+        if isinstance(config.get(name), dict):
+            spec_of(config[name])
+
+
+def _adapter(data: bytes) -> None:
+    folder = _file("adapter_config.json", data, "adapter").parent
+    if not (folder / "adapter_model.safetensors").exists():
+        (folder / "adapter_model.safetensors").write_bytes(SAFETENSORS)
+    found = read_adapter(folder)
+    check_adapter_patterns(found.config, ("model.layers.0.mlp.down_proj", "lm_head"), "an adapter")
+
+
+def _baseline(data: bytes) -> None:
+    """A digest that fits is put in first, as one who forges a baseline would."""
+    body: Any = None
+    with suppress(SwcheckError):
+        body = parsed_json(data, "it")
+    if isinstance(body, dict) and isinstance(body.get("schema"), int) and body["schema"] >= 4:
+        with suppress(ValueError):
+            data = json.dumps(sealed(body)).encode()
+    read_baseline(data, "it")
+
+
+def _study(data: bytes) -> None:
+    study = from_json(data, "it")
+    as_json(study)
+    as_csv([study])
+
+
+def _options(data: bytes) -> None:
+    text = data.decode("utf-8", errors="replace")
+    for read in (lambda: parse_overrides([text]), lambda: rtn.ENGINE.check(text), lambda: engines.route(text)):
+        with suppress(SwcheckError):
+            read()
+
+
+def _safetensors(header: Any, body: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def _gguf() -> bytes:
+    def text(value: bytes) -> bytes:
+        return struct.pack("<Q", len(value)) + value
+
+    facts = text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama")
+    facts += text(b"llama.block_count") + struct.pack("<II", 4, 1)
+    facts += text(b"general.alignment") + struct.pack("<II", 4, 32)
+    facts += text(b"tokens") + struct.pack("<IIQ", 9, 8, 1) + text(b"a") + text(b"x") + struct.pack("<IIQf", 9, 6, 1, 1)
+    tensors = text(b"blk.0.ffn_down.weight") + struct.pack("<IQQIQ", 2, 32, 2, 8, 0)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 5) + facts + tensors
+    return head + bytes(-len(head) % 32 + 68)
+
+
+SAFETENSORS: Final = _safetensors(
+    {"__metadata__": {"a": "b"}, "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}, bytes(24)
+)
+_PACKED: Final = {
+    "quant_method": "gptq",
+    "bits": 4,
+    "group_size": 128,
+    "config_groups": {"a": {"weights": {"num_bits": 4}}},
+}
+_CONFIG: Final = json.loads((CHECKPOINT / "config.json").read_text(encoding="utf-8"))
+_WEIGHT: Final = SuperWeight(1, 97, 301, 2.625)
+_PEAK: Final = SuperActivation(1, 97, 0, 396.8, 0.7, 3)
+_MEASURED: Final = (
+    ("bos", True), ("noise", (3e-7, 1e-7)), ("vocabulary", 1024), ("generation", ("0", "")), ("tokens", ((0, 52), (0, 3))),
+    ("located", Located((_WEIGHT,), (395.0,), (_PEAK,), (), "1 super weight found", None)),
+    ("prompt", torch.tensor([[0, 5, 9]], dtype=torch.int32)), (("weights", (_WEIGHT,)), (2.625,)),
+    (("finite", (1, 95, -82)), True), (("usual", _PEAK), Reading(396.8, 396.8, 97, 0, (0,))),
+)  # fmt: skip
+_BASELINE: Final = {
+    "schema": 4, "digest": "", "model": "tiny", "weights": "0" * 64, "tier": "standard", "super_weights": [],
+    "measurements": [[pack(key), pack(value)] for key, value in _MEASURED],
+}  # fmt: skip
+_ADAPTER: Final = {"peft_type": "LORA", "r": 2, "target_modules": ".*_proj", "rank_pattern": {"q": 1}, "lora_alpha": 4}
+_STUDY: Final = Study(
+    "prune", "tiny", (Measurement("perplexity", 8.5, x=1.0, layer=1, prompt="=a"),), ("note",), {"seed": 0}
+)
+
+READERS: Final = {
+    "safetensors": Reader(lambda data: read_header(_file("x.safetensors", data)), (SAFETENSORS,)),
+    "config": Reader(
+        _config,
+        (json.dumps(_CONFIG).encode(), json.dumps({**_CONFIG, "quantization_config": _PACKED}).encode()),
+    ),
+    "index": Reader(
+        lambda data: shards_of(_file("model.safetensors.index.json", data, "shards").parent),
+        (json.dumps({"metadata": {}, "weight_map": {"a": "model-00001-of-00001.safetensors"}}).encode(),),
+    ),
+    "baseline": Reader(_baseline, (json.dumps(_BASELINE).encode(),)),
+    "study": Reader(_study, (as_json(_STUDY).encode(),)),
+    "text": Reader(lambda data: read_text(_file("text.txt", data)), (b"One text.\r\n",)),
+    "gguf": Reader(lambda data: read_gguf_header(_file("x.gguf", data)), (_gguf(),)),
+    "adapter": Reader(_adapter, (json.dumps(_ADAPTER).encode(),)),
+    "options": Reader(
+        _options, (b"perplexity=1.05@tiny*", b"bits=4,block=128,clip=3,keep,skip=a+b", b"rtn:bits=4", b"collapse=5..")
+    ),
+}
+"""The readers by name."""
+
+
+def judged(reader: Reader, data: bytes) -> None:
+    """Read ``data``; return also where it is refused. Whatever else is raised is a fault of the reader."""
+    with suppress(SwcheckError):
+        reader.read(data)
