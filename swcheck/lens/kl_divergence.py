@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from swcheck.lens.architecture.storage import device_of, evaluating
+from swcheck.lens.architecture.storage import evaluating
+from swcheck.lens.layer_by_layer import logits_of_windows
 from swcheck.lens.likelihood import LOGITS_AT_ONCE, log_probabilities, nats_of
 from swcheck.lens.tokens import check_token_ids, vocabulary_size
 from swcheck.loading.runtime import Runtime
@@ -161,9 +162,10 @@ def _score(
     windows_at_once = max(1, LOGITS_AT_ONCE // (token_ids.shape[1] * (vocabulary_size(model) or 2**16)))
     nats, done = [], 0
     with evaluating(model):
-        for first in range(0, len(token_ids), windows_at_once):
-            ids = token_ids[first : first + windows_at_once].to(device_of(model))
-            logs = model(ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+        batches = logits_of_windows(model, token_ids, windows_at_once)
+        for first, logits in zip(range(0, len(token_ids), windows_at_once), batches, strict=True):
+            ids = token_ids[first : first + windows_at_once].to(logits.device)
+            logs = logits[:, :-1].float().log_softmax(-1)
             nats.append(-logs.gather(2, ids[:, 1:, None])[..., 0].double().cpu())
             inside = positions[(positions >= first * width) & (positions < (first + len(ids)) * width)] - first * width
             if len(inside):

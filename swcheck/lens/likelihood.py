@@ -13,7 +13,8 @@ from torch.nn import functional
 from swcheck.base.errors import NotFiniteError
 from swcheck.base.records import Likelihood
 from swcheck.lens.architecture.anatomy import check_module
-from swcheck.lens.architecture.storage import device_of, evaluating
+from swcheck.lens.architecture.storage import evaluating
+from swcheck.lens.layer_by_layer import logits_of_windows
 from swcheck.lens.tokens import check_token_ids, vocabulary_size
 from swcheck.loading.runtime import Runtime
 
@@ -54,14 +55,18 @@ def token_nats(model: nn.Module | Runtime, token_ids: torch.Tensor) -> torch.Ten
     if isinstance(model, Runtime):
         return torch.stack([nats_of(log_probabilities(model, ids), ids) for ids in token_ids])
     windows_at_once = max(1, LOGITS_AT_ONCE // (token_ids.shape[1] * (vocabulary_size(model) or 2**16)))
+    nats = []
     with evaluating(model):
-        return torch.cat([_score_batch(model, batch) for batch in torch.split(token_ids, windows_at_once)])
+        for ids, logits in zip(
+            torch.split(token_ids, windows_at_once), logits_of_windows(model, token_ids, windows_at_once), strict=True
+        ):
+            nats.append(_batch_nats(logits, ids))
+    return torch.cat(nats)
 
 
-def _score_batch(model: nn.Module, token_ids: torch.Tensor) -> torch.Tensor:
-    token_ids = token_ids.to(device_of(model))
-    logits = model(token_ids, use_cache=False).logits[:, :-1].float()
-    nats = functional.cross_entropy(logits.transpose(1, 2), token_ids[:, 1:], reduction="none")
+def _batch_nats(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    scores = logits[:, :-1].float().transpose(1, 2)
+    nats = functional.cross_entropy(scores, token_ids[:, 1:].to(logits.device), reduction="none")
     return nats.double().cpu()
 
 

@@ -12,7 +12,7 @@ import mmap
 import os
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -62,26 +62,29 @@ class MappedPages:
         """Let the operating system begin to read a part of a file; nothing waits for it."""
         self._advise(span.begin // mmap.PAGESIZE, -(-span.end // mmap.PAGESIZE), WILL_NEED)
 
-    def give_back(self, span: Span) -> None:
-        """Give back all pages of ``span`` that nobody wrote to."""
+    def give_back(self, span: Span) -> int:
+        """Give back all pages of ``span`` that nobody wrote to; return how many bytes of them were in memory."""
         begin, end = span.begin // mmap.PAGESIZE, -(-span.end // mmap.PAGESIZE)
-        for first, last in pairwise([begin - 1, *_written(begin, end), end]):
+        count, written = _in_memory(begin, end)
+        for first, last in pairwise([begin - 1, *written, end]):
             self._advise(first + 1, last, DO_NOT_NEED)
+        return (count - len(written)) * mmap.PAGESIZE
 
     def _advise(self, first: int, last: int, advice: int) -> None:
         if last > first:  # advice that is not taken changes nothing but the memory in use
             self._madvise(first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE, advice)
 
 
-def _written(begin: int, end: int) -> Iterator[int]:
-    """Yield which of the pages ``begin`` to ``end`` were written to."""
+def _in_memory(begin: int, end: int) -> tuple[int, list[int]]:
+    """Return how many of the pages ``begin`` to ``end`` are in memory, and which of these were written to."""
     import torch
 
     with PAGE_FLAGS.open("rb", buffering=0) as stream:
         data = os.pread(stream.fileno(), 8 * (end - begin), 8 * begin)
     flags = torch.frombuffer(bytearray(data), dtype=torch.int64)
-    written = ((flags >> (OF_FILE + 1)) & IN_MEMORY != 0) & ((flags >> OF_FILE) & 1 == 0)
-    yield from (begin + int(page) for page in written.nonzero().flatten())
+    present = (flags >> (OF_FILE + 1)) & IN_MEMORY != 0
+    written = present & ((flags >> OF_FILE) & 1 == 0)
+    return int(present.sum()), (written.nonzero().flatten() + begin).tolist()
 
 
 def can_give_back() -> bool:

@@ -33,7 +33,10 @@ _PAGERS: Final[WeakKeyDictionary[Any, Pager]] = WeakKeyDictionary()
 
 
 class Pager(TorchFunctionMode):
-    """While it is entered, every operation of torch gives back the mapped weights that it has read."""
+    """While it is entered, every operation of torch gives back the mapped weights that it has read.
+
+    ``bytes_read`` counts what was given back. A part that is read again counts again.
+    """
 
     def __init__(self, parameters: Sequence[Span], pages: MappedPages) -> None:
         super().__init__()
@@ -42,6 +45,7 @@ class Pager(TorchFunctionMode):
         self._next = 0
         self._held: list[Span] | None = None
         self.is_entered = False
+        self.bytes_read = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
@@ -66,13 +70,13 @@ class Pager(TorchFunctionMode):
             yield
         finally:
             held, self._held = self._held, outer
-            for span in dict.fromkeys(held):
-                self._give_back(span)
+            for one in dict.fromkeys(held):
+                self._give_back(one)
 
     def give_all_back(self) -> None:
         """Give back all pages of the model."""
         for span in self.parameters:
-            self.pages.give_back(span)
+            self.bytes_read += self.pages.give_back(span)
 
     def _span_of(self, value: Any, least: int | None = None) -> Span | None:
         """Return where a mapped tensor of at least ``LEAST`` or so many bytes is, None for any other value."""
@@ -89,7 +93,7 @@ class Pager(TorchFunctionMode):
         if self._held is not None:
             self._held.append(span)
         else:
-            self.pages.give_back(span)
+            self.bytes_read += self.pages.give_back(span)
 
     def _read_ahead(self, span: Span) -> None:
         """Begin to read the parameters behind this one, those that were begun before left out."""
