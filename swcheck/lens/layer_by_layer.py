@@ -14,7 +14,7 @@ import torch
 from swcheck.lens.architecture.anatomy import bare_anatomy
 from swcheck.lens.architecture.storage import device_of
 from swcheck.lens.architecture.twins import forward_replaced
-from swcheck.loading.streaming.pager import pager_of
+from swcheck.loading.streaming.pager import Pager, pager_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,19 +33,18 @@ def logits_of_windows(model: nn.Module, token_ids: torch.Tensor, at_once: int) -
     The weights of a streamed model are read once for all of them, unless a hook watches its layers. Use it inside
     ``evaluating(model)``.
     """
-    layers = bare_anatomy(model).layers if len(token_ids) > at_once and pager_of(model) is not None else ()
-    if not layers or any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):  # noqa: SLF001
+    pager = pager_of(model)
+    layers = bare_anatomy(model).layers if len(token_ids) > at_once and pager is not None else ()
+    if pager is None or not layers or any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):  # noqa: SLF001
         for ids in torch.split(token_ids, at_once):
             yield model(ids.to(device_of(model)), use_cache=False).logits
         return
-    yield from _layer_by_layer(model, layers, token_ids, at_once)
+    yield from _layer_by_layer(model, pager, layers, token_ids, at_once)
 
 
 def _layer_by_layer(
-    model: nn.Module, layers: Sequence[nn.Module], token_ids: torch.Tensor, at_once: int
+    model: nn.Module, pager: Pager, layers: Sequence[nn.Module], token_ids: torch.Tensor, at_once: int
 ) -> Iterator[torch.Tensor]:
-    pager = pager_of(model)
-    assert pager is not None
     groups = torch.split(token_ids, max(1, TOKENS_AT_ONCE // token_ids.shape[1]))
     outputs: list[Any] = [None] * len(groups)
     for number in range(len(layers)):

@@ -202,3 +202,10 @@ def test_shells_can_complete(run, monkeypatch):
     code, _, err = run("--completion", "bash")
     assert code == 2
     assert "swcheck[completion]" in err
+
+
+def test_published_coordinates_are_verified(run, tmp_path):
+    """Of a model that nothing is published of, that is an error in words."""
+    code, out, err = run("locate", checkpoints.micro(tmp_path / "micro"), "--published")
+    assert (code, out) == (2, "")
+    assert "published super weights of micro\n  found: none" in err

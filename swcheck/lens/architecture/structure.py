@@ -62,6 +62,14 @@ class Structure:
     hidden: int | None = None
 
 
+class _LastLayerDone(Exception):  # noqa: N818 - a signal, not an error
+    """Ends the pass after the last layer."""
+
+
+def _end_pass(*_call: Any) -> None:
+    raise _LastLayerDone
+
+
 @dataclass
 class _Block:
     """What the pass showed of one decoder layer: its input, its output, and what the modules inside returned."""
@@ -92,9 +100,12 @@ def traced(model: nn.Module, known: Structure | None = None) -> Structure:
         with ExitStack() as stack:
             for block in (*passing, tracer, answers_repeated(blocks.lists, twins)):
                 stack.enter_context(block)
+            if known is not None:  # what follows the last layer, such as a large head, shows nothing more
+                stack.callback(blocks.lists[known.layers][-1].register_forward_hook(_end_pass).remove)
             model(ids.to(device_of(model)), use_cache=False)
-    except ArchitectureError:
-        raise
+    except (ArchitectureError, _LastLayerDone) as error:
+        if isinstance(error, ArchitectureError):
+            raise
     except Exception as error:
         raise _refusal(model, f"a pass over {TOKENS} tokens ends in {type(error).__name__}: {error}") from error
     name = _decoder(tracer.calls, blocks) if known is None else known.layers

@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from swcheck.base.errors import OptionError
 from swcheck.base.formatting import format_number
 from swcheck.base.json_text import json_text
 from swcheck.run.command_line.common.arguments import add_json, add_loading, load_model
 from swcheck.run.command_line.common.layout import aligned, terminal_width, wrap_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from swcheck.superweights.locating.confirm import Confirmation
     from swcheck.superweights.locating.located import LayerPeaks, Located
+    from swcheck.superweights.subject.subject import Subject
 
 
 def add(commands: Any) -> None:
@@ -21,6 +26,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--prompt", help="another prompt to look at")
     parser.add_argument("--verify", action="store_true", help="zero what is found and measure the perplexity")
     parser.add_argument("--no-index", action="store_true", help="start from nothing, not from published coordinates")
+    words = "verify the published coordinates, and read the model only up to their last layer"
+    parser.add_argument("--published", action="store_true", help=words)
     parser.add_argument("--exit-code", action="store_true", help="exit with 1 if no super weight is found")
     add_loading(parser)
     add_json(parser)
@@ -36,6 +43,12 @@ def run(options: argparse.Namespace) -> str:
 
     loaded = load_model(options)
     subject = as_subject(loaded)
+    if options.published:
+        confirmations = confirm_published(subject, options.prompt)
+        options.code = int(options.exit_code and not all(one.is_confirmed for one in confirmations))
+        if options.json:
+            return json_text({"model": loaded.name, "published": [confirmation_as_json(one) for one in confirmations]})
+        return "\n".join(wrap_lines(confirmations_as_text(loaded.name, confirmations), terminal_width()))
     found = locate(
         loaded.model,
         token_ids=prompt_ids(subject, options.prompt),
@@ -46,6 +59,43 @@ def run(options: argparse.Namespace) -> str:
     if options.json:
         return json_text(located_as_json(loaded.name, found))
     return "\n".join(wrap_lines(located_as_text(loaded.name, found), terminal_width()))
+
+
+def confirm_published(subject: Subject, prompt: str | None) -> tuple[Confirmation, ...]:
+    """Return what the published super weights of a model do in it. Raises ``OptionError`` where none are published."""
+    from swcheck.superweights.locating.confirm import confirm
+    from swcheck.superweights.measurements.contributions import published
+    from swcheck.superweights.measurements.inputs import prompt_ids
+
+    known = published(subject.name)
+    if not known:
+        raise OptionError(f"published super weights of {subject.name}", "none", "swcheck index lists them by name")
+    return confirm(subject.module, known, prompt_ids(subject, prompt))
+
+
+def confirmation_as_json(found: Confirmation) -> dict[str, Any]:
+    """Return what ``swcheck locate MODEL --published --json`` prints of one coordinate."""
+    return {
+        "super_weight": found.weight.as_json(),
+        "position": found.position,
+        "written": found.written,
+        "residual": found.residual,
+        "median": found.median,
+        "confirmed": found.is_confirmed,
+    }
+
+
+def confirmations_as_text(name: str, found: Sequence[Confirmation]) -> list[str]:
+    """Return the lines that ``swcheck locate MODEL --published`` prints."""
+    count = sum(one.is_confirmed for one in found)
+    lines = [f"{name}: {count} of {len(found)} published super weights write a super activation here"]
+    for one in found:
+        ratio = f"{abs(one.residual) / one.median:.0f} x the median" if one.median else "the median is 0"
+        lines.append(
+            f"  {one.weight}, writes {format_number(one.written)} at token {one.position}: "
+            f"{format_number(one.residual)} after its layer, {ratio}" + ("" if one.is_confirmed else ": not confirmed")
+        )
+    return lines
 
 
 def located_as_json(name: str, found: Located) -> dict[str, Any]:

@@ -44,15 +44,25 @@ class PassResult:
 class Passes:
     """The passes over one prompt ``ids``, int64 ``(1, T)``; ``first`` is the one without any edit.
 
+    It ends after the first ``layers``; None runs all.
+
     ``visits`` has how many of its tokens each expert got; it is empty unless they were to be counted.
     """
 
-    def __init__(self, model: nn.Module, body: Anatomy, ids: torch.Tensor, *, count_visits: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        body: Anatomy,
+        ids: torch.Tensor,
+        *,
+        count_visits: bool = False,
+        layers: int | None = None,
+    ) -> None:
         self.model, self.body, self.ids = model, body, ids
         self._beside: dict[int, tuple[Any, ...]] = {}
         """What each layer returned beside the residual stream; a layer that is missing returned that alone."""
         with ExitStack() as stack:
-            writers = self._recorded(stack, len(body.layers))
+            writers = self._recorded(stack, len(body.layers) if layers is None else layers)
             self.visits: dict[MapKey, int] = {}
             if count_visits:
                 self.visits = stack.enter_context(visits_counted(body))

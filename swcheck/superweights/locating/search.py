@@ -17,10 +17,10 @@ from swcheck.base.errors import NotFiniteError, WrongModelError
 from swcheck.base.records import SuperActivation, SuperWeight
 from swcheck.lens.architecture.anatomy import Anatomy, MapKey
 from swcheck.lens.architecture.attention_sinks import sink_mechanisms
-from swcheck.lens.linear_maps import scalar_of, written_by
 from swcheck.lens.observe import Observation
 from swcheck.superweights.locating.activation_rules import Rules, local_layers, median_of, spikes
 from swcheck.superweights.locating.attribution import Attributor
+from swcheck.superweights.locating.confirm import reading_of, same_value
 from swcheck.superweights.locating.located import LayerPeaks, Located, Peak, Round
 from swcheck.superweights.locating.passes import Passes, PassResult
 
@@ -118,18 +118,9 @@ class Search:
         confirmed: dict[SuperWeight, float] = {}
         remarks = []
         for seed in seeds:
-            down = self.body.down_map(seed)
-            inputs = self.passes.first.writers.inputs_of(down)
-            position = int(inputs[:, seed.column].float().abs().argmax())
-            gains = [
-                one.gain
-                for one in self.passes.first.writers.of_layer(seed.layer, position, seed.row)
-                if one.down.key == down.key
-            ]
-            gain = gains[0] if gains else 0.0
-            value = float(written_by(down, inputs[position], seed.row, [seed.column])[0]) * gain
-            here = scalar_of(down, seed.row, seed.column)
-            if abs(value) >= self.rules.below_peak * self.threshold and _same_value(seed.value, here):
+            reading = reading_of(self.passes.first.writers, self.body, seed)
+            value, here = reading.written, reading.value
+            if abs(value) >= self.rules.below_peak * self.threshold and same_value(seed.value, here):
                 confirmed[replace(seed, value=here)] = value
             else:
                 remarks.append(f"{seed} is published, but here it is {here:+.4g} and writes {value:+.4g}")
@@ -241,13 +232,3 @@ def _peak(tensor: torch.Tensor) -> Peak:
     values: Any = tensor.float().cpu().flatten().numpy()
     place = max(int(values.argmax()), int(values.argmin()), key=lambda place: abs(values[place]))
     return Peak(float(values[place]), *divmod(place, tensor.shape[1]))
-
-
-def _same_value(published: float | None, here: float) -> bool:
-    """Return whether a published value and the one here have the same sign and differ by at most a factor of two.
-
-    True where no value was published.
-    """
-    if published is None:
-        return True
-    return here * published >= 0 and 0.5 * abs(published) <= abs(here) <= 2.0 * abs(published)

@@ -27,9 +27,9 @@ from swcheck.lens.linear_maps import contributions
 from swcheck.lens.observe import observe
 from swcheck.lens.tokens import token_windows
 from swcheck.strategies import prompts
+from swcheck.superweights.locating.confirm import same_value
 from swcheck.superweights.locating.locate import Effect, effect_of, locate
 from swcheck.superweights.locating.passes import _layers_skipped
-from swcheck.superweights.locating.search import _same_value
 from tests.planted import Packed, plant, tuple_model
 
 IDS = torch.tensor([[0, *range(3, 20)]])
@@ -62,9 +62,9 @@ def passes(model):
     [(None, 5.0, True), (2.0, 1.0, True), (2.0, 4.0, True), (2.0, 0.9, False), (2.0, 4.1, False), (-2.0, -2.0, True),
      (-2.0, 2.0, False), (0.0, 0.0, True), (0.0, 0.1, False), (2.0, 0.0, False), (2.0, math.nan, False)],
 )  # fmt: skip
-def test_same_value(published, here, same):
+def testsame_value(published, here, same):
     """A weight has its published value if it is within a factor of two, with its sign; unread ones agree with all."""
-    assert _same_value(published, here) == same
+    assert same_value(published, here) == same
 
 
 # --- planted -----------------------------------------------------------------------------------------------------------
