@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from swcheck.lens.architecture.layer_by_layer import logits_of_windows
 from swcheck.lens.architecture.storage import evaluating
-from swcheck.lens.layer_by_layer import logits_of_windows
 from swcheck.lens.likelihood import LOGITS_AT_ONCE, log_probabilities, nats_of
 from swcheck.lens.tokens import check_token_ids, vocabulary_size
 from swcheck.loading.runtime import Runtime

@@ -13,8 +13,8 @@ from torch.nn import functional
 from swcheck.base.errors import NotFiniteError
 from swcheck.base.records import Likelihood
 from swcheck.lens.architecture.anatomy import check_module
+from swcheck.lens.architecture.layer_by_layer import logits_of_windows
 from swcheck.lens.architecture.storage import evaluating
-from swcheck.lens.layer_by_layer import logits_of_windows
 from swcheck.lens.tokens import check_token_ids, vocabulary_size
 from swcheck.loading.runtime import Runtime
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from swcheck.lens import layer_by_layer, likelihood
+from swcheck.lens import likelihood
+from swcheck.lens.architecture import layer_by_layer
 from swcheck.lens.architecture.anatomy import checked_anatomy
+from swcheck.lens.architecture.layer_by_layer import logits_of_windows
 from swcheck.lens.architecture.storage import evaluating
 from swcheck.lens.kl_divergence import predict
-from swcheck.lens.layer_by_layer import logits_of_windows
 from swcheck.lens.likelihood import token_nats
 from swcheck.lens.observe import observe
 from swcheck.loading.streaming import pager
