@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         assert_super_weights_preserved,
         assert_survives_pruning,
     )
+    from swcheck.gate.training.trainer_callback import SuperWeightCallback
+    from swcheck.gate.training.watch import SuperWeightWatch
     from swcheck.lens.architecture.anatomy import anatomy
     from swcheck.lens.architecture.storage import plain_weight
     from swcheck.lens.intervene import scaled, zeroed
@@ -68,6 +70,8 @@ _MODULES: Final = {
     "Scheme": "base.records",
     "SuperActivation": "base.records",
     "SuperWeight": "base.records",
+    "SuperWeightCallback": "gate.training.trainer_callback",
+    "SuperWeightWatch": "gate.training.watch",
     "SwcheckError": "base.errors",
     "UnsafeCheckpointError": "base.errors",
     "Verdict": "base.records",
@@ -124,6 +128,8 @@ __all__ = [
     "Scheme",
     "SuperActivation",
     "SuperWeight",
+    "SuperWeightCallback",
+    "SuperWeightWatch",
     "SwcheckError",
     "UnsafeCheckpointError",
     "Verdict",
