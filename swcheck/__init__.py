@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from swcheck.loading.files.adapter_files import AdapterFiles, check_adapter_patterns, read_adapter
     from swcheck.loading.files.gguf_header import read_gguf_header
     from swcheck.loading.published_index import known_super_weights
-    from swcheck.loading.runtime import Capability, Runtime
+    from swcheck.loading.runtime import Capability, Runtime, exportable
     from swcheck.loading.skip_option import linear_maps_outside, read_skip
     from swcheck.superweights.locating.locate import locate
     from swcheck.testing.conformance import check_engine
@@ -91,6 +91,7 @@ _MODULES: Final = {
     "contributions": "lens.linear_maps",
     "effective_weight": "lens.linear_maps",
     "evaluation_text": "base.evaluation_text",
+    "exportable": "loading.runtime",
     "installed_engines": "loading.engines",
     "known_super_weights": "loading.published_index",
     "linear_maps_outside": "loading.skip_option",
@@ -149,6 +150,7 @@ __all__ = [
     "contributions",
     "effective_weight",
     "evaluation_text",
+    "exportable",
     "installed_engines",
     "known_super_weights",
     "linear_maps_outside",

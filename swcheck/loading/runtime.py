@@ -18,6 +18,7 @@ from swcheck.base.records import SuperWeight
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 class Capability(StrEnum):
@@ -92,3 +93,26 @@ class Runtime(ABC):
             f"it shows {', '.join(sorted(one.value for one in self.shows)) or 'log-probabilities alone'}",
             "compare predictions, or load the same weights in torch",
         )
+
+
+def exportable(model: nn.Module) -> nn.Module:
+    """Return a module of token ids, int64 ``(1, T)``, to logits ``(1, T, V)``, which exporters can trace.
+
+    It runs the transformers module ``model`` without a cache. The causal mask is written out, because the code that
+    transformers makes it with has no counterpart in most formats. So a window that slides is not exported.
+    """
+    import torch
+
+    class LogitsOfIds(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            length = input_ids.shape[1]
+            mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None, None]
+            answer = self.model(input_ids=input_ids, attention_mask=mask.to(next(model.parameters())), use_cache=False)
+            logits: torch.Tensor = answer.logits
+            return logits
+
+    return LogitsOfIds().eval()

@@ -1,0 +1,148 @@
+"""An ONNX graph as ONNX Runtime computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from swcheck import Capability, CheckpointError, Runtime, SuperWeight
+from swcheck_onnx.graph import Places, with_changes
+
+
+class OnnxRuntime(Runtime):
+    """A graph in ONNX Runtime: all logits; tensors as further outputs; a scalar corrected behind its product."""
+
+    def __init__(self, proto: Any, title: str, threads: int = 1, tokenizer: Path | None = None) -> None:
+        self._proto, self._asked, self._threads = proto, title, threads
+        self._places, self._changes = Places(proto), dict[tuple[int, int, int], float]()
+        self._sessions: dict[Any, Any] = {}
+        self._matrices: dict[int, np.ndarray] = {}
+        self._tokenizer = tokenizer
+        self.title = f"ONNX Runtime {onnxruntime.__version__}"
+        self.vocabulary = int(self._run(torch.tensor([0, 0]), ())[0].shape[-1])
+        shows = {Capability.TOKEN_IDS} if tokenizer is not None else set()
+        streams, downs = self._places.streams, self._places.downs
+        if streams and set(streams) == set(downs) == set(range(len(downs))):
+            shows |= {Capability.VALUES, Capability.OVERRIDE}
+            self.sizes = len(downs), *self._matrix(0).shape
+        self.shows = frozenset(shows)
+
+    def _matrix(self, layer: int) -> np.ndarray:
+        if layer not in self._matrices:
+            self._matrices[layer] = self._places.matrix(layer)
+        return self._matrices[layer]
+
+    def _run(self, ids: torch.Tensor, outputs: tuple[str, ...]) -> list[Any]:
+        """Return the logits and the tensors ``outputs`` of a pass over ``ids`` ``(T,)``."""
+        key = (outputs, tuple(self._changes.items()))
+        if key not in self._sessions:
+            self._sessions.clear()
+            changed = (
+                with_changes(self._proto, list(outputs), self._changes) if outputs or self._changes else self._proto
+            )
+            self._sessions[key] = self._session(changed)
+        session = self._sessions[key]
+        fed = self._inputs(session, ids)
+        try:
+            return list(session.run(["logits", *outputs], fed))
+        except Exception as error:  # its errors have no common class
+            raise CheckpointError(self._asked, str(error).splitlines()[0][:300], "export it again") from error
+
+    def _session(self, proto: Any) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = self._threads, 4
+        try:
+            return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # as above
+            raise CheckpointError(self._asked, str(error).splitlines()[0][:300], "export it again") from error
+
+    def _inputs(self, session: Any, ids: torch.Tensor) -> dict[str, np.ndarray]:
+        """Return what the graph asks for: ids, a mask, positions, an empty cache."""
+        length, found = len(ids), {}
+        for one in session.get_inputs():
+            kind = np.float16 if "float16" in one.type else np.float32 if "float" in one.type else np.int64
+            if one.name == "input_ids":
+                found[one.name] = ids[None].numpy()
+            elif one.name == "attention_mask":
+                found[one.name] = np.ones((1, length), kind)
+            elif one.name in {"position_ids", "cache_position"}:
+                found[one.name] = (
+                    np.arange(length, dtype=kind)[None] if one.name == "position_ids" else np.arange(length)
+                )
+            elif one.name.startswith("past_key_values"):
+                sides = [size if isinstance(size, int) else 0 for size in one.shape]
+                found[one.name] = np.zeros([1, *sides[1:]], kind)
+            else:
+                words = f"it asks for {one.name} {one.shape}"
+                raise CheckpointError(self._asked, words, "a graph of input_ids, attention_mask, position_ids")
+        return found
+
+    def log_probabilities(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the log-probabilities of every next token, float32 ``(T - 1, V)``."""
+        return torch.from_numpy(self._run(ids, ())[0])[0, :-1].float().log_softmax(-1)
+
+    def token_ids(self, text: str) -> Sequence[int]:
+        """Return the ids of a text by the tokenizer beside the graph."""
+        if not self.can(Capability.TOKEN_IDS):
+            return super().token_ids(text)
+        from transformers import AutoTokenizer
+
+        if isinstance(self._tokenizer, Path):
+            self._tokenizer = AutoTokenizer.from_pretrained(self._tokenizer, local_files_only=True)
+        return list(self._tokenizer(text)["input_ids"])  # type: ignore[misc]
+
+    def values(
+        self, ids: torch.Tensor, *, residual: Sequence[int] = (), inputs: Sequence[int] = ()
+    ) -> tuple[Mapping[int, torch.Tensor], Mapping[int, torch.Tensor]]:
+        """Return tensors of one pass by layer: the residual stream, and what the down projections read."""
+        if not self.can(Capability.VALUES):
+            return super().values(ids)
+        names = {("residual", n): self._places.streams[n] for n in residual}
+        names |= {("input", n): self._places.downs[n].read for n in inputs}
+        outputs = tuple(dict.fromkeys(names.values()))
+        found = dict(zip(outputs, self._run(ids, outputs)[1:], strict=True))
+        tensors = {key: torch.from_numpy(found[name])[0].float() for key, name in names.items()}
+        return {n: tensors["residual", n] for n in residual}, {n: tensors["input", n] for n in inputs}
+
+    def weight_value(self, weight: SuperWeight) -> float:
+        """Return a scalar of a down projection, dequantized from the graph."""
+        if not self.can(Capability.VALUES):
+            return super().weight_value(weight)
+        return float(self._matrix(weight.layer)[weight.row, weight.column])
+
+    def overridden(self, values: Mapping[SuperWeight, float]) -> Any:
+        """Run with scalars of other values."""
+        return self._overridden(values) if self.can(Capability.OVERRIDE) else super().overridden(values)
+
+    @contextmanager
+    def _overridden(self, values: Mapping[SuperWeight, float]) -> Iterator[None]:
+        before = self._changes
+        changes = {(w.layer, w.row, w.column): value - self.weight_value(w) for w, value in values.items()}
+        self._changes = {**before, **changes}
+        try:
+            yield
+        finally:
+            self._changes = before
+
+    def close(self) -> None:
+        """Free the sessions; they are made again when they are needed."""
+        self._sessions.clear()
+
+
+def read(file: Path) -> Any:
+    """Return the graph in a file. Raises ``CheckpointError`` for what is none, or is cut off."""
+    title, attempt = f"onnx:{file}", "a whole ONNX file, with its .data beside it"
+    try:
+        proto = onnx.load(file)
+    except Exception as error:  # protobuf and onnx raise several
+        raise CheckpointError(title, f"{type(error).__name__}: {str(error).splitlines()[0]}"[:300], attempt) from error
+    if "logits" not in {one.name for one in proto.graph.output}:
+        raise CheckpointError(title, "it has no output called logits", "an export of a causal language model")
+    return proto

@@ -1,0 +1,211 @@
+"""ONNX Runtime for real: its numbers are torch's, and a damaged graph is red with its cause."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from swcheck_onnx import ENGINE
+from swcheck_onnx.graph import Places, exported, quantized
+
+import swcheck
+from swcheck import (
+    CheckpointError,
+    EngineError,
+    OptionError,
+    Outcome,
+    RobustnessError,
+    SuperWeight,
+    assert_collapses_when_zeroed,
+    assert_perplexity_within,
+    assert_predictions_preserved,
+    assert_super_activations_preserved,
+    assert_super_weights_preserved,
+    check_engine,
+    token_windows,
+)
+from swcheck.superweights.subject.as_subject import as_subject
+
+WEIGHT = SuperWeight(1, 97, 301)
+CHECKS = (
+    assert_super_weights_preserved,
+    assert_super_activations_preserved,
+    assert_perplexity_within,
+    assert_predictions_preserved,
+    assert_collapses_when_zeroed,
+)
+DOWN = "model.layers.1.mlp.down_proj"
+
+
+def load(spec, reference="tiny"):
+    return ENGINE.load(str(spec), reference=reference, device="cpu", dtype=None)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    base = swcheck.load("tiny", device="cpu")
+    return as_subject(base, token_ids=token_windows(base.tokenizer, base.text, count=8, length=96))
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    """tiny as graphs in files: float, 8 and 4 bits; the last with one matrix spared."""
+    folder = tmp_path_factory.mktemp("graphs")
+    graph = exported(swcheck.load("tiny", device="cpu").model)
+    for name, scheme, kept in (
+        ("f32", "f32", ()),
+        ("int8", "int8", ()),
+        ("int4", "int4", ()),
+        ("kept", "int4", (DOWN,)),
+    ):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(graph)
+        onnx.save(quantized(copy, scheme, kept), folder / f"{name}.onnx")
+    return folder
+
+
+def judged(candidate, reference):
+    candidate, found = as_subject(candidate), {}
+    for check in CHECKS:
+        try:
+            verdict = check(candidate, reference)
+        except RobustnessError as error:
+            verdict = error.verdict
+        found[verdict.check] = verdict
+    return found
+
+
+@pytest.mark.parametrize("name", ["f32", "int8", "int4"])
+def test_conformance(graphs, name):
+    """Values and overrides are what they say, however the weights are stored."""
+    (reading,) = check_engine("onnx", [str(graphs / f"{name}.onnx")])
+    assert reading.contribution == pytest.approx(2.625, rel=5e-3)
+
+
+def test_parity_of_the_float_graph(graphs, reference):
+    """Unquantized, ONNX Runtime computes what torch does."""
+    found = judged(load(graphs / "f32.onnx"), reference)
+    assert {verdict.outcome for verdict in found.values()} == {Outcome.PASSED}
+    assert found["perplexity"].measured == pytest.approx(1, abs=1e-4)
+    assert found["predictions"].measured < 1e-6
+    assert found["super activations"].measured == pytest.approx(1, abs=1e-3)
+
+
+def test_four_bits_pass(graphs, reference):
+    """Blocks of 32 keep what matters."""
+    assert not [str(one) for one in judged(load(graphs / "int4.onnx"), reference).values() if one.red]
+
+
+def test_eight_bit_activations_are_judged(graphs, reference):
+    """One grid for a whole activation, which its sink sets: the super weight is kept, and the rest is what it costs."""
+    found = judged(load(graphs / "int8.onnx"), reference)
+    assert found["super weights"].outcome is Outcome.PASSED
+    assert found["perplexity"].facts["runtime"].startswith("ONNX Runtime")
+    assert found["perplexity"].measured > 1.01
+
+
+def test_skip_keeps_a_matrix(graphs):
+    """The one named is a plain product of floats, all others are not."""
+    nodes = {layer: down.node.op_type for layer, down in Places(onnx.load(graphs / "kept.onnx")).downs.items()}
+    assert nodes == {0: "MatMulNBits", 1: "MatMul", 2: "MatMulNBits", 3: "MatMulNBits", 4: "MatMulNBits"}
+
+
+def damaged(source, target, name, change):
+    graph = onnx.load(source)
+    for one in graph.graph.initializer:
+        if one.name == name:
+            array = numpy_helper.to_array(one).copy()
+            change(array)
+            one.CopyFrom(numpy_helper.from_array(array, name))
+            break
+    else:
+        raise AssertionError([one.name for one in graph.graph.initializer][:20])
+    onnx.save(graph, target)
+    return target
+
+
+def lose_block(array):
+    array[97, 301 // 32] = 0x88  # eight is the code of zero
+
+
+def scale(array):
+    array *= 3
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "change", "kind", "words"),
+    [
+        ("int4", f"{DOWN}.weight.T_Q4", lose_block, "super_weight", "what the super weights write is lost"),
+        ("f32", "model.model.layers.2.post_attention_layernorm.weight", scale, "conversion", "not quantization"),
+    ],
+    ids=["block", "norm"],
+)
+def test_a_damaged_graph_is_red_with_its_cause(graphs, reference, tmp_path, source, name, change, kind, words):
+    """A lost block is restored in the graph; of floats the first layer that departs is named."""
+    file = damaged(graphs / f"{source}.onnx", tmp_path / "damaged.onnx", name, change)
+    with pytest.raises(RobustnessError, match=words) as caught:
+        assert_perplexity_within(load(file), reference)
+    assert caught.value.verdict.cause_kind == kind
+    if kind == "conversion":
+        assert "departs first in layer 2" in str(caught.value)
+
+
+def foreign(file, *names):
+    """A graph that asks for other inputs, whose logits are a constant."""
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, [1, "T"]) for name in names]
+    out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 2, 8])
+    constant = numpy_helper.from_array(np.zeros((1, 2, 8), np.float32), "zeros")
+    graph = helper.make_graph([helper.make_node("Identity", ["zeros"], ["logits"])], "g", inputs, [out], [constant])
+    onnx.save(helper.make_model(graph), file)
+
+
+def test_a_graph_without_known_places_shows_less(tmp_path):
+    """Log-probabilities alone, where no down projection is found."""
+    foreign(tmp_path / "model.onnx", "input_ids", "attention_mask")
+    runtime = load(tmp_path).model
+    assert (runtime.shows, runtime.vocabulary) == (frozenset(), 8)
+    assert torch.allclose(runtime.log_probabilities(torch.tensor([0, 1])).exp(), torch.full((1, 8), 1 / 8))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: None, "no .onnx file in it"),
+        (lambda folder: (folder / "model.onnx").write_bytes(b"\x08\x01broken"), "a whole ONNX file"),
+        (lambda folder: foreign(folder / "model.onnx", "pixel_values"), "it asks for pixel_values"),
+        (lambda folder: [(folder / f"{n}.onnx").touch() for n in "ab"], "a.onnx, b.onnx"),
+    ],
+    ids=["empty", "broken", "foreign", "two"],
+)
+def test_bad_directories_are_refused_in_words(tmp_path, make, words):
+    """Nothing to load, or nothing that is a language model."""
+    make(tmp_path)
+    with pytest.raises(CheckpointError, match=words):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "words"),
+    [
+        ("int3", EngineError, "known: DIRECTORY, f32, int8, int4"),
+        ("./nowhere", CheckpointError, "no such file"),
+        ("int4,threads=0", OptionError, "no positive number"),
+        ("int4,colour=red", OptionError, "options here: threads"),
+    ],
+)
+def test_what_makes_no_sense_is_said_at_once(spec, kind, words):
+    """Before anything is loaded, and in the words of a load."""
+    for refuse in (ENGINE.check, load):
+        with pytest.raises(kind, match=words):
+            refuse(spec)
+
+
+def test_without_the_package(monkeypatch):
+    """The install line is given."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(EngineError, match=r"pip install 'onnxruntime>="):
+        ENGINE.check("int8")

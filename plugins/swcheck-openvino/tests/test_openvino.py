@@ -1,0 +1,197 @@
+"""OpenVINO for real: its numbers are torch's, and a damaged IR is red with its cause."""
+
+from __future__ import annotations
+
+import sys
+
+import openvino
+import pytest
+from openvino import opset13 as ops
+from swcheck_openvino import ENGINE
+from swcheck_openvino.graph import Places, compressed, converted
+
+import swcheck
+from swcheck import (
+    CheckpointError,
+    EngineError,
+    OptionError,
+    Outcome,
+    RobustnessError,
+    SuperWeight,
+    assert_collapses_when_zeroed,
+    assert_perplexity_within,
+    assert_predictions_preserved,
+    assert_super_activations_preserved,
+    assert_super_weights_preserved,
+    check_engine,
+    token_windows,
+)
+from swcheck.superweights.subject.as_subject import as_subject
+
+WEIGHT = SuperWeight(1, 97, 301)
+CHECKS = (
+    assert_super_weights_preserved,
+    assert_super_activations_preserved,
+    assert_perplexity_within,
+    assert_predictions_preserved,
+    assert_collapses_when_zeroed,
+)
+DOWN = "model.layers.1.mlp.down_proj"
+
+
+def load(spec, reference="tiny"):
+    return ENGINE.load(str(spec), reference=reference, device="cpu", dtype=None)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    base = swcheck.load("tiny", device="cpu")
+    return as_subject(base, token_ids=token_windows(base.tokenizer, base.text, count=8, length=96))
+
+
+@pytest.fixture(scope="module")
+def graph():
+    """tiny, converted."""
+    return converted(swcheck.load("tiny", device="cpu").model)
+
+
+@pytest.fixture(scope="module")
+def files(graph, tmp_path_factory):
+    """The same as IRs: float, 8 and 4 bits."""
+    folder = tmp_path_factory.mktemp("irs")
+    for scheme in ("f32", "int8", "int4"):
+        openvino.save_model(compressed(graph.clone(), scheme, 64, ()), folder / f"{scheme}.xml", compress_to_fp16=False)
+    return folder
+
+
+def judged(candidate, reference):
+    candidate, found = as_subject(candidate), {}
+    for check in CHECKS:
+        try:
+            verdict = check(candidate, reference)
+        except RobustnessError as error:
+            verdict = error.verdict
+        found[verdict.check] = verdict
+    return found
+
+
+@pytest.mark.parametrize("name", ["f32", "int8", "int4"])
+def test_conformance(files, name):
+    """Values and overrides are what they say, however the weights are stored."""
+    (reading,) = check_engine("openvino", [str(files / f"{name}.xml")])
+    assert reading.contribution == pytest.approx(2.625, rel=5e-3)
+
+
+def test_parity_of_the_float_graph(files, reference):
+    """Unquantized, OpenVINO computes what torch does."""
+    found = judged(load(f"{files / 'f32.xml'},precision=f32"), reference)
+    assert {verdict.outcome for verdict in found.values()} == {Outcome.PASSED}
+    assert found["perplexity"].measured == pytest.approx(1, abs=1e-4)
+    assert found["predictions"].measured < 1e-6
+    assert found["super activations"].measured == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_healthy_quantizations_pass(files, reference, name):
+    """As nncf compresses them."""
+    assert not [str(one) for one in judged(load(files / f"{name}.xml"), reference).values() if one.red]
+
+
+def test_skip_keeps_a_matrix(graph):
+    """The one named holds the reference's scalar to the bit, the same of the other layers is compressed."""
+    places = Places(compressed(graph.clone(), "int4-asym", 64, (DOWN,)))
+    plain = Places(graph)
+    assert (places.matrix(1) == plain.matrix(1)).all()
+    assert (places.matrix(2) != plain.matrix(2)).any()
+
+
+def replaced(constant, change):
+    """Put a changed copy of a constant in its place; its own data cannot be written."""
+    data = constant.data.copy()
+    change(data)
+    new = ops.constant(data)
+    new.set_friendly_name(constant.get_friendly_name())
+    for reader in list(constant.output(0).get_target_inputs()):
+        reader.replace_source_output(new.output(0))
+
+
+def lose_block(graph):
+    (constant,) = [one for one in graph.get_ops() if one.get_friendly_name().endswith(f"{DOWN}.weight")]
+
+    def zero(data):
+        data[97, 288:320] = 0
+
+    replaced(constant, zero)
+
+
+def scale_norm(graph):
+    """The norm's factor is a constant that its own multiplication reads."""
+    name = "layers.2.post_attention_layernorm/aten::mul/Multiply_1"
+    (node,) = [one for one in graph.get_ops() if one.get_friendly_name().endswith(name)]
+    (constant,) = [one.get_node() for one in node.input_values() if one.get_node().get_type_name() == "Constant"]
+
+    def triple(data):
+        data *= 3
+
+    replaced(constant, triple)
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "words"),
+    [
+        (lose_block, "super_weight", "what the super weights write is lost"),
+        (scale_norm, "conversion", "not quantization"),
+    ],
+    ids=["block", "norm"],
+)
+def test_a_damaged_ir_is_red_with_its_cause(graph, reference, tmp_path, damage, kind, words):
+    """A lost block is restored in the graph; of floats the first layer that departs is named."""
+    broken = graph.clone()
+    damage(broken)
+    openvino.save_model(broken, tmp_path / "damaged.xml", compress_to_fp16=False)
+    with pytest.raises(RobustnessError, match=words) as caught:
+        assert_perplexity_within(load(tmp_path / "damaged.xml"), reference)
+    assert caught.value.verdict.cause_kind == kind
+    if kind == "conversion":
+        assert "departs first in layer 2" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: None, "no .xml file in it"),
+        (lambda folder: (folder / "model.xml").write_text("<net/>"), "no model.bin beside it"),
+        (lambda folder: [(folder / f"model.{end}").write_bytes(b"<net") for end in ("xml", "bin")], "a whole IR"),
+        (lambda folder: [(folder / f"{n}.xml").touch() for n in "ab"], "a.xml, b.xml"),
+    ],
+    ids=["empty", "no weights", "broken", "two"],
+)
+def test_bad_directories_are_refused_in_words(tmp_path, make, words):
+    """Nothing to load, or nothing that is a language model."""
+    make(tmp_path)
+    with pytest.raises(CheckpointError, match=words):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "words"),
+    [
+        ("int3", EngineError, "known: DIRECTORY, f32, int8, int4"),
+        ("./nowhere", CheckpointError, "no such file"),
+        ("int4,threads=0", OptionError, "no positive number"),
+        ("int4,precision=f8", OptionError, "known: f32, bf16"),
+        ("int4,colour=red", OptionError, "options here: group"),
+    ],
+)
+def test_what_makes_no_sense_is_said_at_once(spec, kind, words):
+    """Before anything is loaded, and in the words of a load."""
+    for refuse in (ENGINE.check, load):
+        with pytest.raises(kind, match=words):
+            refuse(spec)
+
+
+def test_without_the_package(monkeypatch):
+    """The install line is given."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(EngineError, match=r"pip install 'openvino>="):
+        ENGINE.check("int8")
