@@ -1,6 +1,6 @@
 """Tries small models of every causal-LM type of transformers, and writes ``docs/families.md``.
 
-``python -m tools.families_table`` takes about a quarter of an hour. ``SEEDS`` random models of each type get super weights
+``python -m tools.families_table`` takes about an hour; what was tried is kept in ``ROWS``, so that it goes on where it was stopped. ``SEEDS`` random models of each type get super weights
 of every geometry; each has to be located, and nothing besides. A copy of the planted model has to pass the gate, and a
 copy with the planted scalar zeroed has to fail it with that cause.
 """
@@ -8,26 +8,27 @@ copy with the planted scalar zeroed has to fail it with that cause.
 from __future__ import annotations
 
 import copy
+import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import nn
 
-from swcheck import RobustnessError, SuperWeight, SwcheckError, assert_super_weights_preserved, locate
+from swcheck import OptionError, RobustnessError, SuperWeight, SwcheckError, assert_super_weights_preserved, locate
 from swcheck.lens.architecture.anatomy import Expert, anatomy, checked_anatomy
 from swcheck.testing.planting import Planting, plant_super_weights, visited_experts
 from tools.small_models import TYPES, small_model
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "families.md"
-SEEDS: Final = 2
+ROWS: Final = PAGE.parents[1] / "build" / "families.jsonl"
+SEEDS: Final = 6
 IDS: Final = torch.arange(5, 29)[None]
-TEXT: Final = torch.randint(3, 64, (8, 40), generator=torch.Generator().manual_seed(1))
-TEXT[0, : IDS.shape[1]] = IDS
+TEXT: Final = torch.cat([IDS, torch.randint(3, 64, (13, IDS.shape[1]), generator=torch.Generator().manual_seed(1))])
 
 
 @dataclass
@@ -55,8 +56,8 @@ def several_in_a_row(model: nn.Module, layer: int, expert: Expert) -> tuple[Supe
 
 
 def several_in_a_column(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
-    first = plant_super_weights(model, [Planting(layer, 3, expert=expert)], IDS)[0]
-    return (first, *plant_super_weights(model, [Planting(layer, 9, first.column, expert)], IDS))
+    column = plant_super_weights(copy.deepcopy(model), [Planting(layer, 3, expert=expert)], IDS)[0].column
+    return plant_super_weights(model, [Planting(layer, row, column, expert) for row in (3, 9)], IDS)
 
 
 def at_a_later_token(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
@@ -133,6 +134,10 @@ def _try_place(row: Row, model: nn.Module, layer: int, expert: Expert) -> None:
         planted = copy.deepcopy(model)
         try:
             wanted = make(planted, layer, expert)
+        except OptionError as error:  # no neuron of this random model is local to the token, or nothing persists
+            sys.stderr.write(f"  {row.name} {geometry} layer {layer} expert {expert}: {error}\n")
+            continue
+        try:
             found = locate(planted, token_ids=IDS).super_weights
             row.located.setdefault(geometry, []).append(set(found) == set(wanted))
         except Exception as error:
@@ -174,11 +179,12 @@ def page(rows: list[Row], unbuilt: list[str]) -> str:
         "each layer's output is a sum of its input and what its modules return.",
         "",
         f"Made by `python -m tools.families_table`: {len(accepted)} of {len(rows)} types of transformers that can be built from",
-        f"a small configuration are accepted. Of each, {SEEDS} random models got super weights of every geometry, in a dense",
-        "map, in an expert and in a shared expert where it has them: how often they were located, and nothing besides.",
+        f"a small configuration are accepted. {SEEDS} random models of each got super weights of every geometry, in a dense map,",
+        "in an expert and in a shared expert where they have them: how often they were located, and nothing besides.",
         "",
-        "No channel persists where a norm takes the whole stream (BART and its like, the first GPT, MVP, Marian, GIT), and Zamba 2",
-        "mixes the channels behind its shared map: there a super activation cannot be planted so. A dash was not tried, for size.",
+        "Some models could not be planted, and are not counted: no inner neuron of theirs is local to a token, or the channel does",
+        "not persist, since a norm takes the whole stream (BART and its like, the first GPT, MVP, Marian, MiniMax, GIT) or the",
+        "channels are mixed behind the map (Zamba 2).",
         "",
         "| " + " | ".join(head) + " |",
         "|" + " --- |" * len(head),
@@ -192,21 +198,33 @@ def page(rows: list[Row], unbuilt: list[str]) -> str:
     return "\n".join(lines)
 
 
+def kept_rows() -> dict[str, Row | None]:
+    """Return what an earlier run tried, by type; None for a type that cannot be built."""
+    lines = ROWS.read_text(encoding="utf-8").splitlines() if ROWS.exists() else []
+    kept = (json.loads(line) for line in lines)
+    return {name: None if row is None else Row(**row) for name, row in kept}
+
+
 def main(names: list[str]) -> None:
     """Try the named types and print them; all of them, and write the page, where none is named."""
     warnings.filterwarnings("ignore")
-    rows, unbuilt = [], []
+    rows = {} if names else kept_rows()
+    ROWS.parent.mkdir(exist_ok=True)
     for name in names or TYPES:
-        row = tried(name, 1 if names else SEEDS)
-        if row is None:
-            unbuilt.append(name)
-        else:
-            rows.append(row)
+        if name in rows:
+            continue
+        row = rows[name] = tried(name, 1 if names else SEEDS)
+        if row is not None:
             scores = " ".join(f"{key} {score(value)}" for key, value in row.located.items())
             sys.stdout.write(f"{name} {row.refusal or f'{scores} green {score(row.green)} red {score(row.red)}'}\n")
             sys.stdout.flush()
+        if not names:
+            with ROWS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([name, row and asdict(row)]) + "\n")
     if not names:
-        PAGE.write_text(page(rows, unbuilt), encoding="utf-8")
+        unbuilt = [name for name, row in rows.items() if row is None]
+        PAGE.write_text(page([row for row in rows.values() if row is not None], unbuilt), encoding="utf-8")
+        ROWS.unlink()
 
 
 if __name__ == "__main__":

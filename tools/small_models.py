@@ -55,6 +55,7 @@ OWN_SIZES: Final[dict[str, dict[str, Any]]] = {
     "gptj": {"rotary_dim": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]], "num_layers": LAYERS, "attention_layers": ...},
     "falcon_h1": {"mamba_d_ssm": 64},
+    "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "mlp", "full_attention", "moe", "mlp"]},
     "zamba2": {
         "attention_head_dim": 32, "attention_hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2,
         "mamba_headdim": 16, "n_mamba_heads": 4, "hybrid_layer_ids": [1, 3, 5],

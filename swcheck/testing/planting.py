@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -55,20 +55,26 @@ def plant_super_weights(
 
     They write at token ``position`` of the prompt ``ids``, int64 ``(1, T)``. The plan for a layer is carried out after those
     for the layers below it, since it reads what these write. Raises ``OptionError`` where an expert of the plan does not
-    get the token, or its weights are packed.
+    get the token, its weights are packed, or what it writes is no super activation: large at many tokens, because no
+    inner neuron of this model is local to the token, or gone in later layers, because they norm the whole stream.
     """
     planted: dict[int, SuperWeight] = {}
     for number in sorted(range(len(plan)), key=lambda number: plan[number].layer):
         planted[number] = _plant_one(model, plan[number], ids, position, taken=tuple(planted.values()))
+    for planting in plan:
+        _check_activation(model, planting, ids, position)
     return tuple(planted[number] for number in range(len(plan)))
 
 
 def visited_experts(model: nn.Module, layer: int, ids: torch.Tensor, position: int = 0) -> tuple[Expert, ...]:
-    """Return which down projections of a layer a token of the prompt ``ids`` ``(1, T)`` reaches: the dense one is None."""
+    """Return which down projections of a layer a token of the prompt ``ids`` ``(1, T)`` reaches: the dense one is None.
+
+    An expert whose output the router multiplies by 0 is not reached.
+    """
     body = checked_anatomy(model)
     with evaluating(model):
         written = Passes(model, body, ids).first.writers.of_layer(layer, position, 0)
-    return tuple(one.down.key.expert for one in written)
+    return tuple(one.down.key.expert for one in written if one.gain != 0)
 
 
 def _plant_one(
@@ -78,8 +84,11 @@ def _plant_one(
     weight = one.down.weight
     if weight is None:
         raise OptionError(f"plant into {one.down.name}", "it is packed", "plant before quantization")
-    used = [other.column for other in taken if MapKey(other.layer, other.expert) == one.down.key]
-    written = (reads.float() @ weight.float().T).square().mean(1, keepdim=True).sqrt().clamp_min(1e-9)  # (T, 1)
+    mine = [other for other in taken if MapKey(other.layer, other.expert) == one.down.key]
+    used = [other.column for other in mine]
+    others = weight.float().clone()
+    others[[other.row for other in mine], used] = 0  # else each weight of a layer would be larger than those before it
+    written = (reads.float() @ others.T).square().mean(1, keepdim=True).sqrt().clamp_min(1e-9)  # (T, 1)
     local = reads.float() / written if not one.down.is_added else reads.float()
     column = _local_neuron(local, position, used) if planting.column is None else planting.column
     read, wanted = float(one.read[column]), planting.size * median
@@ -89,13 +98,57 @@ def _plant_one(
     with torch.no_grad():
         weight[planting.row, column] = wanted / (read * (one.gain or 1.0))
         change = _writer(model, planting, ids, position)[0].added - one.added
-        if not 0.5 <= change / wanted <= 2:
-            _silence_channel(
-                model, planting, [*taken, SuperWeight(planting.layer, planting.row, column, None, planting.expert)]
+        drowned = [other for other in mine if _drowned(model, planting, other, ids, position)]
+        if drowned or not 0.5 <= change / wanted <= 2:
+            raw = max(
+                (abs(float(weight[other.row, other.column] * one.read[other.column])) for other in drowned),
+                default=LARGE * scale,
             )
-            weight[planting.row, column] = math.copysign(LARGE * scale, wanted) / read
-            _amplify(model, planting, ids, position, wanted)
+            if all(other.row != planting.row for other in drowned):
+                new = SuperWeight(planting.layer, planting.row, column, None, planting.expert)
+                _silence_channel(model, planting, [*taken, new])
+                weight[planting.row, column] = math.copysign(raw, wanted) / read
+                _amplify(model, planting, ids, position, wanted)
+            else:  # the norm's weight is large there already: both share it
+                weight[planting.row, column] = math.copysign(raw, wanted) / read
     return SuperWeight(planting.layer, planting.row, column, float(weight[planting.row, column]), planting.expert)
+
+
+def _check_activation(model: nn.Module, planting: Planting, ids: torch.Tensor, position: int) -> None:
+    """Raise ``OptionError`` unless the channel is large at few tokens and still so in later layers; the last one may echo."""
+    residual = Passes(model, checked_anatomy(model), ids).first.residual[planting.layer : -1, :, planting.row].abs()
+    if not len(residual):
+        return
+    here = residual[:, position]
+    carrying = here >= here.max() / 2
+    tokens = (
+        (residual >= residual.amax(1, keepdim=True) / 2).sum(1)[carrying].median()
+    )  # in the layers that carry the value
+    asked = f"plant into layer {planting.layer}, channel {planting.row}"
+    if int(tokens) > max(1, residual.shape[1] // 4):
+        found = f"no inner neuron is local to token {position}: the channel is as large at {tokens} tokens"
+        raise OptionError(asked, found, "another token or another model")
+    if float(carrying.float().mean()) < 0.5:
+        raise OptionError(
+            asked, "the later layers do not carry what it writes", "a family whose residual stream persists"
+        )
+
+
+def _drowned(model: nn.Module, planting: Planting, other: SuperWeight, ids: torch.Tensor, position: int) -> bool:
+    """Return whether a planted scalar writes next to nothing any more, because a norm follows what its map writes."""
+    there = replace(planting, row=other.row)
+    one, _, median = _writer(model, there, ids, position)
+    weight = checked_anatomy(model).down_map(other).weight
+    if weight is None:
+        return False
+    saved = weight[other.row, other.column].clone()
+    weight[other.row, other.column] = 0
+    try:
+        without = _writer(model, there, ids, position)[0].added
+    except OptionError:  # the map writes nothing into this channel without it
+        without = 0.0
+    weight[other.row, other.column] = saved
+    return abs(one.added - without) < abs(planting.size) * median / 4
 
 
 def _silence_channel(model: nn.Module, planting: Planting, planted: Sequence[SuperWeight]) -> None:
@@ -110,10 +163,11 @@ def _silence_channel(model: nn.Module, planting: Planting, planted: Sequence[Sup
 
 
 def _local_neuron(reads: torch.Tensor, position: int, used: Sequence[int]) -> int:
-    """Return the inner neuron that is large at one token of ``reads`` ``(T, F)`` and small at most others."""
+    """Return the inner neuron that is large at one token of ``reads`` ``(T, F)``, small at most and larger at no other."""
     magnitudes = reads.float().abs()
     here, others = magnitudes[position], magnitudes[torch.arange(len(reads)) != position]
     locality = here / others.quantile(0.8, dim=0).clamp_min(1e-9)
+    locality[here < others.amax(0) / 2] = 0
     locality[here < here.median()] = 0
     locality[list(used)] = 0
     return int(locality.argmax())

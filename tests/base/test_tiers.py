@@ -21,6 +21,7 @@ from swcheck.base.tiers import FULL, LARGE_MODEL_PARAMETERS, SMOKE, STANDARD, TI
         (FULL, 1024, (64, 1024)),
     ],
 )
+@pytest.mark.whole_text
 def test_a_short_context_gets_more_windows(tier, context, shape):
     """The tokens of a tier stay what they are, whatever a model can take at once."""
     assert tier.shape(context) == shape

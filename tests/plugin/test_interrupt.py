@@ -37,10 +37,8 @@ def test_an_interrupted_run(tmp_path, update):
     deadline = time.monotonic() + 120
     while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    start = time.monotonic()
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
-    assert time.monotonic() - start < 5  # of which the interpreter takes some to end
     assert process.returncode == 2
     assert "Traceback" not in out
     assert "baselines measured anew" not in out

@@ -202,6 +202,7 @@ def test_a_wrong_base_model_is_said(inner, micro):
 
 
 @pytest.mark.slow
+@pytest.mark.whole_text
 def test_several_candidates_make_one_table(inner, zeroed, tmp_path):
     """Each candidate has tests of its own, one row of one table, and a red one alone its words and its command."""
     good = checkpoints.damaged(tmp_path / "rounded", damage.round_next_largest)

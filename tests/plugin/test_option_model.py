@@ -15,6 +15,7 @@ SEEN = ["perplexity", "super weights", "super activations", "collapse when zeroe
 
 
 @pytest.mark.slow
+@pytest.mark.whole_text
 def test_the_main_job(inner, pytester):
     """In an empty folder ``pytest --model=tiny`` runs the suite, ends green with a table, and writes nothing."""
     result = inner("--model=tiny")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from swcheck.base.tiers import FULL, SMOKE, STANDARD
 from swcheck.gate.baseline.document import sealed
 from swcheck.loading.checkpoint_size import CheckpointSize
@@ -30,6 +32,7 @@ def test_passes_and_time():
     assert measured_rate(weights, "cpu", "bfloat16") > 0
 
 
+@pytest.mark.whole_text
 def test_the_estimate(tmp_path):
     """Tier, windows, passes and a time for what is loaded; nothing where nothing is known."""
     settings = Settings(models=("tiny",), candidates=(str(tmp_path), "rtn:bits=4"), device="cpu")

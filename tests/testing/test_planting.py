@@ -89,6 +89,16 @@ def test_what_cannot_be_planted_is_said(change, planting, words):
         plant_super_weights(model, [planting], IDS)
 
 
+def test_what_is_no_super_activation_is_refused():
+    """A value at many tokens, and one that later layers take away, are not what was asked for."""
+    everywhere = small_model("llama")
+    with pytest.raises(OptionError, match="the channel is as large at [0-9]+ tokens"):
+        plant_super_weights(everywhere, [Planting(1, 3)], torch.full((1, 24), 7))
+    normed = small_model("minimax")
+    with pytest.raises(OptionError, match="the later layers do not carry what it writes"):
+        plant_super_weights(normed, [Planting(1, 3, expert=visited_experts(normed, 1, IDS)[0])], IDS)
+
+
 def test_only_the_scalar_is_changed():
     """Where nothing lies between the map and the stream, planting changes one scalar and no other bit."""
     model = small_model("llama")

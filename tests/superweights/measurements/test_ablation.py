@@ -25,6 +25,7 @@ def reference(tier, context=1024):
 
 
 @pytest.mark.slow
+@pytest.mark.whole_text
 def test_a_causal_check_has_windows_enough():
     """Fewer windows than 32 are made up from between them; the smoke tier needs none; more are left as they are."""
     standard, smoke, short = reference(STANDARD), reference(SMOKE), reference(STANDARD, 64)
