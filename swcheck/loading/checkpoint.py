@@ -16,7 +16,7 @@ from typing import Any, Final
 from swcheck.base.errors import ArchitectureError, CheckpointError, EngineError, UnsafeCheckpointError, brief_message
 from swcheck.base.reading.bounded import open_regular
 from swcheck.loading.files.config_file import CONFIG, check_counts, read_config
-from swcheck.loading.files.safetensors_header import read_header
+from swcheck.loading.files.safetensors_header import Header, read_header
 from swcheck.loading.files.shard_index import SHARD_INDEX, shards_of
 from swcheck.loading.scheme_from_config import missing_packages
 
@@ -166,4 +166,15 @@ def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
             found = f"it lists {len(wanted)} files, of which {name} is not there"
             raise CheckpointError(f"the weights that {path / SHARD_INDEX} lists", found, "fetch the missing file")
     headers = [read_header(path / name) for name in wanted]
+    _check_once(path, dict(zip(wanted, headers, strict=True)))
     check_counts(config, [tensor for header in headers for tensor in header.tensors.values()], path / CONFIG)
+
+
+def _check_once(path: Path, headers: Mapping[str, Header]) -> None:
+    """Raise ``CheckpointError`` for a tensor that is in two files: which of the two is read would be chance."""
+    seen: dict[str, str] = {}
+    for file, header in headers.items():
+        for name in header.tensors:
+            if seen.setdefault(name, file) != file:
+                found = f"{name} is in {seen[name]} and in {file}"
+                raise CheckpointError(f"each tensor of {path} once", found, "save the model anew, or fetch it again")

@@ -22,7 +22,7 @@ from swcheck.loading.files.safetensors_header import read_header, safetensors_fi
 from swcheck.loading.hub import find_directory, name_of
 from swcheck.loading.scheme_from_config import scheme_of
 from swcheck.loading.streaming.pager import page_weights
-from swcheck.loading.streaming.streamable import StreamRequest
+from swcheck.loading.streaming.streamable import StreamRequest, too_little_memory
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,9 @@ COMPARED_PER_FILE: Final = 32
 A few are enough, because a kernel repacks all of them or none.
 """
 
+
+OUT_OF_MEMORY: Final = ("unable to mmap", "cannot allocate memory", "not enough memory", "out of memory")
+"""What torch, safetensors and the operating system say where memory, or room for a map of a file, is lacking."""
 
 MORE_PARAMETERS: Final = 2**24
 """So many parameters more than the files have bits are allowed: 64 MB, whatever a small config says."""
@@ -276,6 +279,8 @@ def _loading_error(asked: str, path: Path, error: Exception, attempt: str) -> Sw
     message = brief_message(error)
     if "trust_remote_code" in str(error) or "custom code" in message:
         return own_code_error(path, "it brings Python code of its own (auto_map), which loading would run")
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY):
+        return too_little_memory(path)
     return CheckpointError(asked, f"{type(error).__name__}: {message}", attempt)
 
 

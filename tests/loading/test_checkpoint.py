@@ -7,6 +7,7 @@ import os
 import struct
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import swcheck
 from swcheck.base.errors import CheckpointError, UnsafeCheckpointError
@@ -98,3 +99,13 @@ def test_links_into_a_cache_are_followed(tmp_path):
     for file in stored.iterdir():
         (tmp_path / "snapshot" / file.name).symlink_to(file)
     hub.check(str(tmp_path / "snapshot"))
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    """Which of the two would be read is chance."""
+    folder = copy_of_tiny(tmp_path / "twice", checkpoints.sharded)
+    first, second = sorted(folder.glob("*.safetensors"))[:2]
+    name, tensor = next(iter(load_file(first).items()))
+    save_file({**load_file(second), name: tensor}, second, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"{name} is in {first.name} and in {second.name}"):
+        hub.check(str(folder))

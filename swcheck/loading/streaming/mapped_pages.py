@@ -12,11 +12,14 @@ import mmap
 import os
 import sys
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
+
+from swcheck.base.errors import CheckpointError
 
 MAPS: Final = Path("/proc/self/maps")
 PAGE_FLAGS: Final = Path("/proc/self/pagemap")
@@ -73,6 +76,39 @@ class MappedPages:
     def _advise(self, first: int, last: int, advice: int) -> None:
         if last > first:  # advice that is not taken changes nothing but the memory in use
             self._madvise(first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE, advice)
+
+
+@dataclass(frozen=True)
+class UnchangedFiles:
+    """Mapped files with the size and the time of change that they had when they were mapped."""
+
+    stamps: Mapping[Path, tuple[int, int]]
+
+    @staticmethod
+    def of(files: Sequence[Path]) -> UnchangedFiles:
+        """Return these files as they are now."""
+        return UnchangedFiles({file: _stamp(file) for file in files})
+
+    def check(self) -> None:
+        """Raise ``CheckpointError`` for a file that was written to: to read behind its new end would end the process.
+
+        A file that was removed can still be read, as long as it is mapped.
+        """
+        for file, before in self.stamps.items():
+            with suppress(FileNotFoundError):
+                now = _stamp(file)
+                if now != before:
+                    change = (
+                        f"{now[0]:,} bytes, {before[0]:,} when it was opened" if now[0] != before[0] else "written to"
+                    )
+                    raise CheckpointError(
+                        f"{file} while its weights are streamed", f"it was changed: {change}", "fetch it again"
+                    )
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _in_memory(begin: int, end: int) -> tuple[int, list[int]]:

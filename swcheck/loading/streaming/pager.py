@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.overrides import TorchFunctionMode
 
-from swcheck.loading.streaming.mapped_pages import MappedPages, Span, maps_of
+from swcheck.loading.streaming.mapped_pages import MappedPages, Span, UnchangedFiles, maps_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,9 +38,9 @@ class Pager(TorchFunctionMode):
     ``bytes_read`` counts what was given back. A part that is read again counts again.
     """
 
-    def __init__(self, parameters: Sequence[Span], pages: MappedPages) -> None:
+    def __init__(self, parameters: Sequence[Span], pages: MappedPages, files: UnchangedFiles) -> None:
         super().__init__()
-        self.parameters, self.pages = parameters, pages
+        self.parameters, self.pages, self.files = parameters, pages, files
         self._number = {span.begin: number for number, span in enumerate(parameters)}
         self._next = 0
         self._held: list[Span] | None = None
@@ -53,6 +53,7 @@ class Pager(TorchFunctionMode):
         read = [] if _is_attribute(func) else [span for one in args if (span := self._span_of(one)) is not None]
         if not read:
             return func(*args, **kwargs)
+        self.files.check()
         if func in PRODUCTS:
             for span in read:
                 self._read_ahead(span)
@@ -120,7 +121,7 @@ def page_weights(model: nn.Module, files: Sequence[Path]) -> int:
         if not one.is_meta and one.device.type == "cpu"
     ]
     mapped = [span for span in spans if pages.hold(span.begin)]
-    _PAGERS[model] = Pager(mapped, pages)
+    _PAGERS[model] = Pager(mapped, pages, UnchangedFiles.of(files))
     return sum(span.size for span in mapped)
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from swcheck.base.errors import OptionError
+from swcheck.base.errors import CheckpointError, OptionError
 from swcheck.base.formatting import format_size
 from swcheck.base.terminal import tell
 from swcheck.loading.files.safetensors_header import StoredTensor, read_header, safetensors_files, tensor_bytes
-from swcheck.loading.streaming.free_memory import free_memory
+from swcheck.loading.streaming.free_memory import free_addresses, free_memory
 from swcheck.loading.streaming.mapped_pages import can_give_back
 
 if TYPE_CHECKING:
@@ -71,6 +71,24 @@ def too_large(directory: Path) -> str:
     if free is None or size + BESIDE <= free.size:
         return ""
     return f"{format_size(size)}, and {format_size(free.size)} are free: {free.source}"
+
+
+def too_little_memory(directory: Path) -> CheckpointError:
+    """Return the error for a checkpoint that memory, or room for the maps of its files, was lacking for."""
+    size = tensor_bytes(directory)
+    bounds = [bound for bound in (free_memory(), free_addresses()) if bound is not None]
+    least = min(bounds, key=lambda bound: bound.size, default=None)
+    found = f"its files have {format_size(size)}" + (
+        "" if least is None else f", and {format_size(least.size)} are left by {least.source}"
+    )
+    attempt = "more memory, or swcheck locate --stream (--swcheck-stream), which reads the weights as they are used"
+    if least is not None and "address" in least.source:
+        attempt = "ulimit -v unlimited: the files are mapped, which takes addresses and no memory"
+    elif least is not None and size <= least.size:
+        attempt += (
+            "; Linux maps no file larger than all memory unless vm.overcommit_memory is 1: save it in smaller shards"
+        )
+    return CheckpointError(f"load {directory}: memory ran out", found, attempt)
 
 
 def why_whole(directory: Path, config: Mapping[str, Any], model: nn.Module, dtype: str) -> tuple[str, str]:

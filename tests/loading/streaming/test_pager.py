@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import swcheck
-from swcheck.base.errors import OptionError
+from swcheck.base.errors import CheckpointError, OptionError
 from swcheck.lens.architecture.anatomy import checked_anatomy
 from swcheck.lens.architecture.storage import evaluating
 from swcheck.lens.intervene import scaled
@@ -187,3 +187,46 @@ def test_streaming_is_of_the_cpu(tmp_path):
         streamable.StreamRequest(folder, {}, torch.device("cuda"), None, True).is_granted(lambda: None)
     with pytest.raises(swcheck.SwcheckError, match="cannot stream a model from its files"):
         swcheck.load("rtn:bits=4", reference="tiny", stream=True)
+
+
+def test_a_file_that_is_cut_off_or_written_to_ends_the_pass_in_words(tmp_path, monkeypatch):
+    """Between two layers of a streamed pass; one that is removed is read on, since it is mapped."""
+    monkeypatch.setattr(pager, "LEAST", 0)
+    folder = checkpoints.copy_of_tiny(tmp_path / "copy")
+    model, file = swcheck.load(folder, stream=True, dtype="bfloat16").model, folder / "model.safetensors"
+    data = file.read_bytes()
+    nats = token_nats(model, IDS)
+
+    def cut(*_call):
+        file.write_bytes(data[: len(data) // 2])
+
+    handle = model.model.layers[2].register_forward_hook(cut)
+    with pytest.raises(CheckpointError, match="it was changed: [0-9,]+ bytes, [0-9,]+ when it was opened"):
+        token_nats(model, IDS)
+    handle.remove()
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match="it was changed: written to"):
+        token_nats(model, IDS)
+    again = swcheck.load(folder, stream=True, dtype="bfloat16").model
+    file.unlink()
+    assert torch.equal(token_nats(again, IDS), nats)
+
+
+def test_where_memory_runs_out_the_reason_is_told(tmp_path, monkeypatch):
+    """Not that weights and config may not belong together, whatever torch says."""
+    folder = checkpoints.micro(tmp_path / "micro")
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", unable_to_map)
+    without_memory(monkeypatch)
+    with pytest.raises(CheckpointError, match="memory ran out\n.*are left by this machine\n.*--swcheck-stream"):
+        swcheck.load(folder, device="cpu", stream=False)
+    monkeypatch.setattr(streamable, "free_addresses", lambda: FreeMemory(1, "the limit on address space (ulimit -v)"))
+    with pytest.raises(CheckpointError, match="left by the limit on address space.*\n.*ulimit -v unlimited"):
+        swcheck.load(folder, device="cpu", stream=False)
+    monkeypatch.setattr(streamable, "free_addresses", lambda: None)
+    monkeypatch.setattr(streamable, "free_memory", lambda: FreeMemory(2**50, "this machine"))
+    with pytest.raises(CheckpointError, match="save it in smaller shards"):
+        swcheck.load(folder, device="cpu", stream=False)
+
+
+def unable_to_map(*_args, **_keywords):
+    raise RuntimeError("unable to mmap 13476839424 bytes from file <model.safetensors>: Cannot allocate memory (12)")
