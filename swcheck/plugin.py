@@ -115,11 +115,15 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     if settings is None or config.option.collectonly or is_worker(config):
         return
     if collection.suite_is_included(config) or any(collection.uses_swcheck(item) for item in session.items):
+        from swcheck.run.preflight import gate_lines
         from swcheck.run.settings import fetch
 
         try:
             with uncaptured(config):
                 fetch(settings)
+            terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
+            for line in gate_lines(settings) if terminal is not None else ():
+                terminal.write_line(f"swcheck: {visible_line(line)}", yellow=True)
         except SwcheckError as error:
             raise usage_error(error) from error
 

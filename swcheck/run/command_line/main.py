@@ -15,7 +15,19 @@ from typing import Any
 
 from swcheck.base.errors import SwcheckError
 from swcheck.base.terminal import visible
-from swcheck.run.command_line import accuracy, baseline, cache, check, history, index, init, locate, plot, study
+from swcheck.run.command_line import (
+    accuracy,
+    baseline,
+    cache,
+    check,
+    history,
+    index,
+    init,
+    locate,
+    plot,
+    preflight,
+    study,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"swcheck {version('swcheck')}")
     _add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (check, init, baseline, locate, plot, index, accuracy, study, history, cache):
+    for command in (check, init, baseline, preflight, locate, plot, index, accuracy, study, history, cache):
         command.add(commands)
     return parser
 
