@@ -155,10 +155,10 @@ def _with_options(chosen: Engine, **options: Any) -> Engine:
 def route(spec: str) -> tuple[str, str]:
     """Return the name of the engine that ``spec`` goes to, and the spec that the engine gets.
 
-    Raises ``OptionError`` if ``spec`` is empty or no text.
+    Raises ``OptionError`` if ``spec`` is empty, no text, or has a NUL byte.
     """
-    if not isinstance(spec, str) or not spec.strip():
-        found = "an empty value" if isinstance(spec, str) else type(spec).__name__
+    if not isinstance(spec, str) or not spec.strip() or "\0" in spec:
+        found = type(spec).__name__ if not isinstance(spec, str) else "a NUL byte" if spec.strip() else "an empty value"
         raise OptionError("the name of a model", found, "give `tiny`, a known name, a hub id or a directory")
     name, colon, scheme = spec.partition(":")
     if colon and len(name) > 1 and not os.path.exists(spec) and not any(mark in name for mark in "/\\.~"):  # noqa: PTH110 - never raises

@@ -219,7 +219,10 @@ def _resolve_ini_paths(option: Option, value: Any, ini: Path | None) -> Any:
         return resolve(text)
 
     def resolve(text: str) -> str:
-        path = ini.parent / Path(text).expanduser()
+        try:
+            path = ini.parent / Path(text).expanduser()
+        except (RuntimeError, ValueError):  # no such user, a NUL byte: refused where the option is used
+            return text
         return str(path) if option.path == "yes" or (text and path.exists()) else text
 
     return [resolve_entry(text) for text in value] if option.kind in REPEATABLE else resolve_entry(value)

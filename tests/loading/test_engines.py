@@ -57,7 +57,15 @@ def test_an_existing_path_with_a_colon_is_a_path(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("spec", "found"), [("", "an empty value"), (" ", "an empty value"), (None, "NoneType"), (3, "int")]
+    ("spec", "found"),
+    [
+        ("", "an empty value"),
+        (" ", "an empty value"),
+        ("~\0", "a NUL byte"),
+        ("a\0:b", "a NUL byte"),
+        (None, "NoneType"),
+        (3, "int"),
+    ],
 )
 def test_a_spec_that_is_no_name(spec, found):
     """An empty name, or one that is no text, is refused."""

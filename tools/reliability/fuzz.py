@@ -1,7 +1,7 @@
 """Fuzzes every reader, guided by coverage: ``python -m tools.reliability.fuzz [--seconds 600] [--keep] [READER ...]``.
 
 The seconds are shared by the readers. Needs atheris (``pip install -e '.[fuzz]'``). Inputs that reach new lines begin with
-``tests/corpus/``; with ``--keep`` the smallest of them are written back there. A fault is written to
+``tests/corpus/``; with ``--keep`` some of them, of every size, are written back there. A fault is written to
 ``tests/corpus/READER/`` as well, where ``tests/tools/test_corpus.py`` finds it, and the exit code is 1. With
 ``--write`` the row of ``docs/reliability.md`` is written anew.
 """
@@ -22,7 +22,7 @@ from typing import Final
 ROOT: Final = Path(__file__).parents[2]
 CORPUS: Final = ROOT / "tests" / "corpus"
 LARGEST_KEPT: Final = 4096
-MOST_KEPT: Final = 60
+MOST_KEPT: Final = 25
 NAMES: Final = ("safetensors", "config", "index", "baseline", "study", "text", "gguf", "adapter", "options")
 
 
@@ -81,9 +81,9 @@ def _keep(name: str, corpus: Path) -> None:
     """Write the smallest inputs of a reader that reached something new into ``tests/corpus``."""
     shutil.rmtree(CORPUS / name, ignore_errors=True)
     small = sorted((file.stat().st_size, file) for file in corpus.iterdir())
-    for size, file in small[:MOST_KEPT]:
-        if size <= LARGEST_KEPT:
-            _store(name, file)
+    small = [(size, file) for size, file in small if size <= LARGEST_KEPT]
+    for _, file in small[:: -(-len(small) // MOST_KEPT) or 1]:
+        _store(name, file)
 
 
 def _store(name: str, file: Path) -> None:
