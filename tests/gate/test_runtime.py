@@ -20,7 +20,7 @@ from swcheck import (
     assert_super_weights_preserved,
 )
 from swcheck.loading import engines
-from tests.in_process_runtime import candidate
+from tests.in_process_runtime import InProcess, candidate
 
 IDS = torch.randint(1, 1000, (3, 48), generator=torch.Generator().manual_seed(0))
 IDS[:, 0] = 0
@@ -168,6 +168,42 @@ def test_without_a_twin_the_first_layer_is_named(reference):
     )
     assert verdict.detail[0] == ("layers", verdict.detail[0][1])
     assert "departs first in layer 2" in verdict.detail[0][1]
+
+
+class WrongTail(InProcess):
+    """A kernel that computes whole blocks of 32 tokens right, and what is left over wrong."""
+
+    def log_probabilities(self, ids):
+        logs, left = super().log_probabilities(ids), len(ids) % 32
+        return torch.cat([logs[: len(logs) - left], logs[len(logs) - left :].roll(1, -1)]) if left else logs
+
+
+def test_a_wrong_tail_of_a_kernel_is_red_though_whole_windows_pass(reference, monkeypatch):
+    """Lengths around multiples of 32 are scored alone; the worst is named."""
+    monkeypatch.setattr("tests.in_process_runtime.InProcess", WrongTail)
+    ours = candidate(scheme=FLOAT)
+    verdict = judge("perplexity", ours, reference)
+    assert verdict.outcome is Outcome.FAILED
+    assert verdict.cause_kind == "kernels"
+    assert verdict.cause.startswith("the kernels: a window of 63 tokens alone loses x")
+
+
+class Unsteady(InProcess):
+    """Another rounding in every run."""
+
+    runs = 0
+
+    def log_probabilities(self, ids):
+        self.runs += 1
+        return super().log_probabilities(ids) - 1e-3 * self.runs
+
+
+def test_two_runs_of_a_runtime_are_its_noise(reference, healthy, monkeypatch):
+    """What differs between them is the noise that stands in the report."""
+    monkeypatch.setattr("tests.in_process_runtime.InProcess", Unsteady)
+    verdict = judge("perplexity", candidate(scheme=FLOAT), reference)
+    assert verdict.facts["noise"] > 1e-3
+    assert judge("perplexity", healthy, reference).facts["noise"] < 1e-4
 
 
 def test_a_runtime_is_no_reference():

@@ -33,7 +33,13 @@ from swcheck.superweights.measurements.inputs import (
     vocabulary_size,
     windows,
 )
-from swcheck.superweights.measurements.scores import intact_scores, noise_floor, scores_against
+from swcheck.superweights.measurements.scores import (
+    intact_scores,
+    noise_floor,
+    noise_of_two_runs,
+    scores_against,
+    worst_shape,
+)
 from swcheck.superweights.subject.measurement import Slot
 from swcheck.superweights.subject.memory import Cost, InBaseline
 
@@ -56,6 +62,9 @@ LEAST_RATIO: Final = 0.9
 FAR_FROM_GUESSING: Final = 10
 """A reference is warned of if its perplexity is above the size of the vocabulary over this."""
 
+SHAPE_NOISE: Final = 0.05
+"""Nats per token that a runtime's short windows may lose against whole ones: other kernels round otherwise."""
+
 _CACHE_PASS: Final = Slot[CachePass | None]("cache", Cost.WINDOWS, in_baseline=InBaseline.NO)
 
 
@@ -77,10 +86,9 @@ def compare_perplexity(pair: Pair, limit: Limit, at_most: float | None) -> Verdi
     fields: dict[str, Any] = {"measured": ratio, "limit": limit, "unit": "x", "facts": facts}
     cache = _through_cache(pair, ours, facts)
     summary = _summary(pair, ratio, facts) + ("" if cache is None else _cache_words(cache))
-    if cache is not None and cache.nats is not None and limit.holds(ratio):
-        total = math.exp(min(LARGEST_EXPONENT, math.log(ratio) + cache.nats))
-        if not (math.isfinite(cache.nats) and limit.holds(total)):
-            return _lost_by_cache(pair, total, summary, fields)
+    otherwise = _lost_otherwise(pair, limit, cache, summary, fields)
+    if otherwise is not None:
+        return otherwise
     unfit = _unfit_text(pair, ratio, facts)
     if unfit and limit.holds(ratio) and not is_given(limit):
         advice = "measure on a text of the model's own language: --swcheck-text=FILE"
@@ -99,7 +107,7 @@ def _facts(pair: Pair, value: float, base: float, error: float, tokens: int) -> 
         "standard_error": error,
         "tokens": tokens,
         "text_sha256": text_hash(pair.reference),
-        "noise": noise_floor(pair.reference)[0],
+        "noise": max(noise_floor(pair.reference)[0], noise_of_two_runs(pair.candidate, pair.reference)),
         "unknown_tokens": unknown_share(pair.reference),
         "configuration": list(configuration_words(pair.candidate, pair.reference)),
         "not_quantized": list(not_quantized(pair.candidate, pair.reference)),
@@ -151,6 +159,19 @@ def _through_cache(pair: Pair, plain: torch.Tensor, facts: dict[str, Any]) -> Ca
     return found
 
 
+def _lost_otherwise(
+    pair: Pair, limit: Limit, cache: CachePass | None, summary: str, fields: dict[str, Any]
+) -> Verdict | None:
+    """Return the red verdict of a candidate that is within its limit, and not through its cache or in short windows."""
+    if not limit.holds(fields["measured"]):
+        return None
+    if cache is not None and cache.nats is not None:
+        total = math.exp(min(LARGEST_EXPONENT, math.log(fields["measured"]) + cache.nats))
+        if not (math.isfinite(cache.nats) and limit.holds(total)):
+            return _lost_by_cache(pair, total, summary, fields)
+    return _departing_shape(pair, limit, summary, fields) if pair.candidate.is_runtime else None
+
+
 def _lost_by_cache(pair: Pair, total: float, summary: str, fields: dict[str, Any]) -> Verdict:
     """Return the red verdict of a candidate that fails only through its cache, with the perplexity ratio ``total``."""
     both = f"perplexity {format_ratio(total)} through it, {format_ratio(fields['measured'])} without"
@@ -162,6 +183,19 @@ def _lost_by_cache(pair: Pair, total: float, summary: str, fields: dict[str, Any
         **{**fields, "measured": total},
         cause_kind="kv_cache",
     )
+
+
+def _departing_shape(pair: Pair, limit: Limit, summary: str, fields: dict[str, Any]) -> Verdict | None:
+    """Return the red verdict of a runtime that keeps whole windows and loses shorter ones beyond limit and noise."""
+    length, nats = worst_shape(pair.candidate, pair.reference)
+    fields["facts"]["worst_shape"] = {"tokens": length, "nats": nats}
+    total = fields["measured"] * math.exp(min(LARGEST_EXPONENT, nats)) if math.isfinite(nats) else math.inf
+    if limit.holds(total) or nats <= SHAPE_NOISE:
+        return None
+    loss = format_ratio(math.exp(min(LARGEST_EXPONENT, nats)))
+    cause = f"the kernels: a window of {length} tokens alone loses {loss}"
+    advice = "another version or build of the runtime, or other settings of batch and attention"
+    return pair.failed(cause, summary, advice, **{**fields, "measured": total}, cause_kind="kernels")
 
 
 def _proven_loss(pair: Pair, ratio: float) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Final
+
 import torch
 
 from swcheck.lens.architecture.storage import device_of, evaluating
@@ -13,6 +16,9 @@ from swcheck.superweights.measurements.residual_stream import residual_stream
 from swcheck.superweights.subject.measurement import measurement
 from swcheck.superweights.subject.memory import Cost, InBaseline
 from swcheck.superweights.subject.subject import Subject
+
+SHAPES: Final = (31, 32, 33, 63, 64, 65, 127, 128, 129)
+"""The lengths around which blocks of kernels end."""
 
 
 @measurement("intact", Cost.WINDOWS, in_baseline=InBaseline.HALF)
@@ -48,3 +54,27 @@ def noise_floor(subject: Subject) -> tuple[float, float]:
     found, precision = sight.residual[last][0].cpu().double(), torch.finfo(sight.residual[last].dtype).eps
     difference = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
     return noise, max(precision, difference)
+
+
+@measurement("two runs", Cost.PROMPT, in_baseline=InBaseline.NO)
+def noise_of_two_runs(subject: Subject, reference: Subject) -> float:
+    """Return the noise of the mean nats per token of a runtime: the first window's, scored twice; 0 for torch."""
+    if not subject.is_runtime:
+        return 0.0
+    again = token_nats(subject.scorer, windows(reference)[:1])[0]
+    return abs(float((again - scores_against(subject, reference)[0][0]).mean()))
+
+
+@measurement("shapes", Cost.PROMPT, in_baseline=InBaseline.NO)
+def worst_shape(subject: Subject, reference: Subject) -> tuple[int, float]:
+    """Return the length at which a runtime loses most against the whole window, and the nats per token.
+
+    The beginnings of the first window with ``SHAPES`` tokens are scored alone. Under causal masking their nats are a
+    part of the window's; a kernel that is wrong at the end of a block, or at small sizes, gives others.
+    """
+    ids, whole = windows(reference)[:1], scores_against(subject, reference)[0][0]
+    found = [(0, 0.0)]
+    for length in (one for one in SHAPES if one < ids.shape[1]):
+        more = float((token_nats(subject.scorer, ids[:, :length])[0] - whole[: length - 1]).mean())
+        found.append((length, more if math.isfinite(more) else math.inf))
+    return max(found, key=lambda one: one[1])
