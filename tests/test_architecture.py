@@ -44,7 +44,7 @@ LIBRARIES = {
     "safetensors": {"loading"},
     "shtab": {"run/command_line"},
     "tabulate": {"base", "run/reports"},
-    "tqdm": {"study"},
+    "tqdm": {"base", "study"},
     "transformers": {"gate/training", "loading"},
 }
 """The only folders that may import a library that is neither of the standard library nor torch."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from swcheck.base.terminal import with_bar
 from swcheck.lens.architecture.anatomy import bare_anatomy
 from swcheck.lens.architecture.storage import device_of
 from swcheck.lens.architecture.twins import forward_replaced
@@ -36,7 +37,8 @@ def logits_of_windows(model: nn.Module, token_ids: torch.Tensor, at_once: int) -
     pager = pager_of(model)
     layers = bare_anatomy(model).layers if len(token_ids) > at_once and pager is not None else ()
     if pager is None or not layers or any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):  # noqa: SLF001
-        for ids in torch.split(token_ids, at_once):
+        batches = torch.split(token_ids, at_once)
+        for ids in with_bar(batches, "scoring tokens", len(batches)):
             yield model(ids.to(device_of(model)), use_cache=False).logits
         return
     yield from _layer_by_layer(model, pager, layers, token_ids, at_once)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
@@ -15,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.overrides import TorchFunctionMode
 
+from swcheck.base.terminal import bar
 from swcheck.loading.streaming.mapped_pages import MappedPages, Span, UnchangedFiles, maps_of
 
 if TYPE_CHECKING:
@@ -42,10 +44,12 @@ class Pager(TorchFunctionMode):
         super().__init__()
         self.parameters, self.pages, self.files = parameters, pages, files
         self._number = {span.begin: number for number, span in enumerate(parameters)}
+        self._before = [0, *accumulate(span.size for span in parameters)]
         self._next = 0
         self._held: list[Span] | None = None
         self.is_entered = False
         self.bytes_read = 0
+        self.bar: Any = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
@@ -103,6 +107,9 @@ class Pager(TorchFunctionMode):
             self.pages.read_ahead(span)
             return
         begun = self._next if number < self._next <= number + 64 else number
+        if self.bar is not None:
+            self.bar.n = self._before[number]
+            self.bar.update(0)
         end, room = number + 1, AHEAD
         while end < len(self.parameters) and room > 0:
             room -= self.parameters[end].size
@@ -138,11 +145,13 @@ def paging(model: nn.Module) -> Iterator[None]:
         yield
         return
     pager.is_entered = True
+    pager.bar = bar("reading weights", sum(span.size for span in pager.parameters), "B")
     try:
         with pager:
             yield
     finally:
         pager.is_entered = False
+        pager.bar.close()
         pager.give_all_back()
 
 
