@@ -23,7 +23,8 @@ def test_locate(run):
     """The located weight, what it writes, and what each round saw."""
     code, out, err = run("locate", "tiny", "--device=cpu", "--verify", "--no-index")
     assert (code, err) == (0, "")
-    assert ", all zeroed together x" in out.splitlines()[-1]
+    assert ", all zeroed together x" in out.splitlines()[-2]
+    assert out.splitlines()[-1].startswith("strongest other scalar: layer ")
     assert out.startswith("tiny: 1 super weight found")
     assert "layer 1 [97, 301]" in out
     assert "round 2" in out
@@ -41,6 +42,7 @@ def test_locate_as_json(run):
     assert (weight["layer"], weight["row"], weight["column"]) == (1, 97, 301)
     assert weight["value"] == pytest.approx(2.625)
     assert found["verified"]["zeroed"] > 100 * found["verified"]["perplexity"]
+    assert 1 < found["verified"]["strongest_other"]["ratio"] < 2
 
 
 @pytest.mark.slow
@@ -53,7 +55,8 @@ def test_none_found_is_an_answer(run, tmp_path):
     assert found["reason"].startswith("none found: ")
     code, out, _ = run("locate", folder, "--verify")
     assert code == 0
-    assert out.endswith("nothing to zero\n")
+    assert out.splitlines()[-2].endswith("nothing to zero")
+    assert out.splitlines()[-1].startswith("strongest scalar, though no super weight: layer ")
 
 
 @pytest.mark.slow

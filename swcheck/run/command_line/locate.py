@@ -116,6 +116,12 @@ def located_as_json(name: str, found: Located) -> dict[str, Any]:
             "perplexity": effect.intact.perplexity,
             "zeroed": effect.together.perplexity,
             "alone": [likelihood.perplexity for likelihood in effect.alone],
+            "strongest_other": effect.strongest
+            and {
+                **effect.strongest.weight.as_json(),
+                "ratio": effect.strongest.ratio,
+                "tried": effect.strongest.tried,
+            },
         },
     }
 
@@ -136,7 +142,17 @@ def located_as_text(name: str, found: Located) -> list[str]:
         ratio = found.effect.together.perplexity / found.effect.intact.perplexity
         zeroed = f"all zeroed together {format_number(ratio, 'x')}" if found.super_weights else "nothing to zero"
         lines += ["", f"perplexity {format_number(found.effect.intact.perplexity)}, {zeroed}"]
+        lines += _strongest_line(found)
     return lines
+
+
+def _strongest_line(found: Located) -> list[str]:
+    """Return the line about the scalar that is no super weight and costs most when it is zeroed."""
+    one = found.effect.strongest if found.effect is not None else None
+    if one is None:
+        return []
+    what = "strongest other scalar" if found.super_weights else "strongest scalar, though no super weight"
+    return [f"{what}: {one.weight}, zeroed alone {format_number(one.ratio, 'x')} (of {one.tried} tried, one a layer)"]
 
 
 def _layer_rows(layers: tuple[LayerPeaks, ...]) -> list[tuple[str, ...]]:

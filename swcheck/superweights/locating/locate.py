@@ -31,6 +31,7 @@ from swcheck.lens.tokens import check_token_ids, vocabulary_size
 from swcheck.superweights.locating.activation_rules import DEFAULT_RULES, Rules
 from swcheck.superweights.locating.located import Effect, Located
 from swcheck.superweights.locating.search import Search
+from swcheck.superweights.locating.strongest import strongest_scalar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,8 +57,8 @@ def locate(
 
     ``prompt`` is encoded by ``tokenizer``; ``token_ids``, int64 ``(1, T)``, replace both. ``seeds`` are published
     coordinates: those that write a super activation here are accepted first, and the search adds what is missing.
-    ``verify``, int64 ``(B, T)``, are token ids that are scored intact and with the found weights zeroed. ``rules`` say
-    what counts as a super activation.
+    ``verify``, int64 ``(B, T)``, are token ids that are scored intact, with the found weights zeroed, and with the
+    strongest other scalars zeroed. ``rules`` say what counts as a super activation.
 
     Returns a ``Located`` with ``.super_weights``, ``.activations`` and ``.reason``. Raises ``ArchitectureError`` for a
     model whose down projections are not known, ``CoordinateError`` for a seed outside the model, ``WrongModelError``
@@ -71,7 +72,10 @@ def locate(
         check_token_ids(verify, vocabulary_size(model))
     with evaluating(model):
         found = Search(model, body, ids, rules).run(tuple(seeds))
-    return found if verify is None else replace(found, effect=effect_of(model, found.super_weights, verify))
+    if verify is None:
+        return found
+    strongest = strongest_scalar(model, body, ids, found.super_weights, verify)
+    return replace(found, effect=replace(effect_of(model, found.super_weights, verify), strongest=strongest))
 
 
 def effect_of(model: nn.Module, super_weights: Sequence[SuperWeight], token_ids: torch.Tensor) -> Effect:

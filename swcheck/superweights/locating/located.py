@@ -5,9 +5,11 @@ T tokens, C channels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from swcheck.base.records import Likelihood, SuperActivation, SuperWeight
+from swcheck.base.statistics import LARGEST_EXPONENT
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,30 @@ class Round:
 
 
 @dataclass(frozen=True)
+class Strongest:
+    """The scalar that is no located weight and costs most when it is zeroed alone: ``nats`` per token, of ``tried`` ones."""
+
+    weight: SuperWeight
+    nats: float
+    tried: int
+
+    @property
+    def ratio(self) -> float:
+        """The ratio of the perplexities, zeroed over intact."""
+        return math.exp(min(LARGEST_EXPONENT, self.nats))
+
+
+@dataclass(frozen=True)
 class Effect:
-    """The likelihood of a text intact, with all located weights zeroed together, and with each zeroed alone."""
+    """The likelihood of a text intact, with all located weights zeroed together, and with each zeroed alone.
+
+    ``strongest`` is the strongest other scalar; None where no weight can be zeroed.
+    """
 
     intact: Likelihood
     together: Likelihood
     alone: tuple[Likelihood, ...]
+    strongest: Strongest | None = None
 
 
 @dataclass(frozen=True)
