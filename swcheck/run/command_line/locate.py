@@ -26,8 +26,10 @@ def add(commands: Any) -> None:
     parser.add_argument("--prompt", help="another prompt to look at")
     parser.add_argument("--verify", action="store_true", help="zero what is found and measure the perplexity")
     parser.add_argument("--no-index", action="store_true", help="start from nothing, not from published coordinates")
-    words = "verify the published coordinates, and read the model only up to their last layer"
-    parser.add_argument("--published", action="store_true", help=words)
+    words = (
+        "verify the published coordinates, of the model of this NAME, and read the model only up to their last layer"
+    )
+    parser.add_argument("--published", nargs="?", const="", metavar="NAME", help=words)
     parser.add_argument("--exit-code", action="store_true", help="exit with 1 if no super weight is found")
     add_loading(parser)
     add_json(parser)
@@ -43,8 +45,8 @@ def run(options: argparse.Namespace) -> str:
 
     loaded = load_model(options)
     subject = as_subject(loaded)
-    if options.published:
-        confirmations = confirm_published(subject, options.prompt)
+    if options.published is not None:
+        confirmations = confirm_published(subject, options.published or subject.name, options.prompt)
         options.code = int(options.exit_code and not all(one.is_confirmed for one in confirmations))
         if options.json:
             return json_text({"model": loaded.name, "published": [confirmation_as_json(one) for one in confirmations]})
@@ -61,15 +63,16 @@ def run(options: argparse.Namespace) -> str:
     return "\n".join(wrap_lines(located_as_text(loaded.name, found), terminal_width()))
 
 
-def confirm_published(subject: Subject, prompt: str | None) -> tuple[Confirmation, ...]:
-    """Return what the published super weights of a model do in it. Raises ``OptionError`` where none are published."""
+def confirm_published(subject: Subject, name: str, prompt: str | None) -> tuple[Confirmation, ...]:
+    """Return what the published super weights of ``name`` do in a model. Raises ``OptionError`` where none are published."""
     from swcheck.superweights.locating.confirm import confirm
     from swcheck.superweights.measurements.contributions import published
     from swcheck.superweights.measurements.inputs import prompt_ids
 
-    known = published(subject.name)
+    known = published(name)
     if not known:
-        raise OptionError(f"published super weights of {subject.name}", "none", "swcheck index lists them by name")
+        attempt = "--published=NAME, the name of the model; swcheck index lists those that have some"
+        raise OptionError(f"published super weights of {name}", "none", attempt)
     return confirm(subject.module, known, prompt_ids(subject, prompt))
 
 
