@@ -2,7 +2,8 @@
 
 Run it in each environment that has engines. Every row is a real gate of ``tiny`` against what a real engine makes of
 it; nothing is typed by hand. Not all engines fit in one environment: a row whose engine is not installed stays as it
-is. ``--print`` prints the table and does not write the page.
+is; with names of engines on the command line, so do the rows of all others. ``--print`` prints the table and does not
+write the page.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from swcheck import (
@@ -55,6 +56,19 @@ CANDIDATES = (
     "gptq:2bit",
     "autoround:W4A16",
     "autoround:W2A16",
+    "llamacpp:f32",
+    "llamacpp:q8_0",
+    "llamacpp:q4_0",
+    "llamacpp:q4_k",
+    "llamacpp:q2_k",
+    "llamacpp:mxfp4",
+    "llamacpp:nvfp4",
+    "onnx:f32",
+    "onnx:int8",
+    "onnx:int4",
+    "openvino:f32",
+    "openvino:int8",
+    "openvino:int4",
 )
 CHECKS: tuple[Callable[..., Verdict], ...] = (
     assert_super_weights_preserved,
@@ -92,14 +106,18 @@ def gate(spec: str, reference: object) -> str:
     return f"| `{spec}` | {' | '.join(cells)} | {verdict_text} |"
 
 
-def table(present_table: str) -> str:
-    """Return the table in Markdown; rows that cannot be measured here are taken from ``present_table``."""
+def table(present_table: str, names: Collection[str] = ()) -> str:
+    """Return the table in Markdown; rows that cannot be measured here are taken from ``present_table``.
+
+    With ``names`` the rows of these engines alone are measured.
+    """
     reference = as_subject(load("tiny", device="cpu"))
     header = "| candidate of `tiny` | super weight | activation | perplexity | KL, nats | dependence | s | verdict |"
     present_rows = {line.split("`")[1]: line for line in present_table.splitlines() if line.startswith("| `")}
     rows = []
     for spec in CANDIDATES:
-        is_installed = spec.partition(":")[0] in installed_engines()
+        engine = spec.partition(":")[0]
+        is_installed = engine in installed_engines() and (not names or engine in names)
         if not is_installed and spec not in present_rows:
             sys.stderr.write(f"left out, its engine is not here: {spec}\n")
             continue
@@ -111,7 +129,7 @@ def table(present_table: str) -> str:
 if __name__ == "__main__":
     text = PAGE.read_text(encoding="utf-8")
     found = BLOCK.search(text)
-    made = table(found[2] if found else "")
+    made = table(found[2] if found else "", [word for word in sys.argv[1:] if not word.startswith("-")])
     if "--print" in sys.argv:
         sys.stdout.write(made)
     else:
