@@ -206,6 +206,13 @@ def test_two_runs_of_a_runtime_are_its_noise(reference, healthy, monkeypatch):
     assert judge("perplexity", healthy, reference).facts["noise"] < 1e-4
 
 
+def test_of_a_quantized_one_the_layer_that_departs_most_is_named(reference):
+    """Where nothing is proven the cause is unknown, and says so."""
+    verdict = judge("perplexity", candidate(scale_norm), reference)
+    assert (verdict.cause_kind, verdict.cause) == ("unknown", "not the super weights")
+    assert "departs most in layer 2" in verdict.detail[0][1]
+
+
 def test_a_runtime_is_no_reference():
     """What needs modules is refused in words."""
     with pytest.raises(OptionError, match="which has no torch modules"):

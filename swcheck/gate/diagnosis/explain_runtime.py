@@ -119,7 +119,8 @@ def _first_departure(damaged: DamagedCandidate) -> Finding:
     if _is_float(damaged):
         cause = "conversion or kernels, not quantization: its weights are floats"
         return Finding(cause, rows, (), "compare the export with the reference, layer by layer", kind="conversion")
-    return Finding("not the super weights", rows, (), "more bits or smaller groups, or gate the float export first")
+    advice = "more bits or smaller groups, or gate the float export first"
+    return Finding("not the super weights", rows, (), advice, kind="unknown")
 
 
 def _departure_rows(damaged: DamagedCandidate) -> Detail:
