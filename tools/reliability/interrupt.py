@@ -58,7 +58,7 @@ def interrupted(share: float, whole: float) -> Ending:
         wrong = [] if code == 2 else [f"code {code}"]
         wrong += [word for word in ("Traceback", "INTERNALERROR") if word in text]
         report = folder / "out.json"
-        wrong += [] if report.exists() and json.loads(report.read_text())["interrupted"] else ["no JSON that says so"]
+        wrong += [] if report.exists() and json.loads(report.read_text()).get("interrupted") else ["no JSON that says so"]
         wrong += ["a temporary file"] if list(folder.rglob("*.part")) else []
         if wrong:
             sys.stderr.write(text[-2000:])
@@ -83,10 +83,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Ctrl-C at random moments.")
     parser.add_argument("--moments", type=int, default=20)
     parser.add_argument(
-        "--whole", type=float, default=5.0, help="processor seconds of the part of a run that is interrupted"
+        "--whole", type=float, default=3.0, help="processor seconds of the part of a run that is interrupted"
     )
     parser.add_argument("--write", action="store_true", help="write the row of docs/reliability.md")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
     draw = random.Random(0)
     endings = []
     for _ in range(options.moments):

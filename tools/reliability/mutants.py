@@ -33,7 +33,7 @@ SECONDS: Final = 120
 """A mutant whose tests take longer has made an endless loop: it is noticed."""
 
 TESTS: Final[dict[str, tuple[str, ...]]] = {
-    "base.limits": ("base/test_limits.py", "run/test_limit_overrides.py"),
+    "base.limits": ("base/test_limits.py",),
     "base.statistics": ("lens/test_likelihood.py", "superweights/locating/test_activation_rules.py"),
     "base.reading.bounded": ("base/reading", "loading/files"),
     "base.reading.schema": ("base/reading", "loading/files"),
