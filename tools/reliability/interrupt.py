@@ -58,7 +58,9 @@ def interrupted(share: float, whole: float) -> Ending:
         wrong = [] if code == 2 else [f"code {code}"]
         wrong += [word for word in ("Traceback", "INTERNALERROR") if word in text]
         report = folder / "out.json"
-        wrong += [] if report.exists() and json.loads(report.read_text()).get("interrupted") else ["no JSON that says so"]
+        wrong += (
+            [] if report.exists() and json.loads(report.read_text()).get("interrupted") else ["no JSON that says so"]
+        )
         wrong += ["a temporary file"] if list(folder.rglob("*.part")) else []
         if wrong:
             sys.stderr.write(text[-2000:])
