@@ -122,3 +122,12 @@ def test_only_regular_files_are_listed(tmp_path):
     (tmp_path / "a.safetensors").mkdir()
     (tmp_path / "b.safetensors").touch()
     assert [file.name for file in safetensors_files(tmp_path)] == ["b.safetensors"]
+
+
+def test_a_header_may_fill_its_file(tmp_path):
+    """A file without tensors ends where its header ends; one that ends before is cut off inside the header."""
+    file = written(tmp_path, {}, b"")
+    assert read_header(file).tensors == {}
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="cut off inside the header"):
+        read_header(file)
