@@ -36,20 +36,19 @@ def references() -> tuple[Any, Any]:
     return subject, read_baseline(text, "it")[0]
 
 
-def write_for_ever(path: Path, pair: tuple[Any, Any], *, pack: bool) -> None:
-    """Write the two baselines in turn until the process is killed; with ``pack`` each is packed anew."""
-    texts = [baseline_text(subject, {"revision": str(number)}) for number, subject in enumerate(pair)]
+def write_for_ever(path: Path, pair: tuple[Any, Any], texts: tuple[str, ...]) -> None:
+    """Write the two baselines in turn until the process is killed; without ``texts`` each is packed anew."""
     while True:
         for number, subject in enumerate(pair):
-            write_atomically(path, baseline_text(subject, {"revision": str(number)}) if pack else texts[number])
+            write_atomically(path, texts[number] if texts else baseline_text(subject, {"revision": str(number)}))
 
 
-def forked(path: Path, pair: tuple[Any, Any], *, pack: bool = True) -> int:
+def forked(path: Path, pair: tuple[Any, Any], texts: tuple[str, ...] = ()) -> int:
     """Start a writer; return its process id."""
     child = os.fork()
     if not child:
         with suppress(BaseException):
-            write_for_ever(path, pair, pack=pack)
+            write_for_ever(path, pair, texts)
         os._exit(1)
     return child
 
@@ -58,9 +57,10 @@ def killed(path: Path, pair: tuple[Any, Any], moments: int, seed: int = 0) -> tu
     """Kill a writer at random moments; return how often the file was not whole, and how often a temporary file was left."""
     draw, broken, left = random.Random(seed), 0, 0
     write_atomically(path, baseline_text(pair[0], {"revision": "0"}))
+    texts = tuple(baseline_text(subject, {"revision": str(number)}) for number, subject in enumerate(pair))
     for number in range(moments):
-        child = forked(path, pair, pack=number % 2 == 0)
-        time.sleep(draw.uniform(0.0, 1.0))
+        child = forked(path, pair, texts if number % 2 else ())
+        time.sleep(draw.uniform(0.0, 0.5))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         broken += not _is_whole(path)
