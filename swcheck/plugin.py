@@ -103,8 +103,10 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         return lines
     from swcheck.base.wrapping import wrapped
 
-    width = shutil.get_terminal_size().columns
-    return [part for line in lines for part in wrapped(line, width, len("swcheck: "))]
+    width, whole = shutil.get_terminal_size().columns, "\N{NO-BREAK SPACE}"  # a value stays beside its place
+    if settings is not None:
+        lines[0] = ", ".join(part.replace(" ", whole) for part in lines[0].split(", "))
+    return [part.replace(whole, " ") for line in lines for part in wrapped(line, width, len("swcheck: "))]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -41,7 +41,7 @@ def test_a_limit_is_what_is_judged_by(inner, brief):
     result = inner(*words, "--swcheck-limit=others=1.0001")
     result.assert_outcomes(failed=1, deselected=SHIPPED - 1)
     result.stdout.fnmatch_lines(
-        ["swcheck: *limit others <= 1.0001 (command line)*", "null: largest others * <= x1 * inconclusive"]
+        ["*limit others <= 1.0001 (command line)*", "null: largest others * <= x1 * inconclusive"]
     )
 
 

@@ -24,7 +24,7 @@ def test_smoke_leaves_out_what_it_cannot_pay(inner, healthy):
     result.assert_outcomes(passed=7, skipped=4)
     result.stdout.fnmatch_lines(
         [
-            "swcheck: *tier smoke (command line)*",
+            "*tier smoke (command line)*",
             "swcheck: loading tiny (7 MB); smoke tier: 16 windows of 256 tokens, about 1.0 passes, ~*",
             "perplexity * in 16 windows of the model's own text*",
             "skipped: collapse when zeroed, null: matched weights, null: largest others (not in the smoke tier:",
