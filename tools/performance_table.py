@@ -47,12 +47,6 @@ load = engines.load
 engines.load = lambda *args, **kwargs: kept.append(load(*args, **kwargs)) or kept[-1]
 assert main({words!r}) == 0
 """
-PERPLEXITY: Final = """
-import torch
-from swcheck import load, perplexity
-kept = load({folder!r}, stream=True)
-perplexity(kept.model, torch.arange(16 * 32).view(16, 32) % 1000)
-"""
 
 
 @dataclass(frozen=True)
@@ -145,11 +139,6 @@ def main() -> None:
             "`swcheck locate DIR`: all super weights",
             "at most 2 GiB; 1.5 x one read",
             LOCATE.format(words=["locate", str(folder), "--stream"]),
-        ),
-        measured(
-            "perplexity of 16 windows of 32 tokens",
-            "one read of the bytes",
-            PERPLEXITY.format(folder=str(folder)),
         ),
     ]
     write_atomically(PAGE, page(folder, costs, floor))
