@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from itertools import permutations
 
 import pytest
 
@@ -56,6 +55,4 @@ def test_verdicts_do_not_depend_on_the_order_of_the_checks(tiny):
     """Asked in another order, of a damaged candidate, each check has the same outcome and number."""
     candidate = damage.damaged(tiny, damage.halve)
     names = ("contribution", "perplexity", "dependence")
-    orders = list(permutations(names))[::2]
-    first, *others = [measured(candidate, tiny, order) for order in orders]
-    assert all(other == first for other in others)
+    assert measured(candidate, tiny, names) == measured(damage.damaged(tiny, damage.halve), tiny, names[::-1])
