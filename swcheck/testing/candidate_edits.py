@@ -224,7 +224,9 @@ def transpose(ending: str) -> Edit:
 
 def roll_group_scales(model: Any, strength: float) -> None:
     """Give every group of columns of every linear map the scale of its neighbour, as a wrong order of scales does."""
-    for _, _, weight in linear_weights(anatomy(model)):
+    for _, name, weight in linear_weights(anatomy(model)):
+        if weight.shape[1] % GROUP:
+            raise OptionError(f"groups of {GROUP} columns in {name}", f"{weight.shape[1]} columns", "another candidate")
         groups = weight.float().reshape(len(weight), -1, GROUP)
         scales = groups.abs().amax(2, keepdim=True).clamp_min(1e-12)
         weight.copy_((groups / scales * scales.roll(int(strength), 1)).reshape(weight.shape))

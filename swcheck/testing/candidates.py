@@ -110,9 +110,10 @@ def _with_linear_rope(config: Any, strength: float) -> None:
 
 
 def _fewer_heads(config: Any, strength: float) -> None:
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     for name in ("num_attention_heads", "num_key_value_heads"):
         setattr(config, name, int(getattr(config, name) // strength))
-    config.head_dim = int(config.head_dim * strength)
+    config.head_dim = int(width * strength)
 
 
 def _field(name: str, config: Any, strength: float) -> None:

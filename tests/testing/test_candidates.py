@@ -66,7 +66,12 @@ def test_an_unknown_kind_is_refused(tiny):
 
 @pytest.mark.parametrize(
     ("name", "match"),
-    [("head rolled", "tied"), ("super weights moved", "with super weights"), ("query transposed", "square")],
+    [
+        ("head rolled", "tied"),
+        ("super weights moved", "with super weights"),
+        ("query transposed", "square"),
+        ("group scales rolled", "groups of 32 columns in mlp.down_proj"),
+    ],
 )
 def test_a_part_that_is_not_there_is_said(tiny, name, match):
     """A tied head, a model without super weights, a matrix that is not square: an error in words."""

@@ -20,7 +20,7 @@ from torch import nn
 
 from swcheck.base.errors import CoordinateError, NotFiniteError, TextError, WrongModelError
 from swcheck.base.records import SuperWeight
-from swcheck.lens.architecture.anatomy import anatomy
+from swcheck.lens.architecture.anatomy import anatomy, checked_anatomy
 from swcheck.lens.intervene import zeroed
 from swcheck.lens.likelihood import perplexity
 from swcheck.lens.linear_maps import contributions
@@ -485,7 +485,8 @@ def test_effect_without_finite_numbers():
 
 
 def test_verify_is_checked_first(random_llama):
-    """Tokens that cannot be scored are refused before a pass is made."""
+    """Tokens that cannot be scored are refused before a pass is made, but for the one that finds the layers."""
+    checked_anatomy(random_llama)
     with passes(random_llama) as seen, pytest.raises(TextError, match="there is no token to predict"):
         locate(random_llama, token_ids=IDS, verify=torch.tensor([[1]]))
     assert seen == {}
