@@ -173,11 +173,10 @@ def read_values(config: pytest.Config) -> tuple[dict[str, Any], dict[str, str]]:
     Both are dicts by the name of the option. The value of a table is a dict of its entries by place; its place is the
     first one. Raises ``OptionError`` for a flag in the environment that is neither yes nor no.
     """
-    from swcheck.run.project_table import FILE, read_table
-
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    table = read_table(config.rootpath, {option.name: option.kind for option in OPTIONS})
+    project = config.rootpath / "pyproject.toml"
+    table = _project_table(project) if project.is_file() else {}
     for option in OPTIONS:
         given, variable = config.getoption(option.dest), os.environ.get(option.variable)
         ini = config.getini(option.dest)
@@ -187,13 +186,20 @@ def read_values(config: pytest.Config) -> tuple[dict[str, Any], dict[str, str]]:
             if variable and (given is None or option.kind == "table")
             else None,
             "ini": _resolve_ini_paths(option, ini, config.inipath) if ini else None,
-            "pyproject": _resolve_ini_paths(option, table.get(option.name), config.rootpath / FILE),
+            "pyproject": _resolve_ini_paths(option, table.get(option.name), project),
         }
         found = {place: value for place, value in found.items() if value is not None}
         if found:
             origin = next(iter(found))
             values[option.name], origins[option.name] = found if option.kind == "table" else found[origin], origin
     return values, origins
+
+
+def _project_table(file: Path) -> dict[str, Any]:
+    """Return the values of the table ``[tool.swcheck]`` of a ``pyproject.toml``, by option."""
+    from swcheck.run.project_table import read_table  # not in a run without such a file
+
+    return read_table(file, {option.name: option.kind for option in OPTIONS})
 
 
 def _parse_variable(option: Option, text: str) -> Any:

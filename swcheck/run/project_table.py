@@ -17,22 +17,18 @@ from swcheck.base.errors import OptionError
 from swcheck.base.limits import DEFAULTS
 from swcheck.base.reading.bounded import read_bytes
 
-FILE: Final = "pyproject.toml"
 HEAD: Final = "[tool.swcheck"
 LARGEST_FILE: Final = 2**22
 PLURALS: Final = {"models": "model", "candidates": "candidate", "limits": "limit"}
 """Keys for several values, and the options that they are."""
 
 
-def read_table(folder: Path, kinds: Mapping[str, str]) -> dict[str, Any]:
-    """Return the values of the table in the project ``folder``, by option; empty without a file or a table.
+def read_table(file: Path, kinds: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of the table in a ``pyproject.toml``, by option; empty without a table.
 
     ``kinds`` has the kind of each option (``value``, ``list``, ``table``, ``flag``). A value is a text, a list of texts, or
     a bool, as the ini-file would give it. Raises ``OptionError`` for a key or a value that no option takes.
     """
-    file = folder / FILE
-    if not file.is_file():
-        return {}
     data = read_bytes(file, LARGEST_FILE, f"settings {file}")
     if HEAD.encode() not in data:
         return {}

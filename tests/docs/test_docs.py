@@ -50,7 +50,7 @@ def test_configurations_are_valid(code, tmp_path):
     """Every block of TOML sets options that exist, and limits that exist."""
     tables = tomllib.loads(code)["tool"]
     (tmp_path / "pyproject.toml").write_text(code, encoding="utf-8")
-    values = read_table(tmp_path, {option.name: option.kind for option in OPTIONS})
+    values = read_table(tmp_path / "pyproject.toml", {option.name: option.kind for option in OPTIONS})
     assert bool(values) == ("swcheck" in tables)
     assert len(parse_overrides(values.get("limit", ()))) == len(values.get("limit", ()))
     options = tables.get("pytest", {}).get("ini_options", {})

@@ -24,6 +24,13 @@ def test_second(swcheck_model):
 """
 
 
+STARTED = """
+import signal, sys, pytest
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore Ctrl-C
+sys.exit(pytest.console_main())
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("update", [False, True])
 def test_an_interrupted_run(tmp_path, update):
@@ -31,7 +38,7 @@ def test_an_interrupted_run(tmp_path, update):
     (tmp_path / "test_own.py").write_text(OWN)
     more = ["--swcheck-baseline=kept", "--swcheck-update"] if update else []
     process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_own.py", "--swcheck-model=tiny", "--swcheck-json=out.json", *more],
+        [sys.executable, "-c", STARTED, "-p", "no:cacheprovider", "test_own.py", "--swcheck-model=tiny", "--swcheck-json=out.json", *more],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     deadline = time.monotonic() + 120

@@ -42,7 +42,7 @@ def test_locate_as_json(run):
     assert (weight["layer"], weight["row"], weight["column"]) == (1, 97, 301)
     assert weight["value"] == pytest.approx(2.625)
     assert found["verified"]["zeroed"] > 100 * found["verified"]["perplexity"]
-    assert 1 < found["verified"]["strongest_other"]["ratio"] < 2
+    assert 0.9 < found["verified"]["strongest_other"]["ratio"] < 2
 
 
 @pytest.mark.slow

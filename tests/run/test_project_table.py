@@ -18,7 +18,7 @@ def table(tmp_path):
 
     def read(text):
         (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
-        return read_table(tmp_path, KINDS)
+        return read_table(tmp_path / "pyproject.toml", KINDS)
 
     return read
 
@@ -49,11 +49,6 @@ def test_every_kind_of_value_is_given_as_the_ini_file_gives_it(table):
 def test_a_project_without_the_table_gives_nothing(table, text):
     """Another tool's tables, an empty one, a file that somebody else will complain about: no option is set."""
     assert table(text) == {}
-
-
-def test_a_folder_without_the_file_gives_nothing(tmp_path):
-    """No file is no error."""
-    assert read_table(tmp_path, KINDS) == {}
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def cut_off(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     errors = (one - other).abs()
     beyond = errors > BEYOND_ROUNDING * errors.median(1, keepdim=True).values
     at_the_end = torch.where(other > 0, one >= one.amax(1, keepdim=True), one <= one.amin(1, keepdim=True))
-    return (beyond & at_the_end & (other.abs() > one.abs())).reshape(ours.shape)
+    return (beyond & at_the_end & (one != 0) & (other.abs() > one.abs())).reshape(ours.shape)
 
 
 def _unclipped(weight: torch.Tensor, wanted: Matrix) -> torch.Tensor:
