@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from swcheck.loading.files.adapter_files import AdapterFiles, check_adapter_patterns, read_adapter
     from swcheck.loading.files.gguf_header import read_gguf_header
     from swcheck.loading.published_index import known_super_weights
-    from swcheck.loading.runtime import Capability, Runtime, exportable
+    from swcheck.loading.runtime import Capability, GraphRuntime, Runtime, exportable
     from swcheck.loading.skip_option import linear_maps_outside, read_skip
     from swcheck.superweights.locating.locate import locate
     from swcheck.testing.conformance import check_engine
@@ -60,6 +60,7 @@ _MODULES: Final = {
     "Engine": "base.records",
     "EngineError": "base.errors",
     "EngineRequest": "loading.engine_request",
+    "GraphRuntime": "loading.runtime",
     "Loaded": "base.records",
     "OptionError": "base.errors",
     "Outcome": "base.records",
@@ -119,6 +120,7 @@ __all__ = [
     "Engine",
     "EngineError",
     "EngineRequest",
+    "GraphRuntime",
     "Loaded",
     "OptionError",
     "Outcome",

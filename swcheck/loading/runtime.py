@@ -8,15 +8,19 @@ are the one thing that every runtime has. T tokens, V vocabulary, H residual wid
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from swcheck.base.errors import NotObservedError
 from swcheck.base.records import SuperWeight
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
@@ -93,6 +97,72 @@ class Runtime(ABC):
             f"it shows {', '.join(sorted(one.value for one in self.shows)) or 'log-probabilities alone'}",
             "compare predictions, or load the same weights in torch",
         )
+
+
+class GraphRuntime(Runtime):
+    """A runtime whose program holds a graph that can be given further outputs and corrected products.
+
+    Derive from it, call ``found`` once the graph is read, and run each pass with ``changes``: what is added to scalars
+    of down projections, by layer, row and column.
+    """
+
+    changes: Mapping[tuple[int, int, int], float] = MappingProxyType({})
+
+    def found(self, streams: Collection[int], downs: Collection[int], tokenizer: Path | None) -> None:
+        """State what the graph shows, from the layers whose residual stream and down projection were found in it.
+
+        ``tokenizer`` is the folder of a tokenizer beside the graph, None if there is none.
+        """
+        self._tokenizer: Any = tokenizer
+        shows = {Capability.TOKEN_IDS} if tokenizer is not None else set()
+        if streams and set(streams) == set(downs) == set(range(len(downs))):
+            shows |= {Capability.VALUES, Capability.OVERRIDE}
+            rows, columns = self._matrix(0).shape
+            self.sizes = len(downs), rows, columns
+        self.shows = frozenset(shows)
+
+    @abstractmethod
+    def stored_matrix(self, layer: int) -> np.ndarray[Any, Any]:
+        """Return the down projection of a layer ``(H, F)``, dequantized from the graph."""
+
+    @cached_property
+    def _matrices(self) -> dict[int, np.ndarray[Any, Any]]:
+        return {}
+
+    def _matrix(self, layer: int) -> np.ndarray[Any, Any]:
+        if layer not in self._matrices:
+            self._matrices[layer] = self.stored_matrix(layer)
+        return self._matrices[layer]
+
+    def token_ids(self, text: str) -> Sequence[int]:
+        """Return the ids of a text by the tokenizer beside the graph."""
+        if not self.can(Capability.TOKEN_IDS):
+            return super().token_ids(text)
+        from transformers import AutoTokenizer
+
+        if isinstance(self._tokenizer, Path):
+            self._tokenizer = AutoTokenizer.from_pretrained(self._tokenizer, local_files_only=True)
+        return list(self._tokenizer(text)["input_ids"])
+
+    def weight_value(self, weight: SuperWeight) -> float:
+        """Return a scalar of a down projection, dequantized from the graph."""
+        if not self.can(Capability.VALUES):
+            return super().weight_value(weight)
+        return float(self._matrix(weight.layer)[weight.row, weight.column])
+
+    def overridden(self, values: Mapping[SuperWeight, float]) -> AbstractContextManager[None]:
+        """Return a block in which scalars of down projections have other values."""
+        return self._overridden(values) if self.can(Capability.OVERRIDE) else super().overridden(values)
+
+    @contextmanager
+    def _overridden(self, values: Mapping[SuperWeight, float]) -> Iterator[None]:
+        before = self.changes
+        changes = {(w.layer, w.row, w.column): value - self.weight_value(w) for w, value in values.items()}
+        self.changes = {**before, **changes}
+        try:
+            yield
+        finally:
+            self.changes = before
 
 
 def exportable(model: nn.Module) -> nn.Module:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +11,27 @@ import onnx
 import onnxruntime
 import torch
 
-from swcheck import Capability, CheckpointError, Runtime, SuperWeight
+from swcheck import Capability, CheckpointError, GraphRuntime
 from swcheck_onnx.graph import Places, with_changes
 
 
-class OnnxRuntime(Runtime):
+class OnnxRuntime(GraphRuntime):
     """A graph in ONNX Runtime: all logits; tensors as further outputs; a scalar corrected behind its product."""
 
     def __init__(self, proto: Any, title: str, threads: int = 1, tokenizer: Path | None = None) -> None:
         self._proto, self._asked, self._threads = proto, title, threads
-        self._places, self._changes = Places(proto), dict[tuple[int, int, int], float]()
+        self._places = Places(proto)
         self._sessions: dict[Any, Any] = {}
-        self._matrices: dict[int, np.ndarray] = {}
-        self._tokenizer = tokenizer
         self.title = f"ONNX Runtime {onnxruntime.__version__}"
         self.vocabulary = int(self._run(torch.tensor([0, 0]), ())[0].shape[-1])
-        shows = {Capability.TOKEN_IDS} if tokenizer is not None else set()
-        streams, downs = self._places.streams, self._places.downs
-        if streams and set(streams) == set(downs) == set(range(len(downs))):
-            shows |= {Capability.VALUES, Capability.OVERRIDE}
-            self.sizes = len(downs), *self._matrix(0).shape
-        self.shows = frozenset(shows)
-
-    def _matrix(self, layer: int) -> np.ndarray:
-        if layer not in self._matrices:
-            self._matrices[layer] = self._places.matrix(layer)
-        return self._matrices[layer]
+        self.found(self._places.streams, self._places.downs, tokenizer)
 
     def _run(self, ids: torch.Tensor, outputs: tuple[str, ...]) -> list[Any]:
         """Return the logits and the tensors ``outputs`` of a pass over ``ids`` ``(T,)``."""
-        key = (outputs, tuple(self._changes.items()))
+        key = (outputs, tuple(self.changes.items()))
         if key not in self._sessions:
             self._sessions.clear()
-            changed = (
-                with_changes(self._proto, list(outputs), self._changes) if outputs or self._changes else self._proto
-            )
+            changed = with_changes(self._proto, list(outputs), self.changes) if outputs or self.changes else self._proto
             self._sessions[key] = self._session(changed)
         session = self._sessions[key]
         fed = self._inputs(session, ids)
@@ -84,19 +69,13 @@ class OnnxRuntime(Runtime):
                 raise CheckpointError(self._asked, words, "a graph of input_ids, attention_mask, position_ids")
         return found
 
+    def stored_matrix(self, layer: int) -> np.ndarray:
+        """Return the down projection of a layer ``(H, F)``, dequantized from the graph."""
+        return self._places.matrix(layer)
+
     def log_probabilities(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the log-probabilities of every next token, float32 ``(T - 1, V)``."""
         return torch.from_numpy(self._run(ids, ())[0])[0, :-1].float().log_softmax(-1)
-
-    def token_ids(self, text: str) -> Sequence[int]:
-        """Return the ids of a text by the tokenizer beside the graph."""
-        if not self.can(Capability.TOKEN_IDS):
-            return super().token_ids(text)
-        from transformers import AutoTokenizer
-
-        if isinstance(self._tokenizer, Path):
-            self._tokenizer = AutoTokenizer.from_pretrained(self._tokenizer, local_files_only=True)
-        return list(self._tokenizer(text)["input_ids"])  # type: ignore[misc]
 
     def values(
         self, ids: torch.Tensor, *, residual: Sequence[int] = (), inputs: Sequence[int] = ()
@@ -110,26 +89,6 @@ class OnnxRuntime(Runtime):
         found = dict(zip(outputs, self._run(ids, outputs)[1:], strict=True))
         tensors = {key: torch.from_numpy(found[name])[0].float() for key, name in names.items()}
         return {n: tensors["residual", n] for n in residual}, {n: tensors["input", n] for n in inputs}
-
-    def weight_value(self, weight: SuperWeight) -> float:
-        """Return a scalar of a down projection, dequantized from the graph."""
-        if not self.can(Capability.VALUES):
-            return super().weight_value(weight)
-        return float(self._matrix(weight.layer)[weight.row, weight.column])
-
-    def overridden(self, values: Mapping[SuperWeight, float]) -> Any:
-        """Run with scalars of other values."""
-        return self._overridden(values) if self.can(Capability.OVERRIDE) else super().overridden(values)
-
-    @contextmanager
-    def _overridden(self, values: Mapping[SuperWeight, float]) -> Iterator[None]:
-        before = self._changes
-        changes = {(w.layer, w.row, w.column): value - self.weight_value(w) for w, value in values.items()}
-        self._changes = {**before, **changes}
-        try:
-            yield
-        finally:
-            self._changes = before
 
     def close(self) -> None:
         """Free the sessions; they are made again when they are needed."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,44 +10,33 @@ import numpy as np
 import openvino
 import torch
 
-from swcheck import Capability, CheckpointError, Runtime, SuperWeight
+from swcheck import Capability, CheckpointError, GraphRuntime
 from swcheck_openvino.graph import CORE, Places, with_changes
 
 
-class OpenVino(Runtime):
+class OpenVino(GraphRuntime):
     """A graph in OpenVINO: all logits; tensors as further outputs; a scalar corrected behind its product."""
 
     def __init__(self, graph: Any, title: str, options: Mapping[str, str], tokenizer: Path | None = None) -> None:
-        self._graph, self._asked, self._tokenizer = graph, title, tokenizer
+        self._graph, self._asked = graph, title
         self._settings = {"INFERENCE_NUM_THREADS": options.get("threads", "1")}
         if "precision" in options:
             self._settings["INFERENCE_PRECISION_HINT"] = options["precision"]
-        self._places, self._changes = Places(graph), dict[tuple[int, int, int], float]()
+        self._places = Places(graph)
         self._requests: dict[Any, Any] = {}
-        self._matrices: dict[int, np.ndarray] = {}
         said = "".join(f", {key}={value}" for key, value in options.items() if key != "group")
         self.title = f"OpenVINO {openvino.__version__.partition('-')[0]}{said}"
         self.vocabulary = int(self._run(torch.tensor([0, 0]))["logits"].shape[-1])
-        shows = {Capability.TOKEN_IDS} if tokenizer is not None else set()
-        streams, downs = self._places.streams, self._places.downs
-        if streams and set(streams) == set(downs) == set(range(len(downs))):
-            shows |= {Capability.VALUES, Capability.OVERRIDE}
-            self.sizes = len(downs), *self._matrix(0).shape
-        self.shows = frozenset(shows)
-
-    def _matrix(self, layer: int) -> np.ndarray:
-        if layer not in self._matrices:
-            self._matrices[layer] = self._places.matrix(layer)
-        return self._matrices[layer]
+        self.found(self._places.streams, self._places.downs, tokenizer)
 
     def _run(self, ids: torch.Tensor, residual: Sequence[int] = (), inputs: Sequence[int] = ()) -> dict[str, Any]:
         """Return the logits and the wanted tensors of a pass over ``ids`` ``(T,)``, by their names."""
-        key = (tuple(residual), tuple(inputs), tuple(self._changes.items()))
+        key = (tuple(residual), tuple(inputs), tuple(self.changes.items()))
         try:
             if key not in self._requests:
                 self._requests.clear()
-                plain = not (residual or inputs or self._changes)
-                graph = self._graph if plain else with_changes(self._graph, residual, inputs, self._changes)
+                plain = not (residual or inputs or self.changes)
+                graph = self._graph if plain else with_changes(self._graph, residual, inputs, self.changes)
                 self._requests[key] = CORE.compile_model(graph, "CPU", self._settings).create_infer_request()
             request = self._requests[key]
             request.reset_state()  # of a graph that keeps its cache
@@ -72,19 +60,13 @@ class OpenVino(Runtime):
             raise CheckpointError(self._asked, f"it asks for {unknown}", f"a graph of {', '.join(whole)}")
         return {name: whole[name] for name in asked}
 
+    def stored_matrix(self, layer: int) -> np.ndarray:
+        """Return the down projection of a layer ``(H, F)``, as the graph decompresses it."""
+        return self._places.matrix(layer)
+
     def log_probabilities(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the log-probabilities of every next token, float32 ``(T - 1, V)``."""
         return torch.from_numpy(self._run(ids)["logits"].copy())[0, :-1].float().log_softmax(-1)
-
-    def token_ids(self, text: str) -> Sequence[int]:
-        """Return the ids of a text by the tokenizer beside the graph."""
-        if not self.can(Capability.TOKEN_IDS):
-            return super().token_ids(text)
-        from transformers import AutoTokenizer
-
-        if isinstance(self._tokenizer, Path):
-            self._tokenizer = AutoTokenizer.from_pretrained(self._tokenizer, local_files_only=True)
-        return list(self._tokenizer(text)["input_ids"])  # type: ignore[misc]
 
     def values(
         self, ids: torch.Tensor, *, residual: Sequence[int] = (), inputs: Sequence[int] = ()
@@ -99,26 +81,6 @@ class OpenVino(Runtime):
             for kind, layers in both
         )
         return streams, read
-
-    def weight_value(self, weight: SuperWeight) -> float:
-        """Return a scalar of a down projection, as the graph decompresses it."""
-        if not self.can(Capability.VALUES):
-            return super().weight_value(weight)
-        return float(self._matrix(weight.layer)[weight.row, weight.column])
-
-    def overridden(self, values: Mapping[SuperWeight, float]) -> Any:
-        """Run with scalars of other values."""
-        return self._overridden(values) if self.can(Capability.OVERRIDE) else super().overridden(values)
-
-    @contextmanager
-    def _overridden(self, values: Mapping[SuperWeight, float]) -> Iterator[None]:
-        before = self._changes
-        changes = {(w.layer, w.row, w.column): value - self.weight_value(w) for w, value in values.items()}
-        self._changes = {**before, **changes}
-        try:
-            yield
-        finally:
-            self._changes = before
 
     def close(self) -> None:
         """Free the compiled graphs; they are compiled again when they are needed."""
