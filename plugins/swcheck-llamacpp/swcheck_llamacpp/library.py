@@ -32,6 +32,11 @@ F32: Final = 0
 EvalCallback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)
 _LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
+_SAID: Final = deque[str](maxlen=50)
+_LOG: Final = _LogCallback(lambda _level, text, _data: _SAID.append((text or b"").decode("utf-8", "replace").strip()))
+# llama.cpp keeps one pointer to it for the whole process and calls it even where a model is freed at exit.
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_LOG))
+
 
 class Blob(ctypes.Structure):
     """A structure of unknown layout, larger than any release's. Passed by value, the callee reads its beginning."""
@@ -127,15 +132,13 @@ def library() -> Library:
     title = f"llama.cpp of xllamacpp {version('xllamacpp')}"
     if found is None or found.origin is None:
         raise EngineError(title, "the package has no shared library", "pip install 'xllamacpp>=2026.10'")
-    c, said = ctypes.CDLL(found.origin), deque[str](maxlen=50)
+    c = ctypes.CDLL(found.origin)
     for name, (result, arguments) in _FUNCTIONS.items():
         if not hasattr(c, name):
             raise EngineError(title, f"it exports no {name}", "pip install 'xllamacpp==2026.10.11549'")
         function = getattr(c, name)
         function.restype, function.argtypes = result, arguments
-    keep = _LogCallback(lambda _level, text, _data: said.append((text or b"").decode("utf-8", "replace").strip()))
-    c.llama_log_set(keep, None)
-    c.kept_log_callback = keep  # ctypes frees a callback that nothing refers to
+    c.llama_log_set(_LOG, None)
     c.llama_backend_init()
     defaults = bytes(c.llama_context_default_params().bytes)
     evaluation, automatic = defaults.find(NO_EVALUATION_F16_CACHE, 0, 256), defaults.find(FOUR_AUTOMATIC, 0, 256)
@@ -143,7 +146,7 @@ def library() -> Library:
         raise EngineError(title, "the parameters of a context have another layout", "xllamacpp==2026.10.11549")
     _check_tensor_layout(c, title)
     _check_batch_layout(c, title)
-    return Library(c, version("xllamacpp"), said, evaluation + 4, automatic + 12)
+    return Library(c, version("xllamacpp"), _SAID, evaluation + 4, automatic + 12)
 
 
 def _check_tensor_layout(c: Any, title: str) -> None:

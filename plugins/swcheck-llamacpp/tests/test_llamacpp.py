@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import struct
@@ -339,6 +340,22 @@ def test_another_layout_of_tensors_is_an_error_in_words(monkeypatch, name):
             library.library()
     finally:
         library.library.cache_clear()
+
+
+def test_llama_cpp_can_speak_after_a_layout_was_refused(monkeypatch):
+    """It keeps one pointer to the log callback for the whole process, so that of a refused load has to stay alive."""
+    before = library.library()
+    monkeypatch.setattr(library, "DEFAULT_SIZES", b"\x07" * 16)
+    library.library.cache_clear()
+    try:
+        with pytest.raises(EngineError, match="another layout"):
+            library.library()
+    finally:
+        library.library.cache_clear()
+    gc.collect()
+    before.said.clear()
+    assert not before.c.llama_model_load_from_file(b"/no/such/file", before.c.llama_model_default_params())
+    assert "no/such/file" in " ".join(before.said)
 
 
 def test_without_the_package(monkeypatch):
