@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import nn
 
 from swcheck.base.evaluation_text import evaluation_text
 from swcheck.base.records import Loaded, SuperWeight
@@ -36,10 +37,15 @@ WINDOWS: Final = 32
 ALPHAS: Final = (0.0, 0.25, 0.5, 0.75, 1.5, 2.0, 3.0)
 PROMPTS: Final = 200
 NULLS: Final = 50
+ITEMS: Final = 400
 
 
-def measure(loaded: Loaded) -> dict[str, Any]:
-    """Return every figure of the card, as plain numbers."""
+def measure(loaded: Loaded, share: int = 1) -> dict[str, Any]:
+    """Return every figure of the card, as plain numbers.
+
+    ``share`` n draws only one in n of the matched weights and of the cloze items, which cost most of the time: the worst
+    of these draws is at most the card's, the accuracy is an estimate of the card's.
+    """
     model, tokenizer = loaded.model, loaded.tokenizer
     heldout, prose = HELDOUT.read_text(encoding="utf-8"), evaluation_text()
     length = model.config.max_position_embeddings
@@ -47,6 +53,11 @@ def measure(loaded: Loaded) -> dict[str, Any]:
     found = locate(model, tokenizer)
     weights = found.super_weights
     intact = perplexity(model, ids)
+
+    def ratio(changed: Sequence[SuperWeight], alpha: float = 0.0) -> float:
+        with scaled(model, changed, alpha):
+            return math.exp(perplexity(model, ids).mean - intact.mean)
+
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -61,12 +72,12 @@ def measure(loaded: Loaded) -> dict[str, Any]:
         ).perplexity,
         "super_weights": [weight.as_json() for weight in weights],
         "located": _locating_counts(loaded, heldout, weights),
-        "alone": [_ratio_at(loaded, [weight], 0.0, ids) for weight in weights],
-        "alpha": {str(alpha): _ratio_at(loaded, weights, alpha, ids) for alpha in ALPHAS},
-        "silenced": _column_zeroed_ratio(loaded, weights, ids),
+        "alone": [ratio([weight]) for weight in weights],
+        "alpha": {str(alpha): ratio(weights, alpha) for alpha in ALPHAS},
+        "silenced": ratio(_columns_of(model, weights)),
         "activations": _measure_activations(loaded, weights),
-        **_measure_nulls(loaded, weights, ids),
-        **_measure_cloze(loaded, weights, heldout),
+        **_measure_nulls(loaded, weights, ids, NULLS // share),
+        **_measure_cloze(loaded, weights, heldout, ITEMS // share),
     }
 
 
@@ -75,17 +86,10 @@ def _bits_per_byte(tokenizer: Any, text: str, nats: float) -> float:
     return nats / math.log(2) * tokens / len(text.encode())
 
 
-def _ratio_at(loaded: Loaded, weights: Sequence[SuperWeight], alpha: float, ids: torch.Tensor) -> float:
-    with scaled(loaded.model, weights, alpha):
-        changed = perplexity(loaded.model, ids).mean
-    return math.exp(changed - perplexity(loaded.model, ids).mean)
-
-
-def _column_zeroed_ratio(loaded: Loaded, weights: Sequence[SuperWeight], ids: torch.Tensor) -> float:
-    """Return perplexity over intact with the super weights' whole columns zeroed, which silences their neurons."""
+def _columns_of(model: nn.Module, weights: Sequence[SuperWeight]) -> list[SuperWeight]:
+    """Return every scalar of the super weights' columns: zeroed together they silence their neurons."""
     columns = {(weight.layer, weight.column) for weight in weights}
-    rows = range(loaded.model.config.hidden_size)
-    return _ratio_at(loaded, [SuperWeight(layer, row, column) for layer, column in columns for row in rows], 0.0, ids)
+    return [SuperWeight(layer, row, column) for layer, column in columns for row in range(model.config.hidden_size)]
 
 
 def _locating_counts(loaded: Loaded, text: str, weights: Sequence[SuperWeight]) -> dict[str, int]:
@@ -136,7 +140,7 @@ def residual_profile(loaded: Loaded, channel: int, position: int, ids: torch.Ten
     return [float(sight.residual[layer][0, position, channel]) for layer in layers]
 
 
-def _measure_nulls(loaded: Loaded, weights: Sequence[SuperWeight], ids: torch.Tensor) -> dict[str, float]:
+def _measure_nulls(loaded: Loaded, weights: Sequence[SuperWeight], ids: torch.Tensor, draws: int) -> dict[str, float]:
     """Return the perplexity ratios of the two nulls: the worst draw of matched weights, and the largest others.
 
     A draw has as many weights as there are super weights, from their matrix.
@@ -145,7 +149,7 @@ def _measure_nulls(loaded: Loaded, weights: Sequence[SuperWeight], ids: torch.Te
     per_draw = len(weights)
     others = random.Random(0).sample(next_largest(loaded.model, weights[0].layer, weights), NULLS * per_draw)
     worst_rise = -math.inf
-    for number in range(NULLS):
+    for number in range(draws):
         with zeroed(loaded.model, others[number * per_draw : (number + 1) * per_draw]):
             worst_rise = max(worst_rise, perplexity(loaded.model, ids).mean - intact)
     with without_largest(loaded.model, weights):
@@ -153,8 +157,8 @@ def _measure_nulls(loaded: Loaded, weights: Sequence[SuperWeight], ids: torch.Te
     return {"null_matched": math.exp(worst_rise), "null_largest": math.exp(largest_rise)}
 
 
-def _measure_cloze(loaded: Loaded, weights: Sequence[SuperWeight], text: str) -> dict[str, Any]:
-    questions = cloze.items(text)
+def _measure_cloze(loaded: Loaded, weights: Sequence[SuperWeight], text: str, count: int) -> dict[str, Any]:
+    questions = cloze.items(text, ITEMS)[:count]
     accuracy = cloze.accuracy(loaded.model, loaded.tokenizer, questions)
     with zeroed(loaded.model, weights):
         accuracy_zeroed = cloze.accuracy(loaded.model, loaded.tokenizer, questions)
