@@ -1,8 +1,10 @@
 """Tries small models of every causal-LM type of transformers, and writes ``docs/families.md``.
 
-``python -m tools.families_table`` takes about an hour; what was tried is kept in ``ROWS``, so that it goes on where it was stopped. ``SEEDS`` random models of each type get super weights
-of every geometry; each has to be located, and nothing besides. A copy of the planted model has to pass the gate, and a
-copy with the planted scalar zeroed has to fail it with that cause.
+``python -m tools.families_table`` takes about two hours of one core; what was tried is kept in ``ROWS``, so that it goes on
+where it was stopped. ``SEEDS`` random models of each type get super weights of every geometry; each has to be located,
+and nothing besides. A copy of the planted model has to pass the gate. A copy with the planted scalar zeroed, halved or
+moved to another row has to fail it, with the place of the super weight in its first line. The planted model packed by a
+quantizer (``PACKED``, where the package is installed) has to pass it as well.
 """
 
 from __future__ import annotations
@@ -12,21 +14,26 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from tempfile import TemporaryDirectory
+from typing import Any, Final
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from swcheck import OptionError, RobustnessError, SuperWeight, SwcheckError, assert_super_weights_preserved, locate
 from swcheck.lens.architecture.anatomy import Expert, anatomy, checked_anatomy
+from swcheck.superweights.locating.passes import Passes
 from swcheck.testing.planting import Planting, plant_super_weights, visited_experts
 from tools.small_models import TYPES, small_model
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "families.md"
 ROWS: Final = PAGE.parents[1] / "build" / "families.jsonl"
-SEEDS: Final = 6
+SEEDS: Final = 5
 IDS: Final = torch.arange(5, 29)[None]
 TEXT: Final = torch.cat([IDS, torch.randint(3, 64, (13, IDS.shape[1]), generator=torch.Generator().manual_seed(1))])
 
@@ -40,7 +47,8 @@ class Row:
     places: str = ""
     located: dict[str, list[bool]] = field(default_factory=dict)
     green: list[bool] = field(default_factory=list)
-    red: list[bool] = field(default_factory=list)
+    red: dict[str, list[bool]] = field(default_factory=dict)
+    packed: dict[str, str] = field(default_factory=dict)
 
 
 def one(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
@@ -58,6 +66,37 @@ def several_in_a_row(model: nn.Module, layer: int, expert: Expert) -> tuple[Supe
 def several_in_a_column(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
     column = plant_super_weights(copy.deepcopy(model), [Planting(layer, 3, expert=expert)], IDS)[0].column
     return plant_super_weights(model, [Planting(layer, row, column, expert) for row in (3, 9)], IDS)
+
+
+def in_two_layers(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
+    """One in this layer and one in the next, at the first token where this model lets both be largest at that token.
+
+    In a random model the first one reaches all tokens a little, and what follows it then reads nearly the same everywhere.
+    """
+    for size in (1000, 100, 60):
+        for position in (0, 7, 11, 13, 17):
+            later = visited_experts(model, layer + 1, IDS, position)
+            if expert not in visited_experts(model, layer, IDS, position) or not later:
+                continue
+            planted = copy.deepcopy(model)
+            plan = [
+                Planting(layer, 3, expert=expert, size=size),
+                Planting(layer + 1, 9, expert=expert if expert in later else later[0], size=4 * size),
+            ]
+            with suppress(OptionError):
+                wanted = plant_super_weights(planted, plan, IDS, position=position)
+                if all(_is_local(planted, one, position) for one in wanted):
+                    model.load_state_dict(planted.state_dict())
+                    return wanted
+    raise OptionError(f"two layers from layer {layer}", "no token at which both are largest", "another type")
+
+
+def _is_local(model: nn.Module, weight: SuperWeight, position: int) -> bool:
+    """Return whether its channel is largest at the token."""
+    with torch.no_grad():
+        found = Passes(model, checked_anatomy(model), IDS).first.residual[weight.layer, :, weight.row].abs()
+    here, others = found[position], torch.cat([found[:position], found[position + 1 :]])
+    return bool(here >= others.max())
 
 
 def at_a_later_token(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
@@ -91,6 +130,7 @@ GEOMETRIES: Final[dict[str, Callable[[nn.Module, int, Expert], tuple[SuperWeight
     "negative": negative,
     "row": several_in_a_row,
     "column": several_in_a_column,
+    "two layers": in_two_layers,
     "later token": at_a_later_token,
     "echo": with_an_echo,
     "canceller": with_a_canceller,
@@ -145,18 +185,75 @@ def _try_place(row: Row, model: nn.Module, layer: int, expert: Expert) -> None:
             row.located.setdefault(geometry, []).append(False)
             continue
         if geometry == "one":
-            row.green.append(_cause(copy.deepcopy(planted), planted) == "")
-            damaged = copy.deepcopy(planted)
-            weight = anatomy(damaged).down_map(wanted[0]).weight
-            if weight is not None:
-                weight[wanted[0].row, wanted[0].column] = 0
-            row.red.append(wanted[0].place in _cause(damaged, planted))
+            _try_gate(row, planted, wanted[0])
+
+
+def _try_gate(row: Row, planted: nn.Module, wanted: SuperWeight) -> None:
+    """A copy is green; zeroed, halved and moved are red with the place; packed by a quantizer is green."""
+    row.green.append(_cause(copy.deepcopy(planted), planted) == "")
+    for name, damage in DAMAGES.items():
+        damaged = copy.deepcopy(planted)
+        weight = anatomy(damaged).down_map(wanted).weight
+        if weight is not None:
+            damage(weight, wanted)
+            row.red.setdefault(name, []).append(wanted.place in _cause(damaged, planted))
+    for name, settings in PACKED.items():
+        if name not in row.packed:
+            row.packed[name] = _packed(planted, settings())
+
+
+def _zero(weight: torch.Tensor, place: SuperWeight) -> None:
+    weight[place.row, place.column] = 0
+
+
+def _halve(weight: torch.Tensor, place: SuperWeight) -> None:
+    weight[place.row, place.column] /= 2
+
+
+def _move(weight: torch.Tensor, place: SuperWeight) -> None:
+    other = (place.row + 1) % weight.shape[0]
+    weight[[place.row, other], place.column] = weight[[other, place.row], place.column]
+
+
+DAMAGES: Final = {"zeroed": _zero, "halved": _halve, "moved": _move}
+
+
+def _torchao() -> Any:
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    return TorchAoConfig(Int8WeightOnlyConfig())
+
+
+def _bitsandbytes() -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_8bit=True)
+
+
+PACKED: Final[dict[str, Callable[[], Any]]] = {
+    name: make for name, make in (("torchao", _torchao), ("bitsandbytes", _bitsandbytes)) if find_spec(name)
+}
+"""Quantizers that are installed, each with its configuration of 8 bits."""
+
+
+def _packed(planted: nn.Module, settings: Any) -> str:
+    """Return the verdict on the planted model packed by a quantizer: ``green``, or what the gate says."""
+    with TemporaryDirectory() as folder:
+        try:
+            planted.save_pretrained(folder)
+            packed = AutoModelForCausalLM.from_pretrained(folder, quantization_config=settings, dtype=torch.float32)
+            with torch.no_grad():
+                packed(TEXT)
+        except Exception as error:
+            return f"does not run ({type(error).__name__})"
+    return _cause(packed.eval(), planted) or "green"
 
 
 def _cause(candidate: nn.Module, reference: nn.Module) -> str:
     try:
         assert_super_weights_preserved(candidate, reference, token_ids=TEXT)
-    except RobustnessError as error:
+    except (RobustnessError, SwcheckError) as error:
         return str(error).splitlines()[0]
     return ""
 
@@ -166,10 +263,23 @@ def score(results: list[bool]) -> str:
     return f"{sum(results)}/{len(results)}" if results else "-"
 
 
+def packed_cell(verdicts: dict[str, str]) -> str:
+    """Return a cell: what passes, and what of the rest."""
+    return "<br>".join(f"{name}: {verdict}" for name, verdict in verdicts.items()) or "-"
+
+
 def page(rows: list[Row], unbuilt: list[str]) -> str:
     """Return the page."""
     accepted = [row for row in rows if not row.refusal]
-    head = ["type", "down projections", "none", *GEOMETRIES, "copy green", "zeroed red"]
+    head = [
+        "type",
+        "down projections",
+        "none",
+        *GEOMETRIES,
+        "copy green",
+        *(f"{name} red" for name in DAMAGES),
+        "packed",
+    ]
     lines = [
         "# Model families",
         "",
@@ -191,7 +301,8 @@ def page(rows: list[Row], unbuilt: list[str]) -> str:
     ]
     for row in accepted:
         cells = [score(row.located.get(name, [])) for name in ("none", *GEOMETRIES)]
-        lines.append("| " + " | ".join([row.name, row.places, *cells, score(row.green), score(row.red)]) + " |")
+        cells += [score(row.green), *(score(row.red.get(name, [])) for name in DAMAGES), packed_cell(row.packed)]
+        lines.append("| " + " | ".join([row.name, row.places, *cells]) + " |")
     lines += ["", "Not accepted:", "", "| type | why |", "| --- | --- |"]
     lines += [f"| {row.name} | {row.refusal} |" for row in rows if row.refusal]
     lines += ["", f"Not built from a small default configuration, so not tried: {', '.join(unbuilt)}.", ""]
@@ -216,7 +327,9 @@ def main(names: list[str]) -> None:
         row = rows[name] = tried(name, 1 if names else SEEDS)
         if row is not None:
             scores = " ".join(f"{key} {score(value)}" for key, value in row.located.items())
-            sys.stdout.write(f"{name} {row.refusal or f'{scores} green {score(row.green)} red {score(row.red)}'}\n")
+            sys.stdout.write(
+                f"{name} {row.refusal or f'{scores} green {score(row.green)} red {row.red} {row.packed}'}\n"
+            )
             sys.stdout.flush()
         if not names:
             with ROWS.open("a", encoding="utf-8") as file:
