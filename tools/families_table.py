@@ -73,8 +73,8 @@ def in_two_layers(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWe
 
     In a random model the first one reaches all tokens a little, and what follows it then reads nearly the same everywhere.
     """
-    for size in (1000, 100, 60):
-        for position in (0, 7, 11, 13, 17):
+    for size in (1000, 60):
+        for position in (0, 7, 13):
             later = visited_experts(model, layer + 1, IDS, position)
             if expert not in visited_experts(model, layer, IDS, position) or not later:
                 continue
@@ -164,13 +164,20 @@ def tried(name: str, seeds: int) -> Row | None:
         paths = dict.fromkeys(place.path for places in body.structure.places for place in places)
         row.places = ", ".join(f"`{path}`" for path in paths)
         row.located.setdefault("none", []).append(not locate(model, token_ids=IDS).super_weights)
-        for layer, expert in list(places_to_plant(model)):
-            _try_place(row, model, layer, expert)
+        for number, (layer, expert) in enumerate(list(places_to_plant(model))):
+            geometries = {name: make for name, make in GEOMETRIES.items() if number == 0 or make is not in_two_layers}
+            _try_place(row, model, layer, expert, geometries)
     return row
 
 
-def _try_place(row: Row, model: nn.Module, layer: int, expert: Expert) -> None:
-    for geometry, make in GEOMETRIES.items():
+def _try_place(
+    row: Row,
+    model: nn.Module,
+    layer: int,
+    expert: Expert,
+    geometries: dict[str, Callable[..., tuple[SuperWeight, ...]]],
+) -> None:
+    for geometry, make in geometries.items():
         planted = copy.deepcopy(model)
         try:
             wanted = make(planted, layer, expert)
