@@ -121,14 +121,21 @@ def compare_predictions(
     def compare_batch(logs: torch.Tensor, numbers: slice) -> None:
         tokens, expected = reference.tokens[numbers], reference.logs[numbers].double()
         shared = tokens < logs.shape[1]  # a vocabulary that was cut down lacks the ids of padding rows
+        expected, likeliest = _without(expected, ~shared), tokens.gather(1, shared.int().argmax(1, keepdim=True))
         found = logs.cpu().double().gather(1, tokens.where(shared, 0))
         if isinstance(model, Runtime):  # it may tell the likeliest tokens alone; the others are in the tail
             shared &= found > -math.inf
         kls.append(_divergence(expected.where(shared, -math.inf), found.where(shared, -math.inf)))
-        agrees.append(logs.argmax(1).cpu() == tokens[:, 0])
+        agrees.append(logs.argmax(1).cpu() == likeliest[:, 0])
 
     nats = _score(model, token_ids, reference.positions, compare_batch)
     return nats, Drift(torch.cat(kls), torch.cat(agrees))
+
+
+def _without(expected: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
+    """Return log-probabilities ``(N, K)`` given that none of the ids that are ``gone``, bool ``(N, K)``, is meant."""
+    lost = torch.where(gone, expected.exp(), 0.0).sum(1, keepdim=True)
+    return expected - torch.log1p(-lost.clamp_max(1 - 1e-9))
 
 
 def _divergence(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:

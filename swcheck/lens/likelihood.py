@@ -43,25 +43,31 @@ def perplexity(model: nn.Module, token_ids: torch.Tensor) -> Likelihood:
     return Likelihood(float(nats.sum()), nats.numel())
 
 
-def token_nats(model: nn.Module | Runtime, token_ids: torch.Tensor) -> torch.Tensor:
+def token_nats(model: nn.Module | Runtime, token_ids: torch.Tensor, among: int | None = None) -> torch.Tensor:
     """Return the nats of every predicted token, float64 ``(B, T - 1)`` on the CPU; NaN and infinity are passed on.
 
     ``token_ids`` is int64 ``(B, T)``. As many windows as ``LOGITS_AT_ONCE`` allows are scored in one pass, and logits
-    are not kept. Raises ``TextError`` for ids that are not valid.
+    are not kept. With ``among`` the first so many ids are the only ones that can be predicted. Raises ``TextError`` for
+    ids that are not valid.
     """
     if not isinstance(model, Runtime):
         check_module(model)
     check_token_ids(token_ids, vocabulary_size(model))
     if isinstance(model, Runtime):
-        return torch.stack([nats_of(log_probabilities(model, ids), ids) for ids in token_ids])
+        return torch.stack([nats_of(_among(log_probabilities(model, ids), among), ids) for ids in token_ids])
     windows_at_once = max(1, LOGITS_AT_ONCE // (token_ids.shape[1] * (vocabulary_size(model) or 2**16)))
     nats = []
     with evaluating(model):
         for ids, logits in zip(
             torch.split(token_ids, windows_at_once), logits_of_windows(model, token_ids, windows_at_once), strict=True
         ):
-            nats.append(_batch_nats(logits, ids))
+            nats.append(_batch_nats(logits[..., :among], ids))
     return torch.cat(nats)
+
+
+def _among(logs: torch.Tensor, count: int | None) -> torch.Tensor:
+    """Return log-probabilities ``(T - 1, V)`` of the first ``count`` ids, given that it is one of them."""
+    return logs if count is None else logs[:, :count].log_softmax(-1)
 
 
 def _batch_nats(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:

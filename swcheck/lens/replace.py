@@ -115,6 +115,20 @@ def residual_replaced(model: nn.Module, layer: int, channel: int, wanted: torch.
 
 
 @contextmanager
+def vocabulary_limited(model: Any, count: int) -> Iterator[None]:
+    """Run ``model`` with the first ``count`` ids alone, which no other one can follow."""
+
+    def limit(_module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        return torch.cat([output[..., :count], torch.full_like(output[..., count:], -torch.inf)], -1)
+
+    hook = model.get_output_embeddings().register_forward_hook(limit)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
 def embedding_replaced(model: Any, wanted: torch.Tensor) -> Iterator[None]:
     """Run ``model`` with ``wanted`` ``(B, T, H)`` in place of the output of its token embedding.
 

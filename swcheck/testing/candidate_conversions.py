@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from swcheck.base.errors import OptionError
 from swcheck.lens.architecture.anatomy import anatomy
+from swcheck.lens.architecture.tracing import is_norm
 from swcheck.testing.candidate_edits import Edit, generator, linear_weights, map_weight, middle
 
 ADAPTED: Final = ("q_proj", "v_proj", "o_proj", "c_attn", "query_key_value", "out_proj", "qkv_proj")
@@ -116,6 +117,34 @@ def clip_ranges(model: Any, strength: float) -> None:
         runs = weight.float().reshape(-1, width)
         mean, end = runs.mean(1, keepdim=True), strength * runs.std(1, keepdim=True)
         weight.copy_(runs.clamp(mean - end, mean + end).reshape(weight.shape).to(weight))
+
+
+def saturate(model: Any, _strength: float) -> None:
+    """Compute in float16, with what the layers and their down projections write cut off at its end, before infinity."""
+    body, end = anatomy(model), torch.finfo(torch.float16).max
+    if not float(max(layer.abs().max() for layer in _stream(model))) > end:
+        raise OptionError(f"a residual stream beyond {end:,.0f}", "a smaller one", "another candidate")
+
+    def cut(_module: Any, _args: Any, output: Any) -> Any:
+        first = (output[0] if isinstance(output, tuple) else output).clamp(-end, end)
+        return (first, *output[1:]) if isinstance(output, tuple) else first
+
+    def cut_before(_module: Any, args: Any) -> Any:
+        return (args[0].clamp(-end, end), *args[1:])
+
+    model.half()
+    for module in (part for layer in body.layers for part in layer.modules()):
+        if is_norm(module):
+            module.register_forward_pre_hook(cut_before)
+    maps = [model.get_submodule(down.module_name) for n in range(len(body.layers)) for down in body.down_maps(n)]
+    for module in (*maps, *body.layers):
+        module.register_forward_hook(cut)
+
+
+def _stream(model: Any) -> list[torch.Tensor]:
+    ids = torch.arange(16, device=model.device)[None]
+    seen: list[torch.Tensor] = model(ids, output_hidden_states=True, use_cache=False).hidden_states
+    return seen
 
 
 def _stacks(model: Any) -> list[torch.Tensor]:

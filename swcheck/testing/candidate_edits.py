@@ -156,6 +156,17 @@ def draw_again(find: Callable[[Any], torch.Tensor]) -> Edit:
     return edit
 
 
+def add_noise_to(find: Callable[[Any], torch.Tensor]) -> Edit:
+    """Return the edit that adds noise to a tensor, ``strength`` of its standard deviation: as from another training."""
+
+    def edit(model: Any, strength: float) -> None:
+        weight = find(model)
+        noise = torch.randn(weight.shape, generator=generator()) * float(weight.float().std()) * strength
+        weight.add_(noise.to(weight))
+
+    return edit
+
+
 def exchange_layers(model: Any, strength: float) -> None:
     """Exchange a layer in the middle with the one ``strength`` behind it."""
     one = middle(model)

@@ -20,8 +20,10 @@ from swcheck.base.evaluation_text import evaluation_text
 from swcheck.base.records import Loaded, SuperWeight
 from swcheck.lens.tokens import token_windows
 from swcheck.superweights.locating.locate import locate
+from swcheck.testing import candidate_bases as bases
 from swcheck.testing import candidate_conversions as conversions
 from swcheck.testing import candidate_edits as edits
+from swcheck.testing import candidate_vocabulary as vocabulary
 
 Make = Callable[[Loaded, float], Loaded]
 
@@ -206,6 +208,7 @@ def _kinds() -> Mapping[str, CandidateKind]:
         "head rolled": (tensor, (1, 7), edit(edits.roll_rows(edits.head))),
         "head shuffled": (tensor, (0.25, 1), edit(edits.shuffle_rows(edits.head))),
         "head scaled": (tensor, (1.05, 0.5, 3), edit(edits.scale(edits.head))),
+        "head of another run": (tensor, (0.3, 1), edit(edits.add_noise_to(edits.head))),
         "head drawn again": (tensor, (1,), edit(edits.draw_again(edits.head))),
         "embedding shuffled": (tensor, (0.25, 1), edit(edits.shuffle_rows(edits.embedding))),
         "embedding rolled": (tensor, (1,), edit(edits.roll_rows(edits.embedding))),
@@ -245,10 +248,17 @@ def _kinds() -> Mapping[str, CandidateKind]:
         "noise": (("all_maps", "training", *whole), (0.01, 0.3, 1), edit(edits.add_noise)),
         "pruned": (("pruning", *whole), (0.1, 0.5, 0.8), edit(edits.prune)),
         "trained": (("training", "all_maps", "tensor", *whole), (1e-5, 1e-3, 0.3), _trained),
+        "float16 saturated": (("overflow",), (16,), edit(conversions.saturate)),
+        "vocabulary cut": ((), (0,), vocabulary.cut_down),
+        "vocabulary padded": (("vocabulary",), (8, 64, 512), vocabulary.padded),
+        "token without a row": (("vocabulary",), (1,), vocabulary.with_an_added_token),
+        "BOS lost": (("tokenizer",), (0,), vocabulary.without_bos),
         "copy": ((), (0,), lambda reference, _: replace(reference, model=copy.deepcopy(reference.model))),
         "bfloat16": ((), (16,), lambda reference, _: _cast(reference, torch.bfloat16)),
         "float32": ((), (32,), lambda reference, _: _cast(reference, torch.float32)),
         "neurons permuted": ((), (1,), edit(edits.permute_neurons)),
+        "channels permuted": ((), (1,), lambda reference, _: replace(reference, model=bases.permuted(reference.model))),
+        "stream rotated": ((), (1,), lambda reference, _: replace(reference, model=bases.rotated(reference.model))),
         "neurons rescaled": ((), (4,), edit(edits.rescale_neurons)),
     }  # fmt: skip
     return {name: CandidateKind(name, *row) for name, row in table.items()}

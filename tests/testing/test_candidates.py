@@ -14,8 +14,12 @@ from tests.gated import first_red
 
 QUICK = ("rope theta", "final norm scaled", "head rolled", "layers exchanged", "up projection scaled", "super weights moved", "embedding row not finite", "rounded")  # fmt: skip
 
-OF_OTHER_MODELS = ("experts lost", "experts drawn again", "experts exchanged", "halves of gate and up exchanged")
-"""Kinds that tiny has no part for; those of experts are shown in ``tests/gate/test_experts.py``."""
+OF_OTHER_MODELS = (
+    "experts lost", "experts drawn again", "experts exchanged", "halves of gate and up exchanged",
+    "float16 saturated", "vocabulary cut",
+)  # fmt: skip
+"""Kinds that tiny has no part for; those of experts are shown in ``tests/gate/test_experts.py``, the last two in
+``tests/gate/diagnosis/causes``."""
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +72,9 @@ def test_an_unknown_kind_is_refused(tiny):
     ("name", "match"),
     [
         ("head rolled", "tied"),
+        ("vocabulary cut", "as many"),
+        ("float16 saturated", "beyond 65,504"),
+        ("channels permuted", "a head of its own"),
         ("super weights moved", "with super weights"),
         ("query transposed", "square"),
         ("group scales rolled", "groups of 32 columns in mlp.down_proj"),

@@ -6,7 +6,7 @@ A rotated candidate has no such channel; the norm of the sink token's residual s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from swcheck.base.records import Limit, Outcome, Prompt, SuperWeight, Verdict
 from swcheck.base.statistics import is_near_ratio, ratio_of
@@ -17,6 +17,7 @@ from swcheck.gate.checks.prompted_activations import PromptedActivations
 from swcheck.gate.checks.red_verdict import red_verdict, with_remedy
 from swcheck.gate.diagnosis.causes.activation import first_losing_layer
 from swcheck.gate.diagnosis.causes.contribution import restoration_rows
+from swcheck.gate.diagnosis.causes.saturation import finding_of, saturated, share_of_float16
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Finding
 from swcheck.gate.diagnosis.evidence.worst_maps import worst_maps_of_layer
@@ -26,6 +27,9 @@ from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.measurements.residual_stream import super_activations, token_norm
 from swcheck.superweights.measurements.scores import noise_floor
 from swcheck.superweights.measurements.weights import down_name
+
+MUCH: Final = 0.5
+"""A super activation that fills more than this share of float16 is pointed out: beyond it there is infinity."""
 
 
 def compare_activations(pair: Pair, prompts: Sequence[str | Prompt] | None, limit: Limit) -> Verdict:
@@ -45,7 +49,7 @@ def compare_activations(pair: Pair, prompts: Sequence[str | Prompt] | None, limi
         fields["facts"]["noise"] = floor = noise_floor(pair.reference)[1]
         outcome = passed_or_near(any(is_near_ratio(limit, ratio, floor) for ratio in fields["facts"]["ratios"]))
     if outcome is not Outcome.FAILED:
-        return pair.verdict(outcome, summary, **fields)
+        return pair.verdict(outcome, summary + _near_overflow(pair, chosen, fields["facts"]), **fields)
     return _failed(pair, chosen, summary, fields)
 
 
@@ -62,6 +66,12 @@ def _failed(pair: Pair, chosen: Sequence[SuperWeight], summary: str, fields: dic
     other = None if pair.candidate.is_runtime else cause_beside_super_weights(damaged)
     if other is not None:
         fields |= {"cause": other.cause, "attempt": other.advice, "detail": other.detail, "cause_kind": other.kind}
+        return pair.verdict(Outcome.FAILED, summary, **fields)
+    cut = saturated(damaged)
+    if cut is not None:
+        found = finding_of(cut)
+        detail = (*found.detail, *fields.get("detail", ()))
+        fields |= {"cause": found.cause, "attempt": found.advice, "detail": detail, "cause_kind": found.kind}
         return pair.verdict(Outcome.FAILED, summary, **fields)
     contributions = "what the super weights write is " + ", ".join(f"x{ratio:z.3f}" for ratio in ratios)
     lost = first_losing_layer(damaged)
@@ -83,6 +93,15 @@ def _failed(pair: Pair, chosen: Sequence[SuperWeight], summary: str, fields: dic
     return with_remedy(
         pair, Finding(cause, (), names, attempt, kind=kind), summary, (chosen, counterparts.places), **fields
     )
+
+
+def _near_overflow(pair: Pair, chosen: Sequence[SuperWeight], facts: dict[str, Any]) -> str:
+    """Return words for a super activation that fills more than ``MUCH`` of float16, for the end of a summary."""
+    if pair.candidate is pair.reference:
+        return ""
+    damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, tuple(chosen))
+    facts["share_of_float16"] = share = share_of_float16(pair.candidate, damaged)
+    return f"; that is {share:.0%} of the range of float16" if share > MUCH else ""
 
 
 def _compare_norms(pair: Pair, chosen: Sequence[SuperWeight], limit: Limit) -> Verdict:

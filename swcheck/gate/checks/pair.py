@@ -12,7 +12,7 @@ from swcheck.base.records import Outcome, SuperWeight, Verdict
 from swcheck.gate.relation.basis import Relation, relation
 from swcheck.gate.relation.candidate_kind import Kind, kind_of
 from swcheck.superweights.measurements.contributions import located
-from swcheck.superweights.measurements.scores import intact_scores, scores_against
+from swcheck.superweights.measurements.scores import intact_scores, paired_nats
 from swcheck.superweights.subject.subject import Subject
 
 
@@ -68,9 +68,7 @@ class Pair:
             raise NotFiniteError(
                 f"the perplexity of the reference {self.reference.name}", "NaN or infinity", "check its dtype"
             )
-        if self.candidate is self.reference:
-            return theirs, theirs
-        return theirs, scores_against(self.candidate, self.reference)[0]
+        return paired_nats(self.candidate, self.reference)
 
 
 def passed_or_near(near: bool) -> Outcome:

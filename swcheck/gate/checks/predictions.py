@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -22,7 +23,7 @@ from swcheck.base.statistics import (
 from swcheck.gate.checks.confounds import confound, not_finite_nats
 from swcheck.gate.checks.kv_cache import WINDOWS, CachePass, cache_pass
 from swcheck.gate.checks.pair import Pair, passed_or_near
-from swcheck.gate.checks.red_verdict import finding, red_verdict
+from swcheck.gate.checks.red_verdict import change_beside_the_rounding, finding, red_verdict
 from swcheck.gate.relation.configurations import configuration_words
 from swcheck.gate.relation.linear_maps import not_quantized
 from swcheck.superweights.measurements.curves import position_curve
@@ -89,10 +90,9 @@ def compare_perplexity(pair: Pair, limit: Limit, at_most: float | None) -> Verdi
     otherwise = _lost_otherwise(pair, limit, cache, summary, fields)
     if otherwise is not None:
         return otherwise
-    unfit = _unfit_text(pair, ratio, facts)
-    if unfit and limit.holds(ratio) and not is_given(limit):
-        advice = "measure on a text of the model's own language: --swcheck-text=FILE"
-        return pair.verdict(Outcome.INCONCLUSIVE, summary, cause=unfit, attempt=advice, cause_kind="text", **fields)
+    unfit = None if is_given(limit) or not limit.holds(ratio) else _unfit_text(pair, summary, fields)
+    if unfit is not None:
+        return unfit
     if limit.holds(ratio) and not (limit.high is None and _proven_loss(pair, ratio)):
         near = is_near_ratio(limit, ratio, max(STANDARD_ERRORS * error, facts["noise"]))
         return pair.verdict(passed_or_near(near), summary, **fields)
@@ -116,13 +116,27 @@ def _facts(pair: Pair, value: float, base: float, error: float, tokens: int) -> 
     }
 
 
-def _unfit_text(pair: Pair, ratio: float, facts: dict[str, Any]) -> str:
-    """Return why the text measures nothing of this model; empty where it fits."""
-    if facts["unknown_tokens"] > MOST_UNKNOWN:
-        return f"the text does not fit the model: {facts['unknown_tokens']:.0%} of its tokens are unknown"
-    if ratio < LEAST_RATIO and pair.kind.name == "quantized":
-        return f"perplexity improves to x{ratio:.2f}, which no quantization does: the text does not fit the model"
-    return ""
+def _unfit_text(pair: Pair, summary: str, fields: dict[str, Any]) -> Verdict | None:
+    """Return the verdict on a candidate whose text measures nothing of it; None where it fits.
+
+    A perplexity that improves is no pass: the text does not fit, unless something beside the rounding was changed.
+    """
+    unknown, ratio = fields["facts"]["unknown_tokens"], fields["measured"]
+    improves = ratio < LEAST_RATIO and pair.kind.name == "quantized"
+    if improves:  # the row says which number it is held to
+        fields = {**fields, "limit": replace(fields["limit"], low=LEAST_RATIO)}
+    if unknown > MOST_UNKNOWN:
+        cause = f"the text does not fit the model: {unknown:.0%} of its tokens are unknown"
+    elif improves:
+        changed = change_beside_the_rounding(pair)
+        if changed is not None:
+            fields["detail"] = (*changed.detail, ("perplexity", "it improves, which no quantization does"))
+            return pair.failed(changed.cause, summary, changed.advice, cause_kind=changed.kind, **fields)
+        cause = f"perplexity improves to x{ratio:.2f}, which no quantization does: the text does not fit the model"
+    else:
+        return None
+    advice = "measure on a text of the model's own language: --swcheck-text=FILE"
+    return pair.verdict(Outcome.INCONCLUSIVE, summary, cause=cause, attempt=advice, cause_kind="text", **fields)
 
 
 def _summary(pair: Pair, ratio: float, facts: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from swcheck.gate.checks.correspondence import compared_weights
 from swcheck.gate.checks.pair import Pair
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Finding
-from swcheck.gate.diagnosis.explain import explain
+from swcheck.gate.diagnosis.explain import cause_beside_super_weights, explain
 from swcheck.gate.diagnosis.explain_runtime import explain_in_runtime
 from swcheck.gate.diagnosis.remedy import remedy
 from swcheck.superweights.subject.measurement import Slot
@@ -46,6 +46,14 @@ def finding(pair: Pair, share: float | None = None) -> Finding:
     inputs = (pair.reference, chosen, share is not None)
     search = explain_in_runtime if pair.candidate.is_runtime else explain
     return _FINDING.recall(pair.candidate, inputs, lambda: search(damaged))
+
+
+def change_beside_the_rounding(pair: Pair) -> Finding | None:
+    """Return the proven change of the configuration, of an order or of a tensor; None where there is none to try."""
+    if pair.candidate.is_runtime:
+        return None
+    chosen, places = compared_weights(pair)
+    return cause_beside_super_weights(DamagedCandidate(pair.candidate, pair.reference, pair.relation, chosen, places))
 
 
 def with_remedy(

@@ -24,6 +24,7 @@ from swcheck.gate.diagnosis.causes import (
     rest_of_the_model,
     routing,
     sick_reference,
+    vocabulary,
 )
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Detail, Finding
@@ -34,6 +35,7 @@ Step: TypeAlias = "Callable[[DamagedCandidate], Finding | Detail]"
 STEPS: Final[tuple[Step, ...]] = (
     sick_reference.find,
     embedding_basis.find,
+    vocabulary.find,
     differences.find,
     clipped_range.find,
     contribution.find,

@@ -32,11 +32,13 @@ NOT_QUANTIZED: Final[Mapping[str, str]] = {
 """What to try for matrices that no quantizer has damaged, by the kind of the candidate."""
 
 DOES_NOT_HELP: Final[Mapping[str, str]] = {
-    "quantized": "more bits or smaller groups: to spare these matrices alone does not help",
-    "pruned": "prune less: to spare these matrices alone does not help",
-    "finetuned": "train more gently: to spare these matrices alone does not help",
+    "quantized": "more bits or smaller groups",
+    "pruned": "prune less",
+    "finetuned": "train more gently",
 }
 """What to try if leaving the matrices unquantized was measured and does not help, by the kind of the candidate."""
+
+SPARED: Final = "to spare these matrices alone does not help"
 
 TOO_LITTLE: Final = 0.25
 """A fix that returns less than this share of the lost nats is not advised: it would stay red."""
@@ -70,7 +72,7 @@ class Remedy:
         """The advice, in one line."""
         start = "" if self.known or self.kind != "quantized" else "if a quantizer made it, "
         if self.facts.get("perplexity") is not None and not self.facts["proven"]:
-            return f"{start}{DOES_NOT_HELP[self.kind]}"
+            return f"{start}{DOES_NOT_HELP[self.kind]} ({SPARED})"
         if self.kind in NOT_QUANTIZED and not self.known:
             return f"{NOT_QUANTIZED[self.kind]}: {'; '.join(self.facts['matrices'])}"
         price = "" if self.price is None else f" (+{self.price:,} bytes)"
@@ -81,10 +83,8 @@ class Remedy:
         """The advice where all linear maps lost precision: to spare the worst ones, only if that returns enough."""
         if self.returned is None or self.returned >= TOO_LITTLE:
             return self.words
-        spared = (
-            f"to spare the {len(self.facts['matrices'])} worst matrices alone returns {self.returned:.0%} of the loss"
-        )
-        return f"{DOES_NOT_HELP[self.kind].partition(':')[0]}: {spared}"
+        spared = f"to spare the {len(self.facts['matrices'])} worst alone returns {self.returned:.0%} of the loss"
+        return f"{DOES_NOT_HELP[self.kind]} ({spared})"
 
     @property
     def returned(self) -> float | None:

@@ -10,6 +10,8 @@ from swcheck.superweights.measurements.configuration import (
     field_words,
     generation_settings,
 )
+from swcheck.superweights.measurements.inputs import vocabulary_size
+from swcheck.superweights.measurements.scores import shared_ids
 from swcheck.superweights.subject.subject import Subject
 
 
@@ -29,7 +31,17 @@ def configuration_words(candidate: Subject, reference: Subject) -> tuple[str, ..
     """Return the differences in words, as ``rope_theta 50 for 10,000``."""
     found = configuration_differences(candidate, reference)
     words = tuple(field_words(name, *values) for name, values in found.items())
-    return words + _generation_words(candidate, reference)
+    return words + _vocabulary_words(candidate, reference) + _generation_words(candidate, reference)
+
+
+def _vocabulary_words(candidate: Subject, reference: Subject) -> tuple[str, ...]:
+    """Return that the two vocabularies have other sizes, and on which ids they are scored then."""
+    known = reference.is_measurable or vocabulary_size.knows(reference)
+    if candidate is reference or not known or vocabulary_size(candidate) == vocabulary_size(reference):
+        return ()
+    words = field_words("vocab_size", vocabulary_size(candidate), vocabulary_size(reference))
+    count = shared_ids(candidate, reference)
+    return (words if count is None else f"{words}: both are scored on the {count:,} ids they share",)
 
 
 def _generation_words(candidate: Subject, reference: Subject) -> tuple[str, ...]:

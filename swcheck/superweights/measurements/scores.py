@@ -11,7 +11,7 @@ from swcheck.lens.architecture.storage import device_of, evaluating
 from swcheck.lens.kl_divergence import Drift, Predictions, compare_predictions, predict
 from swcheck.lens.likelihood import token_nats
 from swcheck.lens.observe import observe
-from swcheck.superweights.measurements.inputs import prompt_ids, windows
+from swcheck.superweights.measurements.inputs import largest_token_id, prompt_ids, vocabulary_size, windows
 from swcheck.superweights.measurements.residual_stream import residual_stream
 from swcheck.superweights.subject.measurement import measurement
 from swcheck.superweights.subject.memory import Cost, InBaseline
@@ -32,6 +32,43 @@ def scores_against(subject: Subject, reference: Subject) -> tuple[torch.Tensor, 
     """Return the subject's nats on the windows of ``reference``, and the drift of its predictions from the reference's."""
     ids, expected = windows(reference), intact_scores(reference)[1]  # first: they may need the reference in memory
     return compare_predictions(subject.scorer, ids, expected)
+
+
+@measurement("among", Cost.WINDOWS, in_baseline=InBaseline.HALF)
+def nats_among(subject: Subject, count: int) -> torch.Tensor:
+    """Return the nats of every token of the windows, float64 ``(B, T - 1)``, as if there were the first ids alone."""
+    return token_nats(subject.scorer, windows(subject), count)
+
+
+@measurement("against among", Cost.WINDOWS, in_baseline=InBaseline.NO)
+def nats_among_against(subject: Subject, reference: Subject, count: int) -> torch.Tensor:
+    """Return the subject's nats on the windows of ``reference``, as if there were the first ``count`` ids alone."""
+    return token_nats(subject.scorer, windows(reference), count)
+
+
+def shared_ids(candidate: Subject, reference: Subject) -> int | None:
+    """Return how many ids both are scored on if the candidate's vocabulary was cut down; else None: on all of their own.
+
+    These are the ids of the reference's tokenizer, if the candidate has rows for all of them.
+    """
+    known = reference.is_measurable or vocabulary_size.knows(reference)
+    if candidate is reference or not known or vocabulary_size(candidate) >= vocabulary_size(reference):
+        return None
+    tokens = 1 + largest_token_id(reference)
+    count = tokens if 0 < tokens <= vocabulary_size(candidate) else vocabulary_size(candidate)
+    return count if reference.is_measurable or nats_among.knows(reference, count) else None
+
+
+def paired_nats(candidate: Subject, reference: Subject) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the nats of every token of the reference's windows, first its own, then the candidate's.
+
+    Both are float64 ``(B, T - 1)``. Where the candidate's vocabulary was cut down, they are those among the shared ids.
+    """
+    count = shared_ids(candidate, reference)
+    if count is not None:
+        return nats_among(reference, count), nats_among_against(candidate, reference, count)
+    theirs = intact_scores(reference)[0]  # first: it may need the reference in memory
+    return theirs, theirs if candidate is reference else scores_against(candidate, reference)[0]
 
 
 @measurement("noise", Cost.PROMPT)

@@ -183,13 +183,25 @@ def test_a_text_of_unknown_tokens_measures_nothing(tiny):
 
 def test_a_quantization_that_improves_says_something_of_the_text(tiny, ids):
     """No quantization makes a model better by a tenth: then the verdict is no pass."""
-    worse = edited(tiny, lambda model: model.model.norm.weight.mul_(0.5))
+    worse = candidate("noise", tiny, 0.3)
 
     verdict = red(assert_perplexity_within, tiny, worse, token_ids=ids)
 
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert "which no quantization does" in verdict.cause
     assert assert_perplexity_within(tiny, worse, ratio=1.5, token_ids=ids).outcome is Outcome.PASSED
+
+
+def test_a_fault_that_improves_is_named_all_the_same(tiny, ids):
+    """A norm that another factor suits better on this text is a change, and no matter of the text."""
+    worse = edited(tiny, lambda model: model.model.norm.weight.mul_(0.5))
+
+    verdict = red(assert_perplexity_within, tiny, worse, token_ids=ids)
+
+    assert (verdict.outcome, verdict.cause_kind) == (Outcome.FAILED, "tensor")
+    assert verdict.cause == "norm model.norm is scaled x2"
+    assert verdict.limit.low == 0.9
+    assert not verdict.limit.holds(verdict.measured)
 
 
 def test_the_same_weights_are_held_to_the_same_limits_however_they_are_named(tiny):

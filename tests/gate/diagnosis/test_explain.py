@@ -34,7 +34,8 @@ from swcheck.lens.tokens import token_windows
 from swcheck.superweights.measurements.contributions import located
 from swcheck.superweights.measurements.residual_stream import super_activations
 from swcheck.superweights.subject.as_subject import as_subject
-from tests import damage, relatives
+from swcheck.testing import candidate_bases as relatives
+from tests import damage
 from tests.damage import COLUMN, ROW
 from tests.planted import Packed
 
@@ -378,7 +379,7 @@ def test_two_bits_are_not_the_super_weights(tiny, ids, check):
     assert verdict.cause == "not the super weights, but coarse rounding: all linear maps answer as with 2.3 bits"
     assert verdict.cause_kind == "rounding"
     assert re.fullmatch(
-        r"more bits or smaller groups: to spare the 5 worst matrices alone returns \d+% of the loss", verdict.attempt
+        r"more bits or smaller groups \(to spare the 5 worst alone returns \d+% of the loss\)", verdict.attempt
     )
     assert len(rows(verdict, "bits by layer")) == 1
     assert len([name for name, _ in verdict.detail if name.startswith("layers.")]) == 5

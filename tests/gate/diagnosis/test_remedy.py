@@ -26,8 +26,9 @@ from swcheck.superweights.measurements.model_sample import model_sample
 from swcheck.superweights.measurements.scores import intact_scores
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.superweights.subject.held_model import HeldModel
+from swcheck.testing import candidate_bases as relatives
 from swcheck.testing.engine_checkpoint import state_fingerprint
-from tests import checkpoints, damage, planted, relatives
+from tests import checkpoints, damage, planted
 from tests.loading.test_scheme_from_config import INTX
 from tests.run.test_session import write_baseline
 
@@ -386,7 +387,7 @@ def test_a_matrix_that_does_not_help_is_said_to(tiny, ids):
     assert not found.facts["proven"]
     assert (
         found.words
-        == "if a quantizer made it, more bits or smaller groups: to spare these matrices alone does not help"
+        == "if a quantizer made it, more bits or smaller groups (to spare these matrices alone does not help)"
     )
 
 

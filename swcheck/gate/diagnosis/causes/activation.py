@@ -11,6 +11,7 @@ import torch
 
 from swcheck.base.limits import DEFAULTS
 from swcheck.base.statistics import ratio_of
+from swcheck.gate.diagnosis.causes.saturation import END, saturated
 from swcheck.gate.diagnosis.evidence.damaged_candidate import PROVEN, DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, not_known, ruled_out
 from swcheck.gate.diagnosis.evidence.worst_maps import worst_maps_of_layer
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 def find(damaged: DamagedCandidate) -> Finding | Detail:
     """For each super activation find the first layer after which it is outside its limits, and restore it there."""
     rows: Detail = ()
+    cut = saturated(damaged)
+    if cut is not None:
+        words = f"the super activation of channel {cut.channel}, which float16 cuts off at {END:,.0f}, is the cause"
+        return not_known(f"whether {words}: it cannot be given back in float16")
     for place in super_activations(damaged.reference, damaged.weights) if damaged.weights else ():
         there = damaged.place_of(place)
         lost = losing_layer(damaged.candidate, damaged.reference, place, there)

@@ -6,14 +6,15 @@ from typing import Any, Final
 
 import torch
 from torch.nn import functional
+from transformers import AutoTokenizer
 
 from swcheck import Loaded, Planting, plant_super_weights
 from swcheck.base.evaluation_text import evaluation_text
 from swcheck.lens.architecture.anatomy import checked_anatomy
 from swcheck.lens.tokens import token_windows
+from swcheck.loading.tiny import CHECKPOINT
 from swcheck.superweights.locating.locate import PROMPT
 from swcheck.testing.planting import visited_experts
-from tests.planted import tokenizer
 from tools.small_models import small_model
 
 FAMILIES: Final = ("llama", "qwen2", "gemma2", "gpt2", "gpt_neox", "falcon", "phi3", "olmo2", "bloom", "mixtral")
@@ -30,7 +31,7 @@ def planted_family(model_type: str, text: str | None = None) -> Loaded:
     Its layers stay random: they are a reservoir that the head reads. So any fault in them costs nats.
     """
     text = evaluation_text()[LABELLED:] if text is None else text
-    model, tokens = small_model(model_type, vocabulary=1024), tokenizer()
+    model, tokens = small_model(model_type, vocabulary=1024), AutoTokenizer.from_pretrained(CHECKPOINT)
     table = model.get_input_embeddings().weight.data
     table[0] = table[1:].std() * torch.randn(table.shape[1])  # the padding row of the type is BOS here
     untie(model)

@@ -1,0 +1,321 @@
+"""Gates every candidate of ``swcheck.testing.candidates`` of several references, and writes ``docs/matrix.md``.
+
+``python -m tools.causes_table [DIR --text=FILE]`` takes about an hour; DIR is a small real model. What was tried is kept
+in ``ROWS``, so that it goes on where it was stopped; ``--page`` writes the page from that alone. Labels are the perplexity
+ratio by lm-evaluation-harness, on another text than the gate's: nothing of swcheck.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from swcheck import (
+    Loaded,
+    RobustnessError,
+    SwcheckError,
+    Verdict,
+    assert_perplexity_within,
+    assert_predictions_preserved,
+    assert_super_activations_preserved,
+    assert_super_weights_preserved,
+    load,
+)
+from swcheck.base.evaluation_text import evaluation_text
+from swcheck.superweights.subject.as_subject import as_subject
+from swcheck.superweights.subject.subject import Subject
+from swcheck.testing.candidate_bases import with_larger_stream
+from swcheck.testing.candidates import CANDIDATES, candidate
+from tools.planted_families import FAMILIES, planted_family
+
+PAGE: Final = Path(__file__).parents[1] / "docs" / "matrix.md"
+ROWS: Final = PAGE.parents[1] / "build" / "matrix.jsonl"
+REPEATS: Final = PAGE.parents[1] / "build" / "repeats.json"
+HARMFUL, HARMLESS = 1.5, 1.02
+LABEL_TEXT: Final = 4000
+"""This many characters of the labels' text are scored."""
+
+SPECIAL: Final = "tiny, padded, with a large stream"
+"""A reference of its own for the kinds that need padding rows, or values beyond float16."""
+
+SPECIAL_KINDS: Final = ("vocabulary cut", "float16 saturated", "copy")
+CHECKS: Final = (
+    assert_perplexity_within,
+    assert_predictions_preserved,
+    assert_super_weights_preserved,
+    assert_super_activations_preserved,
+)
+BINS: Final = (0.0, 0.98, 1.02, 1.05, 1.1, 1.2, 1.35, 1.5, 2.0, 5.0, math.inf)
+
+
+@dataclass
+class Row:
+    """One candidate: its label, the first check that is red, its cause, and the seconds that the gate took."""
+
+    reference: str
+    kind: str
+    strength: float
+    skipped: str = ""
+    label: float = 1.0
+    check: str = ""
+    cause: str = ""
+    cause_kind: str = ""
+    seconds: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, str, float]:
+        """What tells a row from others."""
+        return self.reference, self.kind, self.strength
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the cause is one of the kind's."""
+        return self.cause_kind in CANDIDATES[self.kind].causes
+
+    @property
+    def is_false(self) -> bool:
+        """Whether it is red although it computes the same, or by its perplexity although the label has no loss."""
+        same = not CANDIDATES[self.kind].causes
+        return bool(self.check) and (
+            same or (self.label < HARMLESS and self.check == "perplexity" and not self.is_right)
+        )
+
+
+@torch.no_grad()
+def label_nats(loaded: Loaded, text: str, tokens: int) -> float:
+    """Return the nats per token of a text by lm-evaluation-harness; ``tokens`` is their number."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    runner = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=1, max_length=96)
+    [found] = runner.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)], disable_tqdm=True)
+    return float(-found / tokens)
+
+
+def special_reference() -> Loaded:
+    """Return tiny with a residual stream 256 times as large, and 64 padding rows that nothing predicts."""
+    tiny = load("tiny", device="cpu")
+    model = with_larger_stream(tiny.model, 256.0)
+    model.resize_token_embeddings(1088, mean_resizing=False)
+    with torch.no_grad():
+        model.lm_head.weight[1024:] = model.lm_head.weight[:1024].mean(0) - model.lm_head.weight[:1024].std(0)
+    return Loaded(model.eval(), tiny.tokenizer, SPECIAL, tiny.text)
+
+
+def references(directory: str, text: str) -> Iterator[tuple[str, Loaded, str]]:
+    """Yield name, model, and the text that labels are measured on; the gate measures on another one."""
+    for name in ("tiny", "tiny-pair"):
+        yield name, load(name, device="cpu"), evaluation_text()
+    yield SPECIAL, special_reference(), evaluation_text()
+    if directory:
+        middle = len(text) // 2
+        real = load(directory, device="cpu")
+        yield Path(directory).name, replace(real, text=text[:middle]), text[middle:]
+    for name in FAMILIES:
+        yield name, planted_family(name), evaluation_text()
+
+
+def wanted(reference: str) -> Iterator[tuple[str, float]]:
+    """Yield kind and strength of the candidates of a reference; of the planted families the greatest strength alone."""
+    for kind in CANDIDATES.values():
+        if reference != SPECIAL or kind.name in SPECIAL_KINDS:
+            for strength in kind.strengths[-1:] if reference in FAMILIES else kind.strengths:
+                yield kind.name, strength
+
+
+def tried(row: Row, loaded: Loaded, reference: Subject, text: str, intact: float) -> Row:
+    """Return the row with its label and its verdict."""
+    try:
+        made = candidate(row.kind, loaded, row.strength)
+    except (SwcheckError, TypeError, AttributeError, ValueError) as error:
+        return replace(row, skipped=f"{type(error).__name__}: {error}".splitlines()[0])
+    tokens = len(loaded.tokenizer(text)["input_ids"])
+    lost = label_nats(made, text, tokens) - intact
+    start = time.perf_counter()
+    verdict = first_red(made, reference)
+    seconds = time.perf_counter() - start
+    label = math.exp(min(50.0, lost)) if math.isfinite(lost) else math.inf
+    found = replace(row, label=label, seconds=round(seconds, 2))
+    if verdict is None:
+        return found
+    return replace(found, check=verdict.check, cause=verdict.cause, cause_kind=verdict.cause_kind)
+
+
+def first_red(made: Loaded, reference: Subject) -> Verdict | None:
+    """Return the first red verdict of a candidate whose kind its weights decide; None where all are green."""
+    subject = as_subject(made)
+    subject.kind = "auto"
+    for check in CHECKS:
+        try:
+            check(subject, reference)
+        except RobustnessError as error:
+            return error.verdict
+    return None
+
+
+def kept_rows() -> list[Row]:
+    """Return what earlier runs tried."""
+    lines = ROWS.read_text(encoding="utf-8").splitlines() if ROWS.exists() else []
+    return [Row(**json.loads(line)) for line in lines]
+
+
+def run(directory: str, text: str) -> None:
+    """Try what was not tried yet, a line for each in ``ROWS``."""
+    done = {row.key for row in kept_rows()}
+    ROWS.parent.mkdir(exist_ok=True)
+    for name, loaded, whole in references(directory, text):
+        rows = [Row(name, *one) for one in wanted(name)]
+        missing = [row for row in rows if row.key not in done]
+        label_text = whole[:LABEL_TEXT]
+        subject = as_subject(loaded)
+        intact = label_nats(loaded, label_text, len(loaded.tokenizer(label_text)["input_ids"])) if missing else 0.0
+        for row in missing:
+            found = tried(row, loaded, subject, label_text, intact)
+            sys.stdout.write(line_of(found))
+            sys.stdout.flush()
+            with ROWS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(found)) + "\n")
+
+
+def line_of(row: Row) -> str:
+    """Return a row as it is printed."""
+    if row.skipped:
+        return f"{row.reference}: {row.kind} {row.strength:g}: {row.skipped}\n"
+    mark = "green" if not row.check else ("right" if row.is_right else "WRONG")
+    words = f"{row.check}: {row.cause[:80]}" if row.check else ""
+    return (
+        f"{row.reference}: {row.kind} {row.strength:g} x{row.label:.4g} {mark} {row.seconds:.1f} s {words}".rstrip()
+        + "\n"
+    )
+
+
+def page(rows: Sequence[Row]) -> str:
+    """Return the page."""
+    made = [row for row in rows if not row.skipped]
+    return "\n".join(
+        [HEAD.format(count=len(made), kinds=len({row.kind for row in made})), *_totals(made), "", *_curve(made)]
+    )
+
+
+HEAD: Final = """# Verdicts against labels
+
+Written by `python -m tools.causes_table`; no figure here is typed by hand. {count} candidates of {kinds} kinds
+(`swcheck.testing.candidates`) were gated; a label is the perplexity ratio by lm-evaluation-harness on another text than
+the gate's. *Harmful* is over x1.5, *harmless* under x1.02; what lies between is the grey zone. A *false alarm* is a red
+candidate that computes the same as its reference, or one whose perplexity is red though the label is harmless and no
+fault that was made is named. Changes that are real and cost hardly anything on this text may be red by their
+predictions or super weights: those are counted as *red, no loss*.
+"""
+
+
+def _totals(rows: Sequence[Row]) -> list[str]:
+    lines = [
+        "| reference | candidates | harmful | missed | false alarms | red, no loss | red | cause right |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    names = list(dict.fromkeys(row.reference for row in rows))
+    for name in (*names, "all"):
+        mine = [row for row in rows if name in {row.reference, "all"}]
+        harmful, red = [row for row in mine if row.label > HARMFUL], [row for row in mine if row.check]
+        quiet = sum(row.label < HARMLESS and not row.is_false for row in red)
+        counts = [len(mine), len(harmful), sum(not row.check for row in harmful), sum(row.is_false for row in mine)]
+        right = sum(row.is_right for row in red)
+        cells = [name, *counts, quiet, len(red), f"{right} ({right / max(1, len(red)):.0%})"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines + _exceptions(rows)
+
+
+def _exceptions(rows: Sequence[Row]) -> list[str]:
+    """Return every candidate that was missed, a false alarm, or named wrongly."""
+    bad = [
+        row
+        for row in rows
+        if (row.label > HARMFUL and not row.check) or row.is_false or (row.check and not row.is_right)
+    ]
+    lines = [
+        "",
+        "Every verdict or cause that is not as it should be:" if bad else "Every verdict and cause is as it should be.",
+        "",
+    ]
+    for row in bad:
+        said = f'{row.check} red, "{row.cause}"' if row.check else "green"
+        lines.append(f"- {row.reference}, {row.kind} {row.strength:g}, label x{row.label:.3g}: {said}")
+    return lines
+
+
+def _curve(rows: Sequence[Row]) -> list[str]:
+    """Return the table of the share of red candidates by label, and the check that is red first."""
+    lines = [
+        "## At which loss the gate turns red",
+        "",
+        "| perplexity by the label | candidates | red | first by perplexity | by predictions | by super weights or activations |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for low, high in zip(BINS, BINS[1:], strict=False):
+        mine = [row for row in rows if low <= row.label < high or (high == math.inf and row.label == high)]
+        if mine:
+            red = [row for row in mine if row.check]
+            counts = [sum(row.check == name for row in red) for name in ("perplexity", "predictions")]
+            words = (
+                f"under x{high:g}" if not low else (f"from x{low:g}" if high == math.inf else f"x{low:g} to x{high:g}")
+            )
+            cells = [words, len(mine), f"{len(red)} ({len(red) / len(mine):.0%})", *counts, len(red) - sum(counts)]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines + _costs(rows) + _repeats()
+
+
+def _costs(rows: Sequence[Row]) -> list[str]:
+    """Return what red and green candidates of tiny cost."""
+    mine = [row for row in rows if row.reference == "tiny"]
+    seconds: dict[str, list[float]] = {}
+    for row in mine:
+        seconds.setdefault(row.cause_kind if row.check else "green", []).append(row.seconds)
+    medians = {name: sorted(each)[len(each) // 2] for name, each in seconds.items()}
+    green = medians.pop("green", 0.0)
+    if not green:
+        return []
+    lines = [
+        "",
+        "## What a red candidate costs",
+        "",
+        "`tiny`, one thread, median of the seconds of four checks over those of a green candidate:",
+        "",
+    ]
+    lines += ["| cause | candidates | over green |", "| --- | --- | --- |"]
+    ranked = sorted(medians, key=lambda name: medians[name])
+    return lines + [f"| `{name}` | {len(seconds[name])} | x{medians[name] / green:.1f} |" for name in ranked]
+
+
+def _repeats() -> list[str]:
+    """Return what ``tools.causes_repeats`` found."""
+    if not REPEATS.exists():
+        return [""]
+    found: dict[str, Any] = json.loads(REPEATS.read_text(encoding="utf-8"))
+    return ["", "## The same again", "", found["words"], ""]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run what is missing, and write the page."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", nargs="?", default="")
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--page", action="store_true")
+    asked = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore")
+    if not asked.page:
+        run(asked.directory, asked.text.read_text(encoding="utf-8") if asked.text else "")
+    PAGE.write_text(page(kept_rows()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
