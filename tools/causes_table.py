@@ -32,6 +32,7 @@ from swcheck import (
     load,
 )
 from swcheck.base.evaluation_text import evaluation_text
+from swcheck.base.tiers import SMOKE, STANDARD
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.superweights.subject.subject import Subject
 from swcheck.testing.candidate_bases import with_larger_stream
@@ -126,10 +127,10 @@ def references(directory: str, text: str) -> Iterator[tuple[str, Loaded, str]]:
 
 
 def wanted(reference: str) -> Iterator[tuple[str, float]]:
-    """Yield kind and strength of the candidates of a reference; of the planted families the greatest strength alone."""
+    """Yield kind and strength of the candidates of a reference; of tiny-pair and the families the greatest one alone."""
     for kind in CANDIDATES.values():
         if reference != SPECIAL or kind.name in SPECIAL_KINDS:
-            for strength in kind.strengths[-1:] if reference in FAMILIES else kind.strengths:
+            for strength in kind.strengths[-1:] if reference in (*FAMILIES, "tiny-pair") else kind.strengths:
                 yield kind.name, strength
 
 
@@ -154,7 +155,7 @@ def tried(row: Row, loaded: Loaded, reference: Subject, text: str, intact: float
 def first_red(made: Loaded, reference: Subject) -> Verdict | None:
     """Return the first red verdict of a candidate whose kind its weights decide; None where all are green."""
     subject = as_subject(made)
-    subject.kind = "auto"
+    subject.kind, subject.tier = "auto", reference.tier
     for check in CHECKS:
         try:
             check(subject, reference)
@@ -178,6 +179,7 @@ def run(directory: str, text: str) -> None:
         missing = [row for row in rows if row.key not in done]
         label_text = whole[:LABEL_TEXT]
         subject = as_subject(loaded)
+        subject.tier = STANDARD if name == "tiny" else SMOKE
         intact = label_nats(loaded, label_text, len(loaded.tokenizer(label_text)["input_ids"])) if missing else 0.0
         for row in missing:
             found = tried(row, loaded, subject, label_text, intact)
@@ -211,7 +213,7 @@ HEAD: Final = """# Verdicts against labels
 
 Written by `python -m tools.causes_table`; no figure here is typed by hand. {count} candidates of {kinds} kinds
 (`swcheck.testing.candidates`) were gated; a label is the perplexity ratio by lm-evaluation-harness on another text than
-the gate's. *Harmful* is over x1.5, *harmless* under x1.02; what lies between is the grey zone. A *false alarm* is a red
+the gate's. `tiny` was gated in the standard tier, the others in the smoke tier. *Harmful* is over x1.5, *harmless* under x1.02; what lies between is the grey zone. A *false alarm* is a red
 candidate that computes the same as its reference, or one whose perplexity is red though the label is harmless and no
 fault that was made is named. Changes that are real and cost hardly anything on this text may be red by their
 predictions or super weights: those are counted as *red, no loss*.

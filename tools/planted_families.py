@@ -17,7 +17,7 @@ from swcheck.superweights.locating.locate import PROMPT
 from swcheck.testing.planting import visited_experts
 from tools.small_models import small_model
 
-FAMILIES: Final = ("llama", "qwen2", "gemma2", "gpt2", "gpt_neox", "falcon", "phi3", "olmo2", "bloom", "mixtral")
+FAMILIES: Final = ("mixtral", "gemma2", "llama", "gpt2", "qwen2", "phi3", "olmo2", "gpt_neox", "falcon", "bloom")
 
 LABELLED: Final = 50_000
 """The first characters of the evaluation text are kept for labels."""

@@ -24,6 +24,7 @@ from swcheck import (
     plant_super_weights,
 )
 from swcheck.gate.baseline.file import baseline_text, read_baseline
+from swcheck.gate.baseline.measure import measure_for_candidates
 from swcheck.superweights.measurements.contributions import located
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.testing.candidates import candidate
@@ -212,6 +213,49 @@ def test_experts_that_were_never_filled_are_named(speaking, name, words):
         assert_predictions_preserved(found, model, token_ids=ids)
     assert re.fullmatch(words, caught.value.verdict.cause)
     assert caught.value.verdict.cause_kind == "tensor"
+
+
+FAULTS = {
+    "experts lost": "2 expert tensors alike, first model.layers.3.mlp.experts.gate_up_proj: is all zeros of experts 0, 1, 2",
+    "experts drawn again": "2 expert tensors alike, first model.layers.3.mlp.experts.gate_up_proj: is unrelated to the reference's, as if drawn again of experts 0, 1, 2",
+    "experts exchanged": "2 expert tensors alike, first model.layers.3.mlp.experts.gate_up_proj: has others in place of experts 0, 1",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def spoken(speaking, tmp_path_factory):
+    """A baseline of that mixture beside its files, where each expert has tensors of its own."""
+    model, ids = speaking
+    folder = tmp_path_factory.mktemp("mixture")
+    model.save_pretrained(folder)
+    subject = as_subject(model, token_ids=ids, role="reference")
+    measure_for_candidates(subject)
+    baseline, _ = read_baseline(baseline_text(subject, {}), "here")
+    baseline.source, baseline.token_ids = str(folder), ids
+    return baseline
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_baseline_beside_the_reference_s_files_names_faults_of_experts(speaking, spoken, name):
+    """The experts are read from the files as transformers would load them, and given back."""
+    model, ids = speaking
+    with pytest.raises(RobustnessError) as caught:
+        assert_perplexity_within(
+            as_subject(candidate(name, Loaded(model, None, "mixture")), token_ids=ids), spoken, ratio=1.001
+        )
+    assert caught.value.verdict.cause == FAULTS[name]
+
+
+def test_a_baseline_beside_the_reference_s_files_names_a_broken_router(speaking, spoken):
+    """No pass of the reference is possible: the routers' weights are compared, and given back."""
+    model, ids = speaking
+    other = copy.deepcopy(model)
+    for layer in other.model.layers[:2]:
+        layer.mlp.gate.weight.data.copy_(layer.mlp.gate.weight.data[[1, 2, 3, 0]])
+    with pytest.raises(RobustnessError) as caught:
+        assert_perplexity_within(as_subject(other, token_ids=ids), spoken)
+    assert caught.value.verdict.cause == "the router is another one (model.layers.0.mlp.gate and 1 more)"
+    assert caught.value.verdict.cause_kind == "router"
 
 
 def test_routing_is_given_back_on_whole_windows_where_little_was_lost(speaking):

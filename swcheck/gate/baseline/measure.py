@@ -18,7 +18,7 @@ from swcheck.gate.relation.linear_maps import map_responses
 from swcheck.superweights.measurements.ablation import intact_nats
 from swcheck.superweights.measurements.configuration import configuration, generation_settings
 from swcheck.superweights.measurements.contributions import largest_input_columns, located, sink_tokens
-from swcheck.superweights.measurements.inputs import has_bos, largest_token_id, prompt_ids, sample_ids, vocabulary_size
+from swcheck.superweights.measurements.inputs import has_bos, id_count, prompt_ids, sample_ids, vocabulary_size
 from swcheck.superweights.measurements.residual_stream import activation_profile, residual_sketch, super_activations
 from swcheck.superweights.measurements.scores import nats_among
 from swcheck.superweights.measurements.weights import matrix_row, parameter_count
@@ -51,7 +51,7 @@ def measure_for_candidates(reference: Subject, prompts: Sequence[str | Prompt] =
     sample_ids(reference)
     weight_sample(reference)
     _ = (vocabulary_size(reference), parameter_count(reference), has_bos(reference))
-    tokens = 1 + largest_token_id(reference)
+    tokens = id_count(reference)
     if 0 < tokens < vocabulary_size(reference):  # a candidate may be cut down to them
         nats_among(reference, tokens)
 

@@ -48,8 +48,9 @@ def compare_activations(pair: Pair, prompts: Sequence[str | Prompt] | None, limi
     if outcome is Outcome.PASSED:
         fields["facts"]["noise"] = floor = noise_floor(pair.reference)[1]
         outcome = passed_or_near(any(is_near_ratio(limit, ratio, floor) for ratio in fields["facts"]["ratios"]))
+        summary += _near_overflow(pair, chosen, fields["facts"])
     if outcome is not Outcome.FAILED:
-        return pair.verdict(outcome, summary + _near_overflow(pair, chosen, fields["facts"]), **fields)
+        return pair.verdict(outcome, summary, **fields)
     return _failed(pair, chosen, summary, fields)
 
 

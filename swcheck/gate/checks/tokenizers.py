@@ -12,7 +12,7 @@ from swcheck.superweights.measurements.inputs import (
     SAMPLE_TEXTS,
     first_other_id,
     has_bos,
-    largest_token_id,
+    id_count,
     sample_ids,
     vocabulary_size,
 )
@@ -35,7 +35,7 @@ def tokenizer_confound(pair: Pair) -> Verdict | None:
             f"other ids from {words!r} on, behind {same:,} of {count:,} equal ids of the text; {_perplexity(pair)}"
         )
         return pair.failed("tokenizer differs", summary, advice, cause_kind="tokenizer")
-    last, rows = largest_token_id(pair.candidate), vocabulary_size(pair.candidate)
+    last, rows = id_count(pair.candidate) - 1, vocabulary_size(pair.candidate)
     if pair.candidate is not pair.reference and last >= rows and not _is_too_small(pair):
         token = pair.candidate.tokenizer.convert_ids_to_tokens(last)
         summary = f"its tokenizer gives ids up to {last} ({token!r}), its embedding has {rows:,} rows"
@@ -46,7 +46,7 @@ def tokenizer_confound(pair: Pair) -> Verdict | None:
 
 def _is_too_small(pair: Pair) -> bool:
     """Return whether the reference's embedding lacks ids of its tokenizer as well."""
-    return largest_token_id(pair.reference) >= vocabulary_size(pair.reference)
+    return id_count(pair.reference) > vocabulary_size(pair.reference)
 
 
 def _difference(pair: Pair, ours: tuple[tuple[int, ...], ...], theirs: tuple[tuple[int, ...], ...]) -> str:

@@ -123,11 +123,11 @@ def first_other_id(subject: Subject) -> tuple[int, int, str] | None:
     return same, len(theirs), str(subject.tokenizer.decode(theirs[same : same + 4]))
 
 
-@measurement("last token", Cost.TOKENIZER)
-def largest_token_id(subject: Subject) -> int:
-    """Return the largest id that the tokenizer knows, -1 without a tokenizer."""
+@measurement("ids", Cost.TOKENIZER)
+def id_count(subject: Subject) -> int:
+    """Return how many ids the tokenizer gives: 1 more than the largest; 0 without a tokenizer."""
     known = {} if subject.tokenizer is None or subject.is_runtime else subject.tokenizer.get_vocab()
-    return max(known.values(), default=-1)
+    return 1 + max(known.values(), default=-1)
 
 
 @measurement("bos", Cost.TOKENIZER)

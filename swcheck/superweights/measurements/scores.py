@@ -11,7 +11,7 @@ from swcheck.lens.architecture.storage import device_of, evaluating
 from swcheck.lens.kl_divergence import Drift, Predictions, compare_predictions, predict
 from swcheck.lens.likelihood import token_nats
 from swcheck.lens.observe import observe
-from swcheck.superweights.measurements.inputs import largest_token_id, prompt_ids, vocabulary_size, windows
+from swcheck.superweights.measurements.inputs import id_count, prompt_ids, vocabulary_size, windows
 from swcheck.superweights.measurements.residual_stream import residual_stream
 from swcheck.superweights.subject.measurement import measurement
 from swcheck.superweights.subject.memory import Cost, InBaseline
@@ -54,7 +54,7 @@ def shared_ids(candidate: Subject, reference: Subject) -> int | None:
     known = reference.is_measurable or vocabulary_size.knows(reference)
     if candidate is reference or not known or vocabulary_size(candidate) >= vocabulary_size(reference):
         return None
-    tokens = 1 + largest_token_id(reference)
+    tokens = id_count(reference)
     count = tokens if 0 < tokens <= vocabulary_size(candidate) else vocabulary_size(candidate)
     return count if reference.is_measurable or nats_among.knows(reference, count) else None
 

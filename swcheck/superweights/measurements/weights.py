@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -16,10 +16,14 @@ from swcheck.lens.architecture.anatomy import Expert, MapKey, check_inside
 from swcheck.lens.linear_maps import scalar_of
 from swcheck.lens.non_finite import non_finite_rows
 from swcheck.loading import hub, tensor_files
+from swcheck.loading.converted_tensors import read_converted
 from swcheck.superweights.measurements.model_sample import model_sample
 from swcheck.superweights.subject.measurement import measurement
 from swcheck.superweights.subject.memory import Cost, InBaseline, WhenFreed
 from swcheck.superweights.subject.subject import Subject
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SMALL_MODEL: Final = 1_000_000_000
 """A model of at most this many parameters is small.
@@ -84,10 +88,16 @@ def non_finite_parameters(subject: Subject) -> dict[str, tuple[int, ...]]:
     return {} if subject.is_runtime else non_finite_rows(subject.module)
 
 
-def stored_tensor(subject: Subject, name: str) -> torch.Tensor | str:
-    """Return a tensor from the files of the subject's directory, or words that say why it cannot be read."""
+def stored_tensor(subject: Subject, name: str, model: nn.Module | None = None) -> torch.Tensor | str:
+    """Return a tensor from the files of the subject's directory, or words that say why it cannot be read.
+
+    With a ``model`` of its type also one that transformers renames or makes of several ones, as of those of experts.
+    """
     folder = _directory(subject)
-    return "the reference is not on this machine" if folder is None else tensor_files.read_tensor(folder, name)
+    if folder is None:
+        return "the reference is not on this machine"
+    found = tensor_files.read_tensor(folder, name)
+    return found if model is None or not isinstance(found, str) else read_converted(folder, name, model)
 
 
 def stored_bytes(subject: Subject) -> int:

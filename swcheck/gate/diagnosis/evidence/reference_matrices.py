@@ -27,6 +27,8 @@ from swcheck.superweights.measurements.routing import routing_on
 from swcheck.superweights.measurements.weights import down_matrix, matrix_row, stored_tensor
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
     from swcheck.lens.architecture.anatomy import Expert
     from swcheck.lens.replace import Matrix
@@ -63,7 +65,7 @@ def reference_matrix(candidate: Subject, reference: Subject, name: str) -> Matri
     inner = name.removeprefix(f"{candidate.anatomy.path}.")
     if reference.held.in_memory:
         return matrix_in_memory(reference, inner)
-    weight = stored_tensor(reference, f"{name}.weight")
+    weight = stored_tensor(reference, f"{name}.weight", candidate.module)
     if isinstance(weight, str):
         return weight
     if why_responses_unknown(reference):  # its responses are not known: a plain matrix of this size is accepted
@@ -73,7 +75,7 @@ def reference_matrix(candidate: Subject, reference: Subject, name: str) -> Matri
         bias = stored_tensor(reference, f"{name}.bias")
         fits = gives_response(weight, None if isinstance(bias, str) else bias, inner, map_responses(reference))
         other = "hold another matrix than was measured, or keep it packed"
-    return partial(_read_stored, reference, name) if fits else f"the reference's files {other}"
+    return partial(_read_stored, reference, name, candidate.module) if fits else f"the reference's files {other}"
 
 
 def reference_down_matrix(damaged: DamagedCandidate, key: tuple[int, Expert], name: str) -> Matrix | str:
@@ -130,7 +132,7 @@ def reference_parameter(damaged: DamagedCandidate, name: str) -> torch.Tensor | 
     if reference.held.in_memory:
         found = dict(reference.module.named_parameters(remove_duplicate=False)).get(plain)
         return f"the reference has no {plain}" if found is None or not is_plain(found) else found.data
-    return stored_tensor(reference, plain)
+    return stored_tensor(reference, plain, damaged.candidate.module)
 
 
 def reference_parameters_of_layer(damaged: DamagedCandidate, layer: int) -> dict[str, torch.Tensor]:
@@ -148,8 +150,8 @@ def map_sizes(module: Any) -> tuple[int, ...]:
     )
 
 
-def _read_stored(reference: Subject, name: str) -> torch.Tensor:
-    weight = stored_tensor(reference, f"{name}.weight")
+def _read_stored(reference: Subject, name: str, model: nn.Module) -> torch.Tensor:
+    weight = stored_tensor(reference, f"{name}.weight", model)
     if isinstance(weight, str):  # the file has vanished since it was checked
         raise FileNotFoundError(weight)
     return weight

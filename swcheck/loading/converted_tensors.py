@@ -1,0 +1,57 @@
+"""Reads a tensor that transformers renames, or makes of several ones, when it loads: the experts of a layer in one.
+
+Which tensors these are, and how they are put together, transformers itself knows by the type of the model.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from swcheck.loading.files.safetensors_header import safetensors_files
+
+
+def read_converted(directory: Path, name: str, model: Any) -> torch.Tensor | str:
+    """Return the parameter ``name`` of ``model`` as its type makes it of the tensors in a directory, or words why not."""
+    try:
+        found = _converted(directory, name, model)
+    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError, OSError, SafetensorError):
+        return f"the reference's files do not show {name}"  # another version of transformers, or damaged files
+    return f"the reference's files have no {name}" if found is None else found
+
+
+def _converted(directory: Path, name: str, model: Any) -> torch.Tensor | None:
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, dot_natural_key
+
+    file_of: dict[str, Path] = {}
+    for file in safetensors_files(directory):
+        with safe_open(file, framework="pt") as stored:
+            file_of |= dict.fromkeys(stored.keys(), file)
+    transforms = [copy.deepcopy(one) for one in get_model_conversion_mapping(model)]
+    converters = [one for one in transforms if isinstance(one, WeightConverter)]
+    for key in sorted(file_of, key=dot_natural_key):  # by number, as experts are put together
+        renamed = key
+        for one in transforms:
+            renamed = renamed if one in converters else one.rename_source_key(renamed)[0]
+        if renamed == name:
+            return _read(file_of[key], key)
+        for one in converters:
+            target, pattern = one.rename_source_key(renamed)
+            if pattern is not None and target == name:
+                one.add_tensor(name, key, pattern, partial(_read, file_of[key], key))
+    chosen = next((one for one in converters if one.collected_tensors), None)
+    made: torch.Tensor | None = (
+        None if chosen is None else chosen.convert(name, model=model, config=model.config).get(name)
+    )
+    return made
+
+
+def _read(file: Path, key: str) -> torch.Tensor:
+    with safe_open(file, framework="pt") as stored:
+        return stored.get_tensor(key)  # type: ignore[no-any-return]
