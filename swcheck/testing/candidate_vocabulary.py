@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from tokenizers import processors
 
 from swcheck.base.errors import OptionError
 from swcheck.base.records import Loaded
@@ -43,7 +42,7 @@ def without_bos(reference: Loaded, _strength: float) -> Loaded:
     tokenizer = copy.deepcopy(reference.tokenizer)
     if tokenizer("x")["input_ids"] == tokenizer("x", add_special_tokens=False)["input_ids"]:
         raise OptionError("a tokenizer that adds BOS", "it adds nothing", "another candidate")
-    tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    tokenizer.backend_tokenizer.post_processor = None
     return replace(reference, model=copy.deepcopy(reference.model), tokenizer=tokenizer)
 
 
