@@ -35,8 +35,8 @@ from swcheck.base.evaluation_text import evaluation_text
 from swcheck.base.tiers import SMOKE, STANDARD
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.superweights.subject.subject import Subject
-from swcheck.testing.candidate_bases import with_larger_stream
 from swcheck.testing.candidates import CANDIDATES, candidate
+from swcheck.testing.damage.bases import with_larger_stream
 from tools.planted_families import FAMILIES, planted_family
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "matrix.md"

@@ -20,10 +20,7 @@ from swcheck.base.evaluation_text import evaluation_text
 from swcheck.base.records import Loaded, SuperWeight
 from swcheck.lens.tokens import token_windows
 from swcheck.superweights.locating.locate import locate
-from swcheck.testing import candidate_bases as bases
-from swcheck.testing import candidate_conversions as conversions
-from swcheck.testing import candidate_edits as edits
-from swcheck.testing import candidate_vocabulary as vocabulary
+from swcheck.testing.damage import bases, conversions, edits, vocabulary
 
 Make = Callable[[Loaded, float], Loaded]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from swcheck.loading.converted_tensors import read_converted
+from swcheck.loading.tensor_files import read_converted
 from tools.small_models import small_model
 
 

@@ -16,7 +16,6 @@ from swcheck.lens.architecture.anatomy import Expert, MapKey, check_inside
 from swcheck.lens.linear_maps import scalar_of
 from swcheck.lens.non_finite import non_finite_rows
 from swcheck.loading import hub, tensor_files
-from swcheck.loading.converted_tensors import read_converted
 from swcheck.superweights.measurements.model_sample import model_sample
 from swcheck.superweights.subject.measurement import measurement
 from swcheck.superweights.subject.memory import Cost, InBaseline, WhenFreed
@@ -97,7 +96,7 @@ def stored_tensor(subject: Subject, name: str, model: nn.Module | None = None) -
     if folder is None:
         return "the reference is not on this machine"
     found = tensor_files.read_tensor(folder, name)
-    return found if model is None or not isinstance(found, str) else read_converted(folder, name, model)
+    return found if model is None or not isinstance(found, str) else tensor_files.read_converted(folder, name, model)
 
 
 def stored_bytes(subject: Subject) -> int:

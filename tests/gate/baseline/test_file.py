@@ -45,7 +45,7 @@ from swcheck.superweights.subject.held_model import HeldModel
 from swcheck.superweights.subject.measurement import TRAITS
 from swcheck.superweights.subject.memory import Memory
 from swcheck.superweights.subject.subject import Subject
-from swcheck.testing import candidate_bases as relatives
+from swcheck.testing.damage import bases as relatives
 from tests import checkpoints, damage, hostile
 
 PROMPTS = ["Hello, world.", "def spam(eggs):\n    return eggs"]

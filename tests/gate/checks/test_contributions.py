@@ -24,7 +24,7 @@ from swcheck.base.statistics import standard_error, worst_of
 from swcheck.lens.tokens import token_windows
 from swcheck.superweights.measurements.scores import noise_floor
 from swcheck.superweights.subject.as_subject import as_subject
-from swcheck.testing import candidate_bases as relatives
+from swcheck.testing.damage import bases as relatives
 from tests import damage
 
 COMPARISONS = (

@@ -34,7 +34,7 @@ from swcheck.lens.tokens import token_windows
 from swcheck.superweights.measurements.contributions import located
 from swcheck.superweights.measurements.residual_stream import super_activations
 from swcheck.superweights.subject.as_subject import as_subject
-from swcheck.testing import candidate_bases as relatives
+from swcheck.testing.damage import bases as relatives
 from tests import damage
 from tests.damage import COLUMN, ROW
 from tests.planted import Packed

@@ -26,7 +26,7 @@ from swcheck.superweights.measurements.model_sample import model_sample
 from swcheck.superweights.measurements.scores import intact_scores
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.superweights.subject.held_model import HeldModel
-from swcheck.testing import candidate_bases as relatives
+from swcheck.testing.damage import bases as relatives
 from swcheck.testing.engine_checkpoint import state_fingerprint
 from tests import checkpoints, damage, planted
 from tests.loading.test_scheme_from_config import INTX

@@ -15,7 +15,7 @@ from swcheck.gate.baseline import packing
 from swcheck.gate.relation.candidate_kind import kind_from_scheme, kind_from_weights, reversed_share, sample_weights
 from swcheck.lens.architecture.anatomy import anatomy
 from swcheck.quantizers import rounding
-from swcheck.testing import candidate_bases as relatives
+from swcheck.testing.damage import bases as relatives
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from swcheck import (
 )
 from swcheck.lens.tokens import token_windows
 from swcheck.superweights.subject.as_subject import as_subject
-from swcheck.testing.candidate_bases import with_larger_stream
 from swcheck.testing.candidates import candidate
+from swcheck.testing.damage.bases import with_larger_stream
 
 
 @pytest.fixture(scope="module")

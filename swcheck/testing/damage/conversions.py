@@ -1,6 +1,6 @@
 """Edits as faulty conversions and merges make them: fused matrices split wrongly, adapters merged twice, lost experts.
 
-As in ``candidate_edits``, each takes a model that is a copy, and a strength, and edits the model in place.
+As in ``edits``, each takes a model that is a copy, and a strength, and edits the model in place.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.nn import functional
 from swcheck.base.errors import OptionError
 from swcheck.lens.architecture.anatomy import anatomy
 from swcheck.lens.architecture.tracing import is_norm
-from swcheck.testing.candidate_edits import Edit, generator, linear_weights, map_weight, middle
+from swcheck.testing.damage.edits import Edit, generator, linear_weights, map_weight, middle
 
 ADAPTED: Final = ("q_proj", "v_proj", "o_proj", "c_attn", "query_key_value", "out_proj", "qkv_proj")
 """The endings of the names of the linear maps that an adapter changes, those of the attention."""
