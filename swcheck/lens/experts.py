@@ -17,7 +17,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from swcheck.lens.architecture.anatomy import Anatomy, DownMap, MapKey
-from swcheck.lens.architecture.storage import dequantized, first_tensor
+from swcheck.lens.architecture.storage import dequantized, device_of, evaluating, first_tensor
 from swcheck.lens.architecture.tracing import PRODUCTS, eager_experts
 
 if TYPE_CHECKING:
@@ -207,3 +207,27 @@ def inputs_of_expert(call: RoutedCall, key: MapKey) -> torch.Tensor:
     sample = next((one.read for one in found if one is not None), torch.zeros(down.inner or 0))
     rows = [torch.zeros_like(sample) if one is None else one.read for one in found]
     return torch.stack(rows).view(*call.shape, -1)
+
+
+def largest_expert_inputs(model: nn.Module, body: Anatomy, ids: torch.Tensor) -> dict[MapKey, torch.Tensor]:
+    """Return the largest magnitude of each input of every routed expert's down projection, ``(F,)``.
+
+    It is taken over the tokens of ``ids``, int64 ``(B, T)``, in one pass. Experts that no token reaches, and packed
+    ones, are left out.
+    """
+    peaks: dict[MapKey, torch.Tensor] = {}
+    with ExitStack() as hooks, evaluating(model):
+        recorded = []
+        for number, layer in enumerate(body.layers):
+            routed = [one for one in body.down_maps(number) if one.is_routed and one.weight is not None]
+            if routed:
+                recorded.append(hooks.enter_context(routed_calls(layer, routed)))
+        if recorded:
+            model(ids.to(device_of(model)), use_cache=False)
+    for calls in recorded:
+        for call in calls:
+            for by_key in call.of_tokens(range(call.shape[0] * call.shape[1])):
+                for key, one in by_key.items():
+                    peak = one.read.float().abs()
+                    peaks[key] = torch.maximum(peaks[key], peak) if key in peaks else peak
+    return peaks

@@ -105,24 +105,29 @@ class LinearMap:
 class Matrix:
     """One plain matrix ``(out, in)`` of a decoder layer: that of a linear map, or of one expert.
 
-    ``path`` is its name inside the layer, ``down`` its address where it is a down projection.
+    ``path`` is its name inside the layer, ``down`` its address where it is a down projection. ``kind`` is the path without
+    the number of an expert: the experts of a layer have matrices of the same kinds.
     """
 
     layer: int
     path: str
     weight: torch.Tensor = field(repr=False)
     down: MapKey | None = None
+    kind: str = ""
 
 
 def plain_matrices(body: Anatomy, layers: Iterable[int] | None = None) -> Iterator[Matrix]:
     """Yield every plain matrix of the decoder layers, layer by layer; those of experts come after their layer's others."""
     for number in range(len(body.layers)) if layers is None else layers:
         downs = {id(one.module): one for one in body.down_maps(number) if one.index is None}
+        lists = {
+            one.place.path.split(f".{one.key.expert}.")[0] for one in downs.values() if isinstance(one.key.expert, int)
+        }
         for path, module in body.layers[number].named_modules():
             weight = plain_weight(module)
             if weight is not None:
                 down = downs.get(id(module))
-                yield Matrix(number, path, weight, None if down is None else down.key)
+                yield Matrix(number, path, weight, None if down is None else down.key, _without_expert(path, lists))
         yield from _expert_matrices(body, number)
 
 
@@ -137,9 +142,16 @@ def _expert_matrices(body: Anatomy, layer: int) -> Iterator[Matrix]:
             if stack.ndim == 3 and is_plain(stack):
                 for index, matrix in enumerate(stack.data):
                     key = downs[index].key if name == place.parameter else None
-                    yield Matrix(
-                        layer, f"{place.path}.{name}[{index}]", matrix.T if place.is_transposed else matrix, key
-                    )
+                    path, shaped = f"{place.path}.{name}", matrix.T if place.is_transposed else matrix
+                    yield Matrix(layer, f"{path}[{index}]", shaped, key, path)
+
+
+def _without_expert(path: str, lists: Iterable[str]) -> str:
+    """Return a path without the number behind the name of a list of experts."""
+    for name in lists:
+        if path.startswith(f"{name}."):
+            return f"{name}.{path.removeprefix(f'{name}.').partition('.')[2]}"
+    return path
 
 
 def linear_maps(model: nn.Module) -> tuple[LinearMap, ...]:

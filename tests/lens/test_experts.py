@@ -6,12 +6,16 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from swcheck import SuperWeight, effective_weight, observe, zeroed
 from swcheck.base.errors import NotObservedError
-from swcheck.lens.architecture.anatomy import MapKey, anatomy
+from swcheck.lens.architecture.anatomy import Anatomy, MapKey, anatomy
+from swcheck.lens.architecture.families import TRACED
+from swcheck.lens.architecture.structure import Place, Structure
 from swcheck.lens.intervene import maps_zeroed
 from swcheck.lens.likelihood import token_nats
+from swcheck.lens.linear_maps import plain_matrices
 from swcheck.lens.nulls import draw_matched
 from swcheck.lens.routing import routing_recorded, routing_replaced, share_of_other_experts
 from tools.small_models import EXPERTS, INNER, small_model
@@ -122,3 +126,24 @@ def test_falcon_and_conv1d_have_plain_weights():
         down.weight[3, 5] = 7.0
         assert down.weight.shape == (32, down.inner)
         assert effective_weight(down.module, 3, 5) == 7.0
+
+
+def test_the_experts_of_a_layer_have_matrices_of_the_same_kinds():
+    """A list of modules and a 3-D parameter alike: the kind is the path without the number of the expert."""
+    stacked = plain_matrices(anatomy(small_model("mixtral")), [1])
+    assert {one.kind for one in stacked if one.down is not None} == {"mlp.experts.down_proj"}
+
+    class Listed(nn.Module):
+        """Two experts in a list, as older families keep them."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = nn.Module()
+            self.mlp.experts = nn.ModuleList([nn.ModuleDict({"down": nn.Linear(3, 2)}) for _ in range(2)])
+
+    layer = Listed()
+    places = (tuple(Place(f"mlp.experts.{number}.down", expert=number) for number in range(2)),)
+    body = Anatomy(TRACED, (layer,), Structure("layers", places), 2, 3)
+    found = list(plain_matrices(body))
+    assert [one.path for one in found] == ["mlp.experts.0.down", "mlp.experts.1.down"]
+    assert {one.kind for one in found} == {"mlp.experts.down"}

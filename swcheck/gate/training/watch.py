@@ -19,7 +19,7 @@ from swcheck.base.records import Limit, SuperActivation, SuperWeight
 from swcheck.base.statistics import ratio_of, worst_of
 from swcheck.lens.architecture.anatomy import MapKey, bare_anatomy
 from swcheck.lens.architecture.storage import device_of, evaluating
-from swcheck.lens.linear_maps import contributions
+from swcheck.lens.linear_maps import written_by
 from swcheck.lens.observe import observe
 from swcheck.superweights.measurements.contributions import located, sink_tokens
 from swcheck.superweights.measurements.inputs import prompt_ids
@@ -64,7 +64,7 @@ class SuperWeightWatch:
     ) -> None:
         subject = as_subject(model, tokenizer=tokenizer, token_ids=token_ids)
         found = located(subject).super_weights if super_weights is None else tuple(super_weights)
-        self.super_weights = tuple(weight for weight in found if weight.expert is None)
+        self.super_weights = found
         if not self.super_weights:
             raise OptionError(
                 "super weights to watch", located(subject).reason, "a model that has some, or none to watch"
@@ -85,15 +85,13 @@ class SuperWeightWatch:
     def _values(self) -> tuple[list[float], float]:
         """Return what each super weight writes at its token, and the super activation."""
         model, place, body = self._model, self._place, bare_anatomy(self._model)
-        layers = sorted({weight.layer for weight in self.super_weights})
-        with evaluating(model), observe(model, residual=[place.layer], inputs=layers, stop=True) as sight:
+        keys = [MapKey(weight.layer, weight.expert) for weight in self.super_weights]
+        with evaluating(model), observe(model, residual=[place.layer], inputs=keys, stop=True) as sight:
             model(self._ids.to(device_of(model)), use_cache=False)
         with evaluating(model):
             written = [
-                float(contributions(body.down_map(MapKey(w.layer, None)).module, x, w.row, [w.column])[0])
-                for w, x in (
-                    (w, sight.inputs[w.layer][0, sink]) for w, sink in zip(self.super_weights, self._sinks, strict=True)
-                )
+                float(written_by(body.down_map(key), sight.inputs[key][0, sink], weight.row, [weight.column])[0])
+                for key, weight, sink in zip(keys, self.super_weights, self._sinks, strict=True)
             ]
         return written, float(sight.residual[place.layer][0, place.position, place.channel])
 

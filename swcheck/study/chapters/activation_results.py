@@ -11,7 +11,7 @@ from swcheck.base.formatting import format_number
 from swcheck.base.records import Limit, Verdict
 from swcheck.study.common.chapter import Rows, claim_verdict
 from swcheck.study.common.plots import COLOURS
-from swcheck.study.common.record import INTACT, OTHERS, ZEROED, Study
+from swcheck.study.common.record import INTACT, OTHERS, ZEROED, Measurement, Study
 
 BOTH: Final = "super weights and other largest weights zeroed"
 
@@ -108,23 +108,28 @@ def table(study: Study) -> Rows:
     names = {INTACT: "residual", ZEROED: "zeroed", OTHERS: "others zeroed", BOTH: "both zeroed"}
     head = ["layer", "down_proj input", "down_proj output", *(names[condition] for condition in conditions)]
     lines = [[*head, *("to the sink" if name == INTACT else names[name] for name in attention_conditions)]]
-    for layer_input in study.select(INPUT, INTACT):
-        output = study.select(OUTPUT, INTACT, layer=layer_input.layer)[0]
-        values = [study.value(HIDDEN, condition, layer=layer_input.layer) for condition in conditions]
+    for residual in study.select(HIDDEN, INTACT):
+        if residual.layer is None:
+            continue
+        values = [study.value(HIDDEN, condition, layer=residual.layer) for condition in conditions]
         heads = [
-            [head.value for head in study.select(ATTENTION, name, layer=layer_input.layer)]
+            [head.value for head in study.select(ATTENTION, name, layer=residual.layer)]
             for name in attention_conditions
         ]
         lines.append(
             [
-                str(layer_input.layer),
-                f"{layer_input.value:+.4g} @ {layer_input.position}, {layer_input.channel}",
-                f"{output.value:+.4g} @ {output.position}, {output.channel}",
+                str(residual.layer),
+                *(_peak_words(study.select(quantity, INTACT, layer=residual.layer)) for quantity in (INPUT, OUTPUT)),
                 *(format_number(value) for value in values),
-                *(f"{statistics.fmean(head):.3f}" for head in heads),
+                *(f"{statistics.fmean(head):.3f}" if head else "" for head in heads),
             ]
         )
     return lines
+
+
+def _peak_words(found: Sequence[Measurement]) -> str:
+    """Return a value with its token and channel; nothing for a layer of experts, which has no dense down projection."""
+    return f"{found[0].value:+.4g} @ {found[0].position}, {found[0].channel}" if found else ""
 
 
 PLOTTED_CONDITIONS: Final = (INTACT, ZEROED, OTHERS)
@@ -137,6 +142,10 @@ def draw(study: Study, figure: Any) -> None:
     (input_axes, output_axes), (residual_axes, attention_axes) = figure.subplots(2, 2)
     for axes, quantity in ((input_axes, INPUT), (output_axes, OUTPUT)):
         points = study.select(quantity, INTACT)
+        axes.set_ylabel(f"{quantity} (signed)")
+        if not points:
+            axes.set_title("no layer has a dense down projection", fontsize=8)
+            continue
         axes.plot([point.layer for point in points], [point.value for point in points])
         peak = max(points, key=lambda point: abs(point.value))
         axes.annotate(
@@ -144,7 +153,6 @@ def draw(study: Study, figure: Any) -> None:
             textcoords="offset points", fontsize=8, va="center",
         )  # fmt: skip
         axes.axhline(0.0, color="0.6", linewidth=0.8, marker="")
-        axes.set_ylabel(f"{quantity} (signed)")
     for condition in PLOTTED_CONDITIONS:
         points = tuple(point for point in study.select(HIDDEN, condition) if point.layer is not None)
         if points:

@@ -132,9 +132,14 @@ def _observe_prompt(setup: Setup, ids: torch.Tensor) -> tuple[Any, Peak]:
         first_inputs.append(first_tensor(args[0] if args else kwargs["hidden_states"]).detach())
 
     layers = range(len(body.layers))
+    dense = [n for n in layers if any(one.key.expert is None for one in body.down_maps(n))]
+    if len(dense) < len(layers):
+        setup.note(
+            f"{len(layers) - len(dense)} layers have no dense down projection: its input and output are left out"
+        )
     with evaluating(setup.model), ExitStack() as hooks:
         hooks.callback(body.layers[0].register_forward_pre_hook(record_input, with_kwargs=True).remove)
-        sight = hooks.enter_context(observe(setup.model, residual=layers, inputs=layers, outputs=layers, stop=True))
+        sight = hooks.enter_context(observe(setup.model, residual=layers, inputs=dense, outputs=dense, stop=True))
         setup.model(ids.to(device_of(setup.model)), use_cache=False)
     return sight, _peak(first_inputs[0][0])
 

@@ -58,22 +58,30 @@ HARMLESS_LIMIT: Final = Limit(
 def measure(setup: Setup) -> Iterator[Measurement]:
     """Yield perplexity in every condition, and accuracy in the conditions of the paper."""
     model, weights = setup.model, setup.weights
-    contributions = mean_contributions(model, weights, setup.ids)
-    for contribution in contributions:
-        yield Measurement(CONTRIBUTION, contribution.mean, layer=contribution.layer, channel=contribution.row)
-        yield Measurement(CARRYING, contribution.tokens, layer=contribution.layer, channel=contribution.row)
-    constants = {(contribution.layer, contribution.row): contribution.mean for contribution in contributions}
     with_accuracy: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         INTACT: nullcontext,
         ZEROED: setup.super_weights_zeroed,
-        AT_STRONGEST: lambda: contributions_restored(model, weights, strongest_token),
-        AT_CARRIERS: lambda: contributions_restored(model, weights, carrying_tokens),
     }
     likelihood_only: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-        CONSTANT: lambda: contributions_restored(model, weights, carrying_tokens, constants),
         ROWS: lambda: without_rows(model, weights),
         COLUMNS: lambda: without_columns(model, weights),
     }
+    if any(setup.subject.anatomy.down_map(weight).is_routed for weight in weights):
+        setup.note("a super weight of an expert is not put back token by token: experts are computed together")
+    else:
+        contributions = mean_contributions(model, weights, setup.ids)
+        for contribution in contributions:
+            yield Measurement(CONTRIBUTION, contribution.mean, layer=contribution.layer, channel=contribution.row)
+            yield Measurement(CARRYING, contribution.tokens, layer=contribution.layer, channel=contribution.row)
+        constants = {(contribution.layer, contribution.row): contribution.mean for contribution in contributions}
+        with_accuracy |= {
+            AT_STRONGEST: lambda: contributions_restored(model, weights, strongest_token),
+            AT_CARRIERS: lambda: contributions_restored(model, weights, carrying_tokens),
+        }
+        likelihood_only = {
+            CONSTANT: lambda: contributions_restored(model, weights, carrying_tokens, constants),
+            **likelihood_only,
+        }
     ratios: dict[str, float] = {}
     for condition in setup.steps([*with_accuracy, *likelihood_only], "condition"):
         with (with_accuracy | likelihood_only)[condition]():
@@ -82,7 +90,7 @@ def measure(setup: Setup) -> Iterator[Measurement]:
                 yield measurement
     intact_loss = float(setup.intact().mean())
     yield Measurement(RISE, math.log(ratios[ROWS]) / intact_loss, ROWS)
-    if ratios[COLUMNS] ** 2 < ratios[ZEROED]:  # less than half of the nats
+    if ratios[ZEROED] >= CONTRIBUTING and ratios[COLUMNS] ** 2 < ratios[ZEROED]:  # less than half of the nats
         setup.note(
             f"the whole column removed costs {format_number(ratios[COLUMNS], 'x')}, the super weights alone "
             f"{format_number(ratios[ZEROED], 'x')}: what harms is what the neuron goes on to write into other channels"
@@ -236,8 +244,11 @@ def judge(study: Study) -> tuple[Verdict, ...]:
     """
     zeroed_ratio = study.value(RATIO, ZEROED)
     verdicts = [_far_worse_verdict(study, zeroed_ratio)] if study.has(REMOVED) else []
-    if not zeroed_ratio >= CONTRIBUTING:
+    is_restored = bool(study.select(RATIO, AT_STRONGEST))
+    if not zeroed_ratio >= CONTRIBUTING or not is_restored:
         words = f"zeroed together they cost {format_number(zeroed_ratio, 'x')}: there is nothing to put back"
+        if not is_restored:
+            words = "a super weight stands in an expert, where nothing is put back token by token"
         checks = ("paper: activation put back", "paper: constant")
         return (*verdicts, *(Verdict(check, study.model, Outcome.NOT_APPLICABLE, words) for check in checks))
     return (*verdicts, _restored_verdict(study), _constant_verdict(study))

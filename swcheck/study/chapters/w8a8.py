@@ -32,6 +32,7 @@ from torch import nn
 from swcheck.base.formatting import format_number
 from swcheck.base.records import Limit, Outcome, Verdict
 from swcheck.base.statistics import standard_error
+from swcheck.lens.architecture.anatomy import MapKey
 from swcheck.lens.architecture.storage import dequantized, first_tensor
 from swcheck.lens.linear_maps import LinearMap, inputs_of
 from swcheck.quantizers.rounding import absmax, row_block
@@ -84,7 +85,14 @@ class QuantizationPlan:
 def measure(setup: Setup) -> Iterator[Measurement]:
     """Yield the likelihood in every condition, and the shares of the gap between float and naive that are recovered."""
     body = setup.subject.anatomy
-    maps = tuple(linear for linear in setup.maps() if linear.path != body.family.attention_output)
+    experts = {one.module for number in range(len(body.layers)) for one in body.down_maps(number) if one.is_routed}
+    maps = tuple(
+        linear
+        for linear in setup.maps()
+        if linear.path != body.family.attention_output and linear.module not in experts
+    )
+    if experts:
+        setup.note("the matrices of experts are left as they are: no hook quantizes what a single one reads")
     if not maps:
         return
     channels = super_channels(setup, maps)
@@ -116,8 +124,9 @@ def super_channels(setup: Setup, maps: Sequence[LinearMap]) -> dict[LinearMap, t
     places, body = super_activations(setup.subject, setup.weights), setup.subject.anatomy
     channels_by_map: dict[LinearMap, tuple[int, ...]] = {}
     for linear in maps:
-        if linear.module is body.down_projections[linear.layer]:
-            channels = [weight.column for weight in setup.weights if weight.layer == linear.layer]
+        down = {one.module: one.key for one in body.down_maps(linear.layer) if one.index is None}.get(linear.module)
+        if down is not None:
+            channels = [weight.column for weight in setup.weights if MapKey(weight.layer, weight.expert) == down]
         else:
             channels = [place.channel for place in places if place.layer < linear.layer <= place.last + 1]
         if channels:

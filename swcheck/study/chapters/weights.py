@@ -25,7 +25,7 @@ import torch
 
 from swcheck.base.formatting import format_number
 from swcheck.base.records import Limit, Outcome, Verdict
-from swcheck.lens.linear_maps import LinearMap, inputs_of
+from swcheck.lens.linear_maps import Matrix, inputs_of
 from swcheck.quantizers.rounding import Block, Reading, clip_iqr, clip_share, clip_z_score, minmax, with_kept
 from swcheck.study.common.chapter import Chapter, Rows
 from swcheck.study.common.plots import COLOURS, MARKERS, accuracy_axis, measured_tasks, percent_axis
@@ -134,19 +134,21 @@ def settings(largest: int) -> Iterator[Setting]:
 def measure(setup: Setup) -> Iterator[Measurement]:
     """Yield likelihood in every setting, accuracy for plain and z-score, and how super weights and their blocks fare.
 
-    Memory: a saved copy of every map is held throughout, and one rounded matrix at a time.
+    A saved copy of every matrix is held throughout. A matrix of an expert takes the threshold that changes it least.
     """
-    maps = setup.maps()
+    maps = setup.matrices()
     if not maps:
         return
     setup = setup.on_fewer_windows(WINDOWS)
     setup.note("no labels: each matrix takes the threshold whose output on the default prompt is nearest to its own")
     largest = max(linear.weight.numel() for linear in maps)
-    inputs = {linear: x.flatten(0, -2) for linear, x in inputs_of(setup.model, maps, prompt_ids(setup.subject)).items()}
+    read = inputs_of(setup.model, setup.maps(), prompt_ids(setup.subject))
+    inputs = {(linear.layer, linear.path): x.flatten(0, -2) for linear, x in read.items()}
     with restored_after(linear.weight for linear in maps) as saved:
         for setting in setup.steps(list(settings(largest)), "roundings"):
             for linear, original in zip(maps, saved, strict=True):
-                linear.weight.copy_(rounded(setting, original, setup.super_weight_places(linear), inputs.get(linear)))
+                x_read = inputs.get((linear.layer, linear.path))
+                linear.weight.copy_(rounded(setting, original, setup.super_weight_places(linear), x_read))
             method, x = setting.method, math.sqrt(largest) if setting.side is None else float(setting.side)
             if setting.bits != FIGURE_BITS:
                 yield from setup.likelihood(method.by_bits_condition, x=setting.bits)
@@ -194,7 +196,7 @@ def output_error(change: torch.Tensor, inputs: torch.Tensor | None) -> float:
 
 
 def super_weight_survival(
-    linear: LinearMap, original: torch.Tensor, places: Sequence[tuple[int, int]], setting: Setting, x: float
+    linear: Matrix, original: torch.Tensor, places: Sequence[tuple[int, int]], setting: Setting, x: float
 ) -> Iterator[Measurement]:
     """Yield, for each super weight of a map, the share of its value that is left and the error of its block.
 

@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 
 from swcheck.base.limits import CONTRIBUTING
-from swcheck.base.records import Limit, Outcome, Verdict
+from swcheck.base.records import Limit, Outcome, SuperWeight, Verdict
 from swcheck.base.statistics import capped_collapse, standard_error
+from swcheck.lens.experts import largest_expert_inputs
 from swcheck.lens.intervene import scalars_zeroed, zeroed
-from swcheck.lens.linear_maps import LinearMap, inputs_of
+from swcheck.lens.linear_maps import Matrix, inputs_of
 from swcheck.study.common.chapter import Chapter, Rows
 from swcheck.study.common.record import ZEROED, Measurement, Study
 from swcheck.study.common.setup import RATIO, Setup, exp_or_inf
@@ -55,26 +58,80 @@ Place = tuple[int, int]
 
 def measure(setup: Setup) -> Iterator[Measurement]:
     """Yield the damage of every candidate and set, map by map; then of the located super weights."""
-    maps, ids = setup.maps(), prompt_ids(setup.subject)
-    fewer = setup.on_fewer_windows(WINDOWS, LENGTH)
-    down_path = setup.subject.anatomy.family.down
-    for path in dict.fromkeys(linear.path for linear in maps):
-        yield Measurement(DOWN, float(path == down_path), path)
-    largest_inputs = {linear: x.flatten(0, -2).abs().amax(0) for linear, x in inputs_of(setup.model, maps, ids).items()}
-    for linear in setup.steps(maps, "linear maps"):
-        for places in candidates(linear.weight, largest_inputs.get(linear)):
-            yield damage(fewer, linear, places)
+    maps, fewer = tested_maps(setup), setup.on_fewer_windows(WINDOWS, LENGTH)
+    down_paths = {matrix.kind for one in maps for matrix in one.matrices if matrix.down is not None}
+    for path in dict.fromkeys(one.path for one in maps):
+        yield Measurement(DOWN, float(path in down_paths), path)
+    for one in setup.steps(maps, "linear maps"):
+        for places in candidates(one.stacked(), one.largest_inputs):
+            yield damage(fewer, one, places)
     yield from located_super_weights(fewer)
+
+
+@dataclass(frozen=True)
+class TestedMap:
+    """The matrices that are tested as one linear map: one, or those of the same kind of all experts of a layer.
+
+    ``largest_inputs`` is the largest magnitude of each input, ``(in,)``, of experts ``(experts * out, in)``; None where
+    it is not known.
+    """
+
+    layer: int
+    path: str
+    matrices: tuple[Matrix, ...]
+    largest_inputs: torch.Tensor | None
+
+    def stacked(self) -> torch.Tensor:
+        """Return the matrices below each other, ``(experts * out, in)``; a single one itself."""
+        weights = [matrix.weight for matrix in self.matrices]
+        return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+    def place(self, row: int) -> tuple[int, int]:
+        """Return the number of the matrix that holds a row of ``stacked``, and the row in it."""
+        return divmod(row, self.matrices[0].weight.shape[0])
+
+    def words(self, place: Place) -> str:
+        """Return a place in words, with the expert where there are several."""
+        number, row = self.place(place[0])
+        return f"expert {number} [{row}, {place[1]}]" if len(self.matrices) > 1 else f"[{row}, {place[1]}]"
+
+
+def tested_maps(setup: Setup) -> list[TestedMap]:
+    """Return the linear maps of all layers, with what they read on the default prompt."""
+    body, ids = setup.subject.anatomy, prompt_ids(setup.subject)
+    linear_inputs = {
+        (linear.layer, linear.path): x.flatten(0, -2).float().abs().amax(0)
+        for linear, x in inputs_of(setup.model, setup.maps(), ids).items()
+    }
+    expert_inputs = largest_expert_inputs(setup.model, body, ids)
+
+    def read_by(matrix: Matrix) -> torch.Tensor | None:
+        if matrix.down is not None and matrix.down in expert_inputs:
+            return expert_inputs[matrix.down]
+        return linear_inputs.get((matrix.layer, matrix.path))
+
+    groups: dict[tuple[int, str, torch.Size], list[Matrix]] = {}
+    for matrix in setup.matrices():
+        groups.setdefault((matrix.layer, matrix.kind, matrix.weight.shape), []).append(matrix)
+    found = []
+    for (layer, kind, shape), matrices in groups.items():
+        read = [read_by(matrix) for matrix in matrices]
+        inputs = read[0]
+        if len(matrices) > 1:
+            blank = torch.zeros(shape[1]) if any(one is not None for one in read) else torch.ones(shape[1])
+            inputs = torch.cat([(blank if one is None else one.cpu()).expand(shape) for one in read])
+        found.append(TestedMap(layer, kind, tuple(matrices), inputs))
+    return found
 
 
 def candidates(weight: torch.Tensor, largest_input: torch.Tensor | None) -> Iterator[tuple[Place, ...]]:
     """Yield places to zero in a weight ``(out, in)``: strongest and largest scalars alone, then strongest together.
 
-    ``largest_input`` is the largest magnitude of each input ``(in,)``; None, for a map that the pass did not reach,
-    counts all inputs as equal.
+    ``largest_input`` is the largest magnitude of each input, ``(in,)`` or by row ``(out, in)``; None, for a map that the
+    pass did not reach, counts all inputs as equal.
     """
     magnitude = weight.detach().float().abs()
-    contribution = magnitude if largest_input is None else magnitude * largest_input.float()
+    contribution = magnitude if largest_input is None else magnitude * largest_input.float().to(magnitude.device)
     strongest = largest_places(contribution, TOGETHER)
     for place in dict.fromkeys([*strongest[:STRONGEST], *largest_places(magnitude, LARGEST)]):
         yield (place,)
@@ -87,27 +144,31 @@ def largest_places(matrix: torch.Tensor, count: int) -> list[Place]:
     return [divmod(flat, matrix.shape[1]) for flat in order]
 
 
-def damage(setup: Setup, linear: LinearMap, places: Sequence[Place]) -> Measurement:
+def damage(setup: Setup, tested: TestedMap, places: Sequence[Place]) -> Measurement:
     """Measure the damage of zeroing these scalars of a map together."""
-    with scalars_zeroed(linear.weight, places):
+    with ExitStack() as edits:
+        for row, column in places:
+            number, row_inside = tested.place(row)
+            edits.enter_context(scalars_zeroed(tested.matrices[number].weight, [(row_inside, column)]))
         nats = setup.nats()
-    return _damage_measurement(setup, nats, linear.path, places, layer=linear.layer)
+    words = " ".join(tested.words(place) for place in places)
+    return _damage_measurement(setup, nats, tested.path, len(places), words, layer=tested.layer)
 
 
 def _damage_measurement(
-    setup: Setup, nats: torch.Tensor, condition: str, places: Sequence[Place], *, layer: int | None = None
+    setup: Setup, nats: torch.Tensor, condition: str, count: int, words: str, *, layer: int | None = None
 ) -> Measurement:
     error = standard_error(nats - setup.intact())
     return Measurement(
-        DAMAGE, capped_collapse(setup.intact(), nats, vocabulary_size(setup.subject)), condition, float(len(places)),
-        error if math.isfinite(error) else None, layer, prompt=" ".join(f"[{row}, {column}]" for row, column in places),
+        DAMAGE, capped_collapse(setup.intact(), nats, vocabulary_size(setup.subject)), condition, float(count),
+        error if math.isfinite(error) else None, layer, prompt=words,
     )  # fmt: skip
 
 
 def located_super_weights(setup: Setup) -> Iterator[Measurement]:
     """Yield place, value and cost of each located super weight, and what all of them together cost."""
     for weight in setup.weights:
-        place = f"[{weight.row}, {weight.column}]"
+        place = _place_in_words(weight)
         yield Measurement(LAYER, float(weight.layer), prompt=place)
         if weight.value is not None:
             yield Measurement(VALUE, weight.value, layer=weight.layer, prompt=place)
@@ -120,7 +181,13 @@ def located_super_weights(setup: Setup) -> Iterator[Measurement]:
         )
     with setup.super_weights_zeroed():
         nats = setup.nats()
-    yield _damage_measurement(setup, nats, ZEROED, [(weight.row, weight.column) for weight in setup.weights])
+    words = " ".join(_place_in_words(weight) for weight in setup.weights)
+    yield _damage_measurement(setup, nats, ZEROED, len(setup.weights), words)
+
+
+def _place_in_words(weight: SuperWeight) -> str:
+    expert = "" if weight.expert is None else f"expert {weight.expert} "
+    return f"{expert}[{weight.row}, {weight.column}]"
 
 
 def ranked_damages(study: Study) -> tuple[Measurement, ...]:

@@ -23,9 +23,10 @@ from swcheck.base.evaluation_text import evaluation_text
 from swcheck.base.records import Loaded, SuperWeight
 from swcheck.base.statistics import standard_error
 from swcheck.gate.baseline.identity import weights_identity
+from swcheck.lens.architecture.anatomy import MapKey
 from swcheck.lens.intervene import zeroed
 from swcheck.lens.likelihood import token_nats
-from swcheck.lens.linear_maps import LinearMap, linear_maps, packed_maps
+from swcheck.lens.linear_maps import LinearMap, Matrix, linear_maps, packed_maps, plain_matrices
 from swcheck.study.common.record import INTACT, ZEROED, Measurement
 from swcheck.study.zeroshot import harness
 from swcheck.superweights.measurements.contributions import located
@@ -158,11 +159,14 @@ class Setup:
             self.note(f"linear maps without a plain weight, left as they are: {len(packed)}, first {packed[0]}")
         return linear_maps(self.model)
 
-    def super_weight_places(self, linear_map: LinearMap) -> tuple[tuple[int, int], ...]:
-        """Return (row, column) of the super weights that stand in this linear map."""
-        if linear_map.module is not self.subject.anatomy.down_projections[linear_map.layer]:
-            return ()
-        return tuple((weight.row, weight.column) for weight in self.weights if weight.layer == linear_map.layer)
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Return the plain matrices of the layers, those of single experts too; a note counts the packed linear maps."""
+        self.maps()  # it writes the note
+        return tuple(plain_matrices(self.subject.anatomy))
+
+    def super_weight_places(self, matrix: Matrix) -> tuple[tuple[int, int], ...]:
+        """Return (row, column) of the super weights that stand in this matrix."""
+        return tuple((w.row, w.column) for w in self.weights if MapKey(w.layer, w.expert) == matrix.down)
 
     def super_weights_zeroed(self) -> AbstractContextManager[None]:
         """Zero all super weights together within the block."""

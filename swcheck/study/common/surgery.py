@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
 
+from swcheck.base.errors import NotObservedError
 from swcheck.base.records import SuperWeight
-from swcheck.lens.architecture.anatomy import anatomy
+from swcheck.lens.architecture.anatomy import DownMap, MapKey, anatomy
 from swcheck.lens.architecture.storage import dequantized, device_of, evaluating, first_tensor
-from swcheck.lens.intervene import output_channel_zeroed, zeroed
+from swcheck.lens.intervene import output_channel_zeroed, scalars_zeroed, zeroed
 from swcheck.lens.linear_maps import effective_weight
 from swcheck.lens.observe import observe
 
@@ -187,8 +188,13 @@ def without_rows(model: nn.Module, super_weights: Iterable[SuperWeight]) -> Iter
     """Zero the whole row of every super weight within the block: the down projection writes nothing to that channel."""
     body = anatomy(model)
     with ExitStack() as stack:
-        for layer, row in by_layer_and_row(super_weights):
-            stack.enter_context(output_channel_zeroed(body.down_projections[layer], row))
+        for key, row in sorted({(MapKey(w.layer, w.expert), w.row) for w in super_weights}, key=str):
+            down = body.down_map(key)
+            if down.index is None:
+                stack.enter_context(output_channel_zeroed(down.module, row))
+            else:
+                weight = _plain_weight_of(down)
+                stack.enter_context(scalars_zeroed(weight, [(row, column) for column in range(weight.shape[1])]))
         yield
 
 
@@ -197,11 +203,23 @@ def without_columns(model: nn.Module, super_weights: Iterable[SuperWeight]) -> I
     """Zero the whole column of every super weight within the block: its inner neuron reaches no channel."""
     body = anatomy(model)
     with ExitStack() as stack:
-        for layer, column in sorted({(weight.layer, weight.column) for weight in super_weights}):
-            stack.callback(
-                body.down_projections[layer].register_forward_pre_hook(partial(_zero_input_channel, column)).remove
-            )
+        for key, column in sorted({(MapKey(w.layer, w.expert), w.column) for w in super_weights}, key=str):
+            down = body.down_map(key)
+            if down.index is None:
+                stack.callback(down.module.register_forward_pre_hook(partial(_zero_input_channel, column)).remove)
+            else:
+                weight = _plain_weight_of(down)
+                stack.enter_context(scalars_zeroed(weight, [(row, column) for row in range(weight.shape[0])]))
         yield
+
+
+def _plain_weight_of(down: DownMap) -> torch.Tensor:
+    """Return the matrix of one expert. Raises ``NotObservedError`` where it is packed with all others."""
+    weight = down.weight
+    if weight is None:
+        found = f"{type(down.module).__name__} keeps it packed"
+        raise NotObservedError(f"the matrix of {down.name}", found, "study the model before quantization")
+    return weight
 
 
 def _zero_input_channel(column: int, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

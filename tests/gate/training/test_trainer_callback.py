@@ -11,7 +11,9 @@ from transformers import Trainer, TrainingArguments
 
 from swcheck import SuperWeight, SuperWeightCallback, SuperWeightWatch, scaled
 from swcheck.base.errors import OptionError
+from swcheck.testing.planting import Planting, plant_super_weights, visited_experts
 from tests.planted import plant
+from tools.small_models import small_model
 
 WEIGHT = SuperWeight(1, 97, 301)
 PLANTED = SuperWeight(1, 5, 7, 30.0)
@@ -109,3 +111,16 @@ def test_a_callback_that_never_began_reads_nothing():
     callback = SuperWeightCallback()
     callback.on_train_end(None, type("State", (), {"global_step": 0}), None)
     assert callback.readings == []
+
+
+def test_a_super_weight_of_an_expert_is_watched():
+    """Halved it writes half, as the watch reads it; put back it writes what it wrote."""
+    model = small_model("mixtral")
+    ids = torch.arange(5, 29)[None]
+    (weight,) = plant_super_weights(model, [Planting(1, 3, expert=visited_experts(model, 1, ids)[0])], ids)
+    watch = SuperWeightWatch(model, token_ids=ids)
+
+    assert [one.expert for one in watch.super_weights] == [weight.expert]
+    with scaled(model, [weight], 0.5):
+        assert watch.read().contribution == pytest.approx(0.5)
+    assert watch.read().contribution == 1
