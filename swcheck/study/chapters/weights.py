@@ -6,8 +6,8 @@ values back. The four rules for a threshold are those of the paper's code: z-sco
 share of the block, a share of the tensor, and the interquartile range.
 
 How far to clip is chosen without labels. Of a few thresholds and no clipping at all, each matrix takes the one with the
-smallest squared error of its output on the default prompt. The paper also minimizes a reconstruction error on text, but
-takes one z for a whole model on 500 examples.
+smallest squared error of its output on the default prompt, an expert's that of the weight itself. The paper minimizes a
+reconstruction error on text as well, but takes one z for a whole model on 500 examples.
 
 Paper and code disagree twice, and both readings are measured: the step of the grid (``rounding.Reading``), and a block
 of n x n (a square tile in the text, a run of n * n elements in the code). Unless the name of a method says otherwise,
@@ -132,10 +132,7 @@ def settings(largest: int) -> Iterator[Setting]:
 
 
 def measure(setup: Setup) -> Iterator[Measurement]:
-    """Yield likelihood in every setting, accuracy for plain and z-score, and how super weights and their blocks fare.
-
-    A saved copy of every matrix is held throughout. A matrix of an expert takes the threshold that changes it least.
-    """
+    """Yield likelihood in every setting, accuracy for plain and z-score, and how super weights and blocks fare."""
     maps = setup.matrices()
     if not maps:
         return
@@ -147,8 +144,8 @@ def measure(setup: Setup) -> Iterator[Measurement]:
     with restored_after(linear.weight for linear in maps) as saved:
         for setting in setup.steps(list(settings(largest)), "roundings"):
             for linear, original in zip(maps, saved, strict=True):
-                x_read = inputs.get((linear.layer, linear.path))
-                linear.weight.copy_(rounded(setting, original, setup.super_weight_places(linear), x_read))
+                places = setup.super_weight_places(linear)
+                linear.weight.copy_(rounded(setting, original, places, inputs.get((linear.layer, linear.path))))
             method, x = setting.method, math.sqrt(largest) if setting.side is None else float(setting.side)
             if setting.bits != FIGURE_BITS:
                 yield from setup.likelihood(method.by_bits_condition, x=setting.bits)
