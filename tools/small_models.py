@@ -51,6 +51,42 @@ OWN_SIZES: Final[dict[str, dict[str, Any]]] = {
     "laguna": {"num_attention_heads_per_layer": None},
     "longcat_flash": {"qk_head_dim": 16, "head_dim": 8, "num_key_value_heads": 2, "zero_expert_num": 0},
     "zaya": {"num_experts_per_tok": 1},
+    **{name: {"head_dim": 16} for name in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")},
+    "dbrx": {
+        "_name_or_path": ..., "output_attentions": ...,
+        "attn_config": {"kv_n_heads": 1, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": INNER, "moe_num_experts": EXPERTS, "moe_top_k": 2, "ffn_act_fn": {"name": "silu"}},
+    },
+    "dots1": {"n_shared_experts": 1, "n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    **{
+        name: {
+            "intermediate_size": [INNER] * LAYERS, "activation_sparsity_pattern": [0.0] * LAYERS, "num_kv_shared_layers": 0,
+            "laurel_rank": 8,
+        }
+        for name in ("gemma3n", "gemma3n_text")
+    },
+    "cohere_compass_text": {
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("full_attention", "sliding_attention")
+        },
+        "head_dim": 128,
+    },
+    **{
+        name: {
+            "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
+            "indexer_compress_ratio": 2, "hc_lowrank": 8, "ple_embed_dim": 16, "heads_per_ngram": 2,
+        }
+        for name in ("qwen4_exp", "qwen4_exp_text")
+    },
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * (LAYERS // 2), "attention_head_dim": 32,
+              "attention_hidden_size": 64, "num_key_value_heads": 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
+    "nemotron": {"num_key_value_heads": 1, "head_dim": 16},
+    "plbart": {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": INNER},
+    "whisper": {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": INNER},
+    "xlnet": {"d_head": 16, "d_inner": INNER},
+    "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8},
+    "reformer": {"is_decoder": True},
     "codegen": {"rotary_dim": 8, "n_head": 4},
     "gptj": {"rotary_dim": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]], "num_layers": LAYERS, "attention_layers": ...},
@@ -84,7 +120,7 @@ def _shrunk(fields: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
     """Return configuration fields with small sizes, those of inner configurations as well."""
     found: dict[str, Any] = {}
     for name, value in fields.items():
-        if name in {"model_type", "transformers_version"}:
+        if name in {"model_type", "transformers_version"} or sizes.get(name) is ...:
             continue
         if name.endswith("_config") and isinstance(value, dict):
             found[name] = _shrunk(value, sizes)
