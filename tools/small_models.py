@@ -54,7 +54,7 @@ OWN_SIZES: Final[dict[str, dict[str, Any]]] = {
     **{name: {"head_dim": 16} for name in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")},
     "dbrx": {
         "_name_or_path": ..., "output_attentions": ...,
-        "attn_config": {"kv_n_heads": 1, "rope_theta": 10000.0},
+        "attn_config": {"kv_n_heads": 1, "rope_theta": 10000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": INNER, "moe_num_experts": EXPERTS, "moe_top_k": 2, "ffn_act_fn": {"name": "silu"}},
     },
     "dots1": {"n_shared_experts": 1, "n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
