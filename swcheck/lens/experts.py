@@ -82,8 +82,8 @@ class _Recorder(TorchFunctionMode):
         self._keys = {(id(one.module), one.index): one.key for one in maps}
         self._stacks = {}
         for one in maps:
-            if one.place.parameter is not None and one.weight is not None:
-                stack = getattr(one.module, one.place.parameter)
+            stack = one.place.stack(one.module) if one.weight is not None else None
+            if stack is not None:
                 self._stacks[stack.untyped_storage().data_ptr()] = (id(one.module), stack)
         self._modules = {one.module: one.key for one in maps if one.place.parameter is None}
         self._hooks = ExitStack()

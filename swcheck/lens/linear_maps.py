@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -132,18 +132,20 @@ def plain_matrices(body: Anatomy, layers: Iterable[int] | None = None) -> Iterat
 
 
 def _expert_matrices(body: Anatomy, layer: int) -> Iterator[Matrix]:
-    """Yield the matrices in the 3-D parameters of the modules that have experts' down projections."""
+    """Yield the matrices in the parameters of the modules that hold those of all experts."""
     for place in body.structure.places[layer]:
         if place.parameter is None:
             continue
         downs = [one for one in body.down_maps(layer) if one.place == place]
-        stacks = dict(downs[0].module.named_parameters(recurse=False)) if downs else {}
-        for name, stack in stacks.items():
-            if stack.ndim == 3 and is_plain(stack):
-                for index, matrix in enumerate(stack.data):
-                    key = downs[index].key if name == place.parameter else None
-                    path, shaped = f"{place.path}.{name}", matrix.T if place.is_transposed else matrix
-                    yield Matrix(layer, f"{path}[{index}]", shaped, key, path)
+        for name, parameter in downs[0].module.named_parameters(recurse=False) if downs else ():
+            is_down = name == place.parameter
+            stack = replace(place, parameter=name).stack(downs[0].module)
+            if stack is None or stack.ndim != 3 or not is_plain(parameter):
+                continue
+            is_transposed = place.is_transposed and (is_down or place.rows is None)
+            for index, matrix in enumerate(stack.data):
+                path, key = f"{place.path}.{name}", downs[index].key if is_down else None
+                yield Matrix(layer, f"{path}[{index}]", matrix.T if is_transposed else matrix, key, path)
 
 
 def _without_expert(path: str, lists: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from tools.small_models import small_model
 
 SOME = ("gpt2", "gemma2", "mixtral", "qwen2_moe")
 MORE = (
-    "apertus", "aria_text", "bloom", "cohere2", "deepseek_v2", "falcon_h1", "glm4", "gpt_neox", "gpt_oss", "codegen",
+    "apertus", "aria_text", "bloom", "cohere2", "dbrx", "deepseek_v2", "falcon_h1", "glm4", "gpt_neox", "gpt_oss", "codegen",
     "granitemoehybrid", "jamba", "jetmoe", "lfm2", "llama4_text", "minimax_m2", "mpt", "olmo3", "opt",
     "phi", "phimoe", "qwen3_next", "starcoder2", "xglm",
 )  # fmt: skip

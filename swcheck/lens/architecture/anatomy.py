@@ -59,7 +59,7 @@ class DownMap:
 
         if self.place.parameter is None:
             return plain_weight(self.module)
-        stack = getattr(self.module, self.place.parameter, None)
+        stack = self.place.stack(self.module)
         if self.index is None or stack is None or not is_plain(stack):
             return None
         matrix: torch.Tensor = stack.data[self.index]
@@ -153,7 +153,7 @@ class Anatomy:
             if place.parameter is None:
                 yield DownMap(MapKey(layer, place.expert), name, module, place)
                 continue
-            stack = getattr(module, place.parameter, None)
+            stack = place.stack(module)
             for index in range(0 if stack is None else len(stack)):
                 expert = index if place.expert is None else f"{place.expert} {index}" if index else place.expert
                 yield DownMap(MapKey(layer, expert), f"{name}.{place.parameter}[{index}]", module, place, index)

@@ -36,7 +36,8 @@ class Place:
     ``path`` leads from the layer to the module. ``expert`` is how a super weight there is addressed: None in the dense
     map of a layer, a number in a list of experts, else a name ("shared"). ``parameter`` names a 3-D parameter, which is
     ``(E, F, H)`` if ``is_transposed``, else ``(E, H, F)``; None for a linear map. Its matrices are addressed by number,
-    after ``expert`` if that is a name. ``is_added`` says whether the residual stream gets just what the map writes.
+    after ``expert`` if that is a name. ``rows`` are those of one matrix where the parameter is 2-D, with the matrices below
+    each other. ``is_added`` says whether the residual stream gets just what the map writes.
     """
 
     path: str
@@ -44,12 +45,20 @@ class Place:
     parameter: str | None = None
     is_transposed: bool = False
     is_added: bool = False
+    rows: int | None = None
+
+    def stack(self, module: nn.Module) -> torch.Tensor | None:
+        """Return the matrices of all experts in ``module``, 3-D, not a copy; None where it has none."""
+        found: torch.Tensor | None = getattr(module, self.parameter, None) if self.parameter is not None else None
+        if found is None or self.rows is None or found.ndim != 2:
+            return found
+        return found.view(-1, self.rows, found.shape[1])
 
     def inner_width(self, module: nn.Module) -> int | None:
         """Return F of the map that ``module`` keeps here, None where it does not say it."""
         if self.parameter is None:
             return input_width(module)
-        stack = getattr(module, self.parameter, None)
+        stack = self.stack(module)
         return int(stack.shape[1 if self.is_transposed else 2]) if stack is not None and stack.ndim == 3 else None
 
 
@@ -242,8 +251,8 @@ def _places_of(layer: _Block, block: nn.Module, name: str, number: int, calls: l
     for path, call in found.items():
         label = "shared" if "shared" in path else path
         if call.parameter is not None:
-            stack = Place(path, "shared" if "shared" in path else None, call.parameter, call.is_transposed)
-            places[stack] = None
+            label = "shared" if "shared" in path else None
+            places[Place(path, label, call.parameter, call.is_transposed, rows=call.rows)] = None
         elif path in dense:
             places[Place(path, None if path == main else label, is_added=_is_added(layer, path))] = None
         else:

@@ -52,8 +52,10 @@ PRODUCTS: Final = frozenset({"linear", "matmul", "mm", "bmm", "addmm", "baddbmm"
 class LinearCall:
     """One product with a weight in a forward pass whose input is ``ACTIVATED``.
 
-    ``module`` keeps the weight. ``parameter`` is the name of its 3-D parameter, None for a linear map of its own, and
-    ``is_transposed`` says whether that is ``(E, in, out)``. ``width`` is the number of outputs. ``running`` are the modules of lists that are running, outermost first.
+    ``module`` keeps the weight. ``parameter`` is the name of a parameter with the matrices of all experts, None for a linear
+    map of its own; ``is_transposed`` says whether each is ``(in, out)``. ``rows`` are those of one matrix where the
+    parameter is 2-D and has them below each other. ``width`` is the number of outputs. ``running`` are the modules of
+    lists that are running, outermost first.
     """
 
     module: nn.Module
@@ -61,6 +63,7 @@ class LinearCall:
     is_transposed: bool
     width: int
     running: tuple[tuple[str, int], ...]
+    rows: int | None = None
 
 
 class Tracer(TorchFunctionMode):
@@ -119,7 +122,11 @@ class Tracer(TorchFunctionMode):
             module, name, parameter = self._weights[weight.untyped_storage().data_ptr()]
             as_stored = weight.stride()[-2:] == parameter.stride()[-2:]
             is_transposed = as_stored != (function == "linear")
-            self._add_call(module, name if parameter.ndim == 3 else None, output, is_transposed=is_transposed)
+            rows = (
+                weight.shape[-2] if as_stored and weight.numel() < parameter.numel() and parameter.ndim == 2 else None
+            )
+            stack = name if parameter.ndim == 3 or rows else None
+            self._add_call(module, stack, output, is_transposed=is_transposed, rows=rows)
         self._mark(output, LINEAR if others else PARAMETER)
 
     def _is_weight(self, tensor: torch.Tensor) -> bool:
@@ -160,8 +167,16 @@ class Tracer(TorchFunctionMode):
             self._add_call(module, name, first_tensor(output), is_transposed=is_transposed)
         self._mark(output, LINEAR)
 
-    def _add_call(self, module: nn.Module, parameter: str | None, output: torch.Tensor, *, is_transposed: bool) -> None:
-        self.calls.append(LinearCall(module, parameter, is_transposed, output.shape[-1], tuple(self.running)))
+    def _add_call(
+        self,
+        module: nn.Module,
+        parameter: str | None,
+        output: torch.Tensor,
+        *,
+        is_transposed: bool,
+        rows: int | None = None,
+    ) -> None:
+        self.calls.append(LinearCall(module, parameter, is_transposed, output.shape[-1], tuple(self.running), rows))
 
     def _after_norm(self, _module: nn.Module, args: Any, output: Any) -> None:
         if len(args) == 1 and isinstance(args[0], torch.Tensor) and self._kinds.get(id(output)) is None:
