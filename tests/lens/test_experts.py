@@ -12,7 +12,7 @@ from swcheck import SuperWeight, effective_weight, observe, zeroed
 from swcheck.base.errors import NotObservedError
 from swcheck.lens.architecture.anatomy import Anatomy, MapKey, anatomy
 from swcheck.lens.architecture.families import TRACED
-from swcheck.lens.architecture.structure import Place, Structure
+from swcheck.lens.architecture.places import Place, Structure
 from swcheck.lens.intervene import maps_zeroed
 from swcheck.lens.likelihood import token_nats
 from swcheck.lens.linear_maps import plain_matrices

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from swcheck.lens.architecture.families import Family
-    from swcheck.lens.architecture.structure import Place, Structure
+    from swcheck.lens.architecture.places import Place, Structure
 
 Expert: TypeAlias = "int | str | None"
 """Which down projection of a layer: None for the dense one, the number of an expert, or a name ("shared")."""
@@ -234,7 +234,7 @@ def bare_anatomy(model: nn.Module) -> Anatomy:
     ``refusal`` then says why. Where not even the layers are known there are none.
     """
     from swcheck.lens.architecture.families import TRACED
-    from swcheck.lens.architecture.structure import Structure
+    from swcheck.lens.architecture.places import Structure
 
     try:
         return anatomy(model)

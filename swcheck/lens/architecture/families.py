@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from swcheck.lens.architecture.places import Place, Structure
 from swcheck.lens.architecture.storage import is_plain
-from swcheck.lens.architecture.structure import Place, Structure
 
 if TYPE_CHECKING:
     from torch import nn

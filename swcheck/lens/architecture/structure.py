@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from swcheck.base.errors import ArchitectureError
+from swcheck.lens.architecture.places import Place, Structure
 from swcheck.lens.architecture.storage import device_of, evaluating, input_width
 from swcheck.lens.architecture.tracing import LinearCall, Tracer, eager_experts
 from swcheck.lens.architecture.twins import answers_repeated, layers_like_earlier_ones
@@ -27,48 +28,6 @@ TOKENS: Final = 5
 
 SLACK: Final = 16
 """What a block adds has to be a sum of its branches up to this many units in the last place of its largest value."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one down projection of a decoder layer is, or where those of all experts in one parameter are.
-
-    ``path`` leads from the layer to the module. ``expert`` is how a super weight there is addressed: None in the dense
-    map of a layer, a number in a list of experts, else a name ("shared"). ``parameter`` names a 3-D parameter, which is
-    ``(E, F, H)`` if ``is_transposed``, else ``(E, H, F)``; None for a linear map. Its matrices are addressed by number,
-    after ``expert`` if that is a name. ``rows`` are those of one matrix where the parameter is 2-D, with the matrices below
-    each other. ``is_added`` says whether the residual stream gets just what the map writes.
-    """
-
-    path: str
-    expert: int | str | None = None
-    parameter: str | None = None
-    is_transposed: bool = False
-    is_added: bool = False
-    rows: int | None = None
-
-    def stack(self, module: nn.Module) -> torch.Tensor | None:
-        """Return the matrices of all experts in ``module``, 3-D, not a copy; None where it has none."""
-        found: torch.Tensor | None = getattr(module, self.parameter, None) if self.parameter is not None else None
-        if found is None or self.rows is None or found.ndim != 2:
-            return found
-        return found.view(-1, self.rows, found.shape[1])
-
-    def inner_width(self, module: nn.Module) -> int | None:
-        """Return F of the map that ``module`` keeps here, None where it does not say it."""
-        if self.parameter is None:
-            return input_width(module)
-        stack = self.stack(module)
-        return int(stack.shape[1 if self.is_transposed else 2]) if stack is not None and stack.ndim == 3 else None
-
-
-@dataclass(frozen=True)
-class Structure:
-    """``layers`` is the name of the list of decoder layers, ``places`` are those of each layer, ``hidden`` is H."""
-
-    layers: str
-    places: tuple[tuple[Place, ...], ...]
-    hidden: int | None = None
 
 
 class _LastLayerDone(Exception):  # noqa: N818 - a signal, not an error

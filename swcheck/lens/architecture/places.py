@@ -1,0 +1,57 @@
+"""Where the down projections of a model are: paths and parameters, no tensors.
+
+H residual width, F inner width, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from swcheck.lens.architecture.storage import input_width
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one down projection of a decoder layer is, or where those of all experts in one parameter are.
+
+    ``path`` leads from the layer to the module. ``expert`` is how a super weight there is addressed: None in the dense
+    map of a layer, a number in a list of experts, else a name ("shared"). ``parameter`` names a 3-D parameter, which is
+    ``(E, F, H)`` if ``is_transposed``, else ``(E, H, F)``; None for a linear map. Its matrices are addressed by number,
+    after ``expert`` if that is a name. ``rows`` are those of one matrix where the parameter is 2-D, with the matrices below
+    each other. ``is_added`` says whether the residual stream gets just what the map writes.
+    """
+
+    path: str
+    expert: int | str | None = None
+    parameter: str | None = None
+    is_transposed: bool = False
+    is_added: bool = False
+    rows: int | None = None
+
+    def stack(self, module: nn.Module) -> torch.Tensor | None:
+        """Return the matrices of all experts in ``module``, 3-D, not a copy; None where it has none."""
+        found: torch.Tensor | None = getattr(module, self.parameter, None) if self.parameter is not None else None
+        if found is None or self.rows is None or found.ndim != 2:
+            return found
+        return found.view(-1, self.rows, found.shape[1])
+
+    def inner_width(self, module: nn.Module) -> int | None:
+        """Return F of the map that ``module`` keeps here, None where it does not say it."""
+        if self.parameter is None:
+            return input_width(module)
+        stack = self.stack(module)
+        return int(stack.shape[1 if self.is_transposed else 2]) if stack is not None and stack.ndim == 3 else None
+
+
+@dataclass(frozen=True)
+class Structure:
+    """``layers`` is the name of the list of decoder layers, ``places`` are those of each layer, ``hidden`` is H."""
+
+    layers: str
+    places: tuple[tuple[Place, ...], ...]
+    hidden: int | None = None
