@@ -16,6 +16,7 @@ from swcheck.base.records import Loaded, Verdict
 from swcheck.base.tiers import Tier
 from swcheck.loading import engines
 from swcheck.loading.runtime import Runtime
+from swcheck.loading.streaming.free_memory import give_back_free_memory
 from swcheck.run.baselines import chosen_text, measure_baseline_text, reference_from_baseline
 from swcheck.run.reference_cache import ReferenceCache
 from swcheck.run.settings import Settings, baseline_path, tier_of
@@ -101,6 +102,7 @@ class Session:
             _discard(self._reference[1])
             self._reference = None
         self.free_reference()
+        give_back_free_memory()
 
     def _make_room(self) -> None:
         """Free the weights of all models before another one is loaded: two may not fit into memory.

@@ -1,9 +1,10 @@
-"""Tests the tests: ``python -m tools.reliability.mutants [--most 40] [--list] [MODULE ...]``.
+"""Tests the tests: ``python -m tools.reliability.mutants [--most N] [--state FILE] [--list] [MODULE ...]``.
 
 Each mutant is one module with one thing changed: a comparison, an ``and``, a number, a condition turned round, a ``return``,
 ``raise`` or call left out. The tests of that module run on it in a process of its own; a mutant that they do not notice
-survives, and is printed with its line. Words in messages are not changed. Of modules with more than ``--most`` mutants
-that many are drawn, always the same ones.
+survives, and is printed with its line. Words in messages are not changed. Every mutant is tried; of the modules whose
+tests run models ``SAMPLED`` are drawn, and with ``--most`` that many of each, always the same ones. ``--state`` keeps
+what was noticed in a file, so that a run goes on where it was ended: only what is new or survived is tried.
 
 mutmut and cosmic-ray start a whole Python for each mutant, half a minute with torch on two cores; here torch, transformers and
 pytest are imported once and forked.
@@ -14,6 +15,8 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import gc
+import hashlib
 import importlib.abc
 import importlib.util
 import os
@@ -29,12 +32,15 @@ from types import ModuleType
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
-SECONDS: Final = 120
-"""A mutant whose tests take longer has made an endless loop: it is noticed."""
+PATIENCE: Final = 10
+"""A mutant whose tests take so many times as long as those of the module, and half a minute, has made an endless loop."""
+
+SAMPLED: Final = 20
+"""So many mutants are drawn of a module whose tests run models."""
 
 TESTS: Final[dict[str, tuple[str, ...]]] = {
     "base.limits": ("base/test_limits.py",),
-    "base.statistics": ("lens/test_likelihood.py", "superweights/locating/test_activation_rules.py"),
+    "base.statistics": ("base/test_statistics.py",),
     "base.reading.bounded": ("base/reading", "loading/files"),
     "base.reading.schema": ("base/reading", "loading/files"),
     "base.reading.text_file": ("base/reading",),
@@ -48,11 +54,15 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "gate.baseline.document": ("gate/baseline/test_document.py",),
     "gate.relation.candidate_kind": ("gate/relation/test_candidate_kind.py",),
     "superweights.locating.activation_rules": ("superweights/locating/test_activation_rules.py",),
+}
+"""The modules that read and judge numbers, and the tests of each, relative to ``tests``."""
+
+MODEL_TESTS: Final[dict[str, tuple[str, ...]]] = {
     "gate.checks.contributions": ("gate/checks/test_contributions.py",),
     "gate.checks.dependence": ("gate/test_assertions.py",),
     "gate.checks.activations": ("gate/test_assertions.py",),
 }
-"""The modules that read and judge, and the tests of each, relative to ``tests``. The last ones run models."""
+"""Those that judge by running models."""
 
 SWAPPED: Final = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -153,13 +163,13 @@ class _Loader(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.tree, str(self.file), "exec"), vars(module))  # noqa: S102 - our own module, changed
 
 
-def noticed(name: str, tree: ast.Module, tests: Sequence[str]) -> bool:
-    """Return whether the tests fail, or do not end, where the module ``name`` is ``tree``."""
+def noticed(name: str, tree: ast.Module, tests: Sequence[str], seconds: int) -> bool:
+    """Return whether the tests fail, or do not end in time, where the module ``name`` is ``tree``."""
     child = os.fork()
     if not child:
         code = 1
         try:
-            signal.alarm(SECONDS)
+            signal.alarm(seconds)
             silence = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silence, 1)
             os.dup2(silence, 2)
@@ -169,6 +179,7 @@ def noticed(name: str, tree: ast.Module, tests: Sequence[str]) -> bool:
 
             # plain asserts: pytest's rewriting finds our modules, which are a plugin's, before the changed one is
             words = "-x -q --assert=plain -p no:cacheprovider --hypothesis-seed=0".split()
+            words += "-p no:xdist -p no:anyio -p no:unraisableexception".split()
             words += ["-m", "not slow and not benchmark", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
             code = int(pytest.main([*words, *tests]))
         finally:
@@ -177,17 +188,64 @@ def noticed(name: str, tree: ast.Module, tests: Sequence[str]) -> bool:
     return status != 0
 
 
+class _State:
+    """Which mutants were noticed, by module, its source and the place in it; kept in a file if there is one."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        self.known = set(file.read_text(encoding="utf-8").splitlines()) if file and file.exists() else set()
+
+    def add(self, key: str) -> None:
+        self.known.add(key)
+        if self.file:
+            with self.file.open("a", encoding="utf-8") as out:
+                out.write(f"{key}\n")
+
+
+def tried(short: str, most: int | None, state: _State) -> tuple[int, int, int]:
+    """Try the mutants of a module; print those that survive. Return how many there are, were drawn, and were noticed."""
+    name, paths = f"swcheck.{short}", [f"tests/{test}" for test in {**TESTS, **MODEL_TESTS}[short]]
+    source = ROOT.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+    every = list(enumerate(mutants(source)))
+    count = min(most or (SAMPLED if short in MODEL_TESTS else len(every)), len(every))
+    random.Random(0).shuffle(every)
+    drawn = sorted(every[:count], key=lambda one: one[0])
+    digest, start = hashlib.sha256(source.encode()).hexdigest()[:12], time.monotonic()
+    if noticed(name, ast.parse(source), paths, 3600):
+        raise AssertionError(f"the tests of {short} fail on the module as it is")
+    seconds, killed = int(30 + PATIENCE * (time.monotonic() - start)), 0
+    for place, mutant in drawn:
+        key = f"{short} {digest} {place}"
+        if key in state.known or noticed(name, mutant.tree, paths, seconds):
+            state.add(key)
+            killed += 1
+        else:
+            sys.stdout.write(f"survived: {short}:{mutant.line}: {mutant.change}\n")
+            sys.stdout.flush()
+    sys.stdout.write(
+        f"{short}: {killed} of {count} noticed ({killed / count:.0%}), {len(every)} in all, {time.monotonic() - start:.0f} s\n"
+    )
+    sys.stdout.flush()
+    return len(every), count, killed
+
+
 def main() -> int:
     """Try the mutants of each module; print the share that was noticed, and each survivor."""
     parser = argparse.ArgumentParser(description="Mutants of the modules that read and judge.")
-    parser.add_argument("modules", nargs="*", default=list(TESTS))
-    parser.add_argument("--most", type=int, default=40)
+    parser.add_argument("modules", nargs="*", default=[*TESTS, *MODEL_TESTS])
+    parser.add_argument("--most", type=int, help="draw so many of each module")
+    parser.add_argument("--state", type=Path, help="a file that keeps what was noticed")
     parser.add_argument("--list", action="store_true", help="only count the mutants")
     parser.add_argument("--write", action="store_true", help="write the rows of docs/reliability.md")
     options = parser.parse_args()
     os.chdir(ROOT)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     sys.dont_write_bytecode = True
+    if options.list:
+        for short in options.modules:
+            source = ROOT.joinpath("swcheck", *short.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+            sys.stdout.write(f"{short}: {len(list(mutants(source)))}\n")
+        return 0
     import hypothesis
     import jsonschema
     import numpy as np
@@ -197,40 +255,28 @@ def main() -> int:
     import transformers.models.llama.modeling_llama  # noqa: F401 - imported once, for all that are forked
 
     del hypothesis, jsonschema, np, pytest, torch
-    rows, survivors = [], 0
-    for short in options.modules:
-        name, tests = f"swcheck.{short}", [f"tests/{test}" for test in TESTS[short]]
-        source = ROOT.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8")
-        every = list(mutants(source))
-        drawn = sorted(random.Random(0).sample(every, min(options.most, len(every))), key=lambda one: one.line)
-        if options.list:
-            sys.stdout.write(f"{short}: {len(every)}\n")
-            continue
-        if noticed(name, ast.parse(source), tests):
-            raise AssertionError(f"the tests of {short} fail on the module as it is")
-        start, alive = time.monotonic(), []
-        for mutant in drawn:
-            if not noticed(name, mutant.tree, tests):
-                alive.append(mutant)
-                sys.stdout.write(f"survived: {short}:{mutant.line}: {mutant.change}\n")
-                sys.stdout.flush()
-        killed, survivors = len(drawn) - len(alive), survivors + len(alive)
-        rows.append((short, len(every), len(drawn), killed))
-        sys.stdout.write(
-            f"{short}: {killed} of {len(drawn)} noticed ({killed / len(drawn):.0%}), {len(every)} in all, {time.monotonic() - start:.0f} s\n"
-        )
-        sys.stdout.flush()
-    if rows and options.write:
-        from tools.reliability.page import write_rows
-
-        drawn_in_all, noticed_in_all = sum(row[2] for row in rows), sum(row[3] for row in rows)
-        words = f"{noticed_in_all / drawn_in_all:.0%} noticed by the quick tests: "
-        words += ", ".join(f"`{short}` {killed / count:.0%}" for short, _, count, killed in rows)
-        much = f"{drawn_in_all:,} of {sum(row[1] for row in rows):,} mutants of {len(rows)} modules that read and judge"
-        write_rows(
-            "mutants", [("tests of the tests: one thing changed in a module", much, words)], f"--most {options.most}"
-        )
+    gc.freeze()  # else each mutant looks for garbage among all of torch
+    state = _State(options.state)
+    found = {short: tried(short, options.most, state) for short in options.modules}
+    if options.write:
+        _write(found, f" --most {options.most}" if options.most else "")
     return 0
+
+
+def _write(found: dict[str, tuple[int, int, int]], arguments: str) -> None:
+    """Write the rows of docs/reliability.md: the modules of numbers, and those that run models."""
+    from tools.reliability.page import write_rows
+
+    rows = []
+    for kind, modules in (("read and judge", TESTS), ("judge by running models", MODEL_TESTS)):
+        part = {short: found[short] for short in modules if short in found}
+        if part:
+            every, drawn, killed = (sum(column) for column in zip(*part.values(), strict=True))
+            words = f"{killed / drawn:.1%} noticed by the quick tests: "
+            words += ", ".join(f"`{short}` {noticed / count:.0%}" for short, (_, count, noticed) in part.items())
+            much = f"{drawn:,} of {every:,} mutants of {len(part)} modules that {kind}"
+            rows.append(("tests of the tests: one thing changed in a module", much, words))
+    write_rows("mutants", rows, arguments.strip())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ With ``--json`` only JSON goes to stdout; whatever other libraries print goes to
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -36,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns the exit code: 0 if it is done, whatever it found, unless the subcommand sets another one as ``code``; 2 for wrong arguments or a model that cannot be used; 130
     if it was interrupted; 141 if the reader of the output has closed it.
     """
+    atexit.register(gc.freeze)  # Python would look for garbage among all that torch made, for a second and more
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], str | None] = options.run
     try:

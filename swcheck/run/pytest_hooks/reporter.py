@@ -5,6 +5,8 @@ Verdicts are attached to the reports of tests, because pytest-xdist sends those 
 
 from __future__ import annotations
 
+import atexit
+import gc
 import shutil
 from collections.abc import Generator, Sequence
 from contextlib import suppress
@@ -153,9 +155,18 @@ class Reporter:
         for path, text in getattr(node, "workeroutput", {}).get("swcheck", {}).items():
             self.baseline_texts.setdefault(Path(path), []).append(text)
 
-    def pytest_keyboard_interrupt(self) -> None:
-        """Note the interrupt before the fixtures end: no baseline is measured after it."""
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Note the interrupt before the fixtures end: no baseline is measured after it. The run ends within a second.
+
+        pytest would parse the source of every frame, of torch too, to show it with ``--full-trace`` alone, and Python would
+        look for garbage among all that torch made.
+        """
         self.config.stash[INTERRUPTED] = True
+        atexit.register(gc.freeze)
+        if not self.config.option.fulltrace:
+            excinfo.value.__suppress_context__ = True
+            excinfo.traceback = last_shown(excinfo)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.config.option.collectonly or exitstatus == pytest.ExitCode.USAGE_ERROR:
@@ -228,6 +239,13 @@ class Reporter:
         from swcheck.run.reports.margins import worst_of_each
 
         return worst_of_each(in_order(self.settings, self.placed_verdicts))
+
+
+def last_shown(excinfo: pytest.ExceptionInfo[BaseException]) -> Any:
+    """Return the traceback with its last visible entry alone, whole if none is visible."""
+    whole = excinfo.traceback
+    places = [place for place, entry in enumerate(whole) if not entry.ishidden(excinfo)]
+    return whole[places[-1] : places[-1] + 1] if places else whole
 
 
 def print_causes(config: pytest.Config, reported: Sequence[Reported]) -> None:

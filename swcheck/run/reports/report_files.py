@@ -40,16 +40,18 @@ def report_texts(
 
 def append_step_summary(reported: Sequence[Reported], warning: str) -> None:
     """Append the Markdown page to the summary of the CI job, if there is one and anything to say. Raises ``OSError``."""
-    from swcheck.run.reports.markdown_page import markdown_page
-
     file = os.environ.get(STEP_SUMMARY)
     if file and (reported or warning):
+        from swcheck.run.reports.markdown_page import markdown_page
+
         with Path(file).open("a", encoding="utf-8") as summary:
             summary.write(f"## swcheck\n\n{markdown_page(reported, warning)}\n")
 
 
 def annotation_lines(reported: Sequence[Reported], places: Sequence[tuple[str, int]], warning: str) -> list[str]:
     """Return the lines that GitHub Actions shows beside the code; none outside of it."""
+    if os.environ.get("GITHUB_ACTIONS") != "true":
+        return []
     from swcheck.run.reports.markdown_page import annotation_commands
 
-    return annotation_commands(reported, places, warning) if os.environ.get("GITHUB_ACTIONS") == "true" else []
+    return annotation_commands(reported, places, warning)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from pathlib import Path
+
 import pytest
 
-from swcheck.loading.streaming.free_memory import FreeMemory, free_addresses, free_memory
+from swcheck.loading.streaming.free_memory import FreeMemory, free_addresses, free_memory, give_back_free_memory
 
 GIB = 2**30
 
@@ -68,3 +72,19 @@ def test_a_limit_on_address_space(monkeypatch):
     assert 0 < free.size < 2**50
     monkeypatch.setattr("resource.getrlimit", lambda _kind: (-1, -1))
     assert free_addresses() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do it themselves, or cannot")
+def test_freed_pages_between_used_ones_are_given_back():
+    """Of 64 MB in small blocks every fiftieth is kept, so that the heap cannot shrink; nearly all goes back."""
+
+    def resident():
+        return int(re.search(r"RssAnon:\s*(\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+
+    blocks = [bytearray(4000) for _ in range(16_000)]
+    whole = resident()
+    kept = blocks[::50]
+    del blocks
+    give_back_free_memory()
+    assert len(kept) == 320
+    assert whole - resident() > 40
