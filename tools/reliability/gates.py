@@ -1,7 +1,8 @@
 """Many gates in one process: ``python -m tools.reliability.gates [--gates 100]``.
 
 Each is a whole run of pytest on ``tiny``, green and red in turn, with a JSON report. After each, collected garbage left out,
-the resident memory, open files, threads, hooks of torch, and modules are counted. The first ten warm up.
+the resident memory, open files, threads and hooks of torch are counted. The first ten warm up. Memory is what is not
+mapped from files: of files the system takes pages back as it likes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ CHECKS: Final = "super_weights or perplexity or predictions"
 
 @dataclass(frozen=True)
 class Size:
-    """What a process holds: resident MiB, open files, threads, children of torch's global hooks."""
+    """What a process holds: resident MiB that are no file's, open files, threads, children of torch's global hooks."""
 
     memory: float
     files: int
@@ -40,7 +41,7 @@ def size() -> Size:
 
     gc.collect()
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    resident = re.search(r"VmRSS:\s*(\d+) kB", status)
+    resident = re.search(r"RssAnon:\s*(\d+) kB", status)
     hooks = (module._global_forward_hooks, module._global_forward_pre_hooks, module._global_backward_hooks)  # noqa: SLF001
     files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the folder of this process itself
     memory = int(resident[1]) / 1024 if resident else 0.0
