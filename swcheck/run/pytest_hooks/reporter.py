@@ -5,8 +5,6 @@ Verdicts are attached to the reports of tests, because pytest-xdist sends those 
 
 from __future__ import annotations
 
-import atexit
-import gc
 import shutil
 from collections.abc import Generator, Sequence
 from contextlib import suppress
@@ -20,6 +18,7 @@ from swcheck.base.errors import SwcheckError
 from swcheck.base.terminal import visible, visible_line
 from swcheck.run.pytest_hooks.collection import is_shipped, suite_is_included
 from swcheck.run.pytest_hooks.failure_text import SWCHECK_ERRORS, format_failure
+from swcheck.run.pytest_hooks.interrupt import end_quickly
 from swcheck.run.pytest_hooks.run_errors import log_run_error, unreviewed_message
 from swcheck.run.pytest_hooks.stash import INTERRUPTED, SESSION, TAKEN_ALIASES, settings_of, specs_of
 
@@ -157,16 +156,7 @@ class Reporter:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        """Note the interrupt before the fixtures end: no baseline is measured after it. The run ends within a second.
-
-        pytest would parse the source of every frame, of torch too, to show it with ``--full-trace`` alone, and Python would
-        look for garbage among all that torch made.
-        """
-        self.config.stash[INTERRUPTED] = True
-        atexit.register(gc.freeze)
-        if not self.config.option.fulltrace:
-            excinfo.value.__suppress_context__ = True
-            excinfo.traceback = last_shown(excinfo)
+        end_quickly(self.config, excinfo)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.config.option.collectonly or exitstatus == pytest.ExitCode.USAGE_ERROR:
@@ -239,13 +229,6 @@ class Reporter:
         from swcheck.run.reports.margins import worst_of_each
 
         return worst_of_each(in_order(self.settings, self.placed_verdicts))
-
-
-def last_shown(excinfo: pytest.ExceptionInfo[BaseException]) -> Any:
-    """Return the traceback with its last visible entry alone, whole if none is visible."""
-    whole = excinfo.traceback
-    places = [place for place, entry in enumerate(whole) if not entry.ishidden(excinfo)]
-    return whole[places[-1] : places[-1] + 1] if places else whole
 
 
 def print_causes(config: pytest.Config, reported: Sequence[Reported]) -> None:

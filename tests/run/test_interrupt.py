@@ -1,10 +1,10 @@
-"""What the reporter does where a run is interrupted."""
+"""What is shown of an interrupt."""
 
 from __future__ import annotations
 
 import pytest
 
-from swcheck.run.pytest_hooks.reporter import last_shown
+from swcheck.run.pytest_hooks.interrupt import last_shown
 
 
 def interrupted(depth):
