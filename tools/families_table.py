@@ -25,7 +25,15 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from swcheck import OptionError, RobustnessError, SuperWeight, SwcheckError, assert_super_weights_preserved, locate
+from swcheck import (
+    OptionError,
+    RobustnessError,
+    SuperWeight,
+    SwcheckError,
+    assert_super_weights_preserved,
+    locate,
+    zeroed,
+)
 from swcheck.lens.architecture.anatomy import Expert, anatomy, checked_anatomy
 from swcheck.superweights.locating.passes import Passes
 from swcheck.testing.planting import Planting, plant_super_weights, visited_experts
@@ -72,6 +80,7 @@ def in_two_layers(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWe
     """One in this layer and one in the next, at the first token where this model lets both be largest at that token.
 
     In a random model the first one reaches all tokens a little, and what follows it then reads nearly the same everywhere.
+    The second has to write without the first as well: else it is an echo.
     """
     for size in (1000, 60):
         for position in (0, 7, 13):
@@ -85,7 +94,9 @@ def in_two_layers(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWe
             ]
             with suppress(OptionError):
                 wanted = plant_super_weights(planted, plan, IDS, position=position)
-                if all(_is_local(planted, one, position) for one in wanted):
+                if all(_is_local(planted, one, position) for one in wanted) and _stands_alone(
+                    planted, *wanted, position
+                ):
                     model.load_state_dict(planted.state_dict())
                     return wanted
     raise OptionError(f"two layers from layer {layer}", "no token at which both are largest", "another type")
@@ -97,6 +108,16 @@ def _is_local(model: nn.Module, weight: SuperWeight, position: int) -> bool:
         found = Passes(model, checked_anatomy(model), IDS).first.residual[weight.layer, :, weight.row].abs()
     here, others = found[position], torch.cat([found[:position], found[position + 1 :]])
     return bool(here >= others.max())
+
+
+def _stands_alone(model: nn.Module, first: SuperWeight, second: SuperWeight, position: int) -> bool:
+    """Return whether the second one still writes half of its activation with the first one zeroed."""
+    body = checked_anatomy(model)
+    with torch.no_grad():
+        intact = Passes(model, body, IDS).first.residual[second.layer, position, second.row]
+        with zeroed(model, [first]):
+            alone = Passes(model, body, IDS).first.residual[second.layer, position, second.row]
+    return bool(alone.abs() >= intact.abs() / 2)
 
 
 def at_a_later_token(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
