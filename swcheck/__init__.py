@@ -3,7 +3,7 @@
 Each public name is imported on first use, so ``import swcheck`` is cheap: it loads neither torch nor transformers. The
 names serve three tasks: testing models (the assertions, ``load``, ``locate``, ``zeroed``), writing engines (``Loaded``,
 ``Scheme``, ``read_request``, the errors), and testing (``check_engine``, ``assert_outlier_survives``,
-``plant_super_weights``).
+``plant_super_weights``, ``all_verdicts``).
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from swcheck.testing.conformance import check_engine
     from swcheck.testing.outlier import assert_outlier_survives
     from swcheck.testing.planting import Planting, plant_super_weights
+    from swcheck.testing.verdicts import all_verdicts
 
 _MODULES: Final = {
     "AdapterFiles": "loading.files.adapter_files",
@@ -76,6 +77,7 @@ _MODULES: Final = {
     "SwcheckError": "base.errors",
     "UnsafeCheckpointError": "base.errors",
     "Verdict": "base.records",
+    "all_verdicts": "testing.verdicts",
     "anatomy": "lens.architecture.anatomy",
     "assert_collapses_when_zeroed": "gate.assertions",
     "assert_outlier_survives": "testing.outlier",
@@ -136,6 +138,7 @@ __all__ = [
     "SwcheckError",
     "UnsafeCheckpointError",
     "Verdict",
+    "all_verdicts",
     "anatomy",
     "assert_collapses_when_zeroed",
     "assert_outlier_survives",

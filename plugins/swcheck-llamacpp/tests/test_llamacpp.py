@@ -22,24 +22,14 @@ from swcheck import (
     Outcome,
     RobustnessError,
     SuperWeight,
-    assert_collapses_when_zeroed,
+    all_verdicts,
     assert_perplexity_within,
-    assert_predictions_preserved,
-    assert_super_activations_preserved,
-    assert_super_weights_preserved,
     check_engine,
     token_windows,
 )
 from swcheck.superweights.subject.as_subject import as_subject
 
 WEIGHT = SuperWeight(1, 97, 301)
-CHECKS = (
-    assert_super_weights_preserved,
-    assert_super_activations_preserved,
-    assert_perplexity_within,
-    assert_predictions_preserved,
-    assert_collapses_when_zeroed,
-)
 
 
 def load(spec, reference="tiny"):
@@ -66,18 +56,6 @@ def files(base, tmp_path_factory):
     return folder
 
 
-def judged(candidate, reference):
-    """The verdicts of all five checks by their names."""
-    candidate, found = as_subject(candidate), {}
-    for check in CHECKS:
-        try:
-            verdict = check(candidate, reference)
-        except RobustnessError as error:
-            verdict = error.verdict
-        found[verdict.check] = verdict
-    return found
-
-
 # --- what llama.cpp computes -------------------------------------------------------------------------------------------
 
 
@@ -98,7 +76,7 @@ def test_the_same_ids(base, files, text):
 
 def test_parity_of_the_float_file(reference, files):
     """Unquantized, llama.cpp computes what torch does: perplexity, predictions, activation within their noise."""
-    found = judged(load(files / "f32.gguf"), reference)
+    found = all_verdicts(load(files / "f32.gguf"), reference)
     assert {verdict.outcome for verdict in found.values()} == {Outcome.PASSED}
     assert found["perplexity"].measured == pytest.approx(1, abs=1e-4)
     assert found["predictions"].measured < 1e-5
@@ -108,7 +86,7 @@ def test_parity_of_the_float_file(reference, files):
 @pytest.mark.parametrize("scheme", ["q8_0", "q4_0", "q4_k", "q6_k", "nvfp4"])
 def test_healthy_quantizations_pass(reference, scheme):
     """K-quants and NVFP4 too, which ggml's own functions encode here."""
-    assert not [str(one) for one in judged(load(scheme), reference).values() if one.red]
+    assert not [str(one) for one in all_verdicts(load(scheme), reference).values() if one.red]
 
 
 def test_mxfp4_moves_the_super_weight(base):
@@ -213,7 +191,7 @@ def test_a_destroyed_file_is_red_with_its_cause(reference, files, tmp_path, sour
 
 def test_a_lost_block_is_red_in_every_check(reference, files, tmp_path):
     """Super weight, activation, perplexity, predictions and dependence; the tool's own option is the advice."""
-    found = judged(load(edited(files / "q4_0.gguf", tmp_path / "block.gguf", lose_block)), reference)
+    found = all_verdicts(load(edited(files / "q4_0.gguf", tmp_path / "block.gguf", lose_block)), reference)
     assert all(verdict.outcome is Outcome.FAILED for verdict in found.values())
     assert {verdict.cause_kind for verdict in found.values()} == {"super_weight"}
     assert "--tensor-type blk.1.ffn_down=f16" in found["perplexity"].attempt

@@ -20,24 +20,14 @@ from swcheck import (
     Outcome,
     RobustnessError,
     SuperWeight,
-    assert_collapses_when_zeroed,
+    all_verdicts,
     assert_perplexity_within,
-    assert_predictions_preserved,
-    assert_super_activations_preserved,
-    assert_super_weights_preserved,
     check_engine,
     token_windows,
 )
 from swcheck.superweights.subject.as_subject import as_subject
 
 WEIGHT = SuperWeight(1, 97, 301)
-CHECKS = (
-    assert_super_weights_preserved,
-    assert_super_activations_preserved,
-    assert_perplexity_within,
-    assert_predictions_preserved,
-    assert_collapses_when_zeroed,
-)
 DOWN = "model.layers.1.mlp.down_proj"
 
 
@@ -68,17 +58,6 @@ def graphs(tmp_path_factory):
     return folder
 
 
-def judged(candidate, reference):
-    candidate, found = as_subject(candidate), {}
-    for check in CHECKS:
-        try:
-            verdict = check(candidate, reference)
-        except RobustnessError as error:
-            verdict = error.verdict
-        found[verdict.check] = verdict
-    return found
-
-
 @pytest.mark.parametrize("name", ["f32", "int8", "int4"])
 def test_conformance(graphs, name):
     """Values and overrides are what they say, however the weights are stored."""
@@ -88,7 +67,7 @@ def test_conformance(graphs, name):
 
 def test_parity_of_the_float_graph(graphs, reference):
     """Unquantized, ONNX Runtime computes what torch does."""
-    found = judged(load(graphs / "f32.onnx"), reference)
+    found = all_verdicts(load(graphs / "f32.onnx"), reference)
     assert {verdict.outcome for verdict in found.values()} == {Outcome.PASSED}
     assert found["perplexity"].measured == pytest.approx(1, abs=1e-4)
     assert found["predictions"].measured < 1e-6
@@ -97,12 +76,12 @@ def test_parity_of_the_float_graph(graphs, reference):
 
 def test_four_bits_pass(graphs, reference):
     """Blocks of 32 keep what matters."""
-    assert not [str(one) for one in judged(load(graphs / "int4.onnx"), reference).values() if one.red]
+    assert not [str(one) for one in all_verdicts(load(graphs / "int4.onnx"), reference).values() if one.red]
 
 
-def test_eight_bit_activations_are_judged(graphs, reference):
+def test_eight_bit_activations_are_all_verdicts(graphs, reference):
     """One grid for a whole activation, which its sink sets: the super weight is kept, and the rest is what it costs."""
-    found = judged(load(graphs / "int8.onnx"), reference)
+    found = all_verdicts(load(graphs / "int8.onnx"), reference)
     assert found["super weights"].outcome is Outcome.PASSED
     assert found["perplexity"].facts["runtime"].startswith("ONNX Runtime")
     assert found["perplexity"].measured > 1.01

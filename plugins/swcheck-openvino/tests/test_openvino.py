@@ -18,24 +18,14 @@ from swcheck import (
     Outcome,
     RobustnessError,
     SuperWeight,
-    assert_collapses_when_zeroed,
+    all_verdicts,
     assert_perplexity_within,
-    assert_predictions_preserved,
-    assert_super_activations_preserved,
-    assert_super_weights_preserved,
     check_engine,
     token_windows,
 )
 from swcheck.superweights.subject.as_subject import as_subject
 
 WEIGHT = SuperWeight(1, 97, 301)
-CHECKS = (
-    assert_super_weights_preserved,
-    assert_super_activations_preserved,
-    assert_perplexity_within,
-    assert_predictions_preserved,
-    assert_collapses_when_zeroed,
-)
 DOWN = "model.layers.1.mlp.down_proj"
 
 
@@ -64,17 +54,6 @@ def files(graph, tmp_path_factory):
     return folder
 
 
-def judged(candidate, reference):
-    candidate, found = as_subject(candidate), {}
-    for check in CHECKS:
-        try:
-            verdict = check(candidate, reference)
-        except RobustnessError as error:
-            verdict = error.verdict
-        found[verdict.check] = verdict
-    return found
-
-
 @pytest.mark.parametrize("name", ["f32", "int8", "int4"])
 def test_conformance(files, name):
     """Values and overrides are what they say, however the weights are stored."""
@@ -84,7 +63,7 @@ def test_conformance(files, name):
 
 def test_parity_of_the_float_graph(files, reference):
     """Unquantized, OpenVINO computes what torch does."""
-    found = judged(load(f"{files / 'f32.xml'},precision=f32"), reference)
+    found = all_verdicts(load(f"{files / 'f32.xml'},precision=f32"), reference)
     assert {verdict.outcome for verdict in found.values()} == {Outcome.PASSED}
     assert found["perplexity"].measured == pytest.approx(1, abs=1e-4)
     assert found["predictions"].measured < 1e-6
@@ -94,7 +73,7 @@ def test_parity_of_the_float_graph(files, reference):
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_healthy_quantizations_pass(files, reference, name):
     """As nncf compresses them."""
-    assert not [str(one) for one in judged(load(files / f"{name}.xml"), reference).values() if one.red]
+    assert not [str(one) for one in all_verdicts(load(files / f"{name}.xml"), reference).values() if one.red]
 
 
 def test_skip_keeps_a_matrix(graph):
