@@ -51,11 +51,21 @@ def _check_name(path: Path, nearest: Path) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write ``content`` to ``path`` completely or not at all, creating missing folders. Raises ``OSError``."""
+    """Write ``content`` to ``path`` completely or not at all, creating missing folders.
+
+    Raises ``OSError``, whose ``filename`` is ``path``.
+    """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _clean(path.parent)
-    partial = _create(path.parent, data)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clean(path.parent)
+        _replace(path, _create(path.parent, data))
+    except OSError as error:  # of the temporary file nobody has asked, and a full disk names none
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _replace(path: Path, partial: Path) -> None:
     try:
         partial.replace(path)
     except BaseException:

@@ -8,20 +8,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swcheck.base.errors import OptionError
 from swcheck.base.limits import (
     BY_SCHEME,
+    CONTRIBUTING,
+    CRITICAL,
     DEFAULTS,
     FEW_PARAMETERS,
+    GIVEN,
     MOST_GUESSED,
+    NULL_DRAWS,
     TOP1_CONFIDENCE,
     chosen_limit,
     collapse_class,
+    is_given,
     limits_for_kind,
     limits_for_scheme,
     scaled_to_confidence,
     scheme_class,
 )
 from swcheck.base.records import Limit, Scheme
+
+
+def test_the_limits_are_those_that_were_derived():
+    """Written a second time: a release gate must not become laxer by a slip of the hand in one place."""
+    assert {name: (limit.low, limit.high) for name, limit in DEFAULTS.items()} == {
+        "contribution": (0.75, 2), "activation": (0.75, 2), "perplexity": (None, 1.05), "kl": (None, 0.05), "top1": (0.9, None),
+        "collapse": (10, None), "dependence": (0.5, None), "null": (None, 1.01), "others": (None, 1.3),
+    }  # fmt: skip
+    assert BY_SCHEME == {
+        "8-bit weights": (1.01, 0.005, 0.97), "8-bit weights and activations": (1.03, 0.02, 0.95),
+        "good 4-bit": (1.05, 0.05, 0.9), "plain 4-bit": (1.1, 0.08, 0.88), "4-bit weights and activations": (1.2, 0.15, 0.85),
+        "3-bit": (1.25, 0.2, 0.8), "2-bit": (1.6, 0.45, 0.7), "fine-tuned or pruned": (None, None, None),
+    }  # fmt: skip
+    assert (MOST_GUESSED, NULL_DRAWS, TOP1_CONFIDENCE, FEW_PARAMETERS) == (1.5, 3, 0.6, 3e9)
+    assert (CRITICAL, CONTRIBUTING) == (10, 1.1)
 
 
 def test_every_default_has_a_reason_and_admits_a_healthy_ratio():
@@ -78,6 +99,7 @@ def test_a_given_limit_is_not_scaled():
         (Scheme("lora", 16), FEW_PARAMETERS, "fine-tuned or pruned"),
         (Scheme("absmax", 8), FEW_PARAMETERS, "8-bit weights"),
         (Scheme("absmax", 8, 8), FEW_PARAMETERS, "8-bit weights and activations"),
+        (Scheme("absmax", 8, 9), FEW_PARAMETERS, "8-bit weights"),
         (Scheme("fp8", 8), FEW_PARAMETERS, "8-bit weights and activations"),
         (Scheme("rtn", 4, 8), FEW_PARAMETERS, "4-bit weights and activations"),
         (Scheme("nvfp4", 4), FEW_PARAMETERS, "4-bit weights and activations"),
@@ -110,3 +132,51 @@ def test_a_confident_reference_scales_nothing(confidence):
     """From the confidence on that the limit was made for, it stays, its reason too."""
     limit = Limit(0.9, None, "as for a good one")
     assert scaled_to_confidence(limit, confidence) == limit
+
+
+def test_the_source_of_a_scheme_is_told():
+    """What the limits come from, for each class; what is not judged says so; 2 bits name their source."""
+    assert limits_for_scheme(Scheme("rtn", 4))["kl"].source == "plain 4-bit: what published ones keep"
+    assert limits_for_scheme(Scheme("lora", 16))["top1"].source == "fine-tuned or pruned: reported, not judged"
+    assert "Llama-3-8B" in limits_for_scheme(Scheme("rtn", 2))["perplexity"].source
+    assert limits_for_scheme(Scheme("rtn", 4))["null"] is DEFAULTS["null"]
+
+
+def test_the_source_of_a_kind_is_told():
+    """A declared kind is reported; of one that was taken by the weights the option that lifts the limit is named."""
+    declared, guessed = limits_for_kind("finetuned"), limits_for_kind("finetuned", sure=False)
+    assert declared["perplexity"] == Limit(None, None, "fine-tuned: reported, not judged")
+    assert "nobody declared; --swcheck-kind=finetuned lifts it" in guessed["perplexity"].source
+    assert (guessed["activation"].low, guessed["activation"].high) == (0.5, 2.0)
+    assert guessed["null"] is DEFAULTS["null"]
+
+
+def test_the_scaled_limit_says_so_and_is_never_negative():
+    """Errors of the top token grow with the doubt; the worst reference has a limit of 0."""
+    scaled = scaled_to_confidence(Limit(0.9, None, "usual"), 0.2)
+    assert (scaled.low, scaled.high) == (pytest.approx(0.8), None)
+    assert scaled.source == "usual, scaled to a confidence of 0.20"
+    assert scaled_to_confidence(Limit(0.1, None, "usual"), 0.0).low == 0.0
+    lifted = Limit(None, None, "usual")
+    assert scaled_to_confidence(lifted, 0.1) is lifted
+
+
+def test_a_limit_is_the_default_where_nothing_else_is_asked():
+    """Ends that are left out, or are the default's own, change nothing; one end alone leaves the other."""
+    default = DEFAULTS["contribution"]
+    assert chosen_limit("contribution") is default
+    assert chosen_limit("contribution", 0.75, 2.0) is default
+    assert chosen_limit("contribution", low=0.5) == Limit(0.5, 2.0, GIVEN)
+    assert chosen_limit("contribution", high=1.5) == Limit(0.75, 1.5, GIVEN)
+    assert chosen_limit("contribution", 1.0, 1.0) == Limit(1.0, 1.0, GIVEN)
+    assert chosen_limit("perplexity", high=1.2) == Limit(None, 1.2, GIVEN)
+    assert not is_given(default)
+    assert is_given(chosen_limit("kl", high=0.1))
+
+
+@pytest.mark.parametrize("ends", [(1.5, 1.0), (math.nan, None), (None, math.inf), (3.0, None)])
+def test_an_interval_that_holds_nothing_is_refused(ends):
+    """Turned round, not finite, or above the default's other end: told with the default."""
+    with pytest.raises(OptionError, match="an interval that nothing finite is in") as caught:
+        chosen_limit("contribution", *ends)
+    assert "default: 0.75 .. 2" in str(caught.value)

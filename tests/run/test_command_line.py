@@ -10,6 +10,7 @@ import warnings
 
 import pytest
 
+from swcheck.base.output_files import write_atomically
 from swcheck.run.command_line.common import layout
 from tests import checkpoints, damage
 
@@ -180,6 +181,22 @@ def test_an_interrupt_is_quiet(run, monkeypatch):
 
     monkeypatch.setattr("swcheck.loading.published_index.entries", interrupted)
     assert run("index") == (130, "", "")
+
+
+def test_a_file_that_cannot_be_written_is_named(run, monkeypatch, tmp_path):
+    """A disk that is full after the work ends with 2 and the name of the file, without a traceback; other errors of
+    the system, which name no file, keep theirs."""
+
+    def full(*_arguments, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("swcheck.base.output_files.os.fdopen", full)
+    monkeypatch.setattr("swcheck.loading.published_index.entries", lambda *_: write_atomically(tmp_path / "out", "x"))
+    assert run("index") == (2, "", f"swcheck: {tmp_path / 'out'}: No space left on device\n")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("swcheck.loading.published_index.entries", full)
+    with pytest.raises(OSError, match="No space"):
+        run("index")
 
 
 def test_an_answer_fits_the_terminal_it_goes_to():

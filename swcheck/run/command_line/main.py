@@ -35,7 +35,7 @@ from swcheck.run.command_line import (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand, and print what it returns; None is printed by the subcommand itself.
 
-    Returns the exit code: 0 if it is done, whatever it found, unless the subcommand sets another one as ``code``; 2 for wrong arguments or a model that cannot be used; 130
+    Returns the exit code: 0 if it is done, whatever it found, unless the subcommand sets another one as ``code``; 2 for wrong arguments, a model that cannot be used or a file that cannot be written; 130
     if it was interrupted; 141 if the reader of the output has closed it.
     """
     atexit.register(gc.freeze)  # Python would look for garbage among all that torch made, for a second and more
@@ -46,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             answer = run(options)
     except SwcheckError as error:
         sys.stderr.write(f"swcheck: {error}\n")
+        return 2
+    except OSError as error:  # a full disk, a file that went away: nothing of ours to look into
+        if error.filename is None:
+            raise
+        sys.stderr.write(visible(f"swcheck: {error.filename}: {error.strerror}") + "\n")
         return 2
     except KeyboardInterrupt:
         return 130
