@@ -185,17 +185,22 @@ def test_an_interrupt_is_quiet(run, monkeypatch):
 
 def test_a_file_that_cannot_be_written_is_named(run, monkeypatch, tmp_path):
     """A disk that is full after the work ends with 2 and the name of the file, without a traceback; other errors of
-    the system, which name no file, keep theirs."""
+    the system keep theirs."""
 
     def full(*_arguments, **_options):
         raise OSError(28, "No space left on device")
+
+    def other(*_arguments, **_options):
+        raise OSError(22, "Invalid argument")
 
     monkeypatch.setattr("swcheck.base.output_files.os.fdopen", full)
     monkeypatch.setattr("swcheck.loading.published_index.entries", lambda *_: write_atomically(tmp_path / "out", "x"))
     assert run("index") == (2, "", f"swcheck: {tmp_path / 'out'}: No space left on device\n")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr("swcheck.loading.published_index.entries", full)
-    with pytest.raises(OSError, match="No space"):
+    assert run("index") == (2, "", "swcheck: a temporary file: No space left on device\n")
+    monkeypatch.setattr("swcheck.loading.published_index.entries", other)
+    with pytest.raises(OSError, match="Invalid argument"):
         run("index")
 
 

@@ -1,8 +1,9 @@
 """Whole runs in a hostile system: ``python -m tools.reliability.faults``.
 
 Each is a real ``pytest`` or ``swcheck`` in a process: a disk that is full when a report is written, less memory than the model
-needs, a worker of xdist that is killed, a baseline that is a folder, no network and no cache. A run is as it
-should be if it ends by itself with the code that is said here, in words, without a traceback, and leaves nothing half.
+needs, a worker of xdist that is killed, a baseline that is a folder, a place that cannot be written to, no network with and
+without a cache, weights that go away while they are read. A run is as it should be if it ends with the code that is
+said here, in words, without a traceback, and leaves nothing half.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from swcheck.loading.tiny import CHECKPOINT
 
 CHECK: Final = ("--model=tiny", "-k", "test_model and perplexity", "--swcheck-tier=smoke")
 LITTLE_MEMORY: Final = "less memory than the model needs"
@@ -35,9 +39,24 @@ def test_other(swcheck_model):
 """
 
 
+WEIGHTS: Final = """
+import os
+import swcheck
+
+def test_gone():
+    model = swcheck.load("model", device="cpu", dtype="bfloat16", stream=True)
+    {fault}
+    swcheck.assert_super_weights_located(model)
+"""
+"""A test whose checkpoint, which is mapped, has something done to it between loading and measuring."""
+
+
 @dataclass(frozen=True)
 class Trial:
-    """One run: its words, the codes that it may end with, what it says, what happens to it, and files made before."""
+    """One run: its words, the codes that it may end with, what it says, what happens to it, and files made before.
+
+    ``model`` is a folder that ``tiny`` is copied to. Words that begin with ``swcheck`` are that command, others pytest's.
+    """
 
     name: str
     words: tuple[str, ...]
@@ -45,6 +64,7 @@ class Trial:
     said: str
     limit: Callable[[], None] | None = None
     files: tuple[tuple[str, str], ...] = ()
+    model: str = ""
 
 
 def _full_disk() -> None:
@@ -74,6 +94,14 @@ def trials(large: Path, need: int) -> list[Trial]:
             ("-n", "2", "test_own.py", "--model=tiny", "--swcheck-json=out.json"),
             (1,), "crashed while running", None, (("test_own.py", KILLED),),
         ),
+        Trial("disk full when a study writes", ("swcheck", "study", "tiny", "scaling", "--out=."), (2,), "swcheck: a temporary file: File too large", _full_disk),
+        Trial("a report in a place that nobody can write to", (*CHECK, "--swcheck-json=/proc/swcheck/out.json"), (4,), "write /proc/swcheck/out.json"),
+        Trial("no network, and the model in the cache", ("--model=nobody/kept", *CHECK[1:]), (0,), "passed", None,
+              (("hub/models--nobody--kept/refs/main", "0" * 40),), f"hub/models--nobody--kept/snapshots/{'0' * 40}"),
+        Trial("weights that are removed while they are read", ("test_own.py",), (0,), "passed", None,
+              (("test_own.py", WEIGHTS.format(fault="os.remove('model/model.safetensors')")),), "model"),
+        Trial("weights that are cut off while they are read", ("test_own.py", "--swcheck-json=out.json"), (-signal.SIGBUS,), "Bus error", None,
+              (("test_own.py", WEIGHTS.format(fault="os.truncate('model/model.safetensors', 4096)")), ("out.json", "old")), "model"),
         Trial("no network and no cache", ("--model=nobody/nothing",), (4,), "not in the local cache|cannot be reached|downloads are forbidden"),
         Trial("a baseline that is a folder", (*CHECK[:3], "--candidate=rtn:bits=8", "--swcheck-baseline=kept"), (4,), "kept", None,
               (("kept/tiny.json/inside", ""),)),
@@ -89,8 +117,18 @@ def run(trial: Trial) -> str:
         for path, content in trial.files:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(content, encoding="utf-8")
+        if trial.model:
+            shutil.copytree(CHECKPOINT, folder / trial.model)
         words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *trial.words]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": name, "PYTHONDONTWRITEBYTECODE": "1"}
+        if trial.words[0] == "swcheck":
+            words = [str(Path(sys.executable).with_name("swcheck")), *trial.words[1:]]
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_HOME": name,
+            "SWCHECK_CACHE_DIR": os.devnull,
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         done = subprocess.run(  # noqa: S603 - a run of our own, limited in the child alone
             words, cwd=folder, capture_output=True, text=True, check=False, env=environment, preexec_fn=trial.limit
         )
@@ -100,7 +138,7 @@ def run(trial: Trial) -> str:
         wrong += [] if re.search(trial.said, output) else [f"it does not say {trial.said}"]
         wrong += [f"left {file.name}" for file in folder.rglob("*.part")]
         wrong += [f"{path} changed" for path, content in trial.files
-                  if trial.limit is _full_disk and (folder / path).read_text(encoding="utf-8") != content]  # fmt: skip
+                  if content == "old" and (folder / path).read_text(encoding="utf-8") != content]  # fmt: skip
         if wrong:
             sys.stderr.write(f"--- {trial.name}\n{output[-3000:]}\n")
         return ", ".join(wrong)
@@ -145,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 wrong += bool(found)
                 sys.stdout.write(f"{trial.name}: {found or 'as it should be'}\n")
                 sys.stdout.flush()
-                ended = " or ".join(map(str, trial.codes))
+                ended = " or ".join(signal.Signals(-code).name if code < 0 else str(code) for code in trial.codes)
                 rows.append((trial.name, "one run", found or f"ends with {ended}, in words, nothing half"))
     if options.write:
         write_rows("faults", rows, f"--only '{options.only}'" if options.only else "")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final
 
 from swcheck.base.errors import SwcheckError
 from swcheck.base.terminal import visible
@@ -30,6 +31,9 @@ from swcheck.run.command_line import (
     preflight,
     study,
 )
+
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where nothing more can be written; it names no file then."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,9 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"swcheck: {error}\n")
         return 2
     except OSError as error:  # a full disk, a file that went away: nothing of ours to look into
-        if error.filename is None:
+        if error.filename is None and error.errno not in NO_ROOM:
             raise
-        sys.stderr.write(visible(f"swcheck: {error.filename}: {error.strerror}") + "\n")
+        sys.stderr.write(visible(f"swcheck: {error.filename or 'a temporary file'}: {error.strerror}") + "\n")
         return 2
     except KeyboardInterrupt:
         return 130
