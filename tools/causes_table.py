@@ -61,7 +61,7 @@ BINS: Final = (0.0, 0.98, 1.02, 1.05, 1.1, 1.2, 1.35, 1.5, 2.0, 5.0, math.inf)
 
 @dataclass
 class Row:
-    """One candidate: its label, the first check that is red, its cause, and the seconds that the gate took."""
+    """One candidate: its label, the first check that is red, its cause, and the seconds of processor that the gate took."""
 
     reference: str
     kind: str
@@ -138,13 +138,13 @@ def tried(row: Row, loaded: Loaded, reference: Subject, text: str, intact: float
     """Return the row with its label and its verdict."""
     try:
         made = candidate(row.kind, loaded, row.strength)
-    except (SwcheckError, TypeError, AttributeError, ValueError) as error:
+    except (SwcheckError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         return replace(row, skipped=f"{type(error).__name__}: {error}".splitlines()[0])
     tokens = len(loaded.tokenizer(text)["input_ids"])
     lost = label_nats(made, text, tokens) - intact
-    start = time.perf_counter()
+    start = time.process_time()
     verdict = first_red(made, reference)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     label = math.exp(min(50.0, lost)) if math.isfinite(lost) else math.inf
     found = replace(row, label=label, seconds=round(seconds, 2))
     if verdict is None:

@@ -111,6 +111,8 @@ def _with_linear_rope(config: Any, strength: float) -> None:
 def _fewer_heads(config: Any, strength: float) -> None:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     for name in ("num_attention_heads", "num_key_value_heads"):
+        if getattr(config, name) % strength:
+            raise OptionError(f"{name} that {strength:g} divides", f"{getattr(config, name)}", "another candidate")
         setattr(config, name, int(getattr(config, name) // strength))
     config.head_dim = int(width * strength)
 

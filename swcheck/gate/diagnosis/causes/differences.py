@@ -52,6 +52,10 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
 
 def _find(damaged: DamagedCandidate) -> Finding | Detail:
     found = configuration.suspects(damaged)
+    if found:  # one comparison of two texts: where that is enough, no weight is compared
+        proven = best_together(damaged, _grouped(found))
+        if proven[1] >= ENOUGH:
+            return _finding(*proven)
     if model_sample(damaged.candidate).layers == model_sample(damaged.reference).layers:
         moved = [*order.suspects(damaged), *split.suspects(damaged)] or adapter.suspects(damaged)
         explained = {name for one in moved for name in (*one.parameters, *one.maps)}
@@ -63,6 +67,11 @@ def _find(damaged: DamagedCandidate) -> Finding | Detail:
         what = "; ".join(one.words for one in found[:MOST_NAMED])
         more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
         return ruled_out(f"what differs beside the linear maps ({what}{more}; given back: {words})")
+    return _finding(chosen, share, words)
+
+
+def _finding(chosen: Sequence[tuple[Suspect, str]], _share: float, words: str) -> Finding:
+    """Return the cause: what all of the suspects say, with what each of them returns alone."""
     rows = tuple(("given back", f"{one.words}: {alone}") for one, alone in chosen) if len(chosen) > 1 else ()
     causes = _with_fields_together([one.words for one, _ in chosen])
     more = f" and {len(causes) - MOST_NAMED} more" if len(causes) > MOST_NAMED else ""

@@ -68,7 +68,7 @@ def find(damaged: DamagedCandidate) -> Finding:
     detail: Detail = (("layers", f"the error away from the sink rises most in layer {layer} (to {rise:.1%})"),)
     cannot, advice = _why_maps_unknown(damaged)
     if cannot:
-        cause = f"{NOT_THE_SUPER_WEIGHTS}, but the rest of the model (most in layer {layer})"
+        cause = _beside(damaged, f"the rest of the model (most in layer {layer})")
         return Finding(cause, (*detail, *not_known(cannot)), (), advice, kind="unknown")
     errors = dict(map_errors(candidate, reference))
     wrong = [name for name, error in errors.items() if error > 0]
@@ -90,7 +90,12 @@ def find(damaged: DamagedCandidate) -> Finding:
     if everything >= PROVEN:
         kind, cause = _what_changed_all(damaged, statistics.median(errors.values()), _are_on_grids(damaged, wrong))
     names = tuple(f"{path}.{name}" for name in worst)
-    return Finding(f"{NOT_THE_SUPER_WEIGHTS}, but {cause}", (*detail, *rows, _bits_row(errors)), names, kind=kind)
+    return Finding(_beside(damaged, cause), (*detail, *rows, _bits_row(errors)), names, kind=kind)
+
+
+def _beside(damaged: DamagedCandidate, cause: str) -> str:
+    """Return the cause, after the words that it is not the super weights where the reference has any."""
+    return f"{NOT_THE_SUPER_WEIGHTS}, but {cause}" if damaged.weights else cause
 
 
 def _other_depth(damaged: DamagedCandidate, depths: tuple[int, int]) -> Finding:
@@ -98,7 +103,7 @@ def _other_depth(damaged: DamagedCandidate, depths: tuple[int, int]) -> Finding:
     what = f"without the reference's layer {', '.join(map(str, missing))}" if missing else "another depth"
     words = f"{depths[0]} layers, where the reference has {depths[1]}: compared layer by layer they mean nothing"
     advice = "heal a pruned depth by training, or raise the limit"
-    return Finding(f"{NOT_THE_SUPER_WEIGHTS}, but {what}", (("depth", words),), (), advice, kind="depth")
+    return Finding(_beside(damaged, what), (("depth", words),), (), advice, kind="depth")
 
 
 def _why_maps_unknown(damaged: DamagedCandidate) -> tuple[str, str]:
@@ -123,7 +128,7 @@ def _named_maps(damaged: DamagedCandidate, names: Sequence[str], detail: Detail)
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     path = damaged.candidate.anatomy.path
     matrices = tuple(f"{path}.{name}" for name in names)
-    cause = f"{NOT_THE_SUPER_WEIGHTS}, but {first}{more}"
+    cause = f"{NOT_THE_SUPER_WEIGHTS}, but {first}{more}" if damaged.weights else f"linear map {first}{more}"
     weights = [plain_weight(damaged.candidate.module.get_submodule(name)) for name in matrices]
     if damaged.candidate.scheme is None and all(
         weight is not None and not is_on_grid(weight[:ROWS]) for weight in weights

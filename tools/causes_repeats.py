@@ -1,0 +1,105 @@
+"""Gates the same candidates twenty times, on one and two threads, in one process and in two: do verdicts change?
+
+``python -m tools.causes_repeats`` runs pytest four times over twenty copies of three candidates of ``tiny``, in the smoke
+tier, and keeps the answer in ``REPEATS``; ``python -m tools.causes_table --page`` writes it into the page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from swcheck import load
+from swcheck.testing.candidates import candidate
+from tools.causes_table import REPEATS
+
+COPIES: Final = 20
+KINDS: Final = (("rope theta", 50), ("rounded", 4), ("copy", 0))
+"""One that is red, one near its limit, one that is green; in the words of ``swcheck.testing.candidates``."""
+
+DIGITS: Final = 5
+"""Numbers that agree to so many digits are the same: other threads add in another order."""
+
+
+def save_copies(folder: Path) -> list[Path]:
+    """Save each candidate once, and link its files into ``COPIES`` directories."""
+    tiny, made = load("tiny", device="cpu"), []
+    for kind, strength in KINDS:
+        first = folder / f"{kind.replace(' ', '-')}-00"
+        found = candidate(kind, tiny, strength)
+        found.model.save_pretrained(first)  # type: ignore[operator]
+        found.tokenizer.save_pretrained(first)
+        made.append(first)
+        for number in range(1, COPIES):
+            other = folder / f"{kind.replace(' ', '-')}-{number:02}"
+            other.mkdir()
+            for file in first.iterdir():
+                os.link(file, other / file.name)
+            made.append(other)
+    return made
+
+
+def verdicts(folders: list[Path], threads: int, workers: int, folder: Path) -> dict[str, set[str]]:
+    """Run the gate; return by candidate the verdicts of its copies, each as text."""
+    report = folder / f"{threads}-{workers}.json"
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--model=tiny",
+        "--tb=no",
+        "-n",
+        str(workers),
+    ]
+    words += [
+        *(f"--candidate={one}" for one in folders),
+        "--swcheck-tier=smoke",
+        "--swcheck-no-cache",
+        f"--swcheck-json={report}",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    subprocess.run(words, cwd=folder, env=environment, capture_output=True, check=False)  # noqa: S603 - our own command
+    found: dict[str, set[str]] = {}
+    for one in json.loads(report.read_text(encoding="utf-8"))["verdicts"]:
+        if one["candidate"] is not None:
+            measured = one["measured"]
+            number = measured if not isinstance(measured, float) else f"{measured:.{DIGITS}g}"
+            kind = Path(one["candidate"]).name.rpartition("-")[0]
+            said = [one[name] for name in ("check", "outcome", "cause_kind")] + [number]
+            found.setdefault(f"{kind}, {one['check']}", set()).add(str(said))
+    return found
+
+
+def main() -> None:
+    """Run the four ways and keep what was found."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folders, together, ways = save_copies(folder), {}, [(1, 0), (2, 0), (1, 2), (2, 2)]
+        for threads, workers in ways:
+            for key, said in verdicts(folders, threads, workers, folder).items():
+                together.setdefault(key, set()).update(said)
+            sys.stdout.write(f"{threads} threads, {workers} workers: {len(together)} rows\n")
+            sys.stdout.flush()
+    changed = {key: sorted(said) for key, said in together.items() if len(said) > 1}
+    words = (
+        f"{COPIES} copies of each of {len(KINDS)} candidates of `tiny` ({', '.join(kind for kind, _ in KINDS)}), on one and "
+        f"two threads, without pytest-xdist and with two workers: {len(together)} checks of candidates, {COPIES * len(ways)} "
+        f"times each. "
+        + ("No outcome, cause or number" if not changed else f"In {len(changed)} of them an outcome, cause or number")
+        + f" (to {DIGITS} digits) changed."
+    )
+    REPEATS.parent.mkdir(exist_ok=True)
+    REPEATS.write_text(json.dumps({"words": words, "changed": changed}, indent=1), encoding="utf-8")
+    sys.stdout.write(f"{words}\n{json.dumps(changed, indent=1)}\n")
+
+
+if __name__ == "__main__":
+    main()
