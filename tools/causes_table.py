@@ -42,6 +42,13 @@ from tools.planted_families import FAMILIES, planted_family
 PAGE: Final = Path(__file__).parents[1] / "docs" / "matrix.md"
 ROWS: Final = PAGE.parents[1] / "build" / "matrix.jsonl"
 REPEATS: Final = PAGE.parents[1] / "build" / "repeats.json"
+COSTS: Final = PAGE.parents[1] / "build" / "costs.json"
+COSTED: Final = (
+    ("rope theta", 50.0), ("norm scaled", 20.0), ("head rolled", 7.0), ("layers exchanged", 2.0),
+    ("adapter merged again", 10.0), ("super weights scaled", 0.0), ("pruned", 0.8), ("trained", 0.3),
+)  # fmt: skip
+"""The candidates whose cost is measured."""
+
 HARMFUL, HARMLESS = 1.5, 1.02
 LABEL_TEXT: Final = 4000
 """This many characters of the labels' text are scored."""
@@ -213,10 +220,11 @@ HEAD: Final = """# Verdicts against labels
 
 Written by `python -m tools.causes_table`; no figure here is typed by hand. {count} candidates of {kinds} kinds
 (`swcheck.testing.candidates`) were gated; a label is the perplexity ratio by lm-evaluation-harness on another text than
-the gate's. `tiny` was gated in the standard tier, the others in the smoke tier. *Harmful* is over x1.5, *harmless* under x1.02; what lies between is the grey zone. A *false alarm* is a red
-candidate that computes the same as its reference, or one whose perplexity is red though the label is harmless and no
-fault that was made is named. Changes that are real and cost hardly anything on this text may be red by their
-predictions or super weights: those are counted as *red, no loss*.
+the gate's. `tiny` was gated in the standard tier, the others in the smoke tier. *Harmful* is over x1.5, *harmless* under
+x1.02; what lies between is the grey zone. A *false alarm* is a red candidate that computes the same as its reference, or
+one whose perplexity is red though the label is harmless and the fault that was made is not named. Faults that cost
+nothing on the label's text (it uses no such row, begins no text with BOS, or is another kind of text) may be red all the
+same: they are counted as *red, no loss*, and listed.
 """
 
 
@@ -252,6 +260,12 @@ def _exceptions(rows: Sequence[Row]) -> list[str]:
     for row in bad:
         said = f'{row.check} red, "{row.cause}"' if row.check else "green"
         lines.append(f"- {row.reference}, {row.kind} {row.strength:g}, label x{row.label:.3g}: {said}")
+    quiet = [row for row in rows if row.check and row.label < HARMLESS and not row.is_false]
+    lines += ["", "Red though the label has no loss, each for the fault that was made:", ""]
+    for row in quiet:
+        lines.append(
+            f"- {row.reference}, {row.kind} {row.strength:g}, label x{row.label:.3g}: {row.check}, `{row.cause_kind}`"
+        )
     return lines
 
 
@@ -273,29 +287,49 @@ def _curve(rows: Sequence[Row]) -> list[str]:
             )
             cells = [words, len(mine), f"{len(red)} ({len(red) / len(mine):.0%})", *counts, len(red) - sum(counts)]
             lines.append(f"| {' | '.join(map(str, cells))} |")
-    return lines + _costs(rows) + _repeats()
+    return lines + _costs() + _repeats()
 
 
-def _costs(rows: Sequence[Row]) -> list[str]:
-    """Return what red and green candidates of tiny cost."""
-    mine = [row for row in rows if row.reference == "tiny"]
-    seconds: dict[str, list[float]] = {}
-    for row in mine:
-        seconds.setdefault(row.cause_kind if row.check else "green", []).append(row.seconds)
-    medians = {name: sorted(each)[len(each) // 2] for name, each in seconds.items()}
-    green = medians.pop("green", 0.0)
-    if not green:
+def _costs() -> list[str]:
+    """Return what red and green candidates of tiny cost, as ``measure_costs`` found."""
+    if not COSTS.exists():
         return []
+    found: dict[str, list[Any]] = json.loads(COSTS.read_text(encoding="utf-8"))
+    green = found.pop("copy")[0]
     lines = [
         "",
         "## What a red candidate costs",
         "",
-        "`tiny`, one thread, median of the seconds of four checks over those of a green candidate:",
+        f"Seconds of processor that four checks of `tiny` take, one thread, over the {green:.2f} s of a green copy.",
         "",
+        "| candidate | cause | over green |",
+        "| --- | --- | --- |",
     ]
-    lines += ["| cause | candidates | over green |", "| --- | --- | --- |"]
-    ranked = sorted(medians, key=lambda name: medians[name])
-    return lines + [f"| `{name}` | {len(seconds[name])} | x{medians[name] / green:.1f} |" for name in ranked]
+    ranked = sorted(found, key=lambda name: found[name][0])
+    return lines + [f"| {name} | `{found[name][1]}` | x{found[name][0] / green:.1f} |" for name in ranked]
+
+
+def measure_costs() -> None:
+    """Gate a few candidates of tiny one after the other, and keep the seconds of processor in ``COSTS``."""
+    tiny, found = load("tiny", device="cpu"), {}
+    reference = as_subject(tiny)
+    torch.set_num_threads(1)
+    for kind, strength in (("copy", 0.0), *COSTED):
+        made = as_subject(candidate(kind, tiny, strength))
+        made.kind, cause, start = "auto", "", time.process_time()
+        for check in CHECKS:
+            try:
+                check(made, reference)
+            except RobustnessError as error:
+                cause = cause or error.verdict.cause_kind
+        found[kind] = [time.process_time() - start, cause]
+        if kind == "copy" and not cause:  # the first one has measured the reference
+            made = as_subject(candidate(kind, tiny, strength))
+            start = time.process_time()
+            for check in CHECKS:
+                check(made, reference)
+            found[kind] = [time.process_time() - start, cause]
+    COSTS.write_text(json.dumps(found), encoding="utf-8")
 
 
 def _repeats() -> list[str]:
@@ -312,9 +346,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("directory", nargs="?", default="")
     parser.add_argument("--text", type=Path)
     parser.add_argument("--page", action="store_true")
+    parser.add_argument("--costs", action="store_true", help="measure costs alone")
     asked = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
-    if not asked.page:
+    if asked.costs:
+        measure_costs()
+    elif not asked.page:
         run(asked.directory, asked.text.read_text(encoding="utf-8") if asked.text else "")
     PAGE.write_text(page(kept_rows()), encoding="utf-8")
 

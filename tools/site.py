@@ -42,6 +42,7 @@ PAGES: Final[dict[str, dict[str, str]]] = {
         "The swcheck command": "docs/command-line.md",
         "Causes": "docs/causes.md",
         "Model families": "docs/families.md",
+        "Verdicts against labels": "docs/matrix.md",
         "What large models cost": "docs/performance.md",
         "Python": "python.md",
         "Security": "SECURITY.md",

@@ -87,7 +87,7 @@ def test_a_zeroed_one_is_red_and_its_command_repeats(inner, zeroed):
             "pytest --model=tiny --candidate=*",
             "=* swcheck =*",
             "super weights * FAILED",
-            "FAILED swcheck.suite.test_candidate::test_super_weights[[]tiny-zeroed] - super weight at layer 1*",
+            "FAILED test_super_weights[[]tiny-zeroed] - super weight at layer 1 [[]97, 301[]]*",
         ]
     )
     for depths in ("Traceback", ".py:", "RobustnessError"):

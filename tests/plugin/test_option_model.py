@@ -143,7 +143,7 @@ def test_a_directory_that_cannot_be_loaded(inner, tmp_path, edit, said):
     assert str(folder) in shown
     for depths in ("Traceback", "The above exception", "During handling", ".py:"):
         assert depths not in shown
-    result.stdout.fnmatch_lines(["ERROR swcheck.suite.test_model::test_perplexity[[]broken] - *"])
+    result.stdout.fnmatch_lines(["ERROR test_perplexity[[]broken] - *"])
     assert "Failed: " not in shown
     assert "Unusable" not in shown
     [verdict] = json.loads(Path("out.json").read_text())["verdicts"]
@@ -164,7 +164,7 @@ def test_a_model_without_super_weights_is_red_in_words(inner, micro):
             "  try: --swcheck-allow-none, *",
             "super weights * FAILED",
             "super activations * not applicable",
-            "FAILED swcheck.suite.test_model::test_super_weights[[]micro] - nothing to guard*",
+            "FAILED test_super_weights[[]micro] - nothing to guard*",
         ]
     )
 

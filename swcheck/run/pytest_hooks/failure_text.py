@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -99,6 +101,30 @@ def without_shown_rows(
     for row in rows:
         shown.setdefault(row, test)
     return pytest.ExceptionInfo.from_exc_info((type(brief), brief, excinfo.tb))
+
+
+def make_room_for_causes(terminalreporter: Any) -> None:
+    """Let the short summary name a shipped test without its module, where the cause would be cut off behind its whole id.
+
+    The command that repeats the test stands under its failure. In CI pytest cuts nothing.
+    """
+    if any(os.environ.get(name) for name in ("CI", "BUILD_NUMBER")):
+        return
+    width = shutil.get_terminal_size().columns
+    for outcome, word in (("failed", "FAILED"), ("error", "ERROR")):
+        reports = terminalreporter.stats.get(outcome, [])
+        reports[:] = [_with_brief_name(report, width - len(f"{word}  - ")) for report in reports]
+
+
+def _with_brief_name(report: Any, room: int) -> Any:
+    from swcheck.run.reports.summary import SUITE
+
+    crash = getattr(getattr(report, "longrepr", None), "reprcrash", None)
+    if crash is None or not report.nodeid.startswith(SUITE) or len(report.nodeid) + len(crash.message) <= room:
+        return report
+    brief = copy.copy(report)
+    brief.nodeid = report.nodeid.partition("::")[2]
+    return brief
 
 
 def user_frames(excinfo: pytest.ExceptionInfo[BaseException], test: Path) -> Any:

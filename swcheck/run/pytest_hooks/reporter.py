@@ -17,7 +17,7 @@ import pytest
 from swcheck.base.errors import SwcheckError
 from swcheck.base.terminal import visible, visible_line
 from swcheck.run.pytest_hooks.collection import is_shipped, suite_is_included
-from swcheck.run.pytest_hooks.failure_text import SWCHECK_ERRORS, format_failure
+from swcheck.run.pytest_hooks.failure_text import SWCHECK_ERRORS, format_failure, make_room_for_causes
 from swcheck.run.pytest_hooks.interrupt import end_quickly
 from swcheck.run.pytest_hooks.run_errors import log_run_error, unreviewed_message
 from swcheck.run.pytest_hooks.stash import INTERRUPTED, SESSION, TAKEN_ALIASES, settings_of, specs_of
@@ -201,6 +201,7 @@ class Reporter:
             terminalreporter.write_line(visible_line(f"written: {path}"))
         for line in () if self.settings.no_step_summary else self.annotations():
             terminalreporter.write_line(visible_line(line))
+        make_room_for_causes(terminalreporter)
 
     def annotations(self) -> list[str]:
         """Return the annotations of GitHub Actions for the red checks and for what was not judged."""
