@@ -189,7 +189,6 @@ class Reporter:
         columns, verbosity = shutil.get_terminal_size().columns, self.config.get_verbosity()
         lines = summary(self.worst_verdicts(), columns) if verbosity >= -1 else []
         if lines:
-            terminalreporter.ensure_newline()
             terminalreporter.section("swcheck")
         for line in lines:
             terminalreporter.write_line(visible(line), **colour_of(line))
