@@ -74,6 +74,8 @@ def _plain(model: Any, step: Step) -> torch.Tensor:
 
 def _first_map(model: Any, step: Step) -> Any:
     maps = linear_maps(model)
+    if not maps:  # all of them are packed
+        raise BrokenError
     return maps[step.number % len(maps)]
 
 
