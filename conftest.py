@@ -30,6 +30,18 @@ settings.register_profile("explore", max_examples=100, deadline=None)  # pytest 
 settings.load_profile("same")  # what passes here passes on the next machine
 
 
+def pytest_xdist_make_scheduler(config, log):
+    """Test by test, but those of a card of an embedded model stay in one worker, which measures it once for all of them."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByTest(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file, _, test = nodeid.partition("::")
+            return f"{file}[{test.partition('[')[2]}" if file == "tests/tools/test_tiny.py" else nodeid
+
+    return ByTest(config, log)
+
+
 @pytest.fixture(autouse=True)
 def short_text(request: pytest.FixtureRequest):
     """The standard tier scores 2,048 tokens instead of 8,192, but for tests marked ``whole_text``: a quarter of the time."""

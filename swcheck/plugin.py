@@ -18,7 +18,7 @@ import pytest
 from swcheck.base.errors import SwcheckError
 from swcheck.base.terminal import visible_line
 from swcheck.run import options
-from swcheck.run.pytest_hooks import collection, reporter
+from swcheck.run.pytest_hooks import collection, reporter, workers
 from swcheck.run.pytest_hooks.stash import (
     INTERRUPTED,
     SESSION,
@@ -37,10 +37,11 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """Add the options, and register the hooks of ``collection`` and ``reporter`` as plugins."""
+    """Add the options, and register the hooks of ``collection``, ``reporter`` and ``workers`` as plugins."""
     options.add(parser)
     pluginmanager.register(collection, "swcheck-collection")
     pluginmanager.register(reporter, "swcheck-reports")
+    pluginmanager.register(workers, "swcheck-workers")
 
 
 @pytest.hookimpl(trylast=True)
@@ -93,9 +94,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
             f"swcheck: {version('swcheck')}, {visible_line(options.describe_settings(settings))}, seed {settings.seed}"
         )
         if settings.models and getattr(config.option, "numprocesses", None):
-            lines.append(
-                "swcheck: one worker of xdist measures a reference for all; --dist loadgroup keeps a candidate in one"
-            )
+            lines.append("swcheck: one worker of xdist measures a reference for all, and one judges a candidate")
     if config.get_verbosity() > 0:
         words = "swcheck: {0.alias} belongs to another plugin here; swcheck's own is {0.flag}"
         lines += [words.format(option) for option in config.stash.get(TAKEN_ALIASES, ())]

@@ -46,6 +46,7 @@ LIBRARIES = {
     "tabulate": {"base", "run/reports"},
     "tqdm": {"base", "study"},
     "transformers": {"gate/training", "loading"},
+    "xdist": {"run/pytest_hooks"},
 }
 """The only folders that may import a library that is neither of the standard library nor torch."""
 

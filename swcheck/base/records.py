@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 
 @dataclass(frozen=True)
@@ -192,6 +192,10 @@ class Limit:
         if low is None:
             return "-" if high is None else f"<= {high}"
         return f">= {low}" if high is None else f"{low} .. {high}"
+
+
+NOT_ENOUGH: Final = ", not enough yet"
+"""The end of the text of a fix after which the check is still red."""
 
 
 @dataclass(frozen=True)

@@ -80,3 +80,11 @@ def is_near_ratio(limit: Limit, ratio: float, slack: float) -> bool:
     """Return whether ``ratio`` is within ``slack`` of an end of its limit; ``slack`` is a log difference, in nats."""
     ends = [end for end in (limit.low, limit.high) if end]
     return ratio > 0 and any(abs(math.log(ratio / end)) <= slack for end in ends)
+
+
+def percentiles(values: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Return percentiles of ``values`` by their names: "min", "max", or a number from 0 to 100 as text."""
+    ends = {"min": 0.0, "max": 1.0}
+    shares = [ends[name] if name in ends else float(name) / 100 for name in names]
+    found = values.double().flatten().quantile(torch.tensor(shares, dtype=torch.float64))
+    return dict(zip(names, found.tolist(), strict=True))

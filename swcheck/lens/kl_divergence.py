@@ -59,12 +59,13 @@ class Predictions:
 class Drift:
     """How far a candidate's predictions are from a reference's at each sampled position.
 
-    ``kl`` float64 ``(N,)`` is the KL divergence in nats; ``agree`` bool ``(N,)`` says whether both models find the same
-    token likeliest.
+    ``kl`` float64 ``(N,)`` is the KL divergence in nats, of the candidate from the reference; ``reverse`` is that of the
+    reference from the candidate. ``agree`` bool ``(N,)`` says whether both models find the same token likeliest.
     """
 
     kl: torch.Tensor
     agree: torch.Tensor
+    reverse: torch.Tensor
 
     @property
     def mean(self) -> float:
@@ -85,10 +86,6 @@ class Drift:
     def top1_error(self) -> float:
         """The standard error of ``top1``."""
         return math.sqrt(self.top1 * (1 - self.top1) / len(self.agree))
-
-    def percentile(self, share: float) -> float:
-        """Return the KL divergence in nats below which ``share`` of the positions lie; ``share`` is 0 to 1."""
-        return float(self.kl.quantile(share))
 
 
 def predict(model: nn.Module | Runtime, token_ids: torch.Tensor) -> tuple[torch.Tensor, Predictions]:
@@ -115,7 +112,7 @@ def compare_predictions(
 
     Returns its nats of every predicted token, float64 ``(B, T - 1)``, and its drift from the predictions ``reference``.
     """
-    kls: list[torch.Tensor] = []
+    kls: list[tuple[torch.Tensor, torch.Tensor]] = []
     agrees: list[torch.Tensor] = []
 
     def compare_batch(logs: torch.Tensor, numbers: slice) -> None:
@@ -125,11 +122,13 @@ def compare_predictions(
         found = logs.cpu().double().gather(1, tokens.where(shared, 0))
         if isinstance(model, Runtime):  # it may tell the likeliest tokens alone; the others are in the tail
             shared &= found > -math.inf
-        kls.append(_divergence(expected.where(shared, -math.inf), found.where(shared, -math.inf)))
+        both = expected.where(shared, -math.inf), found.where(shared, -math.inf)
+        kls.append((_divergence(*both), _divergence(*reversed(both))))
         agrees.append(logs.argmax(1).cpu() == likeliest[:, 0])
 
     nats = _score(model, token_ids, reference.positions, compare_batch)
-    return nats, Drift(torch.cat(kls), torch.cat(agrees))
+    forward, reverse = (torch.cat(parts) for parts in zip(*kls, strict=True))
+    return nats, Drift(forward, torch.cat(agrees), reverse)
 
 
 def _without(expected: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
@@ -142,7 +141,7 @@ def _divergence(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
     """Return KL(expected || found), nats ``(N,)``, of log-probabilities ``(N, K)`` and one tail bucket."""
     floor = 1e-12
     expected_tail, found_tail = ((1 - logs.exp().sum(1)).clamp_min(floor) for logs in (expected, found))
-    head = torch.where(expected > -math.inf, expected.exp() * (expected - found), 0.0).sum(1)
+    head = torch.where(expected > -math.inf, expected.exp() * (expected - found), 0.0).sum(1)  # inf - inf is left out
     return (head + expected_tail * (expected_tail.log() - found_tail.log())).clamp_min(0)
 
 

@@ -1,11 +1,11 @@
-"""Scores token ids with a model: nats per token, and their sum with the number of tokens.
+"""Scores token ids with a model: nats per token, their sum with the number of tokens; and its likeliest next tokens.
 
 Sums are kept in float64 whatever the model's dtype is; the caller divides once to get a mean. B batch, T tokens.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch.nn import functional
@@ -14,7 +14,7 @@ from swcheck.base.errors import NotFiniteError
 from swcheck.base.records import Likelihood
 from swcheck.lens.architecture.anatomy import check_module
 from swcheck.lens.architecture.layer_by_layer import logits_of_windows
-from swcheck.lens.architecture.storage import evaluating
+from swcheck.lens.architecture.storage import device_of, evaluating
 from swcheck.lens.tokens import check_token_ids, vocabulary_size
 from swcheck.loading.runtime import Runtime
 
@@ -90,3 +90,27 @@ def log_probabilities(runtime: Runtime, ids: torch.Tensor) -> torch.Tensor:
     if tuple(logs.shape) != wanted:
         raise NotFiniteError(f"log-probabilities of {wanted} from {runtime.title}", f"{tuple(logs.shape)}", "repair it")
     return logs.float()
+
+
+def likeliest_tokens(model: nn.Module | Runtime, token_ids: torch.Tensor) -> torch.Tensor:
+    """Return the likeliest next token after each token of ``token_ids``, int64 ``(B, T)``, but the last: ``(B, T - 1)``."""
+    if isinstance(model, Runtime):
+        return torch.stack([log_probabilities(model, ids).argmax(-1).cpu() for ids in token_ids])
+    with evaluating(model):
+        found = [logits[:, :-1].argmax(-1).cpu() for logits in logits_of_windows(model, token_ids, len(token_ids))]
+    return torch.cat(found)
+
+
+def generated(model: nn.Module, token_ids: torch.Tensor, count: int) -> torch.Tensor:
+    """Return ``token_ids``, int64 ``(B, T)``, with ``count`` tokens appended, each the likeliest: ``(B, T + count)``.
+
+    An end of text is a token as any other. A model that returns no cache is run on all tokens each time.
+    """
+    ids, cache = token_ids, None
+    with evaluating(model):
+        for _ in range(count):
+            given = ids if cache is None else ids[:, -1:]
+            output: Any = model(given.to(device_of(model)), past_key_values=cache, use_cache=True)
+            cache = getattr(output, "past_key_values", None)
+            ids = torch.cat([ids, output.logits[:, -1].argmax(-1, keepdim=True).cpu()], dim=1)
+    return ids

@@ -102,6 +102,9 @@ OPTIONS: Final = (
         "perhaps",
     ),
     Option("kind", "value", "NAME", "what was done to the candidate: quantized, finetuned, pruned; auto looks"),
+    Option(
+        "layers", "flag", None, "rank the candidate's layers by what each costs: which to spare next; also if green"
+    ),
     Option("json", "value", "FILE", "write the verdicts to this file", "yes"),
     Option("markdown", "value", "FILE", "write the verdicts as Markdown, as for the summary of a CI job", "yes"),
     Option("html", "value", "FILE", "write the verdicts as one page of HTML", "yes"),

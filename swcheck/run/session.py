@@ -234,6 +234,7 @@ def _fields(settings: Settings, spec: str, reference: str | None, loaded: Loaded
         "scheme": loaded.scheme,
         "text_label": str(settings.text or ""),
         "kind": settings.kind,
+        "rank_layers": settings.layers,
         "limits": settings.given_limits_for(spec if reference is None else reference, spec if reference else None),
         "source": loaded.source,
         "unused_tensors": loaded.unused_tensors,

@@ -61,6 +61,7 @@ class Settings:
     kind: str = "auto"
     device_map: str | None = None
     stream: bool = False
+    layers: bool = False
     seed: int = 0
     origins: Mapping[str, str] = field(default_factory=dict)
 
@@ -151,6 +152,7 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
         kind=values.get("kind") or "auto",
         device_map=values.get("device_map"),
         stream=bool(values.get("stream")),
+        layers=bool(values.get("layers")),
         origins=origins,
     )
     _check(settings)

@@ -31,7 +31,7 @@ from swcheck.base.errors import CoordinateError, NotFiniteError, OptionError, Te
 from swcheck.base.records import Limit, Verdict
 from swcheck.base.statistics import capped_collapse, collapse_ratio
 from swcheck.gate.conclusion import conclude
-from swcheck.gate.verdict_message import verdict_message
+from swcheck.gate.verdict_message import message_rows, verdict_message
 from swcheck.lens.tokens import token_windows
 from swcheck.superweights.measurements.contributions import contributions_on_default_prompt, largest_input_columns
 from swcheck.superweights.measurements.inputs import prompt_ids
@@ -497,7 +497,7 @@ def test_a_message_for_a_terminal_is_folded():
         lines = verdict_message(verdict, width=width).splitlines()
         assert [line for line in lines if len(line) > width] == [f"    b {'y' * 150}"]
         assert " ".join(lines).split() == verdict_message(verdict).split()
-    assert verdict_message(verdict, width=80).splitlines()[:2] == [f"{cause}:", "  perplexity of cand against ref"]
+    assert verdict_message(verdict, width=80).splitlines()[:2] == [f"{cause}: perplexity of cand", "  against ref"]
 
 
 def test_a_message_stands_alone_in_its_first_line():
@@ -537,6 +537,28 @@ def test_a_message_points_to_what_was_said():
     worst = (("layers", "most in 1"), ("layers.1.mlp.down_proj", "9% off"), ("layers.0.mlp.up_proj", "8% off"))
     layers = verdict_message(replace(verdict, detail=worst), dict.fromkeys(worst, "test_a"))
     assert layers.splitlines()[2:] == ["  try: less", "  as under test_a: layers"]
+
+
+def test_a_brief_message_says_the_rest_is_elsewhere():
+    """What was ruled out is named, not shown; a cause that was shown, and the source of a limit, are not said again."""
+    detail = (("proof", "x1"), ("ruled out", "this"), ("ruled out", "that"), ("layers.1.mlp", "9% off"), ("fix", "y1"))
+    limit = Limit(None, 1.05, "what published ones keep")
+    verdict = Verdict("perplexity", "ref", Outcome.FAILED, "x9", "cand", 9.0, limit, "x", "bad", "less", detail=detail)
+
+    lines = verdict_message(verdict, brief=True).splitlines()
+    assert lines == [
+        "bad: perplexity of cand against ref", "  x9", "  proof  x1", "  fix    y1",
+        "  limit <= 1.05 (what published ones keep)", "  try: less", "  more with -v: ruled out, layers",
+    ]  # fmt: skip
+
+    shown = dict.fromkeys(message_rows(verdict), "test_a")
+    other = replace(verdict, check="predictions", measured=0.5, unit="nats", detail=(("fix", "y1, not enough yet"),))
+    assert verdict_message(other, shown, brief=True).splitlines() == [
+        "the same cause as under test_a: predictions of cand against ref",
+        "  0.5 nats, limit <= 1.05; that fix is not enough",
+    ]
+    scaled = replace(other, cause="worse", limit=replace(limit, source="what published ones keep, scaled"))
+    assert "  limit <= 1.05 (scaled)" in verdict_message(scaled, shown, brief=True).splitlines()
 
 
 def test_a_robustness_error_survives_another_process(tiny):

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from swcheck.run.pytest_hooks import workers
 from tests.plugin import BOTH
 
 
@@ -27,7 +28,7 @@ def test_two_workers(inner, pytester, zeroed, brief):
     assert result.ret == 1
     result.stdout.fnmatch_lines(
         [
-            "swcheck: one worker of xdist measures a reference for all; --dist loadgroup keeps*",
+            "swcheck: one worker of xdist measures a reference for all, and one judges a candidate",
             "*super weight at layer 1*zeroed*: super weights of zeroed against tiny",
             "=* swcheck =*",
             "tiny",
@@ -50,27 +51,36 @@ def test_two_workers(inner, pytester, zeroed, brief):
     ]
 
 
+@pytest.mark.parametrize(
+    ("test", "scope"),
+    [
+        ("swcheck.suite.test_model::test_perplexity[tiny]", "tiny"),
+        ("swcheck.suite.test_candidate::test_perplexity[tiny-w4]", "w4"),
+        ("swcheck.suite.test_candidate::test_perplexity[tiny-w4-g128]", "w4-g128"),
+        ("a.py::test_mine[1-w4-tiny]", "w4"),
+        ("a.py::test_mine[w4x]", ""),
+        ("a.py::test_mine", ""),
+    ],
+)
+def test_the_tests_of_a_candidate_have_one_scope(test, scope):
+    """The parameters of a node id say the candidate, else the model; a longer name goes before one that it contains."""
+    assert workers.scope_of(test, ["w4", "w4-g128"], ["tiny"]) == scope
+
+
 @pytest.mark.slow
-def test_the_tests_of_a_model_are_a_group(inner, pytester, micro):
-    """Under --dist loadgroup the checks of one model stay with one worker, those of one candidate as well; without
-    xdist there is no such mark.
-    """
-    pytester.makepyfile(
-        test_own="""
-        def marks(request):
-            return [mark.args[0] for mark in request.node.iter_markers("xdist_group")]
-
-        def test_model(swcheck_spec, request, pytestconfig):
-            assert marks(request) == (["tiny"] if pytestconfig.pluginmanager.hasplugin("xdist") else [])
-
-        def test_candidate(swcheck_spec, swcheck_candidate_spec, request, pytestconfig):
-            asked = f"tiny-{swcheck_candidate_spec}"
-            assert marks(request) == ([asked] if pytestconfig.pluginmanager.hasplugin("xdist") else [])
-        """
+def test_one_worker_judges_a_candidate(outer, micro, brief, tmp_path):
+    """With -n 2 all checks of one candidate run in one worker, without any option; with --dist worksteal they need not."""
+    (tmp_path / "conftest.py").write_text(
+        "def pytest_runtest_logreport(report):\n    if report.when == 'call' and hasattr(report, 'node'):\n"
+        "        with open('ran.txt', 'a') as file:\n            file.write(f'{report.node.gateway.id} {report.nodeid}\\n')\n"
     )
-    words = ("--model=tiny", "--candidate=tiny", f"--candidate={micro}", "test_own.py", "--strict-markers")
-    inner(*words).assert_outcomes(passed=3)
-    inner(*words, "-p", "no:xdist").assert_outcomes(passed=3)
+    copies = [shutil.copytree(micro, tmp_path / name) for name in ("first", "second")]
+    words = [f"--model={micro}", *(f"--candidate={copy}" for copy in copies), brief, "--swcheck-allow-none"]
+    outer(*words, "-n", "2", "-k", "test_candidate")
+    ran = [line.split(" ", 1) for line in (tmp_path / "ran.txt").read_text().splitlines()]
+    for name in ("first", "second"):
+        assert len({worker for worker, test in ran if f"-{name}]" in test}) == 1
+        assert len([test for _, test in ran if f"-{name}]" in test]) >= 4
 
 
 @pytest.mark.slow

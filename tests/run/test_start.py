@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from string import Template
 
 import pytest
 
 from swcheck.run.command_line import check
 from swcheck.run.command_line import main as command_line
 from swcheck.run.command_line.baseline import changed_facts
-from swcheck.run.command_line.init import FILES
+from swcheck.run.command_line.init import FILES, TABLE
+from swcheck.run.options import OPTIONS
+from swcheck.run.project_table import read_table
 from tests import checkpoints
 
 
@@ -67,27 +72,43 @@ def test_check_hands_every_option_on(monkeypatch):
 
 
 def test_init_writes_a_start_and_overwrites_nothing(run, tmp_path):
-    """All files are written once; the second time it is refused, and nothing is changed."""
-    code, out, _ = run("init", "--model=./m", "--candidate=./c")
+    """All files are written once, whatever the models are called; the second time it is refused, and nothing is changed."""
+    code, out, _ = run("init", "--model=./m", '--candidate=./a "c"')
     assert code == 0
     assert all(name in out and (tmp_path / name).is_file() for name in FILES)
-    assert "swcheck_candidate = ./c" in (tmp_path / "pytest.ini").read_text()
+    table = tomllib.loads((tmp_path / "pyproject.toml").read_text())["tool"]["swcheck"]
+    assert table == {"models": ["./m"], "candidates": ['./a "c"']}
     assert "${{ github.workspace }}" in (tmp_path / ".github" / "workflows" / "swcheck.yml").read_text()
-    (tmp_path / "pytest.ini").write_text("mine")
+    (tmp_path / "tests" / "test_super_weights.py").write_text("mine")
     code, _, err = run("init")
     assert code == 2
-    assert "there is pytest.ini" in err
-    assert (tmp_path / "pytest.ini").read_text() == "mine"
+    assert "there is tests/test_super_weights.py" in err
+    assert (tmp_path / "tests" / "test_super_weights.py").read_text() == "mine"
 
 
-@pytest.mark.parametrize(("name", "text"), [("pyproject.toml", "[tool.pytest.ini_options]"), ("tox.ini", "[pytest]")])
-def test_init_hides_no_settings(run, tmp_path, name, text):
-    """Where a project has settings for pytest already, a pytest.ini beside them would win: it is refused."""
-    (tmp_path / name).write_text(text)
-    code, _, err = run("init")
+def test_what_is_commented_out_is_valid_too(tmp_path):
+    """With the marks taken away the table has a baseline and a limit that swcheck knows."""
+    lines = Template(TABLE).substitute(model='"m"', candidate='"c"').splitlines()
+    shown = [line.removeprefix("# ") if re.match(r"# (\[|\w+ = )", line) else line for line in lines]
+    (tmp_path / "pyproject.toml").write_text("\n".join(shown))
+    values = read_table(tmp_path / "pyproject.toml", {option.name: option.kind for option in OPTIONS})
+    assert values == {"model": ["m"], "candidate": ["c"], "baseline": "baselines", "limit": ["perplexity=1.03"]}
+
+
+def test_init_leaves_a_project_table_alone(run, tmp_path):
+    """A pyproject.toml stays as it is, and its new lines are printed, to be pasted; with a table of swcheck it is refused."""
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'mine'\n")
+    code, out, _ = run("init")
+    assert code == 0
+    assert (tmp_path / "pyproject.toml").read_text() == "[project]\nname = 'mine'\n"
+    assert "stays as it is; add these lines" in out
+    assert "\n[tool.swcheck]\n" in out
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "pyproject.toml").write_text("[tool.swcheck]\n")
+    code, _, err = run("init", "other")
     assert code == 2
-    assert f"{name} has settings for pytest" in err
-    assert not (tmp_path / "tests").exists()
+    assert "has a table [tool.swcheck] already" in " ".join(err.split())
+    assert not (tmp_path / "other" / "tests").exists()
 
 
 @pytest.mark.slow

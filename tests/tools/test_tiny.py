@@ -12,7 +12,7 @@ from swcheck import SuperWeight, zeroed
 from swcheck.loading.tiny import CHECKPOINTS, HELDOUT
 from tools import tiny_card, tiny_corpus, train_tiny
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cards")]  # one worker measures a card for all of them
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)

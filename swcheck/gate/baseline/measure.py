@@ -18,6 +18,7 @@ from swcheck.gate.relation.linear_maps import map_responses
 from swcheck.superweights.measurements.ablation import intact_nats
 from swcheck.superweights.measurements.configuration import configuration, generation_settings
 from swcheck.superweights.measurements.contributions import largest_input_columns, located, sink_tokens
+from swcheck.superweights.measurements.generation import greedy_text
 from swcheck.superweights.measurements.inputs import has_bos, id_count, prompt_ids, sample_ids, vocabulary_size
 from swcheck.superweights.measurements.residual_stream import activation_profile, residual_sketch, super_activations
 from swcheck.superweights.measurements.scores import nats_among
@@ -36,6 +37,7 @@ def measure_for_candidates(reference: Subject, prompts: Sequence[str | Prompt] =
     compare_perplexity(Pair("perplexity", reference, reference), DEFAULTS["perplexity"], None)
     if reference.tier.causal:
         compare_dependence(Pair("dependence", reference, reference), DEFAULTS["dependence"])
+    greedy_text(reference)
     intact_nats(reference)  # every proof of a cause needs them, also without super weights
     weights, prompt = located(reference).super_weights, prompt_ids(reference)
     for weight in weights:

@@ -33,6 +33,7 @@ VALUE_SHAPES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("windows", "between", "checked", "prompt", "padded"), "int BT"),
     **dict.fromkeys(("intact", "causal", "matched", "largest", "experts"), "float BT"),
     "row": "float F",
+    "greedy": "int SBT",
 }
 """The kind and the sides of a measurement that is a tensor, or of the first part of one that is a tuple."""
 

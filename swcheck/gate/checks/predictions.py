@@ -17,6 +17,7 @@ from swcheck.base.statistics import (
     STANDARD_ERRORS,
     is_near,
     is_near_ratio,
+    percentiles,
     perplexity_of,
     standard_error,
 )
@@ -24,9 +25,11 @@ from swcheck.gate.checks.confounds import confound, not_finite_nats
 from swcheck.gate.checks.kv_cache import WINDOWS, CachePass, cache_pass
 from swcheck.gate.checks.pair import Pair, passed_or_near
 from swcheck.gate.checks.red_verdict import change_beside_the_rounding, finding, red_verdict
+from swcheck.gate.diagnosis.layer_costs import layer_costs
 from swcheck.gate.relation.configurations import configuration_words
 from swcheck.gate.relation.linear_maps import not_quantized
 from swcheck.superweights.measurements.curves import position_curve
+from swcheck.superweights.measurements.generation import first_other_tokens, greedy_text, is_greedy_text_known
 from swcheck.superweights.measurements.inputs import (
     text_hash,
     tier_suffix,
@@ -47,8 +50,11 @@ from swcheck.superweights.subject.memory import Cost, InBaseline
 MOST_NAMED: Final = 3
 """The number of matrices that are named if a quantizer has skipped some; further ones are counted."""
 
-PERCENTILES: Final = {"50": 0.5, "90": 0.9, "95": 0.95, "99": 0.99, "99.9": 0.999, "max": 1.0}
-"""The percentiles of the KL divergence that the JSON has, by name: those that other tools print."""
+PERCENTILES: Final = ("50", "90", "95", "99", "99.9", "max")
+"""The percentiles of the KL divergence that reports have: those that other tools print."""
+
+BOTH_ENDS: Final = ("min", "0.1", "1", "5", "10", *PERCENTILES)
+"""The percentiles of the change of a probability, which goes both ways."""
 
 HARDLY: Final = 1.04
 """Up to this perplexity ratio changed predictions are hardly a loss."""
@@ -101,7 +107,9 @@ def compare_perplexity(pair: Pair, limit: Limit, at_most: float | None) -> Verdi
 
 def _facts(pair: Pair, value: float, base: float, error: float, tokens: int) -> dict[str, Any]:
     kind = pair.kind
+    layers = {"layer_costs": layer_costs(pair.candidate, pair.reference)} if pair.candidate.rank_layers else {}
     return {
+        **layers,
         "perplexity": value,
         "reference_perplexity": base,
         "standard_error": error,
@@ -224,22 +232,26 @@ def compare_predictions(pair: Pair, kl: Limit, top1: Limit) -> Verdict:
     found = confound(pair)
     if found is not None:
         return found
-    ours = pair.nats()[1]
+    theirs, ours = pair.nats()
     if not torch.isfinite(ours).all():
         return not_finite_nats(pair, ours)
     drift, expected = scores_against(pair.candidate, pair.reference)[1], intact_scores(pair.reference)[1]
     top1 = scaled_to_confidence(top1, expected.confidence)
-    median, high, highest = (f"{drift.percentile(share):.4f}" for share in (0.5, 0.95, 0.99))
+    spread = percentiles(drift.kl, PERCENTILES)
     least = "" if top1.low is None else f" (limit >= {top1.low:.1%})"
     summary = (
-        f"KL {drift.mean:.4f} nats (median {median}, 95th percentile {high}, 99th {highest}), "
+        f"KL {drift.mean:.4f} nats (median {spread['50']:.4f}, 95th percentile {spread['95']:.4f}, "
+        f"99th {spread['99']:.4f}), "
         f"same top token {drift.top1:.1%}{least}, "
         f"{expected.covered:.1%} of the mass covered, {len(drift.kl):,} positions"
     )
-    percentiles = {name: drift.percentile(share) for name, share in PERCENTILES.items()}
     facts = {
         "kl": drift.mean,
-        "kl_percentiles": percentiles,
+        "kl_percentiles": spread,
+        "kl_reverse": float(drift.reverse.mean()),
+        "kl_reverse_percentiles": percentiles(drift.reverse, PERCENTILES),
+        "right_token": _change_of_right_token(theirs, ours),
+        "greedy_text": _greedy_text(pair),
         "top1": drift.top1,
         "covered": expected.covered,
         "confidence": expected.confidence,
@@ -253,9 +265,25 @@ def compare_predictions(pair: Pair, kl: Limit, top1: Limit) -> Verdict:
         fields |= {"measured": drift.top1, "limit": top1, "unit": "share"}
         fields["detail"] = (("perplexity", _why_red_without_loss(pair, drift.top1)),)
     elif not top1.holds(drift.top1):
-        words = f"same {drift.top1:.1%}, limit >= {top1.low or 0:.1%} ({top1.source})"
+        source = f"as for KL{top1.source.removeprefix(kl.source)}" if top1.source.startswith(kl.source) else top1.source
+        words = f"same {drift.top1:.1%}, limit >= {top1.low or 0:.1%} ({source})"
         fields["detail"] = (("top token", words),)
     return red_verdict(pair, summary, **fields)
+
+
+def _change_of_right_token(theirs: torch.Tensor, ours: torch.Tensor) -> dict[str, Any]:
+    """Return how the probability of the right token changes, from nats ``(B, T - 1)``: -1 to 1, all tokens."""
+    change = (-ours).exp() - (-theirs).exp()
+    rms = float(change.square().mean().sqrt())
+    return {"mean": float(change.mean()), "rms": rms, "percentiles": percentiles(change, BOTH_ENDS)}
+
+
+def _greedy_text(pair: Pair) -> dict[str, Any] | None:
+    """Return after how many generated tokens the candidate goes on otherwise, by prompt; None where not known."""
+    if not is_greedy_text_known(pair.reference) or not (first := first_other_tokens(pair.candidate, pair.reference)):
+        return None
+    count = greedy_text(pair.reference).shape[2] // 2
+    return {"tokens": count, "first_other": [after if after < count else None for after in first]}
 
 
 def _why_red_without_loss(pair: Pair, top1: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from swcheck.base.records import Outcome, SuperWeight, Verdict
+from swcheck.base.records import NOT_ENOUGH, Outcome, SuperWeight, Verdict
 from swcheck.gate.checks.correspondence import compared_weights
 from swcheck.gate.checks.pair import Pair
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
@@ -73,7 +73,7 @@ def with_remedy(
     fix = remedy(pair.candidate, pair.reference, found.matrices, weights, kind=pair.kind.name)
     measured_fact = fix.facts.get(JUDGED_FACT.get(pair.check, ""))
     not_enough = measured_fact is not None and fix.facts["proven"] and not fields["limit"].holds(measured_fact)
-    fields["detail"] = (*fields.get("detail", ()), ("fix", f"{fix.proof}{', not enough yet' * not_enough}"))
+    fields["detail"] = (*fields.get("detail", ()), ("fix", f"{fix.proof}{NOT_ENOUGH * not_enough}"))
     fields["facts"] = {**fields.get("facts", {}), "fix": dict(fix.facts)}
     words = fix.words_for_all_maps if found.kind in ALL_MAPS else fix.words
     return pair.failed(found.cause, summary, words, **fields)

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 from typing import Any, Final
 
 from swcheck.base.errors import OptionError
 from swcheck.base.output_files import check_writable, write_atomically
-from swcheck.run.options import INI_FILES, has_pytest_section
+from swcheck.run.project_table import HEAD
 
-SETTINGS: Final = """\
+PROJECT: Final = "pyproject.toml"
+TABLE: Final = """\
 # What swcheck reads in this project; `pytest --help` lists all options. The command line wins over the environment
 # (SWCHECK_MODEL, ...), the environment over this file.
-[pytest]
+[tool.swcheck]
 # The model as published: a directory, a hub id, or a name that `swcheck index` lists.
-swcheck_model = $model
+models = [$model]
 # What is about to be released: a directory, a hub id, or ENGINE:SCHEME (rtn:bits=4 quantizes on the fly).
-swcheck_candidate = $candidate
-# With a baseline the gate loads the candidate alone. `swcheck baseline $model` writes it; review it, commit it, and
+candidates = [$candidate]
+# With a baseline the gate loads the candidate alone. `swcheck baseline MODEL` writes it; review it, commit it, and
 # take the mark away:
-# swcheck_baseline = baselines
-# Limits of your own, one a word, instead of the defaults:
-# swcheck_limit = perplexity=1.03
+# baseline = "baselines"
+
+# Limits of your own instead of the defaults:
+# [tool.swcheck.limits]
+# perplexity = 1.03
 """
 
 TEST: Final = '''\
@@ -54,18 +59,21 @@ jobs:
   gate:
     runs-on: ubuntu-latest
     env:
-      HF_HOME: $${{ github.workspace }}/.hub  # where models are downloaded to, and found again
+      HF_HOME: ${{ github.workspace }}/.hub  # where models are downloaded to, and found again
     steps:
       - uses: actions/checkout@v4
       - uses: actions/setup-python@v5
         with: {python-version: "3.12"}
       - uses: actions/cache@v4  # so that a model is downloaded once
+        id: hub
         with:
           path: .hub
-          key: hub-$${{ hashFiles('pytest.ini') }}
+          key: hub-${{ hashFiles('pyproject.toml') }}
       - run: pip install swcheck  # pin it, as your other dependencies
       # --swcheck-require: a gate that judges no candidate must not be green
       - run: pytest tests/test_super_weights.py --swcheck-require --swcheck-html=swcheck.html --junitxml=swcheck.xml
+        env:
+          HF_HUB_OFFLINE: ${{ steps.hub.outputs.cache-hit == 'true' && '1' || '0' }}  # with the cache, no network
       - uses: actions/upload-artifact@v4
         if: always()
         with:
@@ -76,7 +84,7 @@ jobs:
 """
 
 FILES: Final = {
-    "pytest.ini": SETTINGS,
+    PROJECT: TABLE,
     "tests/test_super_weights.py": TEST,
     ".github/workflows/swcheck.yml": WORKFLOW,
 }
@@ -95,22 +103,30 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Write all files, and return what to do next. Raises ``OptionError`` before it would overwrite or hide a file."""
-    folder, names = Path(options.folder), {"model": options.model, "candidate": options.candidate}
-    _check_free(folder)
-    for name, text in FILES.items():
-        write_atomically(folder / name, text if name.endswith(".py") else Template(text).substitute(names))
-    written = "\n".join(f"  {folder / name}" for name in FILES)
-    return f"written:\n{written}\nnext: pytest; then `swcheck baseline {options.model}`, and commit all of it"
+    """Write all files, and return what to do next. Raises ``OptionError`` before it would overwrite a file.
+
+    A ``pyproject.toml`` that is there stays as it is: the table for it is returned, to be pasted.
+    """
+    folder = Path(options.folder)
+    quoted = {"model": json.dumps(options.model), "candidate": json.dumps(options.candidate)}
+    files = {**FILES, PROJECT: Template(TABLE).substitute(quoted)}
+    paste = files.pop(PROJECT) if (folder / PROJECT).exists() else ""
+    _check_free(folder, list(files))
+    for name, text in files.items():
+        write_atomically(folder / name, text)
+    lines = ["written:", *(f"  {folder / name}" for name in files)]
+    if paste:
+        lines += [f"{folder / PROJECT} stays as it is; add these lines to it:", "", paste]
+    return "\n".join([*lines, f"next: pytest; then `swcheck baseline {options.model}`, and commit all of it"])
 
 
-def _check_free(folder: Path) -> None:
+def _check_free(folder: Path, names: Sequence[str]) -> None:
     asked, attempt = f"swcheck init {folder}", "another folder, to copy from"
-    existing = [name for name in FILES if (folder / name).exists()]
+    existing = [name for name in names if (folder / name).exists()]
     if existing:
         raise OptionError(asked, f"there is {', '.join(existing)}", attempt)
-    for name in INI_FILES:
-        if (folder / name).is_file() and has_pytest_section(folder / name):
-            raise OptionError(asked, f"{name} has settings for pytest, which a pytest.ini would hide", attempt)
-    for name in FILES:
+    project = folder / PROJECT
+    if project.is_file() and HEAD in project.read_text("utf-8", "replace"):
+        raise OptionError(asked, f"{PROJECT} has a table {HEAD}] already", attempt)
+    for name in names:
         check_writable((folder / name).absolute())

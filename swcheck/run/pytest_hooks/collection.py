@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from swcheck.run.pytest_hooks.stash import settings_of, specs_of
+from swcheck.run.pytest_hooks.stash import settings_of
 
 SUITE_FOLDER: Final = Path(__file__).parents[2] / "suite"
 SUITE_PACKAGE: Final = "swcheck.suite."
@@ -125,10 +125,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a path, add the shipped suite and deselect the project's tests that use no fixture of swcheck.
-
-    Under xdist the tests of one model and candidate go to one worker.
-    """
+    """Without a path, add the shipped suite and deselect the project's tests that use no fixture of swcheck."""
     if suite_is_included(config):
         if not any(is_shipped(item.path) for item in items):
             items[:0] = suite_items(session)
@@ -136,11 +133,6 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         if others:
             items[:] = [item for item in items if uses_swcheck(item)]
             config.hook.pytest_deselected(items=others)
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            specs = [spec for spec in specs_of(item) if spec is not None]
-            if specs:
-                item.add_marker(pytest.mark.xdist_group("-".join(specs)))
 
 
 def suite_items(session: pytest.Session) -> list[pytest.Item]:

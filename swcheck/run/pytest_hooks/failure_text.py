@@ -85,7 +85,7 @@ def without_shown_rows(
     width = shutil.get_terminal_size().columns - (0 if shipped else len(MARK))
     shown = item.config.stash.setdefault(SHOWN_ROWS, {}).setdefault(specs_of(item), {})
     if isinstance(error, RobustnessError) and str(error) == verdict_message(error.verdict):
-        words = verdict_message(error.verdict, shown, width=width)
+        words = verdict_message(error.verdict, shown, width=width, brief=item.config.get_verbosity() < 1)
         first = words.partition("\n")[0]
         # pytest writes the name of the class before the first line of a user's test
         tight = not shipped and len(first) + len(CLASS_NAME) > width

@@ -187,7 +187,7 @@ class Reporter:
         from swcheck.run.reports.summary import summary
 
         columns, verbosity = shutil.get_terminal_size().columns, self.config.get_verbosity()
-        lines = summary(self.worst_verdicts(), columns) if verbosity >= -1 else []
+        lines = summary(self.worst_verdicts() if verbosity >= -1 else [], columns, verbose=verbosity > 0)
         if lines:
             terminalreporter.section("swcheck")
         for line in lines:

@@ -12,6 +12,7 @@ from typing import Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from swcheck.run.reports.margins import Reported, margin
+from swcheck.run.reports.peer_numbers import layer_rows, peer_rows
 from swcheck.run.reports.pictures import Picture, pictures
 from swcheck.run.reports.sections import COLUMNS, Row, Section, attempt_parts, headline, sections
 from swcheck.run.reports.summary import not_covered
@@ -33,6 +34,7 @@ def html_page(reported: Sequence[Reported], *, command: str = "", warning: str =
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.globals |= {"bar": margin_bar, "attempt_parts": attempt_parts, "pictures": section_pictures}
+    environment.globals |= {"peer_numbers": section_peer_rows, "layers": section_layers}
     return environment.get_template(TEMPLATE).render(
         sections=found, color=color, sentence=sentence, warning=warning, columns=COLUMNS, command=command,
         machine=machine(), not_covered=not_covered(reported),
@@ -42,6 +44,16 @@ def html_page(reported: Sequence[Reported], *, command: str = "", warning: str =
 def section_pictures(section: Section) -> list[Picture]:
     """Return the pictures of a section, from what its verdicts hold."""
     return pictures([row.verdict for row in section.rows])
+
+
+def section_peer_rows(section: Section) -> list[tuple[str, str]]:
+    """Return the numbers that other tools print, as rows of name and text."""
+    return peer_rows([row.verdict for row in section.rows])
+
+
+def section_layers(section: Section) -> list[tuple[int, float, float]] | str:
+    """Return the ranking of the layers of a section's candidate, or why it is not known; empty where nobody asked."""
+    return layer_rows([row.verdict for row in section.rows])
 
 
 def margin_bar(row: Row) -> tuple[str, float]:

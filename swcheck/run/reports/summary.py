@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -12,6 +13,7 @@ from swcheck.base.formatting import format_number, format_shortened
 from swcheck.base.records import Outcome, Verdict
 from swcheck.base.wrapping import MAX_WIDTH, wrapped
 from swcheck.run.reports.margins import Reported, margin, severity
+from swcheck.run.reports.peer_numbers import layer_words, peer_rows
 
 OUTCOME_WORDS: Final = {Outcome.NOT_APPLICABLE: "not applicable", Outcome.FAILED: "FAILED"}
 
@@ -38,6 +40,11 @@ PROMPT_WIDTH: Final = 28
 
 NARROW_PROMPT, NARROW_NAME = 12, 12
 """The smallest widths of the worst prompt and of a name, where the terminal is narrow."""
+
+
+SHOWN_WITH_V: Final = ", shown with -v"
+MOST_LAYERS: Final = 5
+"""The number of layers that are ranked in a run that is not verbose."""
 
 
 COLUMN_NAMES: Final = {
@@ -142,34 +149,43 @@ def limit_cell(verdict: Verdict) -> str:
     return f"<= {high}" if low is None else f"{low} .. {high}"
 
 
-def summary(reported: Sequence[Reported], width: int = 80) -> list[str]:
+def summary(reported: Sequence[Reported], width: int = 80, *, verbose: bool = False) -> list[str]:
     """Return the lines of the section at the end of a run, at most ``width`` characters wide where they can be wrapped.
 
     Each model and each candidate has a table, explanations of its rows, and its skipped checks. Several candidates of
-    one model share a table. The last line says what the run does not cover.
+    one model share a table. The last line says what the run does not cover. So that a red run fits a screen, it explains
+    what is red alone, and a green reference is one line; ``verbose`` shows all, and the numbers that other tools print.
     """
     width = min(width, MAX_WIDTH)
+    brief = not verbose and any(verdict.red for _, verdict in reported)
     lines: list[str] = []
     pairs = list(dict.fromkeys((verdict.model, verdict.candidate) for _, verdict in reported))
     for model, candidate in pairs:
         candidates = [name for other, name in pairs if other == model and name is not None]
         if candidate is not None and len(candidates) > 1:
             if candidate == candidates[0]:
-                lines += _candidates_section(
-                    model, [entry for entry in reported if entry[1].candidate in candidates], width
-                )
+                shown = [entry for entry in reported if entry[1].candidate in candidates]
+                lines += _candidates_section(model, shown, width, verbose=verbose)
             continue
         mine = [entry for entry in reported if (entry[1].model, entry[1].candidate) == (model, candidate)]
         measured = [entry for entry in mine if entry[1].outcome is not Outcome.SKIPPED]
-        lines += ["", *wrapped(model if candidate is None else f"{candidate} against {model}", width)]
+        if brief and candidate is None and all(verdict.outcome is Outcome.PASSED for _, verdict in measured):
+            number = f"{len(measured)} check{'s' * (len(measured) > 1)}"
+            lines += ["", *wrapped(f"{model}: {number} passed{SHOWN_WITH_V}", width)] if measured else []
+            lines += _skipped(mine, width)
+            continue
+        explained = [entry for entry in measured if not brief or _needs_words(entry[1])]
+        gap = [] if brief and lines and lines[-1].endswith(SHOWN_WITH_V) else [""]
+        lines += [*gap, *wrapped(model if candidate is None else f"{candidate} against {model}", width)]
         lines += [*_candidate_kind(mine, width), *_folded(_notes(mine), width)]
         if measured:
             lines += [
                 "",
                 *verdict_table(measured, width).splitlines(),
                 "",
-                *_explanations(measured, width),
+                *_explanations(explained, width),
                 *_weight_changes(measured, width),
+                *_peer_lines(measured, width, verbose=verbose),
             ]
         lines += _skipped(mine, width)
     return [*lines[1:], "", *wrapped(f"not covered: {not_covered(reported)}", width)] if lines else []
@@ -189,7 +205,21 @@ def not_covered(reported: Sequence[Reported]) -> str:
     return words.replace(f"{QUANTIZED_CACHE}, ", "") if scored and all(scored) else words
 
 
-def _candidates_section(model: str, reported: Sequence[Reported], width: int) -> list[str]:
+def _needs_words(verdict: Verdict) -> bool:
+    """Return whether a row of the table is explained in any run: it is red, near, or does not apply."""
+    return verdict.red or verdict.outcome in {Outcome.NEAR, Outcome.NOT_APPLICABLE}
+
+
+def _peer_lines(reported: Sequence[Reported], width: int, *, verbose: bool) -> list[str]:
+    """Return the ranking of the layers where it was asked for, and, ``verbose``, the numbers that other tools print."""
+    verdicts = [verdict for _, verdict in reported]
+    layers = layer_words(verdicts, sys.maxsize if verbose else MOST_LAYERS)
+    rows = [*(peer_rows(verdicts) if verbose else ()), *([("layers", layers)] if layers else ())]
+    column = max((len(name) for name, _ in rows), default=0) + 2
+    return [line for name, text in rows for line in wrapped(f"{name:<{column}}{text}", width, column)]
+
+
+def _candidates_section(model: str, reported: Sequence[Reported], width: int, *, verbose: bool) -> list[str]:
     """Return the lines for several candidates of one model: one table, then the details of each candidate.
 
     Details are its verdicts that are red, near or not applicable; the others are in the JSON file only. Notes and
@@ -213,6 +243,7 @@ def _candidates_section(model: str, reported: Sequence[Reported], width: int) ->
         ]
         own = _folded((words for words in notes[name] if words not in shared), width)
         details = [*_candidate_kind(mine, width), *own, *_explanations(explained, width)]
+        details += _peer_lines(mine, width, verbose=verbose)
         if details:
             lines += ["", *wrapped(str(name), width), *details, *_weight_changes(mine, width)]
     return lines + _skipped([entry for entry in reported if entry[1].candidate], width)

@@ -38,7 +38,8 @@ class Subject:
       evaluation text of the package where that is None too. ``text_label`` names a text that the user gave.
     - ``memory`` holds what was measured; None from when code outside may have changed the model.
     - ``kind`` is what was done to the model: ``quantized``, ``finetuned``, ``pruned``, or ``auto`` for what its scheme
-      or its weights show. ``limits`` are those that the run sets in place of the defaults.
+      or its weights show. ``rank_layers`` asks what each of its layers costs. ``limits`` are those of the run
+      in place of the defaults.
     - ``on_verdict`` is called with every verdict about this subject; ``notes`` are added to every one.
     - ``unused_tensors`` are the names of the tensors in its files that the model does not use.
     - ``source`` is the directory or hub id of the model, or of the reference that an engine made it from.
@@ -53,6 +54,7 @@ class Subject:
     scheme: Scheme | None = None
     text_label: str = ""
     kind: str = "quantized"
+    rank_layers: bool = False
     limits: Mapping[str, Limit] = field(default_factory=dict, repr=False)
     tier: Tier = STANDARD
     memory: Memory | None = field(default=None, repr=False)
@@ -117,11 +119,8 @@ class Subject:
             return self.owner.scorer
         found = self.held.obtain()
         if found is None:
-            raise OptionError(
-                f"a new measurement of {self.name}",
-                "its weights were freed, only earlier numbers are kept",
-                "load it again",
-            )
+            words = "its weights were freed, only earlier numbers are kept"
+            raise OptionError(f"a new measurement of {self.name}", words, "load it again")
         return found
 
     @property

@@ -171,13 +171,55 @@ def test_the_summary():
         80,
     )
     text = "\n".join(lines)
-    assert lines[0] == "m"
-    assert "perplexity  alone words" in text
+    assert lines[0] == "m: 1 check passed, shown with -v"
+    assert "alone words" not in text
     assert "skipped: dependence (no candidate given)" in text
     assert "\nc against m\n" in text
     assert "\none, two: not finite\n" in text
     assert "\n\nnot covered: " in text
     assert summary([], 80) == []
+
+
+def test_a_red_run_explains_what_is_red():
+    """Only red rows are explained, and a green reference is one line; a verbose run, and a green one, show all."""
+    red = verdict("one", candidate="c", outcome=Outcome.FAILED, cause="not finite", summary="x")
+    given = [
+        ("", verdict("perplexity", summary="alone words")),
+        ("", verdict("two", candidate="c", summary="fine")),
+        ("", red),
+    ]
+    brief, whole, green = (
+        "\n".join(summary(*one[:1], 80, verbose=one[1])) for one in ((given, False), (given, True), (given[:2], False))
+    )
+    assert "m: 1 check passed, shown with -v\nc against m\n" in brief
+    assert not {"alone words", "fine"} & set(brief.replace("  ", "\n").split("\n"))
+    for text in (whole, green):
+        assert "perplexity  alone words" in text
+        assert "two  fine" in text
+
+
+def test_the_numbers_of_other_tools_are_shown_verbosely():
+    """KL both ways, the right token and generated text with -v; the layers wherever they were asked for."""
+    spread = dict.fromkeys(("50", "90", "95", "99", "99.9", "max"), 0.5)
+    change = {"mean": -0.012, "rms": 0.1, "percentiles": {"1": -0.5, "50": 0.0, "99": 0.25}}
+    facts = {
+        "kl": 0.1, "kl_percentiles": spread, "kl_reverse": 0.2, "kl_reverse_percentiles": {**spread, "max": "Infinity"},
+        "right_token": change, "greedy_text": {"tokens": 32, "first_other": [None, 3]},
+        "layer_costs": [[2, 0.08, 0.8], *([n, 0.001, 0.01] for n in range(3, 9))],
+    }  # fmt: skip
+    given = [("", verdict("predictions", candidate="c", facts=facts))]
+    usual, verbose = (" ".join(" ".join(summary(given, 100, verbose=more)).split()) for more in (False, True))
+    assert "layers layer 2 0.08 nats (80%)," in usual
+    assert ", 2 more (KL divergence that goes away" in usual
+    assert "other direction" not in usual
+    for words in (
+        "other direction 0.2000 nats; percentiles 50 % 0.5000,", "max Infinity",
+        "right token its probability changes by -1.20 points in the mean, 10.00 rms; percentiles 1 % -50.00, 50 % +0.00",
+        "greedy text 1 of 2 prompts as the reference, 32 tokens each; the first other token after 3",
+    ):  # fmt: skip
+        assert words in verbose
+    unknown = [("", verdict("perplexity", candidate="c", facts={"layer_costs": "llama.cpp computes"}))]
+    assert "what each layer costs is not known: llama.cpp computes" in "\n".join(summary(unknown, 100))
 
 
 def test_a_model_of_which_all_was_skipped_has_no_table():
