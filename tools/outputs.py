@@ -76,7 +76,7 @@ def replaced(text: str, name: str, make: Callable[[], str]) -> str:
 
 def limits() -> str:
     """Return the default limits with their reasons, then the limits by scheme."""
-    from swcheck.base.limits import BY_SCHEME, DEFAULTS
+    from swcheck.base.limits import BY_PATTERN, BY_SCHEME, DEFAULTS, MOST_GUESSED
 
     words = {
         "contribution": "what a super weight writes, candidate over reference, signed",
@@ -102,6 +102,11 @@ def limits() -> str:
             "reported" if top1 is None else f">= {top1:.0%}",
         ]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
+    told = {
+        "another kind that nobody declared": MOST_GUESSED,
+        **{f"pruned {name}": most for name, (most, _) in BY_PATTERN.items()},
+    }
+    lines += [f"| {name} | <= x{most:g} | reported | reported |" for name, most in told.items()]
     return "\n".join(lines)
 
 

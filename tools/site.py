@@ -7,6 +7,7 @@ network; its search alone wants a server (``python -m http.server``). A link tha
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ PAGES: Final[dict[str, dict[str, str]]] = {
         "Change swcheck": "CONTRIBUTING.md",
     },
     "Why": {
+        "What super weights are": "docs/super-weights.md",
         "Reading a failure": "docs/reading-a-failure.md",
         "Where limits come from": "docs/limits.md",
         "The paper, measured": "docs/paper.md",
@@ -45,14 +47,19 @@ PAGES: Final[dict[str, dict[str, str]]] = {
         "Verdicts against labels": "docs/matrix.md",
         "What large models cost": "docs/performance.md",
         "Python": "python.md",
+        "The JSON of a run": "schema.md",
         "Security": "SECURITY.md",
         "Words": "docs/glossary.md",
     },
 }
-"""Every page of the site by its part: the title, and the file that it is made of. ``python.md`` is made from docstrings."""
+"""Every page of the site by its part: the title, and the file that it is made of."""
 
+MADE: Final = ("python.md", "schema.md")
+"""The pages that are made from docstrings and from the JSON Schema, and lie in no file."""
+
+SCHEMA: Final = "swcheck/run/reports/verdicts.schema.json"
 BESIDE: Final = (
-    "swcheck/run/reports/verdicts.schema.json",
+    SCHEMA,
     "swcheck/loading/tiny/checkpoint/README.md",
     "plugins/README.md",
     "LICENSE",
@@ -81,6 +88,34 @@ def python_page() -> str:
     return re.sub("``(.+?)``", r"`\1`", "\n".join(lines))
 
 
+def schema_page() -> str:
+    """Return a page with every field of the JSON of a run, as the JSON Schema describes it."""
+    schema = json.loads((ROOT / SCHEMA).read_text(encoding="utf-8"))
+    head = ["| field | type | what it is |", "| --- | --- | --- |"]
+    lines = ["# The JSON of a run", "", schema["description"], "", f"The [schema itself]({SCHEMA}).", "", *head]
+    lines += _schema_rows(schema["properties"])
+    lines += ["", "## A verdict", "", *head, *_schema_rows(schema["$defs"]["verdict"]["properties"]), ""]
+    return "\n".join(lines)
+
+
+def _schema_rows(properties: dict[str, Any]) -> list[str]:
+    return [
+        f"| `{name}` | {_type_words(field)} | {field.get('description', '')} |" for name, field in properties.items()
+    ]
+
+
+def _type_words(field: dict[str, Any]) -> str:
+    """Return the type of a field of the schema in words."""
+    if "anyOf" in field:
+        return " or ".join(_type_words(one) for one in field["anyOf"])
+    if "enum" in field or "const" in field:
+        return ", ".join(f"`{json.dumps(value)}`" for value in field.get("enum", [field.get("const")]))
+    if "$ref" in field:
+        return str(field["$ref"]).rpartition("/")[2]
+    names = field["type"] if isinstance(field["type"], list) else [field["type"]]
+    return " or ".join(names)
+
+
 def signature(thing: Any) -> str:
     """Return the signature of a callable as text; empty where it has none."""
     try:
@@ -91,9 +126,9 @@ def signature(thing: Any) -> str:
 
 def sources() -> dict[str, str]:
     """Return the text of each file of the site by its path, which is that in the repository; README is the index."""
-    texts = {"python.md": python_page()}
+    texts = {"python.md": python_page(), "schema.md": schema_page()}
     for part in PAGES.values():
-        texts |= {file: (ROOT / file).read_text(encoding="utf-8") for file in part.values() if file != "python.md"}
+        texts |= {file: (ROOT / file).read_text(encoding="utf-8") for file in part.values() if file not in MADE}
     texts |= {file: (ROOT / file).read_text(encoding="utf-8") for file in BESIDE}
     return {("index.md" if file == "README.md" else file): text for file, text in texts.items()}
 

@@ -71,7 +71,7 @@ SINGLE_MODEL_LIMITS: Final = frozenset({"collapse", "null", "others"})
 GIVEN: Final = "given"
 """The source of a limit that a user or a caller set begins with this word."""
 
-KINDS: Final = ("auto", "quantized", "finetuned", "pruned")
+KINDS: Final = ("auto", "quantized", "finetuned", "merged", "pruned")
 """What may have been done to a candidate (``--swcheck-kind``).
 
 ``auto`` decides by the candidate's config, its engine or its weights: ``swcheck.gate.relation.candidate_kind``.
@@ -83,7 +83,9 @@ TOP1_CONFIDENCE: Final = 0.6
 The top token of a less confident model changes more often.
 """
 
-KIND_WORDS: Final[Mapping[str, str]] = MappingProxyType({"finetuned": "fine-tuned", "pruned": "pruned"})
+KIND_WORDS: Final[Mapping[str, str]] = MappingProxyType(
+    {"finetuned": "fine-tuned", "merged": "merged", "pruned": "pruned"}
+)
 
 FEW_PARAMETERS: Final = 3_000_000_000
 """A smaller model with a good 4-bit scheme is held to the limits of a plain 4-bit scheme."""
@@ -95,6 +97,17 @@ MOST_GUESSED: Final = 1.5
 """A candidate that was taken for fine-tuned or pruned by its weights may have at most this perplexity ratio.
 
 A kind that nobody declared must not excuse a diverged training or a lost layer, which were measured at x1.7 to x12.
+"""
+
+BY_PATTERN: Final[Mapping[str, tuple[float, str]]] = MappingProxyType(
+    {
+        "2:4": (2.2, "2:4 sparsity: Wanda and SparseGPT keep LLaMA-7B within x2.03 and x1.94"),
+        "4:8": (1.7, "4:8 sparsity: Wanda and SparseGPT keep LLaMA-7B within x1.51 and x1.52"),
+    }
+)
+"""The largest perplexity ratio, and its source, of a candidate that was pruned in a pattern: N of M neighbours are left.
+
+From table 3 of arXiv 2306.11695 (perplexity 5.68 dense; 50 % in no pattern: x1.28 and x1.27, inside ``MOST_GUESSED``).
 """
 
 CRITICAL: Final = 10.0
@@ -144,17 +157,21 @@ def limits_for_scheme(scheme: Scheme | None, parameters: int = FEW_PARAMETERS) -
     return MappingProxyType({**DEFAULTS, **chosen})
 
 
-def limits_for_kind(name: str, *, sure: bool = True) -> Mapping[str, Limit]:
-    """Return all limits for a candidate of kind ``finetuned`` or ``pruned``.
+def limits_for_kind(name: str, *, sure: bool = True, pattern: str = "") -> Mapping[str, Limit]:
+    """Return all limits for a candidate of kind ``finetuned``, ``merged`` or ``pruned``.
 
     Perplexity, KL and top-1 agreement are then reported, not judged. ``sure`` is False if the kind was only inferred
-    from the weights; then a perplexity ratio above ``MOST_GUESSED`` still fails.
+    from the weights; then a perplexity ratio above ``MOST_GUESSED`` still fails, or above that of its ``pattern``.
     """
+    most, source = BY_PATTERN.get(pattern, (MOST_GUESSED, f"taken for {KIND_WORDS[name]}"))
     reported = f"{KIND_WORDS[name]}: reported, not judged"
-    inferred = f"taken for {KIND_WORDS[name]} by its weights, which nobody declared; --swcheck-kind={name} lifts it"
+    told_by = "files" if name == "merged" else "weights"
+    inferred = (
+        f"{source}{'' if pattern else f' by its {told_by}, which nobody declared'}; --swcheck-kind={name} lifts it"
+    )
     chosen = {
         "activation": Limit(0.5, 2.0, f"{KIND_WORDS[name]}: a healthy one was seen at x1.21"),
-        "perplexity": Limit(None, None, reported) if sure else Limit(None, MOST_GUESSED, inferred),
+        "perplexity": Limit(None, None, reported) if sure else Limit(None, most, inferred),
         "kl": Limit(None, None, reported),
         "top1": Limit(None, None, reported),
     }

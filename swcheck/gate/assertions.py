@@ -79,7 +79,7 @@ def assert_super_activations_preserved(
     and token. The form of a ``Prompt`` says whether it has BOS, no BOS, or the chat template. A prompt counts only if
     the reference has its activation there; 20 prompts have to count, or all if fewer are given, else the verdict is
     ``inconclusive``. ``low`` and ``high`` bound the signed ratio, candidate over reference: 0.75 and 2.0 by default,
-    0.5 and 2.0 for a fine-tuned or pruned candidate. The worst prompt is judged; a failing one is shortened. For a
+    0.5 and 2.0 for a fine-tuned, merged or pruned candidate. The worst prompt is judged; a failing one is shortened. For a
     rotated candidate the norm of the sink token's residual stream is compared instead.
     """
     __tracebackhide__ = True
@@ -235,6 +235,6 @@ def _limit_for_pair(pair: Pair, name: str, low: float | None, high: float | None
         return _limit_for(pair.candidate, name, low, high)
     kind = pair.kind
     if kind.name != "quantized":
-        return limits_for_kind(kind.name, sure=kind.sure)[name]
+        return limits_for_kind(kind.name, sure=kind.sure, pattern=kind.pattern)[name]
     scheme = pair.candidate.scheme or kind.scheme
     return limits_for_scheme(scheme, parameter_count(pair.reference) if scheme else 0)[name]

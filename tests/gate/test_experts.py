@@ -28,6 +28,7 @@ from swcheck.gate.baseline.measure import measure_for_candidates
 from swcheck.superweights.measurements.contributions import located
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.testing.candidates import candidate
+from tests.versions import RECENT
 from tools.small_models import small_model
 
 IDS = torch.arange(5, 29)[None]
@@ -152,7 +153,7 @@ def test_a_broken_router_is_a_cause_of_its_own(speaking):
     )
 
 
-@pytest.mark.parametrize("name", ["mamba", "hrm_text", "deepseek_v4"])
+@pytest.mark.parametrize("name", ["mamba", *(pytest.param(name, marks=RECENT) for name in ("hrm_text", "deepseek_v4"))])
 def test_perplexity_needs_no_down_projection(name):
     """Perplexity and predictions are judged of any causal language model; what needs a down projection says why not."""
     model = small_model(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -23,6 +24,16 @@ def test_every_public_name_has_its_docstring_on_the_site():
     for name in swcheck.__all__:
         assert f"## `{name}`\n" in text
     assert "Raises" in text
+
+
+def test_every_field_of_the_json_is_on_the_site():
+    """The page of the schema has a row for each field of a run and of a verdict, with its type and what it is."""
+    text, schema = site.schema_page(), json.loads((outputs.ROOT / site.SCHEMA).read_text(encoding="utf-8"))
+    verdict = schema["$defs"]["verdict"]
+    for name in (*schema["properties"], *verdict["properties"]):
+        assert f"| `{name}` | " in text
+    assert "| `measured` | number or null | the measured value; null if nothing could be measured |" in text
+    assert '| `outcome` | `"passed"`, `"near"`' in text
 
 
 @pytest.mark.slow

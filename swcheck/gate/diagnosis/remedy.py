@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 NOT_QUANTIZED: Final[Mapping[str, str]] = {
     "pruned": "prune these matrices less",
     "finetuned": "leave these matrices as they were, or train them more gently",
+    "merged": "take these matrices from one of the merged models alone",
 }
 """What to try for matrices that no quantizer has damaged, by the kind of the candidate."""
 
@@ -35,6 +36,7 @@ DOES_NOT_HELP: Final[Mapping[str, str]] = {
     "quantized": "more bits or smaller groups",
     "pruned": "prune less",
     "finetuned": "train more gently",
+    "merged": "merge with other weights, or models that are nearer to each other",
 }
 """What to try if leaving the matrices unquantized was measured and does not help, by the kind of the candidate."""
 

@@ -1,8 +1,9 @@
-"""Finds out whether a candidate was quantized, fine-tuned or pruned, because the limits differ.
+"""Finds out whether a candidate was quantized, fine-tuned, merged or pruned, because the limits differ.
 
 A scheme decides, where a config or an engine gives one. For plain floats a sample of both models' matrices decides.
 Rounding leaves few distinct values in a run of weights, or at least keeps the order of the values. Pruning adds zeros.
-Fine-tuning adds something to every weight, which changes the order of values that are close to each other. Only clear
+Fine-tuning adds something to every weight, which changes the order of values that are close to each other; a merge of
+several fine-tunes is told by the file that mergekit leaves beside it. Only clear
 evidence takes a candidate out of the limits of quantization; otherwise it keeps those of an unknown scheme. All values
 are compared in float16, so that a baseline gives the same result as its reference.
 R runs (parts of matrix rows), N values in each.
@@ -11,12 +12,15 @@ R runs (parts of matrix rows), N values in each.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import torch
 
+from swcheck.base.reading.bounded import read_bytes
 from swcheck.base.records import Scheme
 from swcheck.lens.linear_maps import plain_matrices
 from swcheck.superweights.measurements.model_sample import model_sample
@@ -44,6 +48,15 @@ FEW_LEVELS: Final = 0.5
 
 NEW_ZEROS: Final = 0.2
 """A matrix with this share of new zeros was pruned; rounding to 3 bits or more adds fewer."""
+
+PATTERNS: Final = {"2:4": (2, 4), "4:8": (4, 8)}
+"""Sparsity that hardware uses: of so many neighbours in a row at most so many are not zero."""
+
+IN_PATTERN: Final = 0.99
+"""A matrix has a pattern if this share of its groups has it; rounding may add zeros, and never takes one away."""
+
+MERGE_FILE: Final = "mergekit_config.yml"
+LARGEST_MERGE_FILE: Final = 2**20
 
 LEAST_DISORDER: Final = 0.02
 """A matrix was fine-tuned if at least this share of neighbours in size changed their order; rounding changes none."""
@@ -73,15 +86,16 @@ class WeightSample:
 class Kind:
     """What was done to a candidate.
 
-    ``name`` is ``quantized``, ``finetuned`` or ``pruned``; ``why`` says in words how that is known. ``sure`` is False
+    ``name`` is ``quantized``, ``finetuned``, ``merged`` or ``pruned``; ``why`` says in words how that is known. ``sure`` is False
     where it was concluded from the weights, and nobody declared it. ``scheme`` is the quantization that the weights
-    show where no config gives it, so that a stored copy is held to the limits of the same quantization made here.
+    show where no config gives it, so that a stored copy is held to the limits of the same quantization made here. ``pattern`` is one of ``PATTERNS`` in which it was pruned.
     """
 
     name: str
     why: str
     sure: bool = True
     scheme: Scheme | None = None
+    pattern: str = ""
 
 
 def kind_of(candidate: Subject, reference: Subject) -> Kind:
@@ -90,19 +104,26 @@ def kind_of(candidate: Subject, reference: Subject) -> Kind:
     The weights are compared only where the declared kind is ``auto`` and there is no scheme.
     """
     asked, scheme = candidate.kind, candidate.scheme
-    if asked in {"finetuned", "pruned"}:
+    if asked in {"finetuned", "merged", "pruned"}:
         return Kind(asked, "--swcheck-kind says so")
     if scheme is not None:
         return kind_from_scheme(scheme)
     if candidate.is_runtime:
         return Kind("quantized", "its runtime does not say how: held to the limits of an unknown scheme")
+    if asked == "auto":
+        return _kind_of_files_or_weights(candidate, reference)
+    return Kind("quantized", "nothing says how: held to the limits of an unknown scheme")
+
+
+def _kind_of_files_or_weights(candidate: Subject, reference: Subject) -> Kind:
     unused = _unused_layers(candidate)
-    if asked == "auto" and unused:
+    if unused:
         words = f"its files hold layer {', '.join(map(str, unused))}, which its configuration leaves out"
         return Kind("quantized", f"{words}; held to the limits of an unknown scheme", sure=False)
-    if asked == "auto":
-        return kind_from_weights(weight_sample(candidate), weight_sample(reference))
-    return Kind("quantized", "nothing says how: held to the limits of an unknown scheme")
+    merged = merge_words(candidate.source)
+    if merged:
+        return Kind("merged", merged, sure=False)
+    return kind_from_weights(weight_sample(candidate), weight_sample(reference))
 
 
 def _unused_layers(candidate: Subject) -> tuple[int, ...]:
@@ -185,7 +206,9 @@ def _kind_of_changes(changed: Pairs, pairs: Pairs) -> Kind:
     sparse = {n: pair for n, pair in changed.items() if NEW_ZEROS <= _zero_share(pair[0]) - _zero_share(pair[1]) < 1}
     if len(_layers(sparse)) >= needed:
         share = sum(_zero_share(ours) for ours, _ in sparse.values()) / len(sparse)
-        return Kind("pruned", f"{share:.0%} of its weights are zero in {len(_layers(sparse))} {sampled}", sure=False)
+        pattern = next((name for name in PATTERNS if all(has_pattern(ours, name) for ours, _ in sparse.values())), "")
+        words = f"{share:.0%} of its weights are zero in {len(_layers(sparse))} {sampled}"
+        return Kind("pruned", f"{words}{f', {pattern} sparsity' * bool(pattern)}", sure=False, pattern=pattern)
     tuned = {
         n: pair for n, pair in changed.items() if reversed_share(*pair) >= LEAST_DISORDER and _is_correlated(*pair)
     }
@@ -222,6 +245,23 @@ def is_on_grid(runs: torch.Tensor) -> bool:
         values = run[run != 0]
         few_levels.append(len(values) > 1 and len(values.unique()) <= FEW_LEVELS * len(values))
     return sum(few_levels) > len(few_levels) / 2
+
+
+def has_pattern(runs: torch.Tensor, name: str) -> bool:
+    """Return whether of each group of neighbours in ``runs`` ``(R, N)`` no more are left than the pattern says."""
+    most, width = PATTERNS[name]
+    groups = runs[:, : runs.shape[1] // width * width].reshape(-1, width)
+    return len(groups) > 0 and float(((groups != 0).sum(1) <= most).float().mean()) >= IN_PATTERN
+
+
+def merge_words(source: str) -> str:
+    """Return in words that a checkpoint is a merge, and by which method, as the file of mergekit says; empty if it is none."""
+    file = Path(source or ".") / MERGE_FILE
+    if not source or not file.is_file():
+        return ""
+    text = read_bytes(file, LARGEST_MERGE_FILE, f"merge {file}").decode("utf-8", "replace")
+    method = re.search(r"^merge_method:\s*[\"']?([\w-]{1,40})", text, re.MULTILINE)
+    return f"mergekit merged it{f' ({method[1]})' if method else ''}, as its {MERGE_FILE} says"
 
 
 def _bits_of_grid(matrices: Sequence[torch.Tensor]) -> int:

@@ -12,7 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from swcheck.base.limits import DEFAULTS, limits_for_kind
 from swcheck.base.records import Scheme
 from swcheck.gate.baseline import packing
-from swcheck.gate.relation.candidate_kind import kind_from_scheme, kind_from_weights, reversed_share, sample_weights
+from swcheck.gate.relation.candidate_kind import (
+    kind_from_scheme,
+    kind_from_weights,
+    merge_words,
+    reversed_share,
+    sample_weights,
+)
 from swcheck.lens.architecture.anatomy import anatomy
 from swcheck.quantizers import rounding
 from swcheck.testing.damage import bases as relatives
@@ -163,3 +169,32 @@ def test_limits_of_a_kind():
     assert asked["contribution"] == DEFAULTS["contribution"]
     assert guessed["perplexity"].high == 1.5
     assert "--swcheck-kind=pruned lifts it" in guessed["perplexity"].source
+    sparse, merged = limits_for_kind("pruned", sure=False, pattern="2:4"), limits_for_kind("merged", sure=False)
+    assert sparse["perplexity"].high == 2.2
+    assert sparse["perplexity"].source.startswith("2:4 sparsity: Wanda and SparseGPT")
+    assert "--swcheck-kind=pruned lifts it" in sparse["perplexity"].source
+    assert (merged["perplexity"].high, merged["activation"].low) == (1.5, 0.5)
+    assert "merged by its files, which nobody declared" in merged["perplexity"].source
+
+
+@pytest.mark.parametrize(("kept", "width", "pattern"), [(2, 4, "2:4"), (4, 8, "4:8"), (8, 16, ""), (1, 4, "2:4")])
+def test_sparsity_in_a_pattern_is_recognised(model, kept, width, pattern):
+    """Of so many neighbours so many are left, by any score: the narrowest pattern is told; half of 16 is none."""
+
+    def prune(weight):
+        groups = weight.abs().reshape(len(weight), -1, width)
+        weight.masked_fill_((groups < groups.topk(kept, dim=2).values[..., -1:]).reshape(weight.shape), 0)
+
+    found = told(edited(model, prune), model)
+    assert (found.name, found.pattern, found.sure) == ("pruned", pattern, False)
+    assert (f", {pattern} sparsity" in found.why) == bool(pattern)
+    assert told(edited(model, prune), edited(model, prune)).pattern == ""
+
+
+def test_a_merge_is_told_by_its_file(tmp_path):
+    """The file that mergekit leaves, with its method; another folder, a hub id and none at all are no merge."""
+    assert merge_words("") == merge_words("owner/name") == merge_words(str(tmp_path)) == ""
+    (tmp_path / "mergekit_config.yml").write_text("models: []\nmerge_method: 'slerp'\n")
+    assert merge_words(str(tmp_path)) == "mergekit merged it (slerp), as its mergekit_config.yml says"
+    (tmp_path / "mergekit_config.yml").write_text("nothing of use")
+    assert merge_words(str(tmp_path)) == "mergekit merged it, as its mergekit_config.yml says"

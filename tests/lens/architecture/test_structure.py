@@ -12,6 +12,7 @@ from torch import nn
 from swcheck import Planting, SuperWeight, anatomy, locate, plant_super_weights, scaled
 from swcheck.base.errors import ArchitectureError, CoordinateError
 from swcheck.lens.architecture.anatomy import MapKey, checked_anatomy
+from tests.versions import RECENT
 from tools.small_models import LAYERS, small_model
 
 IDS = torch.arange(5, 29)[None]
@@ -29,12 +30,12 @@ def places(model, layer=-1):
         ("opt", [("fc2", None, None)]),
         ("bloom", [("mlp.dense_4h_to_h", None, None)]),
         ("bitnet", [("mlp.down_proj", None, None)]),
-        ("modernbert-decoder", [("mlp.Wo", None, None)]),
+        pytest.param("modernbert-decoder", [("mlp.Wo", None, None)], marks=RECENT),
         ("mixtral", [("mlp.experts", "down_proj", None)]),
         ("qwen2_moe", [("mlp.shared_expert.down_proj", None, "shared"), ("mlp.experts", "down_proj", None)]),
         ("gpt_oss", [("mlp.experts", "down_proj", None)]),
         ("dbrx", [("ffn.experts.mlp", "w2", None)]),
-        ("jetmoe", [("mlp.output_linear", "weight", None)]),
+        pytest.param("jetmoe", [("mlp.output_linear", "weight", None)], marks=RECENT),
         ("llama4_text", [("feed_forward.experts", "down_proj", None), ("feed_forward.shared_expert.down_proj", None, "shared")]),
     ],
 )  # fmt: skip
@@ -45,6 +46,7 @@ def test_families_without_a_row(name, found):
     assert (len(anatomy(model).layers), anatomy(model).hidden) == (LAYERS, 32)
 
 
+@RECENT
 def test_dense_layers_before_experts():
     """A mixture whose first layer is dense has both kinds of addresses, each in its own layers."""
     body = anatomy(small_model("deepseek_v3"))
@@ -161,6 +163,7 @@ def test_what_does_not_add_up_is_refused(block, found):
         anatomy(OddModel(block).eval())
 
 
+@RECENT
 def test_layers_that_run_twice_are_refused():
     """A model that runs its layers more than once in a pass has no single place for a super activation."""
     with pytest.raises(ArchitectureError, match=r"H_module\.layers\.0 runs 2 times in a pass"):
