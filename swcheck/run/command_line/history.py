@@ -24,6 +24,12 @@ BARS: Final = "▁▂▃▄▅▆▇█"
 MOST_SHOWN: Final = 12
 """The number of the latest runs that the trend of a check shows."""
 
+DRAWN: Final = (0.05, 20.0)
+"""Margins outside of this range are drawn at its ends: what matters is near 1."""
+
+MOST_NAMES: Final = 10
+"""The number of runs that are named below the picture."""
+
 SLIDE: Final = 0.1
 """A margin that has lost this share since the run with the largest one is called a slide."""
 
@@ -72,7 +78,9 @@ def run(options: argparse.Namespace) -> str:
     if options.out is not None:
         from swcheck.study.common.plots import write_picture
 
-        write_picture(options.out, "Margins over time; below 1 a check is red", lambda figure: draw(figure, found))
+        title = f"Margins over time; shaded: red; beyond x{DRAWN[0]:g} and x{DRAWN[1]:g} drawn there"
+        height = 1.4 + 1.9 * len({who for who, _ in found})
+        write_picture(options.out, title, lambda figure: draw(figure, found), size=(9.0, height))
         lines.append(f"written: {options.out}")
     return "\n".join(lines)
 
@@ -138,18 +146,27 @@ def _day(one: Run) -> str:
 
 
 def draw(figure: Any, found: Series) -> None:
-    """Draw the margin of each check over the runs on a logarithmic axis, with a line at 1, the limit."""
-    from swcheck.study.common.plots import single_axes
+    """Draw the margins over the runs, one panel for each model or candidate, logarithmic, with what is red shaded."""
+    from swcheck.study.common.plots import MARKERS
 
-    axes = single_axes(figure)
     names = list(
         dict.fromkeys(one.name for values in found.values() for one, _ in sorted(values, key=lambda v: v[0].time))
     )
-    for (who, check), values in found.items():
-        points = [(names.index(one.name), value) for one, verdict in values if (value := margin(verdict)) is not None]
-        axes.plot([place for place, _ in points], [value for _, value in points], label=f"{check}, {who}")
-    axes.axhline(1.0, color="0.4", linewidth=1.0, linestyle="--", marker="")
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    axes.set_ylabel("margin to the limit")
-    axes.legend(fontsize=8)
+    checks = list(dict.fromkeys(check for _, check in found))
+    panels = list(dict.fromkeys(who for who, _ in found))
+    every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, who in zip(every, panels, strict=True):
+        for check in (check for other, check in found if other == who):
+            points = [(names.index(one.name), margin(verdict)) for one, verdict in found[who, check]]
+            look = {"color": f"C{checks.index(check) % 8}", "marker": MARKERS[checks.index(check) % len(MARKERS)]}
+            shown = [(place, min(DRAWN[1], max(DRAWN[0], value))) for place, value in points if value is not None]
+            axes.plot([place for place, _ in shown], [value for _, value in shown], label=check, **look)
+        axes.axhspan(DRAWN[0] / 2, 1.0, color="#D55E00", alpha=0.12, linewidth=0)
+        axes.set_yscale("log")
+        axes.set_ylim(DRAWN[0] * 0.8, DRAWN[1] * 1.25)
+        axes.set_yticks([0.1, 1, 10], ["x0.1", "x1", "x10"])
+        axes.set_title(who, fontsize=10, loc="left")
+        axes.set_ylabel("margin")
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    step = max(1, -(-len(names) // MOST_NAMES))
+    every[-1].set_xticks(range(0, len(names), step), names[::step], rotation=30, ha="right")

@@ -195,6 +195,13 @@ def draw(study: Study, figure: Any) -> None:
     ratio_axes.axvline(1.0, color="0.4", linewidth=0.8)
     ratio_axes.set_yticks(range(len(ratios)), [wrapped_label(row_label(study, ratio)) for ratio in ratios], fontsize=8)
     ratio_axes.invert_yaxis()
+    present = {bar_colour(ratio.condition) for ratio in ratios}
+    ratio_axes.legend(
+        [ratio_axes.barh(0, 0, color=COLOURS[number]) for number in BAR_WORDS if number in present],
+        [words for number, words in BAR_WORDS.items() if number in present],
+        fontsize=8,
+        loc="lower right",
+    )
     ratio_axes.set_xlabel("perplexity, times the intact model's")
     ratio_axes.grid(visible=False, axis="y")
     height = 0.8 / max(1, len(tasks))
@@ -222,6 +229,10 @@ def draw(study: Study, figure: Any) -> None:
         accuracy_panels[0].set_xlabel("zero-shot accuracy")
         accuracy_panels[0].grid(visible=False, axis="y")
         accuracy_panels[0].legend(fontsize=8, loc="lower right")
+
+
+BAR_WORDS: Final = {0: "other weights zeroed, or none", 1: "super weights zeroed", 2: "zeroed, activation restored"}
+"""What the colour of a bar says."""
 
 
 def bar_colour(condition: str) -> int:

@@ -7,7 +7,7 @@ up, and collapse below 0.3.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from swcheck.base.formatting import format_number
@@ -15,7 +15,7 @@ from swcheck.base.limits import collapse_class
 from swcheck.base.records import Limit, Verdict
 from swcheck.lens.intervene import scaled
 from swcheck.study.common.chapter import Chapter, Rows, claim_verdict
-from swcheck.study.common.plots import accuracy_axis, measured_tasks, ratio_axis, single_axes
+from swcheck.study.common.plots import ERROR_BARS, accuracy_axis, measured_tasks, ratio_axis
 from swcheck.study.common.record import Measurement, Study
 from swcheck.study.common.setup import ACCURACY, RATIO, Setup
 
@@ -47,18 +47,18 @@ def table(study: Study) -> Rows:
 
 
 def draw(study: Study, figure: Any) -> None:
-    """Draw perplexity over alpha on a logarithmic axis with error bars, and accuracy beside it if it was measured."""
+    """Draw perplexity over alpha, logarithmic; what the claim is about beside it, linear; accuracy if it was measured."""
     tasks = measured_tasks(study)
-    ratio_axes, *accuracy_panels = figure.subplots(1, 2) if tasks else [single_axes(figure)]
-    points = study.select(RATIO)
-    ratio_axes.errorbar(
-        [point.x for point in points],
-        [point.value for point in points],
-        yerr=[point.error or 0.0 for point in points],
-        marker="o",
-        capsize=3,
-    )
+    ratio_axes, near_axes, *accuracy_panels = figure.subplots(1, 3 if tasks else 2)
+    _draw_ratios(ratio_axes, study.select(RATIO))
     ratio_axis(ratio_axes, "super weights times alpha")
+    inside = [point for point in study.select(RATIO) if HARMLESS_ALPHAS[0] <= (point.x or 0.0) <= HARMLESS_ALPHAS[1]]
+    _draw_ratios(near_axes, inside)
+    near_axes.axhline(1.0, color="0.6", linewidth=0.8, linestyle="--", marker="", label="intact")
+    near_axes.ticklabel_format(axis="y", useOffset=False)
+    near_axes.set_xlabel(f"alpha {HARMLESS_ALPHAS[0]:g} to {HARMLESS_ALPHAS[1]:g} (the claim)")
+    near_axes.set_ylabel("the same, linear")
+    near_axes.legend(fontsize=8)
     for task in tasks:
         points = study.select(ACCURACY, SCALED, task=task)
         accuracy_panels[0].errorbar(
@@ -67,6 +67,17 @@ def draw(study: Study, figure: Any) -> None:
         )  # fmt: skip
     if accuracy_panels:
         accuracy_axis(accuracy_panels[0], "super weights times alpha", study)
+
+
+def _draw_ratios(axes: Any, points: Sequence[Measurement]) -> None:
+    axes.errorbar(
+        [point.x for point in points],
+        [point.value for point in points],
+        yerr=[point.error or 0.0 for point in points],
+        marker="o",
+        capsize=3,
+        label=ERROR_BARS,
+    )
 
 
 def judge(study: Study) -> tuple[Verdict, ...]:

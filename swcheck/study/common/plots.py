@@ -82,6 +82,10 @@ def write_picture(path: Path, title: str, fill: Callable[[Any], None], *, size: 
         write_atomically(path, picture.getvalue())
 
 
+ERROR_BARS: Final = "bars: one standard error"
+"""What the bars of a study's pictures are, for a label."""
+
+
 def single_axes(figure: Any) -> Any:
     """Add one axes object to an empty figure and return it."""
     return figure.subplots()
@@ -99,7 +103,7 @@ def percent_axis(axes: Any, xlabel: str) -> None:
     """Label an axis of the percentage added to the intact model's perplexity: linear up to 1 %, logarithmic above."""
     axes.set_yscale("symlog", linthresh=1.0, linscale=0.5)
     axes.axhline(0.0, color="0.6", linewidth=0.8, linestyle="--", marker="")
-    axes.yaxis.set_major_formatter(lambda value, _position: f"{value:+,.0f} %")
+    axes.yaxis.set_major_formatter(lambda value, _position: f"{value:+z,.0f} %")
     axes.set_xlabel(xlabel)
     axes.set_ylabel("perplexity above the intact model's")
 

@@ -62,14 +62,15 @@ def test_the_table_has_a_row_for_every_alpha(study):
 
 @pytest.mark.parametrize("tasks", [True, False])
 def test_the_picture_shows_units(study, tasks):
-    """With accuracy there are two panels, without it one; each axis says what it is."""
+    """With accuracy there are three panels, without it two; each axis says what it is, and the claim has one of its own."""
     kept = study.measurements if tasks else tuple(one for one in study.measurements if one.quantity != ACCURACY)
     figure = Figure()
     scaling.draw(replace(study, measurements=kept), figure)
 
-    assert len(figure.axes) == (2 if tasks else 1)
+    assert len(figure.axes) == (3 if tasks else 2)
     assert all(axes.get_xlabel() and axes.get_ylabel() for axes in figure.axes)
-    assert figure.axes[0].get_yscale() == "log"
+    assert [axes.get_yscale() for axes in figure.axes[:2]] == ["log", "linear"]
+    assert figure.axes[1].get_legend() is not None
 
 
 def test_without_a_scorer_accuracy_is_left_out_with_the_reason(tiny_setup):
