@@ -119,7 +119,7 @@ def test_logs_of_others_stand_under_no_failure(inner, pytester, zeroed):
 @pytest.mark.slow
 def test_what_one_check_has_said_the_next_points_to(inner, zeroed):
     """Snippets, the proof of the fix and what was ruled out stand once for a candidate; the file has them everywhere."""
-    result = inner("--model=tiny", f"--candidate={zeroed}", "-k", "test_candidate", "--swcheck-json=out.json")
+    result = inner("--model=tiny", f"--candidate={zeroed}", "-k", "test_candidate", "--swcheck-json=out.json", "-v")
     said = result.stdout.str()
     assert said.count("llama-quantize") == 1
     assert said.count("a sick reference") == 1
@@ -128,6 +128,24 @@ def test_what_one_check_has_said_the_next_points_to(inner, zeroed):
     assert said.count("restored through a hook") == 5
     verdicts = json.loads(Path("out.json").read_text(encoding="utf-8"))["verdicts"]
     assert sum("llama-quantize" in verdict["try"] for verdict in verdicts) == 5
+
+
+@pytest.mark.slow
+def test_a_red_gate_fits_a_screen(inner, brief, monkeypatch):
+    """Three red checks of one cause take 32 lines of 80 columns beside those of pytest; no line of the table is folded."""
+    monkeypatch.setenv("COLUMNS", "80")
+    result = inner("--model=tiny", "--candidate=rtn:bits=2", brief)
+    start = next(number for number, line in enumerate(result.outlines) if "= FAILURES =" in line)
+    end = next(number for number, line in enumerate(result.outlines) if "= short test summary info =" in line)
+    lines = [line for line in result.outlines[start:end] if not line.startswith(("=", "_", "-" * 9 + " ", "pytest "))]
+    ours = [line for line in lines if " repeat -" not in line]
+    assert result.parseoutcomes()["failed"] >= 2
+    assert len(ours) <= 32
+    assert max(map(len, ours)) <= 80
+    assert (
+        sum(line.startswith("the same cause as under test_") for line in ours) == result.parseoutcomes()["failed"] - 1
+    )
+    assert "\n".join(ours).count("what q2_K keeps") == 1
 
 
 @pytest.mark.slow
@@ -165,7 +183,8 @@ def test_nan_is_a_failing_test(inner, poisoned):
     lines = result.outlines
     heads = [lines[number + 1] for number, line in enumerate(lines) if line.startswith("_") and line.endswith("_")]
     assert len(heads) == result.parseoutcomes()["failed"]
-    assert all(head.startswith("not finite") for head in heads)
+    assert heads[0].startswith("not finite")
+    assert all(head.startswith(("not finite", "the same cause as under ")) for head in heads)
     verdicts = json.loads(Path("out.json").read_text())["verdicts"]
     assert {verdict["outcome"] for verdict in verdicts} == {"failed"}
     assert {verdict["candidate"] for verdict in verdicts} == {"poisoned"}

@@ -36,8 +36,7 @@ def test_a_sink_lost_on_line_ends_is_red(inner, tmp_path, bos, brief):
         result.assert_outcomes(failed=1, deselected=10)
         result.stdout.fnmatch_lines(
             [
-                "super activation of channel 5 at token 0 lost*:",
-                "  super activations of candidate against reference",
+                "super activation of channel 5 at token 0 lost*",
                 f"  worst prompt  {shown}",
                 "check * worst prompt * outcome",
                 f"super activations * {shown} * FAILED",
