@@ -7,11 +7,13 @@ a model never differ. B prompts, P tokens of a prompt, and as many generated one
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import torch
 
 from swcheck.lens.likelihood import generated, likeliest_tokens
+from swcheck.lens.tokens import vocabulary_size as known_ids
 from swcheck.loading.streaming.pager import pager_of
 from swcheck.superweights.measurements.inputs import windows
 from swcheck.superweights.subject.measurement import measurement
@@ -46,9 +48,12 @@ def is_greedy_text_known(subject: Subject) -> bool:
 
 @measurement("first other token", Cost.PROMPT, in_baseline=InBaseline.NO)
 def first_other_tokens(subject: Subject, reference: Subject) -> tuple[int, ...]:
-    """Return for each prompt after how many generated tokens the subject goes on otherwise; P if after none of them."""
+    """Return for each prompt after how many generated tokens the subject goes on otherwise; P if after none of them.
+
+    Empty where nothing was generated, and for a vocabulary that lacks a token of the text.
+    """
     text, expected = greedy_text(reference)
-    if not len(text):
+    if not len(text) or int(text.max()) >= (known_ids(subject.scorer) or math.inf):
         return ()
     count = text.shape[1] // 2
     differ = (likeliest_tokens(subject.scorer, text) != expected[:, 1:])[:, -count:]
