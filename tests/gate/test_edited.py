@@ -10,8 +10,8 @@ import torch
 
 from swcheck import RobustnessError, assert_perplexity_within, assert_super_weights_preserved
 from swcheck.superweights.subject.as_subject import as_subject
-from swcheck.testing import candidate_edits as edits
 from swcheck.testing.candidates import candidate
+from swcheck.testing.damage import edits
 from tests.damage import COLUMN, ROW
 from tests.gated import first_red
 

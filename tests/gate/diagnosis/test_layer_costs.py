@@ -13,8 +13,8 @@ from swcheck.gate.diagnosis import layer_costs as module
 from swcheck.gate.diagnosis.layer_costs import layer_costs
 from swcheck.lens.kl_divergence import compare_predictions, predict
 from swcheck.superweights.subject.as_subject import as_subject
-from swcheck.testing import candidate_edits as edits
 from swcheck.testing import candidates
+from swcheck.testing.damage import edits
 
 
 def edited(loaded, edit):
