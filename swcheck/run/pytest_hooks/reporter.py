@@ -189,7 +189,7 @@ class Reporter:
         columns, verbosity = shutil.get_terminal_size().columns, self.config.get_verbosity()
         lines = summary(self.worst_verdicts() if verbosity >= -1 else [], columns, verbose=verbosity > 0)
         if lines:
-            terminalreporter.section("swcheck")
+            terminalreporter.write_sep("=", "swcheck")
         for line in lines:
             terminalreporter.write_line(visible(line), **colour_of(line))
         for line in [*(unused_limits(self.settings) if lines else ()), *self.unjudged_lines()]:
