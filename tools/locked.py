@@ -1,8 +1,8 @@
 """Writes ``.ci/locked.txt``: ``python -m tools.locked``, on a machine like the one that CI runs on.
 
 Every package that an installed swcheck needs, the packages of packages too, in one version, with the SHA-256 of its wheel
-for Linux on x86-64 and this Python. CI installs the built wheel beside these and nothing else. Versions are those of
-``constraints.txt``; of what is not there, the newest.
+for Linux on x86-64 and this Python. CI installs the built wheel beside these and torch. Versions are those of
+``constraints.txt``; of what is not there, the newest. torch has a wheel for each accelerator, and is fixed by version.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any, Final
 
 ROOT: Final = Path(__file__).parents[1]
 LOCKED: Final = ROOT / ".ci" / "locked.txt"
+BY_VERSION: Final = ("swcheck", "torch")
+"""What the file leaves out."""
 HEAD: Final = "# Written by python -m tools.locked. Install: pip install --require-hashes --no-deps -r .ci/locked.txt\n"
 
 
@@ -27,11 +29,11 @@ def resolved() -> list[dict[str, Any]]:
 
 
 def locked_lines(installs: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each package but swcheck: name, version and hash. Raises ``KeyError`` for one without a hash."""
+    """Return a line for each package but ``BY_VERSION``: name, version, hash. Raises ``KeyError`` for one without a hash."""
     lines = []
     for one in installs:
         name, version = one["metadata"]["name"].lower().replace("_", "-"), one["metadata"]["version"]
-        if name != "swcheck":
+        if name not in BY_VERSION:
             lines.append(f"{name}=={version} --hash=sha256:{one['download_info']['archive_info']['hashes']['sha256']}")
     return sorted(lines)
 
