@@ -30,6 +30,7 @@ settings.register_profile("explore", max_examples=100, deadline=None)  # pytest 
 settings.load_profile("same")  # what passes here passes on the next machine
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Test by test, but those of a card of an embedded model stay in one worker, which measures it once for all of them."""
     from xdist.scheduler import LoadScopeScheduling
