@@ -104,13 +104,20 @@ def likeliest_tokens(model: nn.Module | Runtime, token_ids: torch.Tensor) -> tor
 def generated(model: nn.Module, token_ids: torch.Tensor, count: int) -> torch.Tensor:
     """Return ``token_ids``, int64 ``(B, T)``, with ``count`` tokens appended, each the likeliest: ``(B, T + count)``.
 
-    An end of text is a token as any other. A model that returns no cache is run on all tokens each time.
+    An end of text is a token as any other. A model that returns no cache, or fails with one, is run on all tokens each time.
     """
-    ids, cache = token_ids, None
+    ids, cache, is_cached, place = token_ids, None, True, device_of(model)
     with evaluating(model):
         for _ in range(count):
-            given = ids if cache is None else ids[:, -1:]
-            output: Any = model(given.to(device_of(model)), past_key_values=cache, use_cache=True)
+            output: Any = None
+            if is_cached:
+                try:
+                    given = ids if cache is None else ids[:, -1:]
+                    output = model(given.to(place), past_key_values=cache, use_cache=True)
+                except Exception:  # whatever the model's own code raises with a cache
+                    is_cached = False
+            if output is None:
+                output = model(ids.to(place), use_cache=False)
             cache = getattr(output, "past_key_values", None)
             ids = torch.cat([ids, output.logits[:, -1].argmax(-1, keepdim=True).cpu()], dim=1)
     return ids

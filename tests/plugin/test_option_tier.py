@@ -47,7 +47,7 @@ def test_smoke_sees_the_damage_and_proves_its_cause(inner, zeroed):
     result = inner("--model=tiny", f"--candidate={zeroed}", "--swcheck-tier=smoke", "-k", "test_candidate")
 
     assert result.parseoutcomes()["failed"] >= 3
-    result.stdout.fnmatch_lines(["*perplexity of zeroed against tiny", "  proof * of the loss returns*"])
+    result.stdout.fnmatch_lines(["  proof * of the loss returns*", "*perplexity of zeroed against tiny"])
     result.stdout.fnmatch_lines(["pytest --model=tiny --candidate=* --swcheck-tier=smoke --pyargs *"])
 
 

@@ -40,11 +40,11 @@ def wrongly_located(name, geometries):
     return wrong
 
 
-@pytest.mark.parametrize("name", ["gemma2", "llama", "ministral"])
-def test_two_layers_are_located(name):
-    """Both are, where the random model can be planted so."""
-    model = small_model(name)
-    wanted = GEOMETRIES["two layers"](model, 1, None)
+@pytest.mark.parametrize(("name", "seed", "expert"), [("arcee", 2, None), ("mixtral", 4, 1)])
+def test_two_layers_are_located(name, seed, expert):
+    """Both are, in a dense map and in an expert; few random models can be planted so."""
+    model = small_model(name, seed)
+    wanted = GEOMETRIES["two layers"](model, 1, expert)
     assert {one.layer for one in wanted} == {1, 2}
     assert set(locate(model, token_ids=IDS).super_weights) == set(wanted)
 
