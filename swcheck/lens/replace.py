@@ -70,7 +70,9 @@ class _MapOverride:
 def parameters_replaced(model: nn.Module, values: Mapping[str, Matrix]) -> Iterator[None]:
     """Run ``model`` with other values in some of its parameters, by their qualified names.
 
-    The parameters themselves are put aside, not written to. One that is tied is replaced wherever it is used.
+    The parameters themselves are put aside, not written to. One that is tied is replaced wherever it is used. A module
+    whose table of parameters is not torch's own may copy what is assigned (compressed-tensors does): a copy of the
+    values is put back there.
     """
     places: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -81,8 +83,11 @@ def parameters_replaced(model: nn.Module, values: Mapping[str, Matrix]) -> Itera
             new = torch.nn.Parameter((value() if callable(value) else value).to(old), requires_grad=False)
             for place in places[id(old)]:
                 path, _, key = place.rpartition(".")
-                undo.callback(setattr, model.get_submodule(path), key, old)
-                setattr(model.get_submodule(path), key, new)
+                module = model.get_submodule(path)
+                is_copied = type(module._parameters) is not dict
+                back = torch.nn.Parameter(old.detach().clone(), requires_grad=False) if is_copied else old
+                undo.callback(setattr, module, key, back)
+                setattr(module, key, new)
         yield
 
 
