@@ -84,7 +84,7 @@ def parameters_replaced(model: nn.Module, values: Mapping[str, Matrix]) -> Itera
             for place in places[id(old)]:
                 path, _, key = place.rpartition(".")
                 module = model.get_submodule(path)
-                is_copied = type(module._parameters) is not dict
+                is_copied = type(module._parameters) is not dict  # noqa: SLF001 - torch has no other name for it
                 back = torch.nn.Parameter(old.detach().clone(), requires_grad=False) if is_copied else old
                 undo.callback(setattr, module, key, back)
                 setattr(module, key, new)
