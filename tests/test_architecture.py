@@ -151,6 +151,7 @@ def test_imports_go_down_the_stair(module):
     assert upward == []
 
 
+@pytest.mark.slow
 def test_no_module_imports_itself_around_a_corner():
     """No two modules import each other, directly or through others."""
     try:

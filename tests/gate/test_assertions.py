@@ -160,6 +160,7 @@ def test_limits_are_the_callers(tiny):
         assert_super_weights_preserved(candidate, tiny)
 
 
+@pytest.mark.slow
 def test_perplexity_is_paired_and_bounded(tiny, ids):
     """A damaged candidate exceeds the ratio; the verdict holds both perplexities and the paired standard error."""
     with pytest.raises(
@@ -581,6 +582,7 @@ def test_a_subject_is_measured_on_the_tokens_that_are_given(tiny, ids):
     assert assert_perplexity_within(subject).facts["tokens"] == 2 * (ids.shape[1] - 1)
 
 
+@pytest.mark.slow
 def test_a_candidate_remembers_each_reference_apart(tiny, ids):
     """What was measured against one reference is not handed out against another of the same name and tokens."""
     model = copy.deepcopy(tiny.model)

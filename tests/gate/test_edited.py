@@ -45,6 +45,7 @@ def merged(loaded, folder, share):
     return replace(loaded, model=model, source=str(folder))
 
 
+@pytest.mark.slow
 def test_a_sparse_candidate_has_a_limit_of_its_own(tiny, reference):
     """Pruned as Wanda does it, two of four: recognised, within the limit of 2:4, beyond that of an unknown scheme."""
     good = under_test(candidate("pruned 2:4", tiny, 1))
@@ -54,6 +55,7 @@ def test_a_sparse_candidate_has_a_limit_of_its_own(tiny, reference):
     assert_super_weights_preserved(good, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damaged",
     [
@@ -69,6 +71,7 @@ def test_a_damaged_sparse_candidate_is_red(tiny, reference, damaged):
     assert verdict.cause_kind in {"pruning", "super_weight"}
 
 
+@pytest.mark.slow
 def test_a_merge_has_a_kind_of_its_own(tiny, reference, tmp_path):
     """Half a fine-tune merged in is green as a merge; a super weight that was lost on the way is red with its place."""
     good = merged(tiny, tmp_path, 0.5)

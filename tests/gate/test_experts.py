@@ -66,6 +66,7 @@ def test_a_copy_is_green(mixture):
     assert verdict.summary == f"{weight.place} writes x1.000 of the reference's"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factor", "words"), [(0.0, "zeroed"), (0.4, "weakened"), (-1.0, "flipped|of the other sign|sign")]
 )
@@ -153,6 +154,7 @@ def test_a_broken_router_is_a_cause_of_its_own(speaking):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mamba", *(pytest.param(name, marks=RECENT) for name in ("hrm_text", "deepseek_v4"))])
 def test_perplexity_needs_no_down_projection(name):
     """Perplexity and predictions are judged of any causal language model; what needs a down projection says why not."""
@@ -198,6 +200,7 @@ def without_experts(value):
     return [without_experts(part) for part in value] if isinstance(value, list) else value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -67,6 +67,7 @@ def healthy():
     return candidate(scheme=FLOAT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_same_numbers_pass(check, healthy, reference):
     """A healthy candidate passes every check, with the numbers of its own program."""
@@ -101,6 +102,7 @@ def test_log_probabilities_alone_are_judged(check, reference):
     assert ("not known", "which layer: a runtime of the tests shows none") in bad.detail
 
 
+@pytest.mark.slow
 def test_the_likeliest_tokens_are_enough(reference):
     """Where a server tells only the likeliest tokens, KL is a lower bound, zero for the same model."""
     whole = judge("predictions", candidate(scale_norm, shows=NOTHING), reference)
@@ -109,6 +111,7 @@ def test_the_likeliest_tokens_are_enough(reference):
     assert judge("predictions", candidate(shows=NOTHING, told=8), reference).measured < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS)
 def test_a_lost_super_weight_is_named_in_every_check(check, reference):
     """It is restored in the program itself, and the nats return."""
@@ -144,6 +147,7 @@ def test_kernels_are_blamed_if_the_stored_weights_are_fine(reference):
     assert any(name == "proof" and "in torch" in words for name, words in verdict.detail)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "kind"), [(FLOAT, "conversion"), (Scheme("absmax", 8), "tensor")])
 def test_stored_weights_are_blamed_if_they_lose_as_much(scheme, kind, reference, monkeypatch):
     """The cause is found in torch; of floats it is a conversion, which has not quantized anything."""

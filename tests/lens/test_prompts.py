@@ -53,6 +53,7 @@ def bare():
     return planted.tokenizer(bos=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "template",
     [

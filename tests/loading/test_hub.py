@@ -120,6 +120,7 @@ def fetching(tmp_path, server):
     return fetch
 
 
+@pytest.mark.slow
 def test_a_model_is_downloaded_once(fetching, tmp_path):
     """A hub id that the cache lacks is downloaded after its size was printed; the next time nothing is."""
     first = fetching("mine/model")
@@ -152,6 +153,7 @@ def test_half_a_download_is_not_a_model(fetching, tmp_path):
     assert "found: its tokenizer is not in the local cache" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "said"),
     [

@@ -121,6 +121,7 @@ def test_a_path_after_a_space_that_costs_the_ini_file_is_warned_of(inner, pytest
         inner(f"{flag}={value}", "--co", "-q").stdout.no_fnmatch_line("*PytestConfigWarning*")
 
 
+@pytest.mark.slow
 def test_a_path_after_a_space_inside_the_project_is_harmless(inner, pytester, micro):
     """A model below the ini-file does not cost it, and there is no warning."""
     pytester.makeini("[pytest]\naddopts = -q")
@@ -131,6 +132,7 @@ def test_a_path_after_a_space_inside_the_project_is_harmless(inner, pytester, mi
     result.stdout.no_fnmatch_line("*PytestConfigWarning*")
 
 
+@pytest.mark.slow
 def test_a_path_after_a_space_is_harmless_without_an_ini_file(inner, micro):
     """Where there is no ini-file to miss there is no warning, so that -W error does not break the run."""
     result = inner("--swcheck-model", micro, "--co", "-q", "-W", "error")

@@ -104,6 +104,7 @@ def test_a_failure_shows_the_line_of_the_test_and_no_depths(inner, pytester, bri
     result.stdout.no_fnmatch_line("*anatomy.py*")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["auto", "long", "short", "line", "native", "no"])
 def test_every_style_of_traceback_shows_the_words(inner, pytester, brief, style):
     """Whatever --tb says, a red assertion in a test of one's own is shown without an accident, its words in the summary."""
@@ -178,6 +179,7 @@ def test_quiet_is_quiet(inner, brief):
     result.stdout.fnmatch_lines(["perplexity * passed"])
 
 
+@pytest.mark.slow
 def test_without_capturing_too(inner, brief):
     """-p no:capture and -s change nothing but where the output goes."""
     for words in (("-p", "no:capture"), ("-s",)):

@@ -141,6 +141,7 @@ def test_without_a_model_its_tests_are_skipped(inner):
     result.stdout.fnmatch_lines(["SKIPPED * no model given: pytest --model=tiny"])
 
 
+@pytest.mark.slow
 def test_collecting_loads_nothing(inner, pytester, monkeypatch):
     """``--collect-only`` gets by without a model: the loader is never called."""
     monkeypatch.setattr("swcheck.loading.engines.load", lambda *_args, **_options: pytest.fail("a model was loaded"))

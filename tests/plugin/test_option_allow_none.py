@@ -7,6 +7,7 @@ import pytest
 from tests.plugin import BOTH, SHIPPED
 
 
+@pytest.mark.slow
 def test_a_model_without_super_weights_may_pass(inner, micro):
     """With the option nothing is red, and what does not apply is skipped with its reason."""
     result = inner(f"--model={micro}", "--swcheck-allow-none", "-rs")

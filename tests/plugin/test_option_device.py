@@ -18,6 +18,7 @@ def test_an_empty_device(inner):
     refused(inner("--model=tiny", "--swcheck-device="), "--swcheck-device\n  found: an empty value")
 
 
+@pytest.mark.slow
 def test_the_model_is_on_it(inner, pytester):
     """The model under test has its parameters where they were asked for."""
     pytester.makepyfile("def test_it(swcheck_model): assert swcheck_model.model.device.type == 'cpu'")

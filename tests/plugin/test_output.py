@@ -24,6 +24,7 @@ def red(inner, pytester, micro, brief, monkeypatch):
     return lambda *more: inner(*words, *more)
 
 
+@pytest.mark.slow
 def test_tb_line_is_one_line_a_failure(red):
     """With --tb=line each failure is its place and its first line, of the suite as of a test of one's own."""
     lines = red("--tb=line", "-q").outlines
@@ -34,6 +35,7 @@ def test_tb_line_is_one_line_a_failure(red):
     assert "test_mine.py:4: " in shown[1]
 
 
+@pytest.mark.slow
 def test_very_quiet_shows_no_table(red):
     """With -qq there are the failures and their short summary, and no table."""
     result = red("-qq", "--tb=no")
@@ -41,6 +43,7 @@ def test_very_quiet_shows_no_table(red):
     result.stdout.fnmatch_lines(["FAILED *test_super_weights*", "FAILED test_mine.py::test_own*"])
 
 
+@pytest.mark.slow
 def test_a_failure_of_ones_own_is_folded(red):
     """The error of a test of one's own is as wide as the terminal, below the lines of that test."""
     result = red("-q")
@@ -50,6 +53,7 @@ def test_a_failure_of_ones_own_is_folded(red):
     assert ">       assert_perplexity_within(swcheck_model, at_most=1.5)" in result.outlines
 
 
+@pytest.mark.slow
 def test_the_id_of_a_check_can_be_pasted(inner, micro, brief, pytester):
     """The node id of the short summary is a path like any other, with parameters and without; a real file goes first."""
     check = "swcheck.suite.test_model::test_super_weights"
@@ -81,6 +85,7 @@ def test_a_misspelt_name_is_put_right(inner):
     assert "the closest: tiny" in " ".join(result.stderr.str().split())
 
 
+@pytest.mark.slow
 def test_the_estimate_is_no_part_of_a_test(inner, pytester, micro, brief):
     """Models and time are said before any other plugin's wrapper of the test begins, such as the alarm of a timeout."""
     pytester.makeconftest("""
@@ -97,6 +102,7 @@ def test_the_estimate_is_no_part_of_a_test(inner, pytester, micro, brief):
     assert "the alarm is set" not in lines[:said]
 
 
+@pytest.mark.slow
 def test_the_short_summary_has_room_for_the_cause(red):
     """At 80 columns the line names the test without its module, and the cause is not cut to a few letters."""
     shown = [line for line in red("--tb=no").outlines if line.startswith("FAILED test_super_weights")]

@@ -17,6 +17,7 @@ def red(inner, micro, brief):
     return lambda *more: inner(f"--model={micro}", brief, "-k", CHECKS, *more)
 
 
+@pytest.mark.slow
 def test_pages_are_written(red, pytester):
     """Each page is written where it was asked for, named at the end of the run, and has the verdict."""
     result = red("--swcheck-html=out/page.html", "--swcheck-markdown=out/page.md")
@@ -31,6 +32,7 @@ def test_a_page_that_cannot_be_written_is_refused(inner, option):
     refused(inner("--model=tiny", f"{option}=/"))
 
 
+@pytest.mark.slow
 def test_the_ci_gets_a_summary_by_itself(red, pytester, monkeypatch):
     """Where the CI offers a step summary the page is appended, and a red check is an annotation; an option stops both."""
     file = pytester.path / "summary.md"
@@ -47,6 +49,7 @@ def test_the_ci_gets_a_summary_by_itself(red, pytester, monkeypatch):
     assert error in red().outlines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "xdist"])
 def test_junit_xml_has_the_measured_values(red, pytester, workers):
     """With warnings as errors, alone and in a worker, each test case has its values and limits as properties."""

@@ -229,6 +229,7 @@ def test_shells_can_complete(run, monkeypatch):
     assert "swcheck[completion]" in err
 
 
+@pytest.mark.slow
 def test_published_coordinates_are_verified(run, tmp_path):
     """Of a model that nothing is published of, that is an error in words."""
     code, out, err = run("locate", checkpoints.micro(tmp_path / "micro"), "--published")

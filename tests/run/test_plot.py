@@ -17,6 +17,7 @@ def test_a_model_and_its_candidates_are_drawn_over_each_other(run, tmp_path):
         assert f"<!-- {said} -->" in picture
 
 
+@pytest.mark.slow
 def test_a_model_without_super_weights_still_has_its_spikes(run, tmp_path, monkeypatch):
     """Inputs and outputs of down_proj are drawn of any model; the picture is called after it."""
     folder = checkpoints.micro(tmp_path / "micro")
@@ -43,6 +44,7 @@ def test_what_cannot_be_drawn_is_refused_before_a_model_is_loaded(run, arguments
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_another_model_is_not_drawn_as_a_candidate(run, tmp_path):
     """A model of another width has no line over this one."""
     folder = checkpoints.micro(tmp_path / "micro")

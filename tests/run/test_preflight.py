@@ -99,6 +99,7 @@ def test_a_directory_without_weights_is_refused(tmp_path):
         remarks(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_loads_nothing_and_says_whether_it_will_do(run, checkpoint, monkeypatch, tmp_path):
     """Exit code 1 where a quantizer will fail, 0 where it will not, with size and dtype; a missing model is told."""
     monkeypatch.setattr("swcheck.loading.engines.load", lambda *_a, **_k: pytest.fail("loaded"))

@@ -44,6 +44,7 @@ def no_model(*_arguments, **_options):
     pytest.fail("a model was loaded")
 
 
+@pytest.mark.slow
 def test_the_second_run_has_the_same_numbers_and_loads_nothing(folder, settings, monkeypatch):
     """The number is the same to the last bit, and no model is loaded for it."""
     first = measured(settings)
@@ -53,6 +54,7 @@ def test_the_second_run_has_the_same_numbers_and_loads_nothing(folder, settings,
     assert measured(settings) == first
 
 
+@pytest.mark.slow
 def test_a_number_that_is_missing_is_measured(folder, settings):
     """The reference that is known in part can be loaded: what is new is measured and kept as well."""
     measured(settings)
@@ -63,6 +65,7 @@ def test_a_number_that_is_missing_is_measured(folder, settings):
     session.free()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["weights", "text", "tier", "seed", "dtype", "code"])
 def test_whatever_a_number_depends_on_makes_another_entry(folder, settings, change, monkeypatch, tmp_path):
     """Another file in the model's folder, another text, tier, seed or dtype, or other code: nothing is found."""
@@ -80,6 +83,7 @@ def test_whatever_a_number_depends_on_makes_another_entry(folder, settings, chan
     assert ReferenceCache(settings, spec).read() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"schema": 1}', b"\xff" * 100])
 def test_a_damaged_entry_is_measured_anew(folder, settings, damage):
     """Whatever a file of the cache has become, the run is as if it were not there."""
@@ -90,6 +94,7 @@ def test_a_damaged_entry_is_measured_anew(folder, settings, damage):
     assert ReferenceCache(settings, settings.models[0]).read() is not None
 
 
+@pytest.mark.slow
 def test_without_a_cache_nothing_is_read_or_kept(folder, settings, monkeypatch):
     """The option switches it off; a folder that cannot be made is no error."""
     first = measured(replace(settings, no_cache=True))
@@ -98,6 +103,7 @@ def test_without_a_cache_nothing_is_read_or_kept(folder, settings, monkeypatch):
     assert measured(settings) == first
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_keeps_nothing(folder, settings):
     """After an interrupt nothing is measured or written."""
     session = Session(settings)
@@ -106,6 +112,7 @@ def test_a_run_that_was_interrupted_keeps_nothing(folder, settings):
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_code_outside_has_touched_is_not_kept(folder, settings):
     """Where a test took the module itself, it may have changed it."""
     session = Session(settings)
@@ -114,6 +121,7 @@ def test_a_model_that_code_outside_has_touched_is_not_kept(folder, settings):
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_the_oldest_entries_are_removed(folder, settings, monkeypatch):
     """There are never more files than the bound; what was used last stays."""
     monkeypatch.setattr(reference_cache, "MOST_FILES", 2)
@@ -124,6 +132,7 @@ def test_the_oldest_entries_are_removed(folder, settings, monkeypatch):
     assert [is_kept(replace(settings, seed=seed), settings.models[0]) for seed in range(3)] == [False, True, True]
 
 
+@pytest.mark.slow
 def test_the_cache_is_listed_and_cleared(folder, settings, run):
     """The command names each model with tier and size, a damaged file as such, and removes all of it."""
     assert run("cache")[1] == f"{folder}: nothing is kept\n"

@@ -156,6 +156,7 @@ def test_a_red_gate_has_one_model_in_memory(held, tmp_path, candidate, recorded)
     session.free()
 
 
+@pytest.mark.slow
 def test_a_prompt_is_shrunk_with_one_model_in_memory(held, monkeypatch):
     """A model without BOS is asked anew for prompts and windows; its candidate waits elsewhere meanwhile."""
     rules = {"tiny": planted.on_first_delimiter, "late": late}
@@ -176,6 +177,7 @@ def test_a_prompt_is_shrunk_with_one_model_in_memory(held, monkeypatch):
     session.free()
 
 
+@pytest.mark.slow
 def test_small_models_stay_where_a_suite_asks_both_in_turn(held, monkeypatch):
     """Prompts of somebody's own, one an assertion, would load two models for each: after some turns both are kept."""
     tokenizer = planted.tokenizer(bos=False)

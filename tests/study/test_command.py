@@ -76,6 +76,7 @@ def test_bad_input_is_refused_in_words(run, arguments, words):
     assert words in err
 
 
+@pytest.mark.slow
 def test_a_model_without_super_weights_says_what_was_seen(run, tmp_path):
     """There is nothing to study, and the reason has numbers."""
     code, _, err = run(str(checkpoints.micro(tmp_path / "micro")), "scaling")

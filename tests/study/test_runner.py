@@ -37,6 +37,7 @@ def test_a_run_leaves_record_rows_and_picture(tiny_setup, tmp_path, quick):
     assert "![Scaling the super weights](scaling.png)" in runner.as_page([pair], tmp_path)
 
 
+@pytest.mark.slow
 def test_what_was_taken_is_not_taken_again(tiny_setup, tmp_path, quick, monkeypatch):
     """A second run reads the record; one of another seed measures anew."""
     (first,), _ = taken(tiny_setup, tmp_path)

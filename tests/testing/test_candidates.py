@@ -43,6 +43,7 @@ def test_a_red_gate_names_what_was_done(tiny, reference, name):
         assert verdict is not None
 
 
+@pytest.mark.slow
 def test_another_candidate_in_between_changes_no_verdict(tiny, reference):
     """The same candidate, gated before and after others against one reference, gets the same verdict to the bit."""
     made = candidate("up projection scaled", tiny)

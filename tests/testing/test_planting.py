@@ -40,6 +40,7 @@ def wrongly_located(name, geometries):
     return wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "seed", "expert"), [("arcee", 2, None), ("mixtral", 4, 1)])
 def test_two_layers_are_located(name, seed, expert):
     """Both are, in a dense map and in an expert; few random models can be planted so."""
@@ -49,6 +50,7 @@ def test_two_layers_are_located(name, seed, expert):
     assert set(locate(model, token_ids=IDS).super_weights) == set(wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
 def test_all_geometries_are_located(name):
     """Each geometry, in a dense map, an expert or a shared expert, is located, and a model without any has none."""
@@ -63,6 +65,7 @@ def test_families_without_a_row_are_located(name):
     assert wrongly_located(name, ["one", "negative"]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 5, 8])
 def test_several_equal_weights_in_a_row_are_all_located(count):
     """Up to eight weights of about the same size are located together, also where each has a small share."""

@@ -62,6 +62,7 @@ def test_held_out_by_name_only():
     assert [name for name in TAKEN if is_heldout(name)] == ["module4.py"]
 
 
+@pytest.mark.slow
 def test_this_library():
     """This interpreter's own library has text for both, and no word of the training text's files is held out."""
     read = tiny_corpus.read()

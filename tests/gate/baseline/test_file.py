@@ -432,6 +432,7 @@ def test_a_nested_value_without_end_is_refused(text):
         file.read_baseline(body, "x.json")
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_baseline_is_read_or_refused(text, data):
@@ -448,6 +449,7 @@ def test_any_baseline_is_read_or_refused(text, data):
             identity.check_identity(facts, {"weights": None}, "x.json")
 
 
+@pytest.mark.slow
 def test_every_measurement_is_known_to_the_reader():
     """What a baseline may keep is declared by the modules that the reader imports, each with a type that can be held against."""
     code = """if True:

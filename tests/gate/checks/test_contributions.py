@@ -41,6 +41,7 @@ def ids(tiny):
     return token_windows(tiny.tokenizer, tiny.text, count=6, length=128)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", COMPARISONS)
 @pytest.mark.parametrize(
     "clothes",
@@ -67,6 +68,7 @@ def test_a_permuted_candidate_is_green_with_a_note(tiny, ids):
     assert "inner neuron 301 is neuron" in verdict.summary
 
 
+@pytest.mark.slow
 def test_a_rotated_candidate_is_judged_by_its_sink_norm(tiny, ids):
     """Weights and dependence do not apply; the norm of the sink token is compared in place of a channel."""
     outcomes = {check: check(relatives.rotated(tiny.model), tiny.model, token_ids=ids) for check in COMPARISONS}
@@ -77,6 +79,7 @@ def test_a_rotated_candidate_is_judged_by_its_sink_norm(tiny, ids):
     assert outcomes[assert_perplexity_within].outcome is Outcome.PASSED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", [assert_super_weights_preserved, assert_super_activations_preserved])
 def test_a_damaged_permuted_candidate_is_red(tiny, ids, check):
     """Following a permutation does not hide what was lost."""
@@ -124,6 +127,7 @@ def test_a_lost_contribution_is_proven_before_it_is_blamed(tiny, ids):
     assert 'ignore=["lm_head", "model.layers.1.mlp.down_proj"]' in caught.value.verdict.attempt
 
 
+@pytest.mark.slow
 def test_predictions_that_drift_are_red(tiny, ids):
     """Mean KL and top-1 agreement are bounded, each by its own limit."""
     candidate = damage.damaged(tiny, damage.clip)
@@ -155,6 +159,7 @@ def test_the_standard_error_is_that_of_window_means():
     assert standard_error(torch.zeros(1, 1)) == 0
 
 
+@pytest.mark.slow
 def test_a_candidate_without_its_last_layer_is_ordinary(tiny, ids):
     """A pruned depth is no other model: weights and activations before the cut are compared as they are."""
     model = copy.deepcopy(tiny.model)

@@ -88,6 +88,7 @@ def test_a_layer_that_is_gone_is_named(tiny, ids, cut):
     assert verdict.cause_kind == "depth"
 
 
+@pytest.mark.slow
 def test_a_training_that_diverged_is_red(tiny, ids):
     """A kind that was only guessed excuses a perplexity of x1.5, and no more."""
     subject = as_subject(candidate("trained", tiny), token_ids=ids)
@@ -99,6 +100,7 @@ def test_a_training_that_diverged_is_red(tiny, ids):
     assert "--swcheck-kind=finetuned lifts it" in verdict.limit.source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0, 0.25, 0.5, 4])
 def test_a_destroyed_super_weight_is_not_matched_to_its_row_mate(tiny, ids, factor):
     """Two super weights in one row that write the same: the untouched one does not stand in for the other."""
@@ -181,6 +183,7 @@ def test_a_text_of_unknown_tokens_measures_nothing(tiny):
     assert "--swcheck-text" in verdict.attempt
 
 
+@pytest.mark.slow
 def test_a_quantization_that_improves_says_something_of_the_text(tiny, ids):
     """No quantization makes a model better by a tenth: then the verdict is no pass."""
     worse = candidate("noise", tiny, 0.3)
@@ -204,6 +207,7 @@ def test_a_fault_that_improves_is_named_all_the_same(tiny, ids):
     assert not verdict.limit.holds(verdict.measured)
 
 
+@pytest.mark.slow
 def test_the_same_weights_are_held_to_the_same_limits_however_they_are_named(tiny):
     """A quantization made here and the floats that it leaves, as a directory would hold them, are one scheme."""
     made = load("rtn:bits=3,block=128", reference="tiny", device="cpu")
@@ -215,6 +219,7 @@ def test_the_same_weights_are_held_to_the_same_limits_however_they_are_named(tin
     assert limits[0] == limits[1]
 
 
+@pytest.mark.slow
 def test_one_matrix_on_a_grid_is_no_scheme(tiny, ids):
     """A constant matrix knows one level: that is a fault, and gets no limits of a quantization to few bits."""
     subject = as_subject(candidate("up projection constant", tiny), token_ids=ids)

@@ -27,6 +27,7 @@ def rows(verdict, name):
     return [text for key, text in verdict.detail if key == name]
 
 
+@pytest.mark.slow
 def test_three_faults_are_named_together(tiny):
     """A configuration, a norm and a head: each alone returns little, together all of the loss."""
     made = candidate("head rolled", candidate("final norm scaled", candidate("rope theta", tiny), 3.0), 1)
@@ -42,6 +43,7 @@ def test_three_faults_are_named_together(tiny):
     assert len(rows(verdict, "given back")) == 3
 
 
+@pytest.mark.slow
 def test_a_difference_without_effect_is_left_out(tiny):
     """A factor of 1.1 on one of many norms costs nothing beside a rolled head."""
     made = candidate("head rolled", candidate("norm scaled", tiny, 1.1), 1)
@@ -49,6 +51,7 @@ def test_a_difference_without_effect_is_left_out(tiny):
     assert red(made, tiny).cause == "head lm_head has its rows rolled by 1"
 
 
+@pytest.mark.slow
 def test_nothing_beside_the_linear_maps_differs(tiny):
     """Then that is ruled out in words, and the cause is sought on."""
     made = load("rtn:bits=2,block=128", reference="tiny", device="cpu")
@@ -74,6 +77,7 @@ def test_a_baseline_finds_the_same(tiny, name):
     assert with_baseline.cause_kind == with_reference.cause_kind
 
 
+@pytest.mark.slow
 def test_without_the_reference_s_files_what_is_not_known_is_said(tiny):
     """A baseline alone has no tensors: no cause is claimed that was not proven."""
     reference = as_subject(tiny)
@@ -84,6 +88,7 @@ def test_without_the_reference_s_files_what_is_not_known_is_said(tiny):
     assert red(candidate("head rolled", tiny), baseline).cause_kind == "unknown"
 
 
+@pytest.mark.slow
 def test_a_quantized_candidate_gets_its_configuration_back_with_its_packed_maps(tiny):
     """The linear maps of a quantizer stay as they are while the configuration is another one."""
     made = load("rtn:bits=4,block=128", reference="tiny", device="cpu")

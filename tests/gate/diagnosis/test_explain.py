@@ -214,6 +214,7 @@ def grow(matrix):
     matrix[ROW, COLUMN] *= 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
@@ -287,6 +288,7 @@ def test_an_activation_that_a_later_layer_loses_is_named_with_that_layer(tiny, i
     assert any("what the super weights write (x1.000" in words for words in rows(verdict, "ruled out"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", [assert_super_weights_preserved, assert_super_activations_preserved])
 def test_a_lost_weight_or_activation_is_given_back_before_it_is_blamed_for_the_loss(tiny, ids, check):
     """Zeroed, all of the loss returns with it: a proof; beside greater damage that is named, and proven."""
@@ -320,6 +322,7 @@ def test_an_activation_lost_in_its_own_layer_is_told_from_a_lost_weight(tiny, id
     assert assert_super_weights_preserved(candidate, tiny, token_ids=ids).measured == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_block_neighbours_of_a_kept_super_weight_pay(tiny, ids):
     """One scale for the whole matrix: the outlier is exact, all others round to nothing, and that is the cause."""
 
@@ -360,6 +363,7 @@ def share_its_work(model):
     mlp.down_proj.weight[:, COLUMN] /= 2
 
 
+@pytest.mark.slow
 def test_a_healthy_candidate_that_lives_on_without_them_lost_its_dependence(tiny, ids):
     """Nothing else is lost: the constant comes from elsewhere, and that is the cause, with the number that proves it."""
     verdict = red(assert_collapses_when_zeroed, edited(tiny, share_its_work), tiny, share=0.99, token_ids=ids)
@@ -368,6 +372,7 @@ def test_a_healthy_candidate_that_lives_on_without_them_lost_its_dependence(tiny
     assert re.search(r"perplexity intact x(0\.99|1\.0)", rows(verdict, "proof")[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", [assert_collapses_when_zeroed, assert_predictions_preserved])
 def test_two_bits_are_not_the_super_weights(tiny, ids, check):
     """A model that two bits ruined everywhere has not lost its dependence first: its bits are named, and the order said."""

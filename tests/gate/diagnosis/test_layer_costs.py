@@ -34,6 +34,7 @@ def round_layer(number, bits):
     return edit
 
 
+@pytest.mark.slow
 def test_the_damaged_layer_is_first(tiny):
     """Of layers rounded to 3 and to 6 bits the first costs more, both stand before what is left, nothing else is named."""
 

@@ -62,6 +62,7 @@ def turn(matrix, weight):
     matrix[weight.row, weight.column] *= -1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", [lose, turn])
 def test_place_and_cause_agree_with_the_matrix_that_is_named(amplified, edit):
     """The first line names the scalar, and the matrix to keep is the one that holds it."""

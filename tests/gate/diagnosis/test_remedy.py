@@ -302,6 +302,7 @@ def state(*models):
     return [state_fingerprint(model) for model in models], hooks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("largest", "way", "spec"),
     [(10**9, "quantized again with them left out", True), (0, "with these matrices given back through a hook", False)],
@@ -509,6 +510,7 @@ def test_a_price_needs_a_scheme(tiny, ids):
     assert bytes_of(Scheme("absmax", 8)) == 131072
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "words"),
     [("pruned", "prune these matrices less: "), ("finetuned", "leave these matrices as they were, or train them more")],

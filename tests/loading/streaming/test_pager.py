@@ -178,6 +178,7 @@ def test_experts_that_transformers_merges_load_whole(tmp_path):
     assert "transformers makes other tensors of its own when it loads them whole, first model.layers.0" in found
 
 
+@pytest.mark.slow
 def test_streaming_is_of_the_cpu(tmp_path):
     """On another device, or with a device map, it is refused; so it is by an engine that makes its models in memory."""
     folder = checkpoints.micro(tmp_path / "micro")
@@ -212,6 +213,7 @@ def test_a_file_that_is_cut_off_or_written_to_ends_the_pass_in_words(tmp_path, m
     assert torch.equal(token_nats(again, IDS), nats)
 
 
+@pytest.mark.slow
 def test_where_memory_runs_out_the_reason_is_told(tmp_path, monkeypatch):
     """Not that weights and config may not belong together, whatever torch says."""
     folder = checkpoints.micro(tmp_path / "micro")

@@ -121,6 +121,7 @@ def test_a_package_that_is_missing_is_left_out(monkeypatch):
     assert [name for name, _ in machine()] == ["python", "machine"]
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.text(), verdicts), max_size=3))
 def test_whatever_is_said_is_text(reported):
     """Of any verdict both pages can be made, and the page has no tag that the template does not have."""

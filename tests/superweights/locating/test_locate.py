@@ -84,6 +84,7 @@ SETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_planted(name):
     """Exactly the planted weights are found, with their values and what they write."""
@@ -108,12 +109,14 @@ def planted_sets(draw):
     return sorted(SuperWeight(*place, signs[place[1]] * draw(st.floats(0.6, 1.0))) for place in chosen)
 
 
+@pytest.mark.slow
 @given(planted=planted_sets(), seed=st.integers(0, 2**16))
 def test_planted_anywhere(planted, seed):
     """Wherever one to three weights are planted, exactly they are found."""
     assert sorted(locate(plant(planted, seed=seed), token_ids=IDS).super_weights) == planted
 
 
+@pytest.mark.slow
 @given(planted=planted_sets(), order=st.permutations(range(24)))
 def test_permuting_inner_neurons(planted, order):
     """Permuting a layer's inner neurons moves the columns with them and nothing else."""

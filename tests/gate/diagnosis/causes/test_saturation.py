@@ -48,6 +48,7 @@ def test_what_float16_cuts_off_is_named_where_perplexity_keeps(tiny, ids):
     assert assert_super_weights_preserved(made, reference).outcome is Outcome.PASSED
 
 
+@pytest.mark.slow
 def test_a_loss_beside_it_is_not_blamed_on_it_without_a_proof(tiny, ids):
     """Where the perplexity is red as well, float16 cannot hold what would have to be given back: that is said."""
     reference = as_subject(large(tiny, 256.0), token_ids=ids)

@@ -44,6 +44,7 @@ def test_no_other_change_is_an_adapter(change):
     assert rank_of_difference(change(MATRIX), MATRIX) == 0
 
 
+@pytest.mark.slow
 def test_half_of_an_adapter_that_was_merged_again_is_tried(tiny):
     """An adapter merged several times is named with its rank, and proven; the reference's own training is no adapter."""
     with pytest.raises(RobustnessError) as caught:

@@ -35,6 +35,7 @@ def test_other_matrices_are_not_mixed():
     assert not are_mixed(one, one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [
