@@ -160,6 +160,7 @@ def test_no_module_imports_itself_around_a_corner():
         pytest.fail(" -> ".join(error.args[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", INNER)
 def test_private_modules_and_names_stay_in_their_folder(module):
     """Nothing that begins with an underscore is imported from another folder."""

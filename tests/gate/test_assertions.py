@@ -200,6 +200,7 @@ def test_perplexity_of_one_model_is_bounded_by_guessing_or_by_the_caller(tiny, i
         assert_perplexity_within(tiny, token_ids=ids)
 
 
+@pytest.mark.slow
 def test_perplexity_at_most_holds_for_a_candidate_too(tiny, ids):
     """With a reference, at_most takes the place of the ratio."""
     value = assert_perplexity_within(tiny, tiny, token_ids=ids).facts["perplexity"]
@@ -322,6 +323,7 @@ def test_nan_without_a_reference_is_red_or_a_worded_error(tiny, ids):
         assert_collapses_when_zeroed(sick, super_weights=[damage.WEIGHT], token_ids=ids)
 
 
+@pytest.mark.slow
 def test_another_tokenizer_is_named(tiny, ids):
     """A candidate whose tokenizer adds no BOS is told so before its numbers are looked at."""
     other = copy.deepcopy(tiny.tokenizer)

@@ -57,6 +57,7 @@ def damaged(model, weight, factor):
     return found
 
 
+@pytest.mark.slow
 def test_a_copy_is_green(mixture):
     """A copy of a mixture keeps its super weights and activations."""
     model, weight = mixture

@@ -93,6 +93,7 @@ def test_what_is_not_shown_is_not_applicable(check, lacking, words, reference):
     assert verdict.summary == f"this runtime does not show {words} (a runtime of the tests)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", ["perplexity", "predictions"])
 def test_log_probabilities_alone_are_judged(check, reference):
     """Perplexity, KL and top-1 work in every runtime, red on a damaged one and green on a good one."""
@@ -202,6 +203,7 @@ class Unsteady(InProcess):
         return super().log_probabilities(ids) - 1e-3 * self.runs
 
 
+@pytest.mark.slow
 def test_two_runs_of_a_runtime_are_its_noise(reference, healthy, monkeypatch):
     """What differs between them is the noise that stands in the report."""
     monkeypatch.setattr("tests.in_process_runtime.InProcess", Unsteady)

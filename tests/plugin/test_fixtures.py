@@ -57,6 +57,7 @@ def test_a_fixture_may_be_replaced(inner, pytester):
     inner("--model=tiny", "-k", "collapse").assert_outcomes(skipped=1, deselected=SHIPPED - 1)
 
 
+@pytest.mark.slow
 def test_every_model_is_tried_and_the_one_before_is_freed(inner, pytester, micro):
     """A test runs once for each model, and the weights of the one before are given back."""
     pytester.makepyfile(
@@ -74,6 +75,7 @@ def test_every_model_is_tried_and_the_one_before_is_freed(inner, pytester, micro
     result.stdout.fnmatch_lines(["test_own.py::test_one[[]tiny] PASSED*", "test_own.py::test_one[[]micro] PASSED*"])
 
 
+@pytest.mark.slow
 def test_a_failure_shows_the_line_of_the_test_and_no_depths(inner, pytester, brief):
     """In a test of one's own a red assertion shows the calling line and the words, nothing of swcheck's inside."""
     pytester.makepyfile(
@@ -137,6 +139,7 @@ def test_full_trace_shows_all(inner, pytester, brief):
     inner("--model=tiny", brief, "test_own.py", "--full-trace").stdout.fnmatch_lines(["*anatomy.py*"])
 
 
+@pytest.mark.slow
 def test_hypothesis_may_ask_for_them(inner, pytester, brief):
     """A test of hypothesis may ask for the fixtures: they live for the whole run."""
     pytester.makepyfile(
@@ -154,6 +157,7 @@ def test_hypothesis_may_ask_for_them(inner, pytester, brief):
     inner("--model=tiny", brief, "test_own.py").assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_a_red_verdict_that_was_expected_is_not_reported(inner, pytester, brief):
     """A test that passes because it expects the assertion to fail leaves no red row in the table."""
     pytester.makepyfile(

@@ -25,6 +25,7 @@ def taken(setup, out):
     return list(runner.run(setup, ["scaling"], out, said.append)), said
 
 
+@pytest.mark.slow
 def test_a_run_leaves_record_rows_and_picture(tiny_setup, tmp_path, quick):
     """JSON, CSV and a PNG that is one."""
     (pair,), said = taken(tiny_setup, tmp_path)

@@ -74,6 +74,7 @@ def test_what_is_no_json_is_refused(text, found):
         parsed_json(text, "it")
 
 
+@pytest.mark.slow
 @given(data=st.binary(max_size=40))
 def test_any_bytes_are_json_or_refused(data, tmp_path_factory):
     """No file brings the reader down."""

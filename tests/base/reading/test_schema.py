@@ -43,6 +43,7 @@ def test_what_does_not_fit_is_named(value, said):
         schema.checked(value, WHOLE, "it")
 
 
+@pytest.mark.slow
 @given(value=hostile.damaged(GOOD))
 def test_any_value_fits_or_is_refused(value):
     """No value brings the check down, and what fits has the types that the schema says."""

@@ -97,6 +97,7 @@ def test_a_damaged_rotated_candidate_is_red(tiny, ids):
         )
 
 
+@pytest.mark.slow
 def test_a_candidate_of_ordinary_damage_is_not_blamed_on_super_weights(tiny, ids):
     """Noise in a late layer is red as not the super weights, with that layer and its matrices named."""
     model = copy.deepcopy(tiny.model)

@@ -84,6 +84,7 @@ def on_the_second(ids):
     return planted.on_first(ids) & ~mark | (torch.arange(ids.shape[1]) == 1) & mark
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "damage", "bos", "cause", "shown"),
     [
@@ -182,6 +183,7 @@ def late(ids):
     return found & (torch.arange(ids.shape[1]) < 2)
 
 
+@pytest.mark.slow
 def test_the_failing_prompt_is_shrunk():
     """What follows the sink and what need not stand before it is gone; the same every time, and it still fails."""
     reference, candidate = subject(planted.on_first_delimiter, bos=False), subject(late, bos=False, name="late")

@@ -148,6 +148,7 @@ def test_an_inert_set_sets_no_limit_for_the_largest_others(tiny, ids):
     assert (given.limit.high, given.outcome) == (1e9, Outcome.PASSED)
 
 
+@pytest.mark.slow
 def test_the_row_of_predictions_shows_the_number_that_failed(tiny, ids):
     """Where the KL divergence is kept and the agreement is not, that is measured and limited."""
     verdict = red(assert_predictions_preserved, candidate("norm epsilon", tiny, 0.3), tiny, kl=9.0, token_ids=ids)
@@ -172,6 +173,7 @@ class Foreign:
         return self._tokenizer.get_vocab()
 
 
+@pytest.mark.slow
 def test_a_text_of_unknown_tokens_measures_nothing(tiny):
     """Mostly unknown tokens: the same model against itself, copied, is inconclusive, and the text is blamed."""
     tokenizer = Foreign(tiny.tokenizer)
@@ -256,6 +258,7 @@ def test_a_vocabulary_without_its_padding_is_scored_on_the_ids_they_share(tiny, 
     assert torch.isfinite(drift.kl).all()
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_bos_is_told_so(tiny):
     """What differs between the ids is said, and what the perplexity is with the reference's ids."""
 

@@ -308,6 +308,7 @@ def test_a_lost_weight_or_activation_is_given_back_before_it_is_blamed_for_the_l
     assert "of the loss returns" in rows(beside, "proof")[0]
 
 
+@pytest.mark.slow
 def test_an_activation_lost_in_its_own_layer_is_told_from_a_lost_weight(tiny, ids):
     """Where another neuron of the same row writes against it, the super weight itself is not blamed."""
 
@@ -339,6 +340,7 @@ def test_the_block_neighbours_of_a_kept_super_weight_pay(tiny, ids):
     assert verdict.facts["fix"]["matrices"] == ["model.layers.1.mlp.down_proj"]
 
 
+@pytest.mark.slow
 def test_a_row_that_pays_is_found_without_its_matrix(tiny, ids):
     """Where only the super weight's own row lost its neighbours, that row given back is the proof."""
 
@@ -394,6 +396,7 @@ def test_two_bits_are_not_the_super_weights(tiny, ids, check):
         assert "a constant from elsewhere" in said
 
 
+@pytest.mark.slow
 def test_a_cause_is_sought_once_for_all_checks(tiny, ids, monkeypatch):
     """Two red checks of one candidate share what was found."""
     calls = []
@@ -407,6 +410,7 @@ def test_a_cause_is_sought_once_for_all_checks(tiny, ids, monkeypatch):
     assert first.cause == second.cause
 
 
+@pytest.mark.slow
 def test_a_share_of_no_loss_proves_nothing(tiny, ids):
     """Where the candidate has lost nothing beyond the noise, what a hook gives back is no cause, however large a share."""
     candidate = edited(tiny, lambda model: model.model.layers[2].mlp.up_proj.weight.mul_(1 + 1e-5))

@@ -108,6 +108,7 @@ def test_an_infinite_collapse_is_said(study):
     prune.draw(endless, Figure())
 
 
+@pytest.mark.slow
 def test_of_a_pair_each_alone_is_harmless(tiny_pair):
     """Of a set of two, each has its own row, named by its place; together they are deadly, given back they are not."""
     setup = setup_of(tiny_pair)

@@ -104,6 +104,7 @@ def test_a_model_that_knows(batch):
     assert accuracy(Knowing(wrong), encode, asked, batch) == 0.0
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing(tiny):
     """Items of other lengths beside them do not change what is right."""
     asked = items(TEXT, 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,6 +35,7 @@ def test_what_was_cut_off_is_found(seed, end):
     assert not bool(found[weight.abs() <= end].any())
 
 
+@pytest.mark.slow
 def test_a_clipped_quantization_is_named_as_such(tiny):
     """Four bits alone are green; clipped at three deviations they are red, and the range is the cause."""
     assert first_red(load("rtn:bits=4,block=128", reference="tiny", device="cpu"), tiny) is None

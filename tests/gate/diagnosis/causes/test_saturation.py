@@ -30,6 +30,7 @@ def large(tiny, factor):
     return replace(tiny, model=with_larger_stream(tiny.model, factor), name=f"x{factor:g}", source="")
 
 
+@pytest.mark.slow
 def test_what_float16_cuts_off_is_named_where_perplexity_keeps(tiny, ids):
     """+101,584 becomes 65,504 in arithmetic that saturates: no nat is lost, and the super activation is not there."""
     reference = as_subject(large(tiny, 256.0), token_ids=ids)
@@ -62,6 +63,7 @@ def test_a_loss_beside_it_is_not_blamed_on_it_without_a_proof(tiny, ids):
     assert "it cannot be given back in float16" in str(caught.value.verdict.detail)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("factor", "words"), [(128.0, "; that is 78% of the range of float16"), (64.0, "")])
 def test_what_comes_near_the_end_of_float16_is_pointed_out(tiny, ids, factor, words):
     """A green gate says so before it becomes infinite."""

@@ -49,6 +49,7 @@ def padded(tiny):
     return replace(tiny, model=model.eval(), name="padded", source="")
 
 
+@pytest.mark.slow
 def test_every_check_is_as_between_equals(padded, ids):
     """Cut down to the tokenizer, nothing is lost: each check is green, and the perplexity is x1 to the last digit."""
     cut, reference = candidate("vocabulary cut", padded), as_subject(padded, token_ids=ids)
