@@ -296,40 +296,40 @@ def test_a_file_takes_no_skip(files):
         ENGINE.check(f"{files / 'q8_0.gguf'},skip=model.layers.1.mlp.down_proj")
 
 
+@pytest.fixture
+def forgotten_library():
+    """The library is loaded anew in the test, and again behind it."""
+    library.library.cache_clear()
+    yield
+    library.library.cache_clear()
+
+
+@pytest.mark.usefixtures("forgotten_library")
 @pytest.mark.parametrize("name", ["DEFAULT_SIZES", "NO_EVALUATION_F16_CACHE", "FOUR_AUTOMATIC"])
 def test_another_layout_of_parameters_is_an_error_in_words(monkeypatch, name):
     """Where the defaults are not found, nothing is run."""
     monkeypatch.setattr(library, name, b"\x07" * 16)
-    library.library.cache_clear()
-    try:
-        with pytest.raises(EngineError, match="another layout"):
-            library.library()
-    finally:
-        library.library.cache_clear()
+    with pytest.raises(EngineError, match="another layout"):
+        library.library()
 
 
+@pytest.mark.usefixtures("forgotten_library")
 @pytest.mark.parametrize("name", ["DATA_NAME", "SOURCES", "SHAPE", "STRIDES"])
 def test_another_layout_of_tensors_is_an_error_in_words(monkeypatch, name):
     """Where a product of two tensors does not look as expected, nothing is run."""
     monkeypatch.setattr(library, name, getattr(library, name) + 8)
-    library.library.cache_clear()
-    try:
-        with pytest.raises(EngineError, match="a tensor has another layout"):
-            library.library()
-    finally:
-        library.library.cache_clear()
+    with pytest.raises(EngineError, match="a tensor has another layout"):
+        library.library()
 
 
+@pytest.mark.usefixtures("forgotten_library")
 def test_llama_cpp_can_speak_after_a_layout_was_refused(monkeypatch):
     """It keeps one pointer to the log callback for the whole process, so that of a refused load has to stay alive."""
     before = library.library()
     monkeypatch.setattr(library, "DEFAULT_SIZES", b"\x07" * 16)
     library.library.cache_clear()
-    try:
-        with pytest.raises(EngineError, match="another layout"):
-            library.library()
-    finally:
-        library.library.cache_clear()
+    with pytest.raises(EngineError, match="another layout"):
+        library.library()
     gc.collect()
     before.said.clear()
     assert not before.c.llama_model_load_from_file(b"/no/such/file", before.c.llama_model_default_params())

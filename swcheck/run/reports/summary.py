@@ -10,6 +10,7 @@ from typing import Final
 from tabulate import tabulate
 
 from swcheck.base.formatting import format_number, format_shortened
+from swcheck.base.limits import KIND_WORDS
 from swcheck.base.records import Outcome, Verdict
 from swcheck.base.wrapping import MAX_WIDTH, wrapped
 from swcheck.run.reports.margins import Reported, margin, severity
@@ -303,7 +304,7 @@ def _folded(texts: Iterable[str], width: int) -> list[str]:
 
 def _weight_changes(reported: Sequence[Reported], width: int) -> list[str]:
     """Return the change of each super weight, also of a green one, if the candidate is fine-tuned or pruned."""
-    if not any(verdict.facts.get("candidate_kind") in {"finetuned", "merged", "pruned"} for _, verdict in reported):
+    if not any(verdict.facts.get("candidate_kind") in KIND_WORDS for _, verdict in reported):
         return []
     rows = [row for _, verdict in reported if verdict.check == "super weights" for row in verdict.detail]
     return [line for name, text in rows for line in wrapped(f"drift of {name}: {text}", width, 2)]

@@ -154,15 +154,18 @@ class Setup:
 
     def maps(self) -> tuple[LinearMap, ...]:
         """Return the linear maps of the layers that keep a plain weight; a note counts the others."""
-        packed = packed_maps(self.model)
-        if packed:
-            self.note(f"linear maps without a plain weight, left as they are: {len(packed)}, first {packed[0]}")
+        self._note_packed_maps()
         return linear_maps(self.model)
 
     def matrices(self) -> tuple[Matrix, ...]:
         """Return the plain matrices of the layers, those of single experts too; a note counts the packed linear maps."""
-        self.maps()  # it writes the note
+        self._note_packed_maps()
         return tuple(plain_matrices(self.subject.anatomy))
+
+    def _note_packed_maps(self) -> None:
+        packed = packed_maps(self.model)
+        if packed:
+            self.note(f"linear maps without a plain weight, left as they are: {len(packed)}, first {packed[0]}")
 
     def super_weight_places(self, matrix: Matrix) -> tuple[tuple[int, int], ...]:
         """Return (row, column) of the super weights that stand in this matrix."""
