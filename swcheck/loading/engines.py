@@ -248,14 +248,17 @@ def canonical_name(spec: str) -> str:
     return str(hub.canonical_name(scheme)) if name == BUILT_IN or scheme == spec else spec
 
 
-def directory_of(spec: str) -> Path | None:
-    """Return the local directory of a model, maybe in the hub's cache. None if there is none, or an engine makes it."""
+def directory_of(spec: str, *, whole: bool = True) -> Path | None:
+    """Return the local directory of a model, maybe in the hub's cache. None if there is none, or an engine makes it.
+
+    Unless it has to be ``whole``, a snapshot in the cache may hold ``config.json`` alone.
+    """
     name, scheme = route(spec)
     if name != BUILT_IN:
         return None
     if scheme in tiny.CHECKPOINTS:
         return tiny.CHECKPOINTS[scheme]
-    found: Path | None = hub.local_directory(scheme)
+    found: Path | None = hub.local_directory(scheme, whole=whole)
     return found
 
 

@@ -52,14 +52,14 @@ def existing_path(spec: str) -> Path | None:
     return Path(expanded) if os.path.exists(expanded) else None  # noqa: PTH110 - pathlib raises for too long a name
 
 
-def local_directory(spec: str) -> Path | None:
-    """Return the path ``spec``, or the complete snapshot of it in the local cache; None if there is neither."""
+def local_directory(spec: str, *, whole: bool = True) -> Path | None:
+    """Return the path ``spec``, or the snapshot of it in the local cache, complete if ``whole``; None if there is neither."""
     path = existing_path(spec)
     if path is not None:
         return path
     try:
         repository = repository_of(spec)
-        return None if _missing_in_words(repository) else _cached_snapshot(repository)
+        return None if whole and _missing_in_words(repository) else _cached_snapshot(repository)
     except (UnknownModelError, CheckpointError):
         return None
 

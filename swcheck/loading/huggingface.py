@@ -72,7 +72,7 @@ class HuggingFace:
             _check_quantization_method(directory, config)
             _check_parameter_count(directory, config, self.trust_remote_code)
             request = StreamRequest(directory, config.to_dict(), target, dtype, self.stream)
-            streams = request.is_granted(lambda: _model_without_weights(config, self.trust_remote_code))
+            streams = request.is_granted(lambda: model_without_weights(config, trusted=self.trust_remote_code))
             tokenizer = _load_tokenizer(directory, self.trust_remote_code)
             trusted, placement = self.trust_remote_code, {"device_map": self.device_map}
             model, unused = _load_model(directory, config, dtype or "auto", trusted, **placement)
@@ -136,20 +136,27 @@ def _check_parameter_count(path: Path, config: Any, trusted: bool) -> None:
         return
     count, bits = 0, 8 * tensor_bytes(path)
     with suppress(Exception):  # what cannot be built is refused, in words, when it is loaded
-        count = sum(part.numel() for part in _model_without_weights(config, trusted).parameters())
+        count = sum(part.numel() for part in model_without_weights(config, trusted=trusted).parameters())
     if count > bits + MORE_PARAMETERS:
         found = f"its config has {count:,} parameters, and the files {bits // 8:,} bytes"
         attempt = "check that weights and config.json belong together"
         raise CheckpointError(f"the weights of {path}", found, attempt)
 
 
-def _model_without_weights(config: Any, trusted: bool) -> Any:
+def model_without_weights(config: Any, *, trusted: bool) -> Any:
     """Return the model that a config describes, on the ``meta`` device, which takes no memory."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+
+
+def model_of_config(directory: Path) -> Any:
+    """Return the model that the config in ``directory`` describes, without weights and without code of its own."""
+    from transformers import AutoConfig
+
+    return model_without_weights(AutoConfig.from_pretrained(directory, local_files_only=True), trusted=False)
 
 
 def _whole_numbers(value: Any) -> Iterator[int]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from typing import Any
 
-from swcheck.base.errors import UnknownModelError
+from swcheck.base.errors import SwcheckError, UnknownModelError
 from swcheck.base.formatting import format_size
 from swcheck.loading import engines
-from swcheck.loading.checkpoint_size import checkpoint_size
 from swcheck.run.command_line.common.layout import terminal_width, wrap_lines
-from swcheck.run.preflight import group_size, quantization_of, remarks
+from swcheck.run.outline import outline_of
+from swcheck.run.preflight import group_size, known_activation, quantization_of, remarks
+from swcheck.run.settings import Settings
 
 
 def add(commands: Any) -> None:
@@ -28,16 +30,18 @@ def run(options: argparse.Namespace) -> str:
 
     Raises ``UnknownModelError`` for a model whose files are not on this machine.
     """
-    engines.check(options.model)
-    directory = engines.directory_of(options.model)
+    directory = engines.directory_of(options.model, whole=False)
     if directory is None:
-        raise UnknownModelError(f"the files of {options.model}", "not on this machine", f"hf download {options.model}")
+        engines.check(options.model)
+        attempt = f"hf download {options.model} config.json, which is enough"
+        raise UnknownModelError(f"the files of {options.model}", "not on this machine", attempt)
     if options.dtype is not None:
         engines.check_dtype(options.dtype)
-    found = remarks(directory, options.scheme, options.dtype)
-    stored, size = checkpoint_size(directory), group_size(options.scheme)
+    seen, size = outline_of(directory), group_size(options.scheme)
+    known = _known(options.model) if (options.dtype or seen.dtype) == "float16" else None
+    found = remarks(directory, options.scheme, options.dtype, known)
     facts = [
-        "" if stored is None else f"{stored.parameters:,} parameters, {format_size(stored.size)}, {stored.dtype}",
+        f"{seen.parameters:,} parameters, {'no weights here' if seen.size is None else format_size(seen.size)}, {seen.dtype}",
         quantization_of(directory),
         f"groups of {size}"
         if size
@@ -47,3 +51,10 @@ def run(options: argparse.Namespace) -> str:
     lines += [] if found else ["  nothing to stumble over in config and headers"]
     options.code = int(any(remark.blocks for remark in found))
     return "\n".join(wrap_lines(lines, terminal_width()))
+
+
+def _known(spec: str) -> float | None:
+    """Return the largest super activation of a model as an earlier run has measured it; None if none has."""
+    with suppress(SwcheckError):
+        return known_activation(Settings(models=(spec,)), spec)
+    return None

@@ -173,7 +173,7 @@ def test_experts_that_transformers_merges_load_whole(tmp_path):
     """A checkpoint with a matrix for each expert is another one in memory."""
     small_model("mixtral").save_pretrained(tmp_path)
     config = huggingface._load_config(tmp_path, False)
-    model = huggingface._model_without_weights(config, False)
+    model = huggingface.model_without_weights(config, trusted=False)
     found, _ = streamable.why_whole(tmp_path, config.to_dict(), model, "float32")
     assert "transformers makes other tensors of its own when it loads them whole, first model.layers.0" in found
 
