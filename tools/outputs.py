@@ -77,7 +77,7 @@ def replaced(text: str, name: str, make: Callable[[], str]) -> str:
 
 def limits() -> str:
     """Return the default limits with their reasons, then the limits by scheme."""
-    from swcheck.base.limits import BY_PATTERN, BY_SCHEME, DEFAULTS, MOST_GUESSED
+    from swcheck.base.limits import BY_PATTERN, BY_SCHEME, DEFAULTS, DISTILLED, MOST_GUESSED
 
     words = {
         "contribution": "what a super weight writes, candidate over reference, signed",
@@ -106,6 +106,7 @@ def limits() -> str:
     told = {
         "another kind that nobody declared": MOST_GUESSED,
         **{f"pruned {name}": most for name, (most, _) in BY_PATTERN.items()},
+        "distilled, as declared": DISTILLED.high or 0.0,
     }
     lines += [f"| {name} | <= x{most:g} | reported | reported |" for name, most in told.items()]
     return "\n".join(lines)

@@ -101,7 +101,12 @@ OPTIONS: Final = (
         "another limit, as perplexity=1.03 or activation=0.8..1.5; of one model or candidate: torchao:*:kl=0.02",
         "perhaps",
     ),
-    Option("kind", "value", "NAME", "what was done to the candidate: quantized, finetuned, merged, pruned; auto looks"),
+    Option(
+        "kind",
+        "value",
+        "NAME",
+        "what was done to the candidate: quantized, finetuned, merged, pruned, distilled; auto looks",
+    ),
     Option(
         "layers", "flag", None, "rank the candidate's layers by what each costs: which to spare next; also if green"
     ),

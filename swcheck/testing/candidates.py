@@ -246,7 +246,7 @@ def _kinds() -> Mapping[str, CandidateKind]:
         "rounded": (("rounding", *whole), (8, 6, 4, 3, 2), edit(edits.round_all)),
         "noise": (("all_maps", "training", *whole), (0.01, 0.3, 1), edit(edits.add_noise)),
         "pruned": (("pruning", *whole), (0.1, 0.5, 0.8), edit(edits.prune)),
-        "pruned 2:4": (("pruning", *whole), (1, 2), edit(edits.prune_pattern)),
+        "pruned 2:4": (("pruning", *whole), (1, 2), edit(edits.prune_pattern(4))),
         "trained": (("training", "all_maps", "tensor", *whole), (1e-5, 1e-3, 0.3), _trained),
         "float16 saturated": (("overflow",), (16,), edit(conversions.saturate)),
         "vocabulary cut": ((), (0,), vocabulary.cut_down),

@@ -8,7 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from swcheck import RobustnessError, assert_perplexity_within, assert_super_weights_preserved
+from swcheck import (
+    RobustnessError,
+    assert_perplexity_within,
+    assert_predictions_preserved,
+    assert_super_weights_preserved,
+)
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.testing.candidates import candidate
 from swcheck.testing.damage import edits
@@ -69,6 +74,57 @@ def test_a_damaged_sparse_candidate_is_red(tiny, reference, damaged):
     verdict = first_red(damaged(tiny), reference)
     assert verdict is not None
     assert verdict.cause_kind in {"pruning", "super_weight"}
+
+
+@pytest.mark.slow
+def test_a_candidate_of_four_of_eight_is_red_where_it_is_damaged(tiny, reference):
+    """Recognised and green at x1.7 and less; with its super weight lost it is red with the place."""
+    sparse = copy.deepcopy(tiny.model)
+    with torch.no_grad():
+        edits.prune_pattern(8)(sparse, 1)
+    good = under_test(replace(tiny, model=sparse, name="4:8", source=""))
+    verdict = assert_perplexity_within(good, reference)
+    assert verdict.facts["candidate_kind_why"].endswith("4:8 sparsity")
+    assert verdict.measured < verdict.limit.high == 1.7
+    damaged = first_red(without_super_weight(replace(tiny, model=sparse)), reference)
+    assert damaged is not None
+    assert damaged.cause_kind == "super_weight"
+    assert "layer 1 [97, 301]" in damaged.cause
+
+
+def student(loaded):
+    """A student as one is declared."""
+    subject = as_subject(loaded)
+    subject.kind = "distilled"
+    return subject
+
+
+def test_a_student_is_held_to_its_teachers_perplexity(tiny, reference):
+    """A good one is green, and its own super weights are named; one that lost a layer on the way falls short."""
+    good = student(candidate("trained", tiny, 1e-2))
+    verdict = assert_perplexity_within(good, reference)
+    assert verdict.measured < verdict.limit.high == 1.5
+    assert "DistilGPT2" in verdict.limit.source
+    own = assert_super_weights_preserved(good, reference)
+    assert own.outcome == "not_applicable"
+    assert "of its own it has layer 1 [97, 301] writes +39" in own.summary
+    assert assert_predictions_preserved(good, reference).outcome == "passed"
+    with pytest.raises(RobustnessError, match="the student falls short of its teacher") as caught:
+        assert_perplexity_within(student(candidate("layers left out", tiny, 1)), reference)
+    assert caught.value.verdict.cause_kind == "distillation"
+
+
+def test_a_student_of_another_width_is_no_wrong_base_model(tiny, reference):
+    """A small model that has learnt nothing is red for what it says, and for no other reason."""
+    config = copy.deepcopy(tiny.model.config)
+    config.update({"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8})
+    config.layer_types = None
+    small = replace(tiny, model=type(tiny.model)(config).eval(), name="small", source="")
+    with pytest.raises(RobustnessError, match="the student falls short of its teacher"):
+        assert_perplexity_within(student(small), reference)
+    assert "of its own it has none" in assert_super_weights_preserved(student(small), reference).summary
+    with pytest.raises(RobustnessError, match="wrong base model"):
+        assert_perplexity_within(under_test(small), reference)
 
 
 @pytest.mark.slow

@@ -94,4 +94,6 @@ def test_a_damaged_copy_is_not_taken_for_a_fine_tune(gate, tmp_path):
 
 def test_an_unknown_kind_is_refused(inner):
     """A word that is no kind is a usage error that lists them."""
-    refused(inner("--model=tiny", "--swcheck-kind=distilled"), "known: auto, quantized, finetuned, merged, pruned")
+    refused(
+        inner("--model=tiny", "--swcheck-kind=sparse"), "known: auto, quantized, finetuned, merged, pruned, distilled"
+    )

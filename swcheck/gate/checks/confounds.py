@@ -18,6 +18,7 @@ from swcheck.gate.checks.tokenizers import tokenizer_confound
 from swcheck.gate.relation.linear_maps import map_errors, why_responses_unknown
 from swcheck.lens.architecture.anatomy import MapKey
 from swcheck.loading.runtime import Capability
+from swcheck.superweights.measurements.contributions import located_on
 from swcheck.superweights.measurements.inputs import prompt_ids, windows
 from swcheck.superweights.measurements.residual_stream import answers_finite, first_non_finite
 from swcheck.superweights.measurements.weights import non_finite_parameters
@@ -30,7 +31,7 @@ def confound(pair: Pair) -> Verdict | None:
     """Return the verdict on the first confound that is found; None if there is none."""
     relation, ids = pair.relation, prompt_ids(pair.reference)
     attempt = "give the reference this candidate was made from"
-    if relation.kind == "other shape":
+    if relation.kind == "other shape" and not pair.is_student:
         return pair.failed("wrong base model", relation.words, attempt, cause_kind="base_model")
     broken = _not_finite_anywhere(pair, ids)
     if broken is not None:
@@ -38,7 +39,7 @@ def confound(pair: Pair) -> Verdict | None:
     other_tokens = tokenizer_confound(pair)
     if other_tokens is not None:
         return other_tokens
-    if relation.kind == "other model" and not _has_the_same_layers(pair):
+    if relation.kind == "other model" and not pair.is_student and not _has_the_same_layers(pair):
         return pair.failed("wrong base model", relation.words, attempt, cause_kind="base_model")
     return None
 
@@ -73,6 +74,8 @@ def obstacle(pair: Pair, needed: Capability = Capability.VALUES) -> Verdict | No
     A candidate that runs in another program has to show what is ``needed``.
     """
     found = confound(pair)
+    if found is None and pair.is_student:
+        return _of_a_student(pair)
     if found is None and pair.weights:
         return _not_shown(pair, needed) if pair.candidate.is_runtime else _unreachable(pair)
     if found is not None:
@@ -80,6 +83,18 @@ def obstacle(pair: Pair, needed: Capability = Capability.VALUES) -> Verdict | No
     return no_super_weight(
         pair.check, pair.reference, None if pair.candidate is pair.reference else pair.candidate.name
     )
+
+
+def _of_a_student(pair: Pair) -> Verdict:
+    """Return the verdict on a distilled candidate, which names the super weights that it has of its own."""
+    own = ""
+    if not pair.candidate.is_runtime:
+        found = located_on(pair.candidate, prompt_ids(pair.reference))
+        places = ", ".join(
+            f"{w.place} writes {v:+.4g}" for w, v in zip(found.super_weights, found.written, strict=True)
+        )
+        own = f"; of its own it has {places or f'none ({found.reason})'}"
+    return pair.verdict(Outcome.NOT_APPLICABLE, f"a student has none of its teacher's weights{own}")
 
 
 def _not_shown(pair: Pair, needed: Capability) -> Verdict | None:

@@ -41,8 +41,13 @@ class Pair:
 
     @property
     def kind(self) -> Kind:
-        """What was done to the candidate: quantized, fine-tuned or pruned."""
+        """What was done to the candidate: quantized, fine-tuned, pruned and so on."""
         return kind_of(self.candidate, self.reference)
+
+    @property
+    def is_student(self) -> bool:
+        """Whether the candidate was distilled: none of its weights has a counterpart in the reference, its teacher."""
+        return self.kind.name == "distilled"
 
     @property
     def module_owner(self) -> Subject:

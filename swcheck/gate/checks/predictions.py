@@ -107,7 +107,11 @@ def compare_perplexity(pair: Pair, limit: Limit, at_most: float | None) -> Verdi
 
 def _facts(pair: Pair, value: float, base: float, error: float, tokens: int) -> dict[str, Any]:
     kind = pair.kind
-    layers = {"layer_costs": layer_costs(pair.candidate, pair.reference)} if pair.candidate.rank_layers else {}
+    layers = (
+        {"layer_costs": layer_costs(pair.candidate, pair.reference)}
+        if pair.candidate.rank_layers and not pair.is_student
+        else {}
+    )
     return {
         **layers,
         "perplexity": value,
@@ -222,7 +226,7 @@ def _departing_shape(pair: Pair, limit: Limit, summary: str, fields: dict[str, A
 
 def _proven_loss(pair: Pair, ratio: float) -> bool:
     """Return whether a loss without a limit is proven to come from super weights: then it is red for every kind."""
-    if DEFAULTS["perplexity"].holds(ratio) or not pair.weights:
+    if DEFAULTS["perplexity"].holds(ratio) or not pair.weights or pair.is_student:
         return False
     return any(name == "proof" for name, _ in finding(pair).detail)
 

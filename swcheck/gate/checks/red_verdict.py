@@ -30,6 +30,12 @@ def red_verdict(pair: Pair, summary: str, *, share: float | None = None, **field
 
     ``summary`` says what is outside its limit. ``share`` is the dependence that is left, given only if that is red.
     """
+    if pair.is_student:  # nothing of its teacher can be given back
+        cause, advice = (
+            "the student falls short of its teacher",
+            "distil longer, on more text, or into a larger student",
+        )
+        return pair.failed(cause, summary, advice, cause_kind="distillation", **fields)
     found = finding(pair, share)
     fields["detail"] = (*found.detail, *fields.get("detail", ()))
     if found.blame == "reference":

@@ -1,4 +1,4 @@
-"""Finds out whether a candidate was quantized, fine-tuned, merged or pruned, because the limits differ.
+"""Finds out whether a candidate was quantized, fine-tuned, merged, pruned or distilled, because the limits differ.
 
 A scheme decides, where a config or an engine gives one. For plain floats a sample of both models' matrices decides.
 Rounding leaves few distinct values in a run of weights, or at least keeps the order of the values. Pruning adds zeros.
@@ -86,7 +86,7 @@ class WeightSample:
 class Kind:
     """What was done to a candidate.
 
-    ``name`` is ``quantized``, ``finetuned``, ``merged`` or ``pruned``; ``why`` says in words how that is known. ``sure`` is False
+    ``name`` is ``quantized``, ``finetuned``, ``merged``, ``pruned`` or ``distilled``; ``why`` says in words how that is known. ``sure`` is False
     where it was concluded from the weights, and nobody declared it. ``scheme`` is the quantization that the weights
     show where no config gives it, so that a stored copy is held to the limits of the same quantization made here. ``pattern`` is one of ``PATTERNS`` in which it was pruned.
     """
@@ -104,7 +104,7 @@ def kind_of(candidate: Subject, reference: Subject) -> Kind:
     The weights are compared only where the declared kind is ``auto`` and there is no scheme.
     """
     asked, scheme = candidate.kind, candidate.scheme
-    if asked in {"finetuned", "merged", "pruned"}:
+    if asked in {"finetuned", "merged", "pruned", "distilled"}:
         return Kind(asked, "--swcheck-kind says so")
     if scheme is not None:
         return kind_from_scheme(scheme)

@@ -270,26 +270,29 @@ def prune(model: Any, strength: float) -> None:
         weight.masked_fill_(weight.abs() <= flat.kthvalue(max(1, int(flat.numel() * strength))).values, 0)
 
 
-def prune_pattern(model: Any, strength: float) -> None:
-    """Keep two of every four neighbours in a row: at strength 1 those that count most, as Wanda does; above it the others.
-
-    What counts is the weight times the norm of its input, on random tokens.
+def prune_pattern(width: int) -> Edit:
+    """Return an edit that keeps half of every ``width`` neighbours in a row (2:4, 4:8): at strength 1 those that count most,
+    as Wanda does; above it the others. What counts is the weight times the norm of its input, on random tokens.
     """
-    norms: dict[Any, torch.Tensor] = {}
-    maps = {module: weight for _, _, module, weight in linear_modules(anatomy(model))}
-    hooks = [
-        module.register_forward_pre_hook(
-            lambda one, args: norms.update({one: args[0].float().flatten(0, 1).norm(dim=0)})
-        )
-        for module in maps
-    ]
-    model(torch.randint(0, len(embedding(model)), (4, 32), generator=generator()))
-    for hook in hooks:
-        hook.remove()
-    for module, weight in maps.items():
-        scores = (weight.abs().float() * norms[module]).reshape(len(weight), -1, 4)
-        dropped = scores.topk(2, dim=2, largest=strength > 1).indices
-        weight.masked_fill_(torch.zeros_like(scores).scatter_(2, dropped, 1).reshape(weight.shape).bool(), 0)
+
+    def edit(model: Any, strength: float) -> None:
+        norms: dict[Any, torch.Tensor] = {}
+        maps = {module: weight for _, _, module, weight in linear_modules(anatomy(model))}
+        hooks = [
+            module.register_forward_pre_hook(
+                lambda one, args: norms.update({one: args[0].float().flatten(0, 1).norm(dim=0)})
+            )
+            for module in maps
+        ]
+        model(torch.randint(0, len(embedding(model)), (4, 32), generator=generator()))
+        for hook in hooks:
+            hook.remove()
+        for module, weight in maps.items():
+            scores = (weight.abs().float() * norms[module]).reshape(len(weight), -1, width)
+            dropped = scores.topk(width // 2, dim=2, largest=strength > 1).indices
+            weight.masked_fill_(torch.zeros_like(scores).scatter_(2, dropped, 1).reshape(weight.shape).bool(), 0)
+
+    return edit
 
 
 def permute_neurons(model: Any, _strength: float) -> None:
