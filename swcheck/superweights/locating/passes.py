@@ -59,18 +59,22 @@ class Passes:
         layers: int | None = None,
     ) -> None:
         self.model, self.body, self.ids = model, body, ids
-        self._beside: dict[int, tuple[Any, ...]] = {}
+        self.beside: dict[int, tuple[Any, ...]] = {}
         """What each layer returned beside the residual stream; a layer that is missing returned that alone."""
+        self.visits: dict[MapKey, int] = {}
         with ExitStack() as stack:
-            writers = self._recorded(stack, len(body.layers) if layers is None else layers)
-            self.visits: dict[MapKey, int] = {}
             if count_visits:
                 self.visits = stack.enter_context(visits_counted(body))
                 stack.enter_context(eager_experts(model) if self.visits else nullcontext())
-            for number, layer in enumerate(body.layers):
-                stack.callback(layer.register_forward_hook(partial(self._note_output_form, number)).remove)
-            model(ids.to(device_of(model)), use_cache=False)
-        self.first = _result_of(writers)
+            self.first = self.run_first(range(len(body.layers) if layers is None else layers))
+
+    def run_first(self, layers: range) -> PassResult:
+        """Run the pass without any edit through ``layers``, the first ones of the model."""
+        with ExitStack() as stack:
+            writers = self.recorded(stack, layers)
+            self.note_output_forms(stack)
+            self.model(self.ids.to(device_of(self.model)), use_cache=False)
+        return result_of(writers)
 
     def run_without(self, removed: Sequence[SuperWeight], length: int) -> PassResult:
         """Run one pass over the first ``length`` tokens with ``removed`` zeroed.
@@ -79,24 +83,15 @@ class Passes:
         """
         start, first = min(weight.layer for weight in removed), self.first.observation
         with zeroed(self.model, removed), ExitStack() as stack:
-            writers = self._recorded(stack, max(1, len(self.body.layers) - 1), tuple(removed))
-            stack.enter_context(_layers_skipped(self.body, start, first.residual, length, self._beside))
+            writers = self.recorded(stack, range(max(1, len(self.body.layers) - 1)), tuple(removed))
+            stack.enter_context(layers_skipped(self.body, start, first.residual, length, self.beside))
             self.model(self.ids[:, :length].to(device_of(self.model)), use_cache=False)
-        result = _result_of(writers)
-        skipped = [key for key in first.inputs if (key if isinstance(key, int) else key.layer) < start]
-        for key in skipped:
-            writers.observation.inputs[key] = first.inputs[key][:, :length]
-            writers.observation.outputs[key] = first.outputs[key][:, :length]
-        for layer in range(start):  # nothing was zeroed there, and a layer does not see later tokens
-            if layer in self.first.writers.calls:
-                writers.calls[layer] = self.first.writers.calls[layer]
-            if layer in self.first.writers.routed:
-                writers.routed[layer] = self.first.writers.routed[layer]
+        result = result_of(writers)
+        copy_layers(self.first.writers, writers, start, length)
         return result
 
-    def _recorded(self, stack: ExitStack, count: int, removed: tuple[SuperWeight, ...] = ()) -> Writers:
-        """Record the first ``count`` layers of the passes that run until ``stack`` is closed."""
-        layers = range(count)
+    def recorded(self, stack: ExitStack, layers: range, removed: tuple[SuperWeight, ...] = ()) -> Writers:
+        """Record ``layers`` in the passes that run until ``stack`` is closed; a pass ends after the last of them."""
         keys = [
             down.key.layer if down.key.expert is None else down.key
             for layer in layers
@@ -106,7 +101,7 @@ class Passes:
         calls: dict[int, LayerCall] = {}
         routed: dict[int, list[RoutedCall]] = {}
         for layer in layers_to_record(self.body):
-            if layer < count:
+            if layer in layers:
                 module = self.body.layers[layer]
                 note = partial(_note_call, calls, layer)
                 stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
@@ -116,9 +111,30 @@ class Passes:
         observation = stack.enter_context(observe(self.model, residual=layers, inputs=keys, outputs=keys, stop=True))
         return Writers(self.model, self.body, observation, calls, routed, removed)
 
-    def _note_output_form(self, number: int, _layer: nn.Module, _args: Any, output: Any) -> None:
-        if isinstance(output, tuple):
-            self._beside[number] = output[1:]
+    def note_output_forms(self, stack: ExitStack) -> None:
+        """Note what each layer returns beside the residual stream, until ``stack`` is closed."""
+
+        def note(number: int, _layer: nn.Module, _args: Any, output: Any) -> None:
+            if isinstance(output, tuple):
+                self.beside[number] = output[1:]
+
+        for number, layer in enumerate(self.body.layers):
+            stack.callback(layer.register_forward_hook(partial(note, number)).remove)
+
+
+def copy_layers(source: Writers, target: Writers, end: int, length: int) -> None:
+    """Copy what one pass recorded of the layers before ``end`` and of the first ``length`` tokens to another pass.
+
+    Nothing was zeroed in these layers, and a layer does not see later tokens.
+    """
+    for key in [key for key in source.observation.inputs if (key if isinstance(key, int) else key.layer) < end]:
+        target.observation.inputs[key] = source.observation.inputs[key][:, :length]
+        target.observation.outputs[key] = source.observation.outputs[key][:, :length]
+    for layer in range(end):
+        if layer in source.calls:
+            target.calls[layer] = source.calls[layer]
+        if layer in source.routed:
+            target.routed[layer] = source.routed[layer]
 
 
 def _note_call(
@@ -142,13 +158,14 @@ def _routed_maps(body: Anatomy, layer: int) -> list[list[DownMap]]:
     return list(groups.values())
 
 
-def _result_of(writers: Writers) -> PassResult:
+def result_of(writers: Writers) -> PassResult:
+    """Return what ``writers`` recorded, with the residual stream as one tensor."""
     residual = writers.observation.residual
     return PassResult(writers, torch.stack([residual[layer][0] for layer in sorted(residual)]).float().cpu())
 
 
 @contextmanager
-def _layers_skipped(
+def layers_skipped(
     body: Anatomy, start: int, residual: dict[int, torch.Tensor], length: int, beside: dict[int, tuple[Any, ...]]
 ) -> Iterator[None]:
     """Let a pass of the model skip the layers before ``start``: each returns ``residual`` of an earlier pass.

@@ -22,7 +22,8 @@ from swcheck.superweights.locating.activation_rules import Rules, local_layers, 
 from swcheck.superweights.locating.attribution import Attributor
 from swcheck.superweights.locating.confirm import reading_of, same_value
 from swcheck.superweights.locating.located import LayerPeaks, Located, Peak, Round
-from swcheck.superweights.locating.passes import Passes, PassResult
+from swcheck.superweights.locating.passes import PassResult
+from swcheck.superweights.locating.shared_reading import passes_of_search
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +37,7 @@ class Search:
 
     def __init__(self, model: nn.Module, body: Anatomy, ids: torch.Tensor, rules: Rules) -> None:
         self.body, self.rules = body, rules
-        self.passes = Passes(model, body, ids, count_visits=True)
+        self.passes = passes_of_search(model, body, ids, rules)
         residual = self.passes.first.residual
         inner = residual[:-1].abs() if len(residual) > 1 else residual.abs()
         self.peaks = inner.amax(1)  # (L, H)

@@ -29,7 +29,7 @@ from swcheck.lens.tokens import token_windows
 from swcheck.strategies import prompts
 from swcheck.superweights.locating.confirm import same_value
 from swcheck.superweights.locating.locate import Effect, effect_of, locate
-from swcheck.superweights.locating.passes import _layers_skipped
+from swcheck.superweights.locating.passes import layers_skipped
 from tests.planted import Packed, plant, tuple_model
 
 IDS = torch.tensor([[0, *range(3, 20)]])
@@ -532,7 +532,7 @@ def test_skipped_layers_get_their_forward_back(fails):
     with torch.no_grad(), observe(model, residual=range(6)) as first:
         model(IDS)
     try:
-        with torch.no_grad(), _layers_skipped(body, 3, first.residual, 4, {}):
+        with torch.no_grad(), layers_skipped(body, 3, first.residual, 4, {}):
             with observe(model, residual=range(6)) as again:
                 model(IDS[:, :4])
             if fails:

@@ -26,7 +26,7 @@ from swcheck.lens.likelihood import token_nats
 from swcheck.lens.observe import observe
 from swcheck.lens.tokens import token_windows
 from swcheck.superweights.locating.locate import locate
-from swcheck.superweights.locating.passes import _layers_skipped
+from swcheck.superweights.locating.passes import layers_skipped
 
 TEXT = "def area(width, height):\n    return width * height\n"
 AT_ONCE = 1024
@@ -66,7 +66,7 @@ def damage(model, ids, layer, module, flat, at_once=AT_ONCE):
             before = model(ids, use_cache=False).logits[:, 1:].log_softmax(-1)
         for part in flat.split(at_once):
             kept = {index: sight.residual[index].expand(len(part), -1, -1) for index in range(layer)}
-            with _layers_skipped(body, layer, kept, length, {}), edits(module, part.view(len(part), -1)):
+            with layers_skipped(body, layer, kept, length, {}), edits(module, part.view(len(part), -1)):
                 after = model(ids.expand(len(part), -1), use_cache=False).logits[:, 1:].log_softmax(-1)
             found.append((before.exp() * (before - after)).sum(-1).mean(1))
     return torch.cat(found)

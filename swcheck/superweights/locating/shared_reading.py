@@ -1,0 +1,138 @@
+"""Lets all passes of a search share one reading of a streamed model, whose weights come from the disk in each pass.
+
+The first pass is run layer by layer. Where a layer writes a value that looks like a super activation, a second pass with
+the weights that write it zeroed begins there and goes on beside the first one: each layer is read once for both. The search
+takes such a pass where it asks for the same, and runs its own where it does not, so the results are the same.
+T tokens, H residual width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from swcheck.base.records import SuperActivation, SuperWeight
+from swcheck.lens.architecture.anatomy import Anatomy
+from swcheck.lens.architecture.storage import device_of
+from swcheck.lens.intervene import zeroed
+from swcheck.lens.observe import Observation
+from swcheck.loading.streaming.pager import Pager, pager_of
+from swcheck.superweights.locating.activation_rules import Rules, local_layers, median_of
+from swcheck.superweights.locating.attribution import Attributor
+from swcheck.superweights.locating.passes import Passes, PassResult, copy_layers, layers_skipped, result_of
+from swcheck.superweights.locating.writers import Writers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MOST_PASSES: Final = 6
+"""At most this many passes are run side by side, the first one among them."""
+
+
+@dataclass
+class _Pass:
+    """A pass over the first ``length`` tokens with ``removed`` zeroed; ``writers`` have the layers that were run."""
+
+    removed: tuple[SuperWeight, ...]
+    length: int
+    writers: Writers
+
+    def stream_after(self, layer: int) -> torch.Tensor:
+        """Return the residual stream after a layer, float32 ``(length, H)``."""
+        return self.writers.observation.residual[layer][0].float()
+
+
+class PassesOfOneReading(Passes):
+    """The passes over one prompt of a streamed model, those that a search by ``rules`` asks for run ahead."""
+
+    def __init__(self, model: nn.Module, body: Anatomy, ids: torch.Tensor, rules: Rules, pager: Pager) -> None:
+        self.rules, self.pager = rules, pager
+        self.side_by_side: list[_Pass] = []
+        super().__init__(model, body, ids, count_visits=True)
+
+    def run_first(self, layers: range) -> PassResult:
+        """Run the pass without any edit, and beside it those that will be asked for."""
+        first = self._new_pass((), self.ids.shape[1])
+        self.side_by_side.append(first)
+        for layer in layers:
+            with self.pager.holding():
+                for one in self.side_by_side:  # it grows: a pass that begins here runs this layer next
+                    if one is first or layer < layers[-1]:
+                        self._run_layer(one, layer)
+                        self._begin_without_writers(one, layer)
+        return result_of(first.writers)
+
+    def run_without(self, removed: Sequence[SuperWeight], length: int) -> PassResult:
+        """Return what the pass over the first ``length`` tokens with ``removed`` zeroed gives."""
+        for one in self.side_by_side[1:]:
+            if set(one.removed) == set(removed) and one.length == length:
+                return result_of(one.writers)
+        return super().run_without(removed, length)
+
+    def _new_pass(self, removed: tuple[SuperWeight, ...], length: int) -> _Pass:
+        return _Pass(removed, length, Writers(self.model, self.body, Observation(), {}, {}, removed))
+
+    def _run_layer(self, one: _Pass, layer: int) -> None:
+        """Run one layer of a pass behind those that were run."""
+        with ExitStack() as stack:
+            stack.enter_context(zeroed(self.model, [weight for weight in one.removed if weight.layer == layer]))
+            if not one.removed:
+                self.note_output_forms(stack)
+            recorded = self.recorded(stack, range(layer, layer + 1))
+            before = one.writers.observation.residual
+            stack.enter_context(layers_skipped(self.body, layer, before, one.length, self.beside))
+            self.model(self.ids[:, : one.length].to(device_of(self.model)), use_cache=False)
+        _add(recorded, one.writers)
+
+    def _begin_without_writers(self, one: _Pass, layer: int) -> None:
+        """Begin a pass without the weights of ``layer`` that write super activations in this pass, if there are any."""
+        spikes = self._new_spikes(one, layer)
+        if not spikes or len(self.side_by_side) == MOST_PASSES:
+            return
+        intact = Attributor(self.body, self.rules, self.side_by_side[0].writers)
+        found = intact.attribute(one.writers, spikes, frozenset(one.removed)).written
+        if found and all(weight.layer == layer for weight in found):
+            length = one.length if one.removed else 1 + max(spike.position for spike in spikes)
+            begun = self._new_pass((*one.removed, *found), length)
+            copy_layers(one.writers, begun.writers, layer, length)
+            for earlier in range(layer):
+                begun.writers.observation.residual[earlier] = one.writers.observation.residual[earlier][:, :length]
+            self.side_by_side.append(begun)
+
+    def _new_spikes(self, one: _Pass, layer: int) -> list[SuperActivation]:
+        """Return the values after a layer that are large at few tokens, and were not so after the layer before."""
+        stream, whole = one.stream_after(layer), self.side_by_side[0].stream_after(layer)
+        median = median_of(whole.abs())
+        peaks, tokens = stream.abs().max(0)
+        if layer:
+            earlier = one.stream_after(layer - 1).abs().gather(0, tokens[None])[0]
+            peaks = peaks.masked_fill(earlier >= self.rules.band * peaks, 0)
+        least = max(self.rules.above_median * median, self.rules.below_peak * float(stream.abs().max()))
+        found = ((peaks >= least) & (peaks > 0)).nonzero().flatten().tolist()
+        return [
+            SuperActivation(
+                layer, channel, int(tokens[channel]), float(stream[tokens[channel], channel]), median, layer
+            )
+            for channel in found
+            if local_layers(whole[None, :, channel], self.rules)[0]
+        ]
+
+
+def passes_of_search(model: nn.Module, body: Anatomy, ids: torch.Tensor, rules: Rules) -> Passes:
+    """Return the passes of a search over one prompt ``ids``, int64 ``(1, T)``."""
+    pager = pager_of(model)
+    if pager is None:
+        return Passes(model, body, ids, count_visits=True)
+    return PassesOfOneReading(model, body, ids, rules, pager)
+
+
+def _add(recorded: Writers, writers: Writers) -> None:
+    """Add the layer that was recorded to those that were."""
+    for name in ("residual", "inputs", "outputs"):
+        getattr(writers.observation, name).update(getattr(recorded.observation, name))
+    writers.calls.update(recorded.calls)
+    writers.routed.update(recorded.routed)

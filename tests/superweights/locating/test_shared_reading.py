@@ -1,0 +1,103 @@
+"""A search in a streamed model reads each layer once, and finds what it finds in the loaded one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import swcheck
+from swcheck import Planting, plant_super_weights
+from swcheck.loading.streaming import pager
+from swcheck.loading.streaming.mapped_pages import can_give_back
+from swcheck.loading.streaming.pager import page_weights, pager_of
+from swcheck.superweights.locating import shared_reading
+from swcheck.superweights.locating.locate import locate
+from swcheck.superweights.locating.passes import Passes
+from tools.families_table import GEOMETRIES, IDS
+from tools.small_models import small_model
+
+pytestmark = pytest.mark.skipif(not can_give_back(), reason="only Linux shows which pages were written to")
+
+
+@pytest.fixture
+def own_passes(monkeypatch):
+    """The passes that were run by themselves, behind the first one."""
+    asked, run_without = [], Passes.run_without
+
+    def noted(self, removed, length):
+        asked.append(tuple(removed))
+        return run_without(self, removed, length)
+
+    monkeypatch.setattr(Passes, "run_without", noted)
+    return asked
+
+
+@pytest.fixture
+def streamed(monkeypatch, tmp_path):
+    """Makes a streamed model of a model; of one this small every tensor counts."""
+    monkeypatch.setattr(pager, "LEAST", 0)
+
+    def stream(model):
+        model.save_pretrained(tmp_path)
+        again = type(model).from_pretrained(tmp_path, dtype="auto").eval()
+        page_weights(again, [tmp_path / "model.safetensors"])
+        return again
+
+    return stream
+
+
+def test_each_layer_is_read_once(monkeypatch, own_passes):
+    """Tiny's super weight is found, and zeroed, in one reading; a search that runs nothing ahead reads twice."""
+    monkeypatch.setattr(pager, "LEAST", 0)
+    model = swcheck.load("tiny", stream=True, dtype="bfloat16").model
+    ids = torch.arange(40).view(1, -1)
+    locate(model, token_ids=ids)  # finds the structure, which reads a layer
+    read = [pager_of(model).bytes_read]
+    found = locate(model, token_ids=ids)
+    read.append(pager_of(model).bytes_read)
+    assert [(one.layer, one.row, one.column) for one in found.super_weights] == [(1, 97, 301)]
+    assert own_passes == []
+
+    monkeypatch.setattr(shared_reading, "MOST_PASSES", 1)
+    assert locate(model, token_ids=ids) == found
+    assert len(own_passes) == 1
+    assert pager_of(model).bytes_read - read[1] > 1.5 * (read[1] - read[0])
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_what_is_found_is_what_is_found_in_the_loaded_model(streamed, geometry):
+    """Every number of it, in every geometry, whether the passes that were run ahead are those that are asked for or not."""
+    model = small_model("arcee", 2)
+    GEOMETRIES[geometry](model, 1, None)
+    loaded, found = locate(model, token_ids=IDS), locate(streamed(model), token_ids=IDS)
+    assert found == loaded
+    assert found.super_weights
+
+
+def test_super_weights_in_two_layers_are_found_in_one_reading(streamed, own_passes):
+    """A third pass begins beside the second one where that writes a super activation of its own."""
+    model = small_model("arcee", 2)
+    wanted = GEOMETRIES["two layers"](model, 1, None)
+    assert set(locate(streamed(model), token_ids=IDS).super_weights) == set(wanted)
+    assert own_passes == []
+
+
+def test_a_value_that_is_none_in_the_end_changes_nothing(streamed, own_passes):
+    """What is large after its layer, and a thousandth of what a later one writes, is zeroed in vain."""
+    model = small_model("llama")
+    plan = [Planting(0, 7, size=100), Planting(2, 5, size=1e5)]
+    _, kept = plant_super_weights(model, plan, IDS)
+    loaded = locate(model, token_ids=IDS)
+    own_passes.clear()
+    assert locate(streamed(model), token_ids=IDS) == loaded
+    assert loaded.super_weights == (kept,)
+    assert own_passes == []
+
+
+def test_no_more_passes_run_side_by_side_than_their_number_allows(streamed, own_passes, monkeypatch):
+    """Behind it the search runs them by itself, as ever."""
+    model = small_model("arcee", 2)
+    wanted = GEOMETRIES["two layers"](model, 1, None)
+    monkeypatch.setattr(shared_reading, "MOST_PASSES", 2)
+    assert set(locate(streamed(model), token_ids=IDS).super_weights) == set(wanted)
+    assert len(own_passes) == 1
