@@ -141,7 +141,7 @@ def _ask(address: Address, method: str, path: str, body: Mapping[str, Any] | Non
         raise CheckpointError(address.title, f"{path} answers {status}: {said}", "look into the server's log")
     try:
         parsed = json.loads(found)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             address.title, f"{path} answers no JSON: {error}", "an OpenAI-compatible server"
         ) from error

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any
+from typing import Any, Final
+
+NOT_FINITE: Final = ("NaN", "Infinity", "-Infinity")
+"""The words for numbers that JSON has not; ``float`` reads each."""
 
 
 def finite_json(value: Any) -> Any:

@@ -13,9 +13,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
-from swcheck.base.errors import OptionError
+from swcheck.base.errors import OptionError, brief_message
 from swcheck.base.limits import DEFAULTS
 from swcheck.base.reading.bounded import read_bytes
+from swcheck.base.reading.schema import LARGEST
 
 HEAD: Final = "[tool.swcheck"
 LARGEST_FILE: Final = 2**22
@@ -34,8 +35,9 @@ def read_table(file: Path, kinds: Mapping[str, str]) -> dict[str, Any]:
         return {}
     try:
         table = tomllib.loads(data.decode("utf-8")).get("tool", {}).get("swcheck", {})
-    except (ValueError, AttributeError) as error:
-        raise OptionError(f"the table [tool.swcheck] in {file}", str(error), "repair the file") from error
+        _check_numbers(table)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise OptionError(f"the table [tool.swcheck] in {file}", brief_message(error), "repair the file") from error
     if not isinstance(table, dict):
         raise OptionError(f"[tool.swcheck] in {file}", "no table", '[tool.swcheck]\nmodels = ["llama-7b"]')
     values: dict[str, Any] = {}
@@ -47,6 +49,14 @@ def read_table(file: Path, kinds: Mapping[str, str]) -> dict[str, Any]:
             raise OptionError(f"{key} in [tool.swcheck] of {file}", f"{name} is given twice", "keep one of the two")
         values[name] = _value(f"{key} in [tool.swcheck] of {file}", kinds[name], value)
     return values
+
+
+def _check_numbers(value: Any) -> None:
+    """Raise ``ValueError`` for a whole number of more than 64 bits, which TOML does not have: Python may refuse to show it."""
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError("a whole number of more than 64 bits")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_numbers(part)
 
 
 def _unknown(asked: str, key: str, known: Sequence[str]) -> OptionError:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from swcheck.base.json_text import json_text
 from swcheck.base.records import Limit
+from swcheck.run.command_line import history
 from swcheck.run.reports.verdict_json import json_document
+from tests import hostile
 from tests.run.reports.test_summary import verdict
 
 
@@ -58,6 +63,38 @@ def test_the_margins_are_drawn(run, runs, tmp_path):
     assert places == sorted(places)
     assert "<!-- perplexity -->" in text
     assert "<!-- c against m -->" in text
+
+
+GOOD = json_document([("a.py::t", verdict("perplexity", candidate="c", limit=Limit(None, 1.25, "why")))])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(document=hostile.damaged(GOOD))
+def test_any_file_is_a_run_or_left_out(tmp_path, document):
+    """With one place replaced by anything, a file is shown, or named as none; nothing else is raised."""
+    (tmp_path / "good.json").write_text(json_text(GOOD))
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    shown = history.run(argparse.Namespace(folder=tmp_path, out=None))
+    assert ("no run of swcheck: other.json" in shown) == (" 1 run," in shown)
+
+
+@pytest.mark.parametrize(("measured", "limit"), [(1.0, [None, "Infinity"]), (5e-324, [None, 1e300]), (1.0, ["NaN", 2])])
+def test_a_margin_that_is_no_number_is_not_drawn(tmp_path, measured, limit):
+    """A limit without end, and one that is no number, leave the other end or nothing."""
+    document = json.loads(json.dumps(GOOD))
+    document["verdicts"][0] |= {"measured": measured, "limit": limit}
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    assert "1 run," in history.run(argparse.Namespace(folder=tmp_path, out=None))
+
+
+def test_a_name_with_dollar_signs_is_drawn_as_it_is(tmp_path):
+    """It is no formula, and none that is broken."""
+    document = json_document(
+        [("a.py::t", verdict("perplexity", candidate="$x^$ and $_{", limit=Limit(None, 1.25, "")))]
+    )
+    (tmp_path / "a$b$.json").write_text(json_text(document))
+    history.run(argparse.Namespace(folder=tmp_path, out=tmp_path / "a.svg"))
+    assert "$x^$ and $_{" in (tmp_path / "a.svg").read_text(encoding="utf-8")
 
 
 def test_a_folder_without_runs_is_refused(run, tmp_path):

@@ -64,6 +64,10 @@ def test_a_project_without_the_table_gives_nothing(table, text):
         ("limits = {kl = true}", "kl = 1.03"),
         ("limits = {a = {b = {kl = 1}}}", "limit 'b'"),
         ("models = [", "repair the file"),
+        (f"models = {'[' * 5000}{']' * 5000}", "repair the file"),
+        (f"limits = {{kl = [0x{'f' * 5000}, 1]}}", "a whole number of more than 64 bits"),
+        (f"offline = {2**63}", "a whole number of more than 64 bits"),
+        (f"offline = {2**63 - 1}", "true or false"),
     ],
 )
 def test_what_no_option_takes_is_refused(table, text, said):

@@ -149,6 +149,15 @@ def test_a_baseline_is_written_and_reviewed(run, tmp_path):
     assert "perplexity" in out
 
 
+def test_a_damaged_baseline_is_refused_before_the_model_is_loaded(run, tmp_path):
+    """A review reads the older file first, whatever bytes it has."""
+    (tmp_path / "baselines").mkdir()
+    (tmp_path / "baselines" / "tiny.json").write_bytes(b"\xff\xfe")
+    code, _, err = run("baseline", "tiny", "--diff")
+    assert code == 2
+    assert "no baseline of swcheck, or a damaged one" in err
+
+
 def test_changed_facts_are_words():
     """What a digest stands for is named, versions are shown, and super weights that came, went or changed."""
 

@@ -23,7 +23,10 @@ ROOT: Final = Path(__file__).parents[2]
 CORPUS: Final = ROOT / "tests" / "corpus"
 LARGEST_KEPT: Final = 4096
 MOST_KEPT: Final = 25
-NAMES: Final = ("safetensors", "config", "index", "baseline", "study", "text", "gguf", "adapter", "options")
+NAMES: Final = (
+    "safetensors", "config", "index", "baseline", "study", "history", "project", "tokenizer", "tokenizer_config", "text",
+    "gguf", "adapter", "options",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

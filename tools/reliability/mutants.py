@@ -1,13 +1,15 @@
 """Tests the tests: ``python -m tools.reliability.mutants [--most N] [--state FILE] [--list] [MODULE ...]``.
 
 Each mutant is one module with one thing changed: a comparison, an ``and``, a number, a condition turned round, a ``return``,
-``raise`` or call left out. The tests of that module run on it in a process of its own; a mutant that they do not notice
-survives, and is printed with its line. Words in messages are not changed. Every mutant is tried; of the modules whose
-tests run models ``SAMPLED`` are drawn, and with ``--most`` that many of each, always the same ones. ``--state`` keeps
-what was noticed in a file, so that a run goes on where it was ended: only what is new or survived is tried.
+``raise`` or call left out. The tests that reach the changed function run on it in a process of their own; a mutant that they
+do not notice survives, and is printed with its line. Words in messages are not changed. Every mutant is tried; with
+``--most`` so many of each module are drawn, always the same ones. ``--state`` keeps what was noticed in a file, so that a
+run goes on where it was ended: only what is new or survived is tried.
 
-mutmut and cosmic-ray start a whole Python for each mutant, half a minute with torch on two cores; here torch, transformers and
-pytest are imported once and forked.
+mutmut and cosmic-ray start a whole Python for each mutant, half a minute with torch on two cores. Here the tests of a module
+are collected once and run once, to see which of them reach which function and how long they take. Then a process is forked
+for each mutant of a function, the code of that function is replaced in it, and the tests run from the quickest on until one
+fails. What is changed outside of functions (constants, defaults) needs the module imported anew, before the tests are.
 """
 
 from __future__ import annotations
@@ -19,24 +21,30 @@ import gc
 import hashlib
 import importlib.abc
 import importlib.util
+import json
 import os
 import random
+import resource
 import signal
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
+from itertools import zip_longest
 from pathlib import Path
-from types import ModuleType
-from typing import Final
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, Final
 
 ROOT: Final = Path(__file__).parents[2]
 PATIENCE: Final = 10
-"""A mutant whose tests take so many times as long as those of the module, and half a minute, has made an endless loop."""
+"""A mutant whose tests take so many times as much of the processor as they usually do, and five seconds, has made an endless loop."""
 
-SAMPLED: Final = 20
-"""So many mutants are drawn of a module whose tests run models."""
+LONGEST: Final = 20
+"""Tests that take more seconds of the processor are left out of the search; the last look at a survivor has them all."""
 
 TESTS: Final[dict[str, tuple[str, ...]]] = {
     "base.limits": ("base/test_limits.py",),
@@ -46,6 +54,7 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "base.reading.text_file": ("base/reading",),
     "loading.files.safetensors_header": ("loading/files/test_safetensors_header.py",),
     "loading.files.config_file": ("loading/files/test_config_file.py",),
+    "loading.files.tokenizer_file": ("loading/files/test_tokenizer_file.py",),
     "loading.files.shard_index": ("loading/files/test_shard_index.py",),
     "loading.files.gguf_header": ("loading/files/test_gguf_header.py",),
     "loading.files.adapter_files": ("loading/files/test_adapter_files.py",),
@@ -75,26 +84,44 @@ NAMES: Final = {"min": "max", "max": "min", "any": "all", "all": "any"}
 
 @dataclass(frozen=True)
 class Mutant:
-    """One changed copy of a module: the line, what was changed, and the tree."""
+    """One changed copy of a module: the line, what was changed, the tree, and ``lines``.
+
+    These are the first lines of the outermost function around the change and of those in it; none outside of functions.
+    """
 
     line: int
     change: str
     tree: ast.Module
+    lines: frozenset[int]
 
 
 def mutants(source: str) -> Iterator[Mutant]:
     """Yield every mutant of a module."""
     tree = ast.parse(source)
+    functions = _functions(tree)
     for number, node in enumerate(ast.walk(tree)):
         for change in _changes(node):
             other = copy.deepcopy(tree)
             twin = next(one for place, one in enumerate(ast.walk(other)) if place == number)
-            before = ast.unparse(node)
+            before = ast.unparse(node).partition("\n")[0]
             _apply(other, twin, change)
-            after = "nothing" if change == "left out" else ast.unparse(twin)
-            yield Mutant(
-                getattr(node, "lineno", 0), f"{before[:70]}  ->  {after[:70]}", ast.fix_missing_locations(other)
-            )
+            after = "nothing" if change == "left out" else ast.unparse(twin).partition("\n")[0]
+            words, line = f"{before[:70]}  ->  {after[:70]}", getattr(node, "lineno", 0)
+            yield Mutant(line, words, ast.fix_missing_locations(other), functions.get(node, frozenset()))
+
+
+def _functions(tree: ast.Module) -> dict[ast.AST, frozenset[int]]:
+    """Return for each node in the body of a function the first lines of its outermost function and of those in that one."""
+    found: dict[ast.AST, frozenset[int]] = {}
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef | ast.Lambda) and function not in found:
+            inside = [node for node in ast.walk(function) if isinstance(node, ast.FunctionDef | ast.Lambda)]
+            starts = [
+                min(one.lineno, *(d.lineno for d in getattr(one, "decorator_list", ())), one.lineno) for one in inside
+            ]
+            body = function.body if isinstance(function.body, list) else [function.body]
+            found.update(dict.fromkeys((node for part in body for node in ast.walk(part)), frozenset(starts)))
+    return found
 
 
 def _changes(node: ast.AST) -> Iterator[str]:
@@ -163,70 +190,183 @@ class _Loader(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.tree, str(self.file), "exec"), vars(module))  # noqa: S102 - our own module, changed
 
 
-def noticed(name: str, tree: ast.Module, tests: Sequence[str], seconds: int) -> bool:
-    """Return whether the tests fail, or do not end in time, where the module ``name`` is ``tree``."""
+_WORDS: Final = (
+    # plain asserts: pytest's rewriting finds our modules, which are a plugin's, before the changed one is
+    "-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-p", "no:xdist", "-p", "no:anyio",
+    "-p", "no:unraisableexception", "-m", "not benchmark", "-W", "ignore::pytest.PytestAssertRewriteWarning",
+)  # fmt: skip
+
+
+def in_child(work: Callable[[], int], limit: tuple[int, int] = (3600, 7200)) -> int:
+    """Do ``work`` in a forked process, silently, within so many seconds of the processor and of the clock; return its code."""
     child = os.fork()
     if not child:
         code = 1
         try:
-            signal.alarm(seconds)
+            resource.setrlimit(resource.RLIMIT_CPU, (limit[0], limit[0] + 1))
+            signal.alarm(limit[1])
             silence = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silence, 1)
             os.dup2(silence, 2)
-            file = ROOT.joinpath(*name.split(".")).with_suffix(".py")
-            sys.meta_path.insert(0, _Loader(name, file, tree))
-            import pytest
-
-            # plain asserts: pytest's rewriting finds our modules, which are a plugin's, before the changed one is
-            words = "-x -q --assert=plain -p no:cacheprovider --hypothesis-seed=0".split()
-            words += "-p no:xdist -p no:anyio -p no:unraisableexception".split()
-            words += ["-m", "not slow and not benchmark", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-            code = int(pytest.main([*words, *tests]))
+            code = work()
         finally:
             os._exit(min(code, 100))
-    _, status = os.waitpid(child, 0)
-    return status != 0
+    return os.waitpid(child, 0)[1]
+
+
+def _file_of(short: str) -> Path:
+    return ROOT.joinpath("swcheck", *short.split(".")).with_suffix(".py")
+
+
+def noticed_anew(short: str, tree: ast.Module, paths: Sequence[str], limit: tuple[int, int]) -> bool:
+    """Return whether tests notice that the module is ``tree``; it and the tests are imported for that."""
+    import pytest
+
+    def work() -> int:
+        sys.meta_path.insert(0, _Loader(f"swcheck.{short}", _file_of(short), tree))
+        return int(pytest.main([*_WORDS, *paths]))
+
+    return in_child(work, limit) != 0
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Of a test that passed: seconds of the processor, and the first lines of the functions of the module that it called."""
+
+    seconds: float
+    called: frozenset[int]
+
+
+class _Collected:
+    """A plugin of pytest: runs the collected tests on mutants of functions, each in a process forked from this one."""
+
+    def __init__(self, short: str, drawn: Sequence[tuple[int, Mutant]], found: Callable[[int], None]) -> None:
+        self.short, self.drawn, self.found = short, drawn, found
+        self.file = str(_file_of(short))
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        functions = [one for one in gc.get_objects() if isinstance(one, FunctionType)]
+        functions = [one for one in functions if one.__code__.co_filename == self.file]
+        gc.freeze()  # else each mutant looks for garbage among all of torch
+        seen = self._seen(session)
+        for place, mutant in self.drawn:
+            items = [item for item in session.items if not seen[item.nodeid].called.isdisjoint(mutant.lines)]
+            items = [item for item in items if seen[item.nodeid].seconds <= LONGEST]
+            items.sort(key=lambda item: seen[item.nodeid].seconds)
+            seconds = int(5 + PATIENCE * sum(seen[item.nodeid].seconds for item in items))
+
+            def work(tree: ast.Module = mutant.tree, items: Sequence[Any] = items) -> int:
+                _exchange(functions, compile(tree, self.file, "exec"))
+                return _failed(session, items)
+
+            if items and in_child(work, (seconds, 20 * seconds)):
+                self.found(place)
+        return True
+
+    def _seen(self, session: Any) -> dict[str, _Seen]:
+        """Run the tests as they are, in a process of its own; return what was seen of each. Raises if one fails."""
+        with tempfile.NamedTemporaryFile() as file:
+
+            def work() -> int:
+                seen: dict[str, tuple[float, list[int]]] = {}
+                failed = _failed(session, session.items, lambda item: _watched(item, self.file, seen))
+                Path(file.name).write_text(json.dumps(seen), encoding="utf-8")
+                return failed
+
+            if in_child(work):
+                raise AssertionError(f"the tests of {self.short} fail on the module as it is")
+            return {name: _Seen(seconds, frozenset(called)) for name, (seconds, called) in json.load(file).items()}
+
+
+@contextmanager
+def _watched(item: Any, file: str, seen: dict[str, tuple[float, list[int]]]) -> Iterator[None]:
+    """Note in ``seen`` how long the block takes, and which functions of ``file`` it calls."""
+    called: set[int] = set()
+
+    def trace(frame: Any, _event: str, _argument: Any) -> None:
+        if frame.f_code.co_filename == file:
+            called.add(frame.f_code.co_firstlineno)
+
+    begun = time.process_time()
+    sys.settrace(trace)
+    threading.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
+        seen[item.nodeid] = (time.process_time() - begun, sorted(called))
+
+
+def _failed(session: Any, items: Sequence[Any], around: Callable[[Any], Any] = nullcontext) -> int:
+    """Run these tests until one fails; return 1 if one does."""
+    for item, following in zip_longest(items, items[1:]):
+        with around(item):
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed:
+            return 1
+    return 0
+
+
+def _exchange(functions: Sequence[FunctionType], changed: CodeType) -> None:
+    """Give functions of a module the code that they have in ``changed``."""
+    codes = {(code.co_qualname, code.co_firstlineno): code for code in _codes(changed)}
+    for function in functions:
+        with suppress(KeyError):
+            function.__code__ = codes[function.__code__.co_qualname, function.__code__.co_firstlineno]
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield inner
+            yield from _codes(inner)
 
 
 class _State:
-    """Which mutants were noticed, by module, its source and the place in it; kept in a file if there is one."""
+    """Which mutants were noticed, by module, its source and the place in it; kept in a file."""
 
-    def __init__(self, file: Path | None) -> None:
+    def __init__(self, file: Path) -> None:
         self.file = file
-        self.known = set(file.read_text(encoding="utf-8").splitlines()) if file and file.exists() else set()
+
+    def known(self) -> set[str]:
+        return set(self.file.read_text(encoding="utf-8").splitlines()) if self.file.exists() else set()
 
     def add(self, key: str) -> None:
-        self.known.add(key)
-        if self.file:
-            with self.file.open("a", encoding="utf-8") as out:
-                out.write(f"{key}\n")
+        with self.file.open("a", encoding="utf-8") as out:
+            out.write(f"{key}\n")
 
 
 def tried(short: str, most: int | None, state: _State) -> tuple[int, int, int]:
     """Try the mutants of a module; print those that survive. Return how many there are, were drawn, and were noticed."""
-    name, paths = f"swcheck.{short}", [f"tests/{test}" for test in {**TESTS, **MODEL_TESTS}[short]]
-    source = ROOT.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+    import pytest
+
+    paths = [f"tests/{test}" for test in {**TESTS, **MODEL_TESTS}[short]]
+    source, start = _file_of(short).read_text(encoding="utf-8"), time.monotonic()
     every = list(enumerate(mutants(source)))
-    count = min(most or (SAMPLED if short in MODEL_TESTS else len(every)), len(every))
     random.Random(0).shuffle(every)
-    drawn = sorted(every[:count], key=lambda one: one[0])
-    digest, start = hashlib.sha256(source.encode()).hexdigest()[:12], time.monotonic()
-    if noticed(name, ast.parse(source), paths, 3600):
+    drawn = sorted(every[: most or len(every)], key=lambda one: one[0])
+    digest = hashlib.sha256(source.encode()).hexdigest()[:12]
+    keys = {place: f"{short} {digest} {place}" for place, _ in drawn}
+
+    def left() -> list[tuple[int, Mutant]]:
+        known = state.known()
+        return [(place, mutant) for place, mutant in drawn if keys[place] not in known]
+
+    inside = [(place, mutant) for place, mutant in left() if mutant.lines]
+    plugin = _Collected(short, inside, lambda place: state.add(keys[place]))
+    if inside and in_child(lambda: int(pytest.main([*_WORDS, *paths], plugins=[plugin]))):
         raise AssertionError(f"the tests of {short} fail on the module as it is")
-    seconds, killed = int(30 + PATIENCE * (time.monotonic() - start)), 0
-    for place, mutant in drawn:
-        key = f"{short} {digest} {place}"
-        if key in state.known or noticed(name, mutant.tree, paths, seconds):
-            state.add(key)
-            killed += 1
-        else:
-            sys.stdout.write(f"survived: {short}:{mutant.line}: {mutant.change}\n")
-            sys.stdout.flush()
-    sys.stdout.write(
-        f"{short}: {killed} of {count} noticed ({killed / count:.0%}), {len(every)} in all, {time.monotonic() - start:.0f} s\n"
-    )
+    for place, mutant in left():  # a change of what is used while modules are imported is seen only here
+        if noticed_anew(short, mutant.tree, paths, (300, 1800)):
+            state.add(keys[place])
+    for _, mutant in left():
+        sys.stdout.write(f"survived: {short}:{mutant.line}: {mutant.change}\n")
+    killed = len(drawn) - len(left())
+    words = f"{killed} of {len(drawn)} noticed ({killed / len(drawn):.0%}), {len(every)} in all"
+    sys.stdout.write(f"{short}: {words}, {time.monotonic() - start:.0f} s\n")
     sys.stdout.flush()
-    return len(every), count, killed
+    return len(every), len(drawn), killed
 
 
 def main() -> int:
@@ -256,8 +396,9 @@ def main() -> int:
 
     del hypothesis, jsonschema, np, pytest, torch
     gc.freeze()  # else each mutant looks for garbage among all of torch
-    state = _State(options.state)
-    found = {short: tried(short, options.most, state) for short in options.modules}
+    with tempfile.TemporaryDirectory() as folder:
+        state = _State(options.state or Path(folder, "state"))
+        found = {short: tried(short, options.most, state) for short in options.modules}
     if options.write:
         _write(found, f" --most {options.most}" if options.most else "")
     return 0

@@ -5,6 +5,7 @@ Each raises a ``SwcheckError`` for what it refuses; anything else is a fault. Th
 
 from __future__ import annotations
 
+import argparse
 import json
 import struct
 import tempfile
@@ -19,11 +20,12 @@ import torch
 from swcheck.base.errors import SwcheckError
 from swcheck.base.reading.bounded import parsed_json
 from swcheck.base.reading.text_file import read_text
-from swcheck.base.records import SuperActivation, SuperWeight
+from swcheck.base.records import Limit, Outcome, SuperActivation, SuperWeight, Verdict
 from swcheck.gate.baseline.document import sealed
 from swcheck.gate.baseline.file import read_baseline
 from swcheck.gate.baseline.packing import pack
-from swcheck.loading import checkpoint, engines
+from swcheck.lens.tokens import token_windows
+from swcheck.loading import checkpoint, engines, huggingface
 from swcheck.loading.checkpoint_size import checkpoint_size
 from swcheck.loading.files.adapter_files import check_adapter_patterns, read_adapter
 from swcheck.loading.files.config_file import read_config
@@ -34,7 +36,12 @@ from swcheck.loading.scheme_from_config import missing_packages, scheme_of
 from swcheck.loading.spec_from_config import spec_of
 from swcheck.loading.tiny import CHECKPOINT
 from swcheck.quantizers import rtn
+from swcheck.run.command_line import history
+from swcheck.run.command_line.baseline import changed_facts
 from swcheck.run.limit_overrides import parse_overrides
+from swcheck.run.options import OPTIONS
+from swcheck.run.project_table import read_table
+from swcheck.run.reports.verdict_json import json_document
 from swcheck.study.common.record import Measurement, Study, as_csv, as_json, from_json
 from swcheck.superweights.locating.located import Located
 from swcheck.superweights.measurements.prompt_readings import Reading
@@ -92,7 +99,32 @@ def _baseline(data: bytes) -> None:
     if isinstance(body, dict) and isinstance(body.get("schema"), int) and body["schema"] >= 4:
         with suppress(ValueError):
             data = json.dumps(sealed(body)).encode()
-    read_baseline(data, "it")
+    _, facts = read_baseline(data, "it")
+    changed_facts(facts, {"super_weights": []})
+
+
+def _history(data: bytes) -> None:
+    """Every run of a folder is shown, so that what passes the reader is used."""
+    folder = _file("run.json", data, "history").parent
+    history.run(argparse.Namespace(folder=folder, out=None))
+
+
+def _project(data: bytes) -> None:
+    """The limits of a table are parsed too, as a run does."""
+    found = read_table(_file("pyproject.toml", data, "project"), {option.name: option.kind for option in OPTIONS})
+    parse_overrides(found.get("limit", []), "pyproject")
+
+
+def _tokenizer(name: str) -> Callable[[bytes], None]:
+    """Return the reader of one of a tokenizer's files, beside the others of ``tiny``; a text is encoded with it."""
+
+    def read(data: bytes) -> None:
+        for file in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+            _file(file, data if file == name else (CHECKPOINT / file).read_bytes(), "tokenizer")
+        folder = Path(FOLDER.name, "tokenizer")
+        token_windows(huggingface.tokenizer_of(folder, trusted=False), "abba " * 40, count=2, length=8)
+
+    return read
 
 
 def _study(data: bytes) -> None:
@@ -158,13 +190,32 @@ _MEASURED: Final = (
     (("finite", (1, 95, -82)), True), (("usual", _PEAK), Reading(396.8, 396.8, 97, 0, (0,))),
 )  # fmt: skip
 _BASELINE: Final = {
-    "schema": 4, "digest": "", "model": "tiny", "weights": "0" * 64, "tier": "standard", "super_weights": [],
+    "schema": 4, "digest": "", "model": "tiny", "weights": "0" * 64, "tier": "standard", "super_weights": [_WEIGHT.as_json()],
     "measurements": [[pack(key), pack(value)] for key, value in _MEASURED],
 }  # fmt: skip
 _ADAPTER: Final = {"peft_type": "LORA", "r": 2, "target_modules": ".*_proj", "rank_pattern": {"q": 1}, "lora_alpha": 4}
 _STUDY: Final = Study(
     "prune", "tiny", (Measurement("perplexity", 8.5, x=1.0, layer=1, prompt="=a"),), ("note",), {"seed": 0}
 )
+
+_VERDICT: Final = Verdict(
+    "perplexity", "tiny", Outcome.FAILED, "perplexity 9 for 8", "rtn:bits=4", 1.125, Limit(None, 1.05, "given"), "x",
+    detail=(("proof", "restored"),), facts={"tokens": 8160}, cause="rounding", attempt="more bits",
+)  # fmt: skip
+_TOKENIZER: Final = json.loads((CHECKPOINT / "tokenizer.json").read_text(encoding="utf-8"))
+_VOCABULARY: Final = json.dumps(
+    {
+        **_TOKENIZER,
+        "model": {**_TOKENIZER["model"], "vocab": {"<s>": 0, "a": 1, "b": 2, "ab": 3}, "merges": [["a", "b"]]},
+    }
+).encode()
+"""A tokenizer of four tokens."""
+
+_PROJECT: Final = b"""[tool.swcheck]
+models = ["llama-7b"]
+offline = true
+limits = {perplexity = 1.03, activation = [0.8, 1.5], "rtn:*" = {kl = "reported"}}
+"""
 
 READERS: Final = {
     "safetensors": Reader(lambda data: read_header(_file("x.safetensors", data)), (SAFETENSORS,)),
@@ -178,6 +229,12 @@ READERS: Final = {
     ),
     "baseline": Reader(_baseline, (json.dumps(_BASELINE).encode(),)),
     "study": Reader(_study, (as_json(_STUDY).encode(),)),
+    "history": Reader(_history, (json.dumps(json_document([("a.py::t", _VERDICT)])).encode(),)),
+    "project": Reader(_project, (_PROJECT,)),
+    "tokenizer": Reader(_tokenizer("tokenizer.json"), (_VOCABULARY,)),
+    "tokenizer_config": Reader(
+        _tokenizer("tokenizer_config.json"), ((CHECKPOINT / "tokenizer_config.json").read_bytes(),)
+    ),
     "text": Reader(lambda data: read_text(_file("text.txt", data)), (b"One text.\r\n",)),
     "gguf": Reader(lambda data: read_gguf_header(_file("x.gguf", data)), (_gguf(),)),
     "adapter": Reader(_adapter, (json.dumps(_ADAPTER).encode(),)),

@@ -8,7 +8,8 @@ the files of other tools have many.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, TypeAlias
 
 from swcheck.base.errors import CheckpointError
@@ -48,10 +49,11 @@ def whole(low: int = 0, high: int = LARGEST) -> Check:
 
 
 def real(low: float = -math.inf, high: float = math.inf) -> Check:
-    """Return the check for a number from ``low`` to ``high``; NaN never fits."""
+    """Return the check for a number from ``low`` to ``high``; NaN never fits, nor a whole number that no float can hold."""
 
     def check(value: Any, place: str) -> None:
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        too_large = type(value) is int and abs(value) > sys.float_info.max
+        if type(value) not in {int, float} or too_large or not low <= value <= high:
             raise MismatchError(place, f"a number from {low:g} to {high:g}", value)
 
     return check
@@ -63,6 +65,16 @@ def text(longest: int) -> Check:
     def check(value: Any, place: str) -> None:
         if not isinstance(value, str) or len(value) > longest:
             raise MismatchError(place, f"a text of at most {longest:,} characters", value)
+
+    return check
+
+
+def choice(values: Collection[str]) -> Check:
+    """Return the check for one of these texts."""
+
+    def check(value: Any, place: str) -> None:
+        if not isinstance(value, str) or value not in values:
+            raise MismatchError(place, f"one of {', '.join(values)}", value)
 
     return check
 

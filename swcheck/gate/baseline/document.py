@@ -27,12 +27,16 @@ MOST_READ: Final = 4 * LARGEST_FILE
 
 _WORDS: Final = schema.nullable(schema.text(1000))
 _FACTS: Final = ("weights", "revision", "tokenizer", "text", "device", "dtype", "torch", "transformers", "swcheck")
+_PLACE: Final = schema.record(
+    {**dict.fromkeys(("layer", "row", "column"), schema.whole()), "value": schema.real()},
+    {"expert": schema.nullable(schema.one_of(schema.whole(), schema.text(20), words="an expert"))},
+)
 _BODY: Final = schema.record(
     {"model": schema.text(1000), "measurements": schema.items(schema.items(schema.anything, fewest=2, most=2))},
     {
         **dict.fromkeys(_FACTS, _WORDS),
         "tier": schema.text(20),
-        "super_weights": schema.items(schema.table(schema.anything)),
+        "super_weights": schema.items(_PLACE),
     },
 )
 

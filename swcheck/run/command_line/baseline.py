@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from swcheck.base.errors import OptionError, RobustnessError
 from swcheck.base.formatting import format_number
 from swcheck.base.output_files import write_atomically
-from swcheck.base.tiers import tier_named
+from swcheck.base.reading.bounded import read_bytes
+from swcheck.base.tiers import STANDARD, tier_named
 from swcheck.run.command_line.common.arguments import add_loading
 from swcheck.run.command_line.common.layout import aligned, terminal_width, wrap_lines
 
@@ -47,6 +48,7 @@ def run(options: argparse.Namespace) -> str:
 
     Raises ``OptionError`` for a review without an older file, and what loading and measuring raise.
     """
+    from swcheck.gate.baseline.document import MOST_READ
     from swcheck.gate.baseline.file import read_baseline
     from swcheck.run.session import Session
     from swcheck.run.settings import baseline_path, read_settings
@@ -60,15 +62,16 @@ def run(options: argparse.Namespace) -> str:
         raise OptionError(
             f"swcheck baseline {options.model} --diff", f"no file {path}", "write it first, without --diff"
         )
+    before = read_baseline(read_bytes(path, MOST_READ, f"baseline {path}"), str(path)) if options.diff else None
     session = Session(settings)
     session.reference(options.model)
     session.free()
     text = session.baselines[path]
-    if not options.diff:
+    if before is None:
         write_atomically(path, text)
         return f"written: {path} ({len(text) / 1000:,.0f} KB)\nnext: review and commit it, then --swcheck-baseline={options.dir}"
-    before, after = (read_baseline(one, str(path)) for one in (path.read_text(encoding="utf-8"), text))
-    causal = all(tier_named(str(facts["tier"])).causal for _, facts in (before, after))
+    after = read_baseline(text, str(path))
+    causal = all(tier_named(str(facts.get("tier", STANDARD.name))).causal for _, facts in (before, after))
     lines = [*changed_facts(before[1], after[1]), *changed_numbers(before[0], after[0], causal=causal)]
     options.code = int(bool(lines))
     head = f"{path}: {'what would change' if lines else 'measured anew, nothing changes'}"
@@ -81,7 +84,7 @@ def changed_facts(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[s
     lines += [
         f"  {name} {before.get(name)} -> {after.get(name)}" for name in FACTS if before.get(name) != after.get(name)
     ]
-    old, new = ({_place(one): one["value"] for one in facts["super_weights"]} for facts in (before, after))
+    old, new = ({_place(one): one["value"] for one in facts.get("super_weights", ())} for facts in (before, after))
     lines += [f"  super weight gone: {place}" for place in old if place not in new]
     lines += [f"  super weight new: {place} = {value:+.4g}" for place, value in new.items() if place not in old]
     changed = [place for place in old if place in new and old[place] != new[place]]
@@ -91,7 +94,7 @@ def changed_facts(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[s
 def _place(fields: Mapping[str, Any]) -> str:
     from swcheck.base.records import SuperWeight
 
-    return SuperWeight(**fields).place
+    return SuperWeight(fields["layer"], fields["row"], fields["column"], expert=fields.get("expert")).place
 
 
 def changed_numbers(before: Subject, after: Subject, *, causal: bool) -> list[str]:

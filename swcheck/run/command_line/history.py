@@ -17,7 +17,7 @@ from swcheck.base.reading.bounded import read_json
 from swcheck.base.records import Verdict
 from swcheck.run.command_line.common.layout import aligned
 from swcheck.run.reports.margins import margin
-from swcheck.run.reports.verdict_json import verdict_from_json
+from swcheck.run.reports.verdict_json import read_verdicts
 
 LARGEST_FILE: Final = 2**26
 BARS: Final = "▁▂▃▄▅▆▇█"
@@ -90,9 +90,9 @@ def read_runs(folder: Path) -> tuple[list[Run], list[str]]:
     runs, refused = [], []
     for file in sorted(folder.glob("*.json")):
         try:
-            document = read_json(file, LARGEST_FILE, f"history {file}")
-            verdicts = tuple(verdict_from_json(record)[1] for record in document["verdicts"])
-        except (SwcheckError, OSError, KeyError, TypeError, ValueError):
+            asked = f"history {file}"
+            verdicts = tuple(verdict for _, verdict in read_verdicts(read_json(file, LARGEST_FILE, asked), asked))
+        except (SwcheckError, OSError):
             refused.append(file.name)
         else:
             runs.append(Run(file.stem, file.stat().st_mtime, verdicts))

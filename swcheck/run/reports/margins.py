@@ -14,14 +14,14 @@ Reported = tuple[str, Verdict]
 def margin(verdict: Verdict) -> float | None:
     """Return the factor by which the measured value may still change before it meets its limit; outside it is below 1.
 
-    Of two limits the nearer one counts. None where a factor has no meaning: a count, a flipped sign, a value that is
-    not finite, no limit.
+    Of two limits the nearer one counts. None where a factor has no meaning: a count, a flipped sign, a value or a limit
+    that is not finite, no limit.
     """
     measured, limit = verdict.measured, verdict.limit
     if measured is None or limit is None or not verdict.unit or not math.isfinite(measured) or measured <= 0:
         return None
     sides = [measured / limit.low if limit.low else None, limit.high / measured if limit.high else None]
-    return min((side for side in sides if side is not None), default=None)
+    return min((side for side in sides if side is not None and math.isfinite(side)), default=None)
 
 
 def severity(verdict: Verdict) -> tuple[int, float]:

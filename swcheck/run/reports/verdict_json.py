@@ -1,15 +1,33 @@
-"""Converts verdicts to JSON, and back."""
+"""Converts verdicts to JSON, and back. ``read_verdicts`` reads what came from outside, ``verdict_from_json`` what a worker sent."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any, Final
 
-from swcheck.base.json_text import finite_json
+from swcheck.base.json_text import NOT_FINITE, finite_json
+from swcheck.base.reading import schema
 from swcheck.base.records import Limit, Outcome, Verdict
 from swcheck.run.reports.margins import Reported, margin
 
 SCHEMA: Final = 2
+
+_WORDS: Final = schema.text(100_000)
+_NUMBER: Final = schema.nullable(schema.one_of(schema.real(), schema.choice(NOT_FINITE), words="a number"))
+_VERDICT: Final = schema.record(
+    {
+        **dict.fromkeys(("check", "model", "summary", "unit", "cause", "try", "test"), _WORDS),
+        "candidate": schema.nullable(_WORDS),
+        "measured": _NUMBER,
+        "limit": schema.nullable(schema.items(_NUMBER, fewest=2, most=2)),
+        "limit_source": schema.nullable(_WORDS),
+        "outcome": schema.choice(tuple(Outcome)),
+        "detail": schema.items(schema.items(_WORDS, fewest=2, most=2)),
+        "facts": schema.table(schema.anything),
+    },
+    {"cause_kind": _WORDS},
+)
+_DOCUMENT: Final = schema.record({"schema": schema.whole(1, SCHEMA), "verdicts": schema.items(_VERDICT)})
 
 
 def verdict_as_json(verdict: Verdict, test: str = "") -> dict[str, Any]:
@@ -54,6 +72,12 @@ def verdict_from_json(record: dict[str, Any]) -> Reported:
         facts=record["facts"],
     )
     return record["test"], verdict
+
+
+def read_verdicts(document: Any, asked: str) -> list[Reported]:
+    """Return the verdicts of a file of ``--swcheck-json``. Raises ``CheckpointError`` for anything else."""
+    schema.checked(document, _DOCUMENT, asked, "a file that --swcheck-json wrote")
+    return [verdict_from_json(record) for record in document["verdicts"]]
 
 
 def _number(value: Any) -> float | None:

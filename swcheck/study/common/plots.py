@@ -26,6 +26,7 @@ MARKERS: Final = "os^Dvp*X"
 SIZE: Final = (9.0, 4.2)
 STYLE: Final = {
     "font.size": 10,
+    "text.parse_math": False,  # a name may have dollar signs
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

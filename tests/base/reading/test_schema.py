@@ -13,7 +13,10 @@ POINT = schema.record(
     {"at": schema.items(schema.whole(0, 9), fewest=2, most=2)}, {"name": schema.nullable(schema.text(3))}
 )
 NUMBER = schema.one_of(schema.real(0, 1), schema.boolean, words="a number from 0 to 1, or true or false")
-WHOLE = schema.record({"points": schema.table(POINT, fewest=1)}, {"share": NUMBER})
+WHOLE = schema.record(
+    {"points": schema.table(POINT, fewest=1)},
+    {"share": NUMBER, "mean": schema.real(), "kind": schema.choice(("a", "b"))},
+)
 GOOD = {"points": {"a": {"at": [1, 2], "name": "abc"}, "b": {"at": [0, 9], "more": [1]}}, "share": 0.5, "other": None}
 
 
@@ -21,6 +24,8 @@ def test_a_value_that_fits_is_returned():
     """What fits is given back, with the fields that the schema does not know."""
     assert schema.checked(GOOD, WHOLE, "it") is GOOD
     assert schema.checked({**GOOD, "share": True}, WHOLE, "it")["share"] is True
+    for mean in (-1e308, 10**308, float("inf"), float("-inf"), 0):
+        assert schema.checked({**GOOD, "mean": mean, "kind": "b"}, WHOLE, "it")["mean"] == mean
 
 
 @pytest.mark.parametrize(
@@ -35,6 +40,11 @@ def test_a_value_that_fits_is_returned():
         ({**GOOD, "share": float("nan")}, "share is nan, not a number from 0 to 1, or true or false"),
         ({"points": {"k" * 200: 1}}, "points.k{97}... is 1, not an object"),
         ({"points": {"a": {"at": "x" * 200}}}, "points.a.at is 'x{56}..., not"),
+        ({**GOOD, "mean": True}, "mean is True, not a number"),
+        ({**GOOD, "mean": 10**309}, "mean is 10{56}..., not a number from -inf to inf"),
+        ({**GOOD, "mean": -(10**309)}, "not a number"),
+        ({**GOOD, "kind": "c"}, "kind is 'c', not one of a, b"),
+        ({**GOOD, "kind": ["a"]}, "not one of a, b"),
     ],
 )
 def test_what_does_not_fit_is_named(value, said):

@@ -47,6 +47,7 @@ def test_an_edited_file_is_refused(change):
         ('{"schema": 2, "model": 7, "measurements": []}', "model is 7, not a text"),
         ('{"schema": 3, "model": "x", "tier": ["smoke"], "measurements": []}', "tier is"),
         ('{"schema": 3, "model": "x", "device": {}, "measurements": []}', "device is {}"),
+        ('{"schema": 3, "model": "x", "super_weights": [{}], "measurements": []}', "not an object with layer"),
     ],
 )
 def test_a_file_that_is_no_baseline_is_refused(broken, words):

@@ -1,0 +1,72 @@
+"""Read ``tokenizer.json``: what it does to a text must not multiply it. The tokenizers package checks all else.
+
+A file of a kilobyte can replace each letter by a thousand others, three times in turn; the package then takes memory
+until the process is ended.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from swcheck.base.errors import CheckpointError
+from swcheck.base.reading.bounded import read_json
+
+TOKENIZER: Final = "tokenizer.json"
+LARGEST_TOKENIZER: Final = 2**28
+"""The largest file that is read, in bytes; the largest that are published have 33 MB (Gemma)."""
+
+MOST_GROWTH: Final = 64
+"""The most by which texts may grow. Published files replace a character by one, or by its three bytes in UTF-8."""
+
+PARTS: Final = ("normalizer", "post_processor", "decoder")
+_STEPS: Final = ("normalizers", "processors", "decoders")
+"""The fields of a sequence that hold its steps."""
+
+
+def check_tokenizer(directory: Path) -> None:
+    """Raise ``CheckpointError`` for a ``tokenizer.json`` under which a text grows too much, or that is no JSON object.
+
+    A directory without one is left alone.
+    """
+    file = directory / TOKENIZER
+    if not file.exists():
+        return
+    value = read_json(file, LARGEST_TOKENIZER, str(file))
+    if not isinstance(value, dict):
+        raise CheckpointError(f"a tokenizer in {file}", "no JSON object", "fetch the file again")
+    for name in PARTS:
+        factor = _growth(value.get(name))
+        if factor > MOST_GROWTH:
+            found = f"its {name} makes texts {factor:,.4g} times as long, at most {MOST_GROWTH} are taken"
+            raise CheckpointError(f"a tokenizer in {file}", found, "fetch the file again")
+
+
+def _growth(step: Any) -> float:
+    """Return by what factor a step may multiply the length of a text; 1 for what is no such step."""
+    if not isinstance(step, dict):
+        return 1.0
+    inner = next((step[name] for name in _STEPS if isinstance(step.get(name), list)), None)
+    if inner is not None:
+        return math.prod(map(_growth, inner))
+    lengths = [_length(step.get("content")) / _shortest(step.get("pattern")), _length(step.get("prepend"))]
+    return max(1.0, *lengths, _tokens(step))
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, str) else 0
+
+
+def _shortest(pattern: Any) -> int:
+    """Return how many characters a pattern matches at least: those of a text, one of a regular expression."""
+    return max(1, _length(pattern.get("String")) if isinstance(pattern, dict) else 1)
+
+
+def _tokens(step: Mapping[str, Any]) -> float:
+    """Return how many tokens a template puts around a text."""
+    pieces, special = step.get("single"), step.get("special_tokens")
+    tables = special.values() if isinstance(special, dict) else ()
+    ids = [len(one["ids"]) for one in tables if isinstance(one, dict) and isinstance(one.get("ids"), list)]
+    return float(len(pieces) * max(1, *ids, 1)) if isinstance(pieces, list) else 1.0
