@@ -86,6 +86,17 @@ def undisturbed() -> Iterator[None]:
         random.setstate(state)
 
 
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Raise a ``RuntimeError`` where a package that is written in Rust panics: its exception is no ``Exception``."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(f"a fault in a package: {error}") from error
+
+
 class _ExpiredError(BaseException):
     """Raised inside a block whose time is over. No ``Exception``, so that no library takes it for an error of its own."""
 

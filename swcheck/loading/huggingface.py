@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from swcheck.base.errors import CheckpointError, EngineError, OptionError, SwcheckError, brief_message
-from swcheck.base.isolation import captured_output
-from swcheck.base.reading import schema
+from swcheck.base.isolation import captured_output, panics_as_errors
 from swcheck.base.records import Loaded
 from swcheck.base.terminal import tell
 from swcheck.loading import tiny
 from swcheck.loading.checkpoint import check_directory, own_code_error
 from swcheck.loading.files.safetensors_header import read_header, safetensors_files, tensor_bytes
-from swcheck.loading.files.tokenizer_file import check_tokenizer
+from swcheck.loading.files.tokenizer_file import check_encoding, check_tokenizer
 from swcheck.loading.hub import find_directory, name_of
 from swcheck.loading.scheme_from_config import scheme_of
 from swcheck.loading.streaming.pager import page_weights
@@ -38,12 +37,6 @@ A few are enough, because a kernel repacks all of them or none.
 
 OUT_OF_MEMORY: Final = ("unable to mmap", "cannot allocate memory", "not enough memory", "out of memory")
 """What torch, safetensors and the operating system say where memory, or room for a map of a file, is lacking."""
-
-PROBE: Final = "The quick brown fox.\n"
-"""What every tokenizer encodes once when it is loaded."""
-
-PANIC: Final = "PanicException"
-"""What code in Rust raises where it meets a fault of its own. It is no ``Exception``."""
 
 MORE_PARAMETERS: Final = 2**24
 """So many parameters more than the files have bits are allowed: 64 MB, whatever a small config says."""
@@ -177,19 +170,14 @@ def _whole_numbers(value: Any) -> Iterator[int]:
 
 
 def _load_tokenizer(path: Path, trusted: bool) -> Any:
-    """Return the tokenizer of a directory, which has encoded ``PROBE``. Raises a ``SwcheckError`` otherwise.
-
-    Some tokenizers fail only when they are used: at a character without a token, or for a token that is not there.
-    """
     from transformers import AutoTokenizer
 
     check_tokenizer(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trusted)
-        schema.items(schema.whole())(list(tokenizer(PROBE)["input_ids"]), "token ids")
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
-            raise
+        with panics_as_errors():
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trusted)
+            check_encoding(tokenizer)
+    except Exception as error:  # as above
         raise _loading_error(f"the tokenizer in {path}", path, error, "fetch its files again") from error
     # A text is encoded whole and then cut into windows: the warning that it is longer than the context is of no use.
     getattr(tokenizer, "deprecation_warnings", {})["sequence-length-is-longer-than-the-specified-maximum"] = True
@@ -297,7 +285,7 @@ def _format_shape(shape: Any) -> str:
     return " x ".join(str(size) for size in shape)
 
 
-def _loading_error(asked: str, path: Path, error: BaseException, attempt: str) -> SwcheckError:
+def _loading_error(asked: str, path: Path, error: Exception, attempt: str) -> SwcheckError:
     """Return the ``SwcheckError`` for an exception that transformers raised while it loaded ``path``."""
     message = brief_message(error)
     if "trust_remote_code" in str(error) or "custom code" in message:

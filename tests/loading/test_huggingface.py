@@ -181,7 +181,7 @@ def test_transformers_is_as_loud_as_before(tmp_path):
             checkpoints.tensors(lambda whole: {**whole, DOWN: whole[DOWN][:, :9].clone()}),
             "1 of another shape, first " + DOWN,
         ),
-        (text("tokenizer.json", "{"), "JSONDecodeError"),
+        (text("tokenizer.json", "{"), "Expecting property name"),
         (text("tokenizer.json", "[1]"), ""),
         pytest.param(config(num_attention_heads=7), "not a multiple of the number of attention heads", marks=RECENT),
         pytest.param(config(hidden_size="big"), "hidden_size", marks=RECENT),

@@ -25,13 +25,14 @@ from swcheck.gate.baseline.document import sealed
 from swcheck.gate.baseline.file import read_baseline
 from swcheck.gate.baseline.packing import pack
 from swcheck.lens.tokens import token_windows
-from swcheck.loading import checkpoint, engines, huggingface
+from swcheck.loading import checkpoint, engines
 from swcheck.loading.checkpoint_size import checkpoint_size
 from swcheck.loading.files.adapter_files import check_adapter_patterns, read_adapter
 from swcheck.loading.files.config_file import read_config
 from swcheck.loading.files.gguf_header import read_gguf_header
 from swcheck.loading.files.safetensors_header import read_header
 from swcheck.loading.files.shard_index import shards_of
+from swcheck.loading.huggingface import tokenizer_of
 from swcheck.loading.scheme_from_config import missing_packages, scheme_of
 from swcheck.loading.spec_from_config import spec_of
 from swcheck.loading.tiny import CHECKPOINT
@@ -122,7 +123,7 @@ def _tokenizer(name: str) -> Callable[[bytes], None]:
         for file in ("tokenizer.json", "tokenizer_config.json", "config.json"):
             _file(file, data if file == name else (CHECKPOINT / file).read_bytes(), "tokenizer")
         folder = Path(FOLDER.name, "tokenizer")
-        token_windows(huggingface.tokenizer_of(folder, trusted=False), "abba " * 40, count=2, length=8)
+        token_windows(tokenizer_of(folder, trusted=False), "abba " * 40, count=2, length=8)
 
     return read
 

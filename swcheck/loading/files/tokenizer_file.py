@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from swcheck.base.errors import CheckpointError
+from swcheck.base.reading import schema
 from swcheck.base.reading.bounded import read_json
 
 TOKENIZER: Final = "tokenizer.json"
@@ -20,6 +21,9 @@ LARGEST_TOKENIZER: Final = 2**28
 
 MOST_GROWTH: Final = 64
 """The most by which texts may grow. Published files replace a character by one, or by its three bytes in UTF-8."""
+
+PROBE: Final = "The quick brown fox.\n"
+"""What every tokenizer encodes when it is loaded: some fail only then, at a character or a token that they have not."""
 
 PARTS: Final = ("normalizer", "post_processor", "decoder")
 _STEPS: Final = ("normalizers", "processors", "decoders")
@@ -42,6 +46,11 @@ def check_tokenizer(directory: Path) -> None:
         if factor > MOST_GROWTH:
             found = f"its {name} makes texts {factor:,.4g} times as long, at most {MOST_GROWTH} are taken"
             raise CheckpointError(f"a tokenizer in {file}", found, "fetch the file again")
+
+
+def check_encoding(tokenizer: Any) -> None:
+    """Raise ``MismatchError``, or what the tokenizer raises, unless it makes a list of token ids of ``PROBE``."""
+    schema.items(schema.whole())(tokenizer(PROBE)["input_ids"], "its token ids")
 
 
 def _growth(step: Any) -> float:
