@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import torch
 
-from swcheck.base.errors import OptionError
+from swcheck.base.errors import OptionError, brief_message
 from swcheck.base.evaluation_text import evaluation_text
 from swcheck.base.records import Loaded, SuperWeight
 from swcheck.lens.tokens import token_windows
@@ -61,6 +61,10 @@ def _edited(edit: edits.Edit, reference: Loaded, strength: float) -> Loaded:
 def _configured(change: Callable[[Any, float], None], reference: Loaded, strength: float) -> Loaded:
     config = copy.deepcopy(reference.model.config)
     change(config, strength)
+    try:
+        config = type(config).from_dict(config.to_dict())
+    except Exception as error:  # each version of transformers refuses with classes of its own
+        raise OptionError(f"another {type(config).__name__}", brief_message(error), "another candidate") from error
     old = reference.model
     model = type(old)(config).to(old.dtype).eval()
     model.load_state_dict(old.state_dict(), strict=False)
@@ -100,16 +104,21 @@ def _clipped(matrix: torch.Tensor, _weight: SuperWeight, strength: float) -> Non
     matrix.clamp_(-end, end)
 
 
-def _with_rope(name: str, config: Any, strength: float) -> None:
-    config.rope_parameters = {**config.rope_parameters, name: strength}
+def _with_rope(config: Any, **values: Any) -> None:
+    config.rope_parameters = {**getattr(config, _field_of(config, "rope_parameters")), **values}
 
 
-def _with_linear_rope(config: Any, strength: float) -> None:
-    config.rope_parameters = {**config.rope_parameters, "rope_type": "linear", "factor": strength}
+def _field_of(config: Any, *names: str) -> str:
+    """Return the one of these fields that a configuration has."""
+    found = next((name for name in names if getattr(config, name, None)), None)
+    if found is None:
+        raise OptionError(f"a configuration with {' or '.join(names)}", "none", "another candidate")
+    return found
 
 
 def _fewer_heads(config: Any, strength: float) -> None:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    _field_of(config, "num_key_value_heads")
     for name in ("num_attention_heads", "num_key_value_heads"):
         if getattr(config, name) % strength:
             raise OptionError(f"{name} that {strength:g} divides", f"{getattr(config, name)}", "another candidate")
@@ -117,12 +126,13 @@ def _fewer_heads(config: Any, strength: float) -> None:
     config.head_dim = int(width * strength)
 
 
-def _field(name: str, config: Any, strength: float) -> None:
-    setattr(config, name, type(getattr(config, name))(strength))
+def _with_epsilon(config: Any, strength: float) -> None:
+    setattr(config, _field_of(config, "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), float(strength))
 
 
-def _activation(config: Any, strength: float) -> None:
-    config.hidden_act = ("silu", "gelu", "relu", "tanh")[int(strength)]
+def _with_activation(config: Any, strength: float) -> None:
+    name = _field_of(config, "hidden_act", "hidden_activation", "activation_function", "activation")
+    setattr(config, name, ("silu", "gelu", "relu", "tanh")[int(strength)])
 
 
 def _fewer_layers(config: Any, strength: float) -> None:
@@ -136,23 +146,23 @@ def _row_not_finite(model: Any, strength: float) -> None:
 
 
 def _o_proj(model: Any) -> torch.Tensor:
-    return edits.map_weight(model, "o_proj")
+    return edits.map_weight(model, ("o_proj", "out_proj", "dense", "attn.c_proj"))
 
 
 def _q_proj(model: Any) -> torch.Tensor:
-    return edits.map_weight(model, "q_proj")
+    return edits.map_weight(model, ("q_proj", "qkv_proj", "query_key_value", "c_attn"))
 
 
 def _up_proj(model: Any) -> torch.Tensor:
-    return edits.map_weight(model, "up_proj")
-
-
-def _first_norm(model: Any) -> torch.Tensor:
-    return edits.norms(model)[0]
+    return edits.map_weight(model, ("up_proj", "gate_up_proj", "dense_h_to_4h", "c_fc"))
 
 
 def _heads_rolled(model: Any, strength: float) -> None:
     edits.roll_rows(_q_proj)(model, strength * edits.head_width(model))
+
+
+def _output_rolled(model: Any, strength: float) -> None:
+    edits.roll_rows(_o_proj, 1)(model, strength * edits.head_width(model))
 
 
 def _cast(reference: Loaded, dtype: torch.dtype) -> Loaded:
@@ -195,15 +205,15 @@ def _kinds() -> Mapping[str, CandidateKind]:
     edit, configured = partial(partial, _edited), partial(partial, _configured)
     weights = partial(partial, _super_weights_edited)
     table: dict[str, tuple[tuple[str, ...], tuple[float, ...], Make]] = {
-        "rope theta": (config, (1e5, 1e3, 50), configured(partial(_with_rope, "rope_theta"))),
-        "linear rope": (config, (1.1, 2, 4), configured(_with_linear_rope)),
+        "rope theta": (config, (1e5, 1e3, 50), configured(lambda c, s: _with_rope(c, rope_theta=s))),
+        "linear rope": (config, (1.1, 2, 4), configured(lambda c, s: _with_rope(c, rope_type="linear", factor=s))),
         "heads split": (config, (2,), configured(_fewer_heads)),
-        "activation": (config, (1, 2, 3), configured(_activation)),
-        "norm epsilon": (config, (1e-5, 1e-2, 10), configured(partial(_field, "rms_norm_eps"))),
+        "activation": (config, (1, 2, 3), configured(_with_activation)),
+        "norm epsilon": (config, (1e-5, 1e-2, 10), configured(_with_epsilon)),
         "layers left out": (("configuration", "depth"), (1, 2), configured(_fewer_layers)),
-        "norm scaled": (tensor, (1.1, 3, 20), edit(edits.scale(_first_norm))),
-        "norm lost": (tensor, (1,), edit(edits.fill(_first_norm))),
-        "final norm scaled": (tensor, (1.2, 3, 0.2), edit(edits.scale(edits.final_norm))),
+        "norm scaled": (tensor, (1.1, 3, 20), edit(edits.scale_gain(edits.first_norm))),
+        "norm lost": (tensor, (1,), edit(edits.fill_gain(edits.first_norm))),
+        "final norm scaled": (tensor, (1.2, 3, 0.2), edit(edits.scale_gain(edits.final_norm))),
         "head rolled": (tensor, (1, 7), edit(edits.roll_rows(edits.head))),
         "head shuffled": (tensor, (0.25, 1), edit(edits.shuffle_rows(edits.head))),
         "head scaled": (tensor, (1.05, 0.5, 3), edit(edits.scale(edits.head))),
@@ -220,7 +230,7 @@ def _kinds() -> Mapping[str, CandidateKind]:
         "k and v exchanged": (order, (1, 3), edit(edits.exchange_maps("k_proj", "v_proj"))),
         "heads rolled": (tensor, (1,), edit(_heads_rolled)),
         "rope layout": (tensor, (1, 3), edit(edits.other_rope_layout)),
-        "attention output rolled": (tensor, (64,), edit(edits.roll_rows(_o_proj, 1))),
+        "attention output rolled": (tensor, (1,), edit(_output_rolled)),
         "query transposed": (tensor, (1,), edit(edits.transpose("q_proj"))),
         "attention output zeroed": (tensor, (0,), edit(edits.fill(_o_proj))),
         "first down projection zeroed": (tensor, (0,), edit(edits.fill(partial(edits.down_weight, layer=0)))),

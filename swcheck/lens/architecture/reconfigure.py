@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from swcheck.base.errors import brief_message
 from swcheck.lens.architecture.storage import device_of, input_width
 
 
@@ -19,10 +20,13 @@ def with_configuration(
 
     A module whose class differs from the new one, as a packed linear map does, is shared as a whole. ``missing`` reads
     a parameter that ``model`` does not have, or returns words why it cannot. Raises ``ValueError`` for a parameter
-    that nobody has or that has another shape, and whatever the model's class raises for the configuration.
+    that nobody has or that has another shape, and for a configuration that the model's class refuses.
     """
     old: Any = model
-    config = type(old.config).from_dict(dict(values))
+    try:
+        config = type(old.config).from_dict(dict(values))
+    except Exception as error:  # each version of transformers refuses with classes of its own
+        raise ValueError(f"{type(old.config).__name__} refuses it: {brief_message(error)}") from error
     config._attn_implementation = old.config._attn_implementation  # noqa: SLF001 - transformers has no other name for it
     with _parameters_on_meta(), torch.device(device_of(model)):
         made: nn.Module = type(old)(config).eval()

@@ -7,7 +7,7 @@ anatomy, so that any family will do; an edit that a model has no part for raises
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import torch
@@ -15,7 +15,9 @@ from torch import nn
 
 from swcheck.base.errors import OptionError
 from swcheck.lens.architecture.anatomy import Anatomy, anatomy
+from swcheck.lens.architecture.norm_gain import gain_offset
 from swcheck.lens.architecture.storage import plain_weight
+from swcheck.lens.architecture.tracing import is_norm
 
 Edit = Callable[[Any, float], None]
 
@@ -43,14 +45,14 @@ def middle(model: nn.Module) -> int:
     return len(anatomy(model).layers) // 2
 
 
-def map_weight(model: nn.Module, ending: str, layer: int | None = None) -> torch.Tensor:
-    """Return the weight of the first linear map of a layer whose name ends with ``ending``."""
+def map_weight(model: nn.Module, names: str | tuple[str, ...], layer: int | None = None) -> torch.Tensor:
+    """Return the weight of the first linear map of a layer that has one of the ``names``."""
     number = middle(model) if layer is None else layer
-    body = anatomy(model)
-    for _, path, weight in linear_weights(body, range(number, number + 1)):
-        if path.endswith(ending):
+    names = (names,) if isinstance(names, str) else names
+    for _, path, weight in linear_weights(anatomy(model), range(number, number + 1)):
+        if f".{path}".endswith(tuple(f".{name}" for name in names)):
             return weight
-    raise OptionError(f"a linear map called {ending} in layer {number}", "none", "another candidate")
+    raise OptionError(f"a linear map called {' or '.join(names)} in layer {number}", "none", "another candidate")
 
 
 def down_weight(model: nn.Module, layer: int | None = None) -> torch.Tensor:
@@ -62,21 +64,21 @@ def down_weight(model: nn.Module, layer: int | None = None) -> torch.Tensor:
     return weight
 
 
-def norms(model: nn.Module) -> list[torch.Tensor]:
-    """Return the weights of the norms inside the decoder layers."""
-    layers = anatomy(model).layers
-    return [p.data for layer in layers for name, p in layer.named_parameters() if p.ndim == 1 and "norm" in name]
+def first_norm(model: nn.Module) -> nn.Module:
+    """Return the first norm of the decoder layers."""
+    return _norm(module for layer in anatomy(model).layers for module in layer.modules())
 
 
-def final_norm(model: Any) -> torch.Tensor:
-    """Return the weight of the norm before the head."""
+def final_norm(model: nn.Module) -> nn.Module:
+    """Return the norm before the head."""
     path = anatomy(model).path
-    outside = [
-        p.data for n, p in model.named_parameters() if p.ndim == 1 and "norm" in n and not n.startswith(f"{path}.")
-    ]
-    if not outside:
-        raise OptionError("a norm before the head", "none", "another candidate")
-    found: torch.Tensor = outside[-1]
+    return _norm(module for name, module in reversed([*model.named_modules()]) if not name.startswith(f"{path}."))
+
+
+def _norm(modules: Iterable[nn.Module]) -> nn.Module:
+    found = next((one for one in modules if is_norm(one) and "weight" in dict(one.named_parameters())), None)
+    if found is None:
+        raise OptionError("a norm with a weight", "none", "another candidate")
     return found
 
 
@@ -118,6 +120,27 @@ def scale(find: Callable[[Any], torch.Tensor]) -> Edit:
 
     def edit(model: Any, strength: float) -> None:
         find(model).mul_(strength)
+
+    return edit
+
+
+def scale_gain(find: Callable[[Any], nn.Module]) -> Edit:
+    """Return the edit that multiplies by the strength what a norm multiplies by."""
+
+    def edit(model: Any, strength: float) -> None:
+        norm: Any = find(model)
+        offset = gain_offset(norm)
+        norm.weight.add_(offset).mul_(strength).sub_(offset)
+
+    return edit
+
+
+def fill_gain(find: Callable[[Any], nn.Module]) -> Edit:
+    """Return the edit that sets all that a norm multiplies by to the strength."""
+
+    def edit(model: Any, strength: float) -> None:
+        norm: Any = find(model)
+        norm.weight.fill_(strength - gain_offset(norm))
 
     return edit
 
@@ -227,13 +250,13 @@ def other_rope_layout(model: Any, strength: float) -> None:
             weight.copy_(pairs.reshape(weight.shape).clone())
 
 
-def transpose(ending: str) -> Edit:
+def transpose(name: str) -> Edit:
     """Return the edit that transposes a square matrix."""
 
     def edit(model: Any, _strength: float) -> None:
-        weight = map_weight(model, ending)
+        weight = map_weight(model, name)
         if weight.shape[0] != weight.shape[1]:
-            raise OptionError(f"a square {ending}", f"{tuple(weight.shape)}", "another candidate")
+            raise OptionError(f"a square {name}", f"{tuple(weight.shape)}", "another candidate")
         weight.copy_(weight.T.clone())
 
     return edit

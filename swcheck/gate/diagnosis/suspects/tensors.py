@@ -24,7 +24,9 @@ from swcheck.gate.diagnosis.evidence.tensor_change import (
     tensor_change,
 )
 from swcheck.gate.relation.linear_maps import map_errors, why_responses_unknown
+from swcheck.lens.architecture.norm_gain import gain_offset
 from swcheck.lens.architecture.storage import plain_weight
+from swcheck.lens.architecture.tracing import is_norm
 from swcheck.superweights.measurements.weights import down_name
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ FEW_ROWS: Final = 0.5
 """The rows of an embedding are named if at most this share of them differs."""
 MAP: Final = "linear map"
 STACK: Final = "expert tensor"
+PLURALS: Final = {"bias": "biases"}
 MOST_MATCHED: Final = 24
 """Moved rows are sought in at most this many linear maps, those with the largest errors."""
 LEAST_ERROR: Final = 0.15
@@ -84,7 +87,7 @@ def _suspect(several: Sequence[_Changed]) -> Suspect:
     first = several[0]
     words = f"{first.what} {first.name.removesuffix('.weight')}".strip()
     if len(several) > 1:
-        words = f"{len(several)} {first.what}s alike, first {first.name.removesuffix('.weight')}:"
+        words = f"{len(several)} {PLURALS.get(first.what, first.what + 's')} alike, first {first.name.removesuffix('.weight')}:"
     values = {one.name: one.wanted for one in several}
     maps, parameters = (values, {}) if first.what == MAP else ({}, values)
     return Suspect("tensor", f"{words} {first.change.words}{first.rows}", ADVICE, {}, parameters, maps, first.size)
@@ -96,11 +99,23 @@ def _other_parameters(damaged: DamagedCandidate) -> Iterator[_Changed]:
         if isinstance(theirs, str):
             continue
         common = min(len(ours), len(theirs)) if ours.dim() == 2 else len(ours)
-        change = tensor_change(ours[:common], theirs[:common])
+        change = _parameter_change(damaged, name, ours[:common], theirs[:common])
         if change is not None and ours.shape[1:] == theirs.shape[1:] and (ours.dim() == 2 or len(ours) == len(theirs)):
             wanted = theirs if len(theirs) == len(ours) else _padded(ours, theirs)
             rows = _rows_words(damaged, ours[:common], theirs[:common], change) if ours.dim() == 2 else ""
             yield _Changed(_kind_of(damaged, name), name, change, wanted, rows)
+
+
+def _parameter_change(
+    damaged: DamagedCandidate, name: str, ours: torch.Tensor, theirs: torch.Tensor
+) -> TensorChange | None:
+    """Return how a parameter differs; a norm that is stored less 1 is compared as what it multiplies by."""
+    change = tensor_change(ours, theirs)
+    if change is None or ours.dim() != 1 or not name.endswith("weight"):
+        return change
+    module = damaged.candidate.module.get_submodule(name.rpartition(".")[0])
+    offset = gain_offset(module) if is_norm(module) else 0.0
+    return tensor_change(ours + offset, theirs + offset) if offset else change
 
 
 def _maps(damaged: DamagedCandidate) -> Iterator[_Changed]:
