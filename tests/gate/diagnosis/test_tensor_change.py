@@ -63,6 +63,12 @@ def test_the_form_of_a_change_is_named(change, words):
     assert found.is_structural
 
 
+def test_another_constant_is_a_factor():
+    """A norm of ones that became one of twenties is scaled; zeros, as a new bias has, have no factor."""
+    assert tensor_change(torch.full((24,), 20.0), torch.ones(24)).words == "is scaled x20"
+    assert tensor_change(torch.full((24,), 20.0), torch.zeros(24)).words == "is the constant 20"
+
+
 def test_moved_rows_are_found_under_rounding():
     """A matrix that was rounded to 4 bits as well is still told to have its rows rolled."""
     step = MATRIX.abs().amax(1, keepdim=True) / 7

@@ -74,10 +74,14 @@ def tensor_change(ours: torch.Tensor, theirs: torch.Tensor, *, match_rows: bool 
         return None
     if not ours.any():
         return TensorChange("is all zeros", size, is_structural=True)
-    if ours.numel() > 1 and bool((ours == ours.flatten()[0]).all()):
+    if _is_constant(ours) and not (_is_constant(theirs) and theirs.any()):  # from one constant to another is a factor
         words = f"is the constant {float(ours.flatten()[0]):g}"
-        return TensorChange(words, size, is_structural=bool((theirs != theirs.flatten()[0]).any()))
+        return TensorChange(words, size, is_structural=not _is_constant(theirs))
     return _known_form(ours, theirs, size, match_rows=match_rows) or TensorChange(f"differs by {size:.0%}", size)
+
+
+def _is_constant(values: torch.Tensor) -> bool:
+    return values.numel() > 1 and bool((values == values.flatten()[0]).all())
 
 
 def _known_form(ours: torch.Tensor, theirs: torch.Tensor, size: float, *, match_rows: bool) -> TensorChange | None:

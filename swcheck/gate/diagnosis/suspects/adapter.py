@@ -90,7 +90,8 @@ def rank_of_difference(ours: torch.Tensor, theirs: torch.Tensor) -> int:
     tried = min(2 * LARGEST_RANK, min(difference.shape) // 2)
     values = _largest_singular_values(difference, tried)
     left = (difference.square().sum() - values.square().cumsum(0)).clamp_min(0).sqrt()  # beyond each rank
-    rank = int((values[:-1] / values[1:].clamp_min(1e-30)).argmax()) + 1
+    noise = torch.finfo(values.dtype).eps * values[0].clamp_min(1e-30)
+    rank = int((values[:-1] / values[1:].clamp_min(noise)).argmax()) + 1
     is_low = rank <= min(LARGEST_RANK, LARGEST_SHARE * min(difference.shape))
     rounding = max(precision * float(theirs.norm()), 1e-3 * float(difference.norm()))
     is_exact = float(left[rank - 1]) <= rounding and float(values[rank - 1]) >= GAP * float(values[rank])
@@ -100,7 +101,9 @@ def rank_of_difference(ours: torch.Tensor, theirs: torch.Tensor) -> int:
 def _largest_singular_values(matrix: torch.Tensor, count: int) -> torch.Tensor:
     """Return the largest ``count`` singular values, from a random sketch: exact where the rank is lower than that."""
     drawn = torch.randn(matrix.shape[1], count, generator=torch.Generator().manual_seed(0))
-    basis = torch.linalg.qr(matrix @ (matrix.T @ (matrix @ drawn))).Q
+    basis = torch.linalg.qr(matrix @ drawn).Q
+    for turned in (matrix.T, matrix):  # orthogonal in between, so that small values are not lost beside large ones
+        basis = torch.linalg.qr(turned @ basis).Q
     values: torch.Tensor = torch.linalg.svdvals(basis.T @ matrix)
     return values
 

@@ -27,6 +27,13 @@ def test_the_rank_of_an_adapter_is_read_back(rank, size, dtype):
     assert rank_of_difference(merged, MATRIX) in ({rank} if dtype is torch.float32 else {rank, 0})
 
 
+def test_the_rank_is_told_where_one_part_is_far_larger_than_the_others():
+    """Training moves an adapter in one direction mostly; the last of its parts is a five-hundredth of the first."""
+    parts = torch.tensor([9, 0.3, 0.05, 0.016])
+    wide, thin = (torch.linalg.qr(random(rows, 4, seed=seed)).Q for rows, seed in ((96, 1), (64, 2)))
+    assert rank_of_difference(MATRIX + wide * parts @ thin.T, MATRIX) == 4
+
+
 @pytest.mark.parametrize(
     "change",
     [
