@@ -15,16 +15,21 @@ from swcheck.loading.runtime import Capability
 from swcheck.superweights.measurements.contributions import (
     contributions_at,
     contributions_on_default_prompt,
+    down_input,
     largest_input_columns,
     located_on,
     sink_tokens,
 )
 from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.measurements.model_sample import model_sample
-from swcheck.superweights.measurements.weights import check_coordinates
+from swcheck.superweights.measurements.weights import check_coordinates, weight_values
 
 SAME_CONTRIBUTION: Final = DEFAULTS["contribution"]
 """A weight at another place is taken for the same one if the ratio of the contributions is within this limit."""
+
+
+SAME_INPUT: Final = 0.1
+"""An inner neuron stands at its place if its input there differs by less than this."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,8 @@ def _find(
     ids, value = prompt_ids(pair.reference), _written_at(pair, weight, sink)
     if pair.candidate.is_runtime:  # a conversion keeps every weight at its place
         return weight, value, ""
-    if weight.layer < depth(pair):
+    stands = _fits(pair, weight) and _neuron_stands(pair, weight, original, expected, sink)
+    if weight.layer < depth(pair) and not stands:
         free = (
             (column, found)
             for column, found in largest_input_columns(pair.candidate, weight, ids, sink)
@@ -135,12 +141,23 @@ def _find(
             return replace(weight, column=column), found, note
     relocated = located_on(pair.candidate, ids)
     for other, found in zip(relocated.super_weights, relocated.written, strict=True):
-        if other not in taken and other.row == weight.row and SAME_CONTRIBUTION.holds(ratio_of(found, expected)):
+        if other in taken or other.row != weight.row or (stands and other.layer == weight.layer):
+            continue
+        if SAME_CONTRIBUTION.holds(ratio_of(found, expected)):
             note = f"located again in the candidate: {other.place}"
             return other, found, note
     if not _fits(pair, weight):
         check_coordinates(pair.candidate, [weight])
     return weight, value, ""
+
+
+def _neuron_stands(pair: Pair, weight: SuperWeight, original: SuperWeight, expected: float, sink: int) -> bool:
+    """Return whether the weight's inner neuron still gets its input there: then no other one of the layer is it."""
+    [value] = weight_values(pair.reference, (original,))
+    now = float(
+        down_input(pair.candidate, weight.layer, prompt_ids(pair.reference), weight.expert)[sink, weight.column]
+    )
+    return bool(value) and abs(ratio_of(now, expected / value) - 1) < SAME_INPUT
 
 
 def _is_loudest(pair: Pair, weight: SuperWeight, sink: int) -> bool:

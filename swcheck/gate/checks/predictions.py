@@ -24,7 +24,7 @@ from swcheck.base.statistics import (
 from swcheck.gate.checks.confounds import confound, not_finite_nats
 from swcheck.gate.checks.kv_cache import WINDOWS, CachePass, cache_pass
 from swcheck.gate.checks.pair import Pair, passed_or_near
-from swcheck.gate.checks.red_verdict import change_beside_the_rounding, finding, red_verdict
+from swcheck.gate.checks.red_verdict import finding, improved_verdict, red_verdict
 from swcheck.gate.diagnosis.layer_costs import layer_costs
 from swcheck.gate.relation.configurations import configuration_words
 from swcheck.gate.relation.linear_maps import not_quantized
@@ -140,10 +140,9 @@ def _unfit_text(pair: Pair, summary: str, fields: dict[str, Any]) -> Verdict | N
     if unknown > MOST_UNKNOWN:
         cause = f"the text does not fit the model: {unknown:.0%} of its tokens are unknown"
     elif improves:
-        changed = change_beside_the_rounding(pair)
-        if changed is not None:
-            fields["detail"] = (*changed.detail, ("perplexity", "it improves, which no quantization does"))
-            return pair.failed(changed.cause, summary, changed.advice, cause_kind=changed.kind, **fields)
+        explained = improved_verdict(pair, summary, **fields)
+        if explained is not None:
+            return explained
         cause = f"perplexity improves to x{ratio:.2f}, which no quantization does: the text does not fit the model"
     else:
         return None

@@ -10,7 +10,7 @@ from swcheck.gate.checks.correspondence import compared_weights
 from swcheck.gate.checks.pair import Pair
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Finding
-from swcheck.gate.diagnosis.explain import cause_beside_super_weights, explain
+from swcheck.gate.diagnosis.explain import cause_of_improvement, explain
 from swcheck.gate.diagnosis.explain_runtime import explain_in_runtime
 from swcheck.gate.diagnosis.remedy import remedy
 from swcheck.superweights.subject.measurement import Slot
@@ -54,12 +54,16 @@ def finding(pair: Pair, share: float | None = None) -> Finding:
     return _FINDING.recall(pair.candidate, inputs, lambda: search(damaged))
 
 
-def change_beside_the_rounding(pair: Pair) -> Finding | None:
-    """Return the proven change of the configuration, of an order or of a tensor; None where there is none to try."""
+def improved_verdict(pair: Pair, summary: str, **fields: Any) -> Verdict | None:
+    """Return the red verdict on a perplexity that improves, with its cause; None where no change is proven."""
     if pair.candidate.is_runtime:
         return None
-    chosen, places = compared_weights(pair)
-    return cause_beside_super_weights(DamagedCandidate(pair.candidate, pair.reference, pair.relation, chosen, places))
+    weights = compared_weights(pair)
+    found = cause_of_improvement(DamagedCandidate(pair.candidate, pair.reference, pair.relation, *weights))
+    if found is None:
+        return None
+    fields["detail"] = (*found.detail, ("perplexity", "it improves, which no quantization does"))
+    return with_remedy(pair, found, summary, weights, **fields)
 
 
 def with_remedy(

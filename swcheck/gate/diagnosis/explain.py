@@ -64,6 +64,14 @@ def cause_beside_super_weights(damaged: DamagedCandidate) -> Finding | None:
     return next((answer for answer in answers if isinstance(answer, Finding)), None)
 
 
+def cause_of_improvement(damaged: DamagedCandidate) -> Finding | None:
+    """Return the proven cause of a perplexity that is better than the reference's, which no rounding makes."""
+    steps = (embedding_basis, differences, clipped_range, contribution, block_neighbours)
+    answers = (step.find(damaged) for step in steps)
+    found = next((answer for answer in answers if isinstance(answer, Finding)), None)
+    return None if found is None else _with_ordered_rows(damaged, found, ())
+
+
 def _with_ordered_rows(damaged: DamagedCandidate, finding: Finding, ruled_out: Detail) -> Finding:
     """Return the finding with its rows in order: the proof, what it was tried on, what was ruled out, the others."""
     proof = tuple(row for row in finding.detail if row[0] == "proof")

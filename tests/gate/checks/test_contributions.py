@@ -18,6 +18,7 @@ from swcheck import (
     assert_predictions_preserved,
     assert_super_activations_preserved,
     assert_super_weights_preserved,
+    locate,
 )
 from swcheck.base.records import Limit
 from swcheck.base.statistics import standard_error, worst_of
@@ -26,6 +27,7 @@ from swcheck.superweights.measurements.scores import noise_floor
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.testing.damage import bases as relatives
 from tests import damage
+from tests.planted import SINK, plant
 
 COMPARISONS = (
     assert_super_weights_preserved,
@@ -188,6 +190,26 @@ def test_a_weight_that_stands_in_another_layer_is_located_again(tiny, ids):
     assert verdict.outcome is Outcome.PASSED
     assert "located again in the candidate: layer 2 [97, 301]" in verdict.summary
     assert dict(verdict.detail)["layer 1 [97, 301]"].endswith(", now at layer 2 [97, 301]")
+
+
+def test_a_weight_that_moved_in_its_row_is_not_located_again():
+    """Another neuron writes about what it wrote, and none was permuted: it stands in a wrong column, and is red."""
+    reference = plant([SINK])
+    other = SINK.column + 1
+    with torch.no_grad():
+        for name in ("gate_proj", "up_proj"):
+            weight = getattr(reference.model.layers[SINK.layer].mlp, name).weight
+            weight[other] = 1.2 * weight[SINK.column]
+    moved = copy.deepcopy(reference)
+    with torch.no_grad():
+        row = moved.model.layers[SINK.layer].mlp.down_proj.weight[SINK.row]
+        row[other], row[SINK.column] = row[SINK.column].clone(), 0
+    ids = torch.randint(1, 64, (2, 24), generator=torch.Generator().manual_seed(0))
+    ids[:, 0] = 0
+    assert locate(moved, token_ids=ids[:1]).super_weights[0].column == other
+
+    with pytest.raises(RobustnessError, match=rf"moved to column {other}"):
+        assert_super_weights_preserved(moved, reference, token_ids=ids)
 
 
 def test_padded_vocabularies_are_ordinary(tiny, ids):

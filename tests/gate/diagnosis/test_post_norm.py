@@ -79,6 +79,23 @@ def test_place_and_cause_agree_with_the_matrix_that_is_named(amplified, edit):
         assert name in verdict.attempt
 
 
+def test_a_scalar_too_small_to_be_located_is_named_with_its_matrix(amplified):
+    """The norm amplifies it less, and the reference has nothing to guard: the first line names matrix and scalar."""
+    model, weight, text = amplified
+    quiet, down = copy.deepcopy(model), anatomy(model).down_map(weight)
+    with torch.no_grad():
+        for name, vector in anatomy(quiet).layers[weight.layer].named_parameters():
+            if "post_feedforward" in name:
+                vector[weight.row] /= 4
+    assert not locate(quiet, token_ids=IDS).super_weights
+    with pytest.raises(RobustnessError) as caught:
+        made = edited(quiet, weight, lambda matrix: lose(matrix, weight))
+        assert_perplexity_within(made, quiet, token_ids=text, ratio=1.0001)
+    assert caught.value.verdict.cause.startswith(
+        f"linear map {down.name} differs in 1 value, [{weight.row}, {weight.column}]: 0 for"
+    )
+
+
 def test_without_a_super_weight_none_is_ruled_out(amplified):
     """Where the reference has none, no first line says that it is not the super weights."""
     model, weight, text = amplified

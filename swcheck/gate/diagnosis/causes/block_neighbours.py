@@ -6,18 +6,22 @@ Proven by replacing the rows of the super weights with the reference's, then the
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
 from swcheck.gate.diagnosis.evidence.damaged_candidate import PROVEN, DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, not_known, ruled_out
 from swcheck.gate.diagnosis.evidence.reference_matrices import reference_down_matrix
+from swcheck.gate.diagnosis.evidence.weight_change import new_column
 from swcheck.lens.replace import maps_replaced
 from swcheck.superweights.measurements.weights import down_name, matrix_row
 
 if TYPE_CHECKING:
     from swcheck.lens.replace import Matrix
+
+ADVICE: Final = "write the reference's row again: no quantizer moves a weight"
+"""What to do where a super weight stands in another column."""
 
 
 def find(damaged: DamagedCandidate) -> Finding | Detail:
@@ -41,14 +45,19 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
         share, words = damaged.recovered(partial(maps_replaced, maps=maps, rows=rows))
         tried.append(f"{what} given back: {words}")
         if share >= PROVEN:
+            proof = (("proof", f"{what} given back through a hook: {words}"),)
+            moved = _moved(damaged)
+            if moved:
+                return Finding(f"super weight moved: {moved}", proof, (), ADVICE, kind="super_weight")
             cause = f"block neighbours of the super weight pay ({layers}, {what})"
-            return Finding(
-                cause,
-                (("proof", f"{what} given back through a hook: {words}"),),
-                damaged.matrix_names(),
-                kind="block_neighbours",
-            )
+            return Finding(cause, proof, damaged.matrix_names(), kind="block_neighbours")
     return ruled_out(f"neighbours in the super weights' blocks ({'; '.join(tried)})")
+
+
+def _moved(damaged: DamagedCandidate) -> str:
+    """Return words for super weights whose values stand in other columns, where they do harm; empty if none does."""
+    columns = {weight: new_column(damaged.candidate, damaged.reference, weight) for weight in damaged.weights}
+    return ", ".join(f"{weight.place} to column {new}" for weight, new in columns.items() if new is not None)
 
 
 def _rows(damaged: DamagedCandidate) -> tuple[str, dict[str, torch.Tensor], dict[str, list[int]]]:

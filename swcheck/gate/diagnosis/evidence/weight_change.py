@@ -36,7 +36,7 @@ def weight_change(candidate: Subject, reference: Subject, weight: SuperWeight, r
     place = f"super weight at {weight.place}"
     if not math.isfinite(ratio):
         return f"{place} is not finite"
-    moved = _new_column(candidate, reference, weight)
+    moved = new_column(candidate, reference, weight)
     if abs(ratio) < 0.25 and moved is not None:
         return f"{place} moved to column {moved}"
     if abs(ratio) < 0.02:
@@ -57,7 +57,7 @@ def _saturated_format(candidate: Subject, weight: SuperWeight) -> str | None:
     return next((f"{name} ({end:,.0f})" for name, end in LARGEST_FINITE.items() if value == end), None)
 
 
-def _new_column(candidate: Subject, reference: Subject, weight: SuperWeight) -> int | None:
+def new_column(candidate: Subject, reference: Subject, weight: SuperWeight) -> int | None:
     """Return the column of the row that has the value of ``weight`` in the candidate only; None if there is none."""
     before, after = matrix_row(reference, weight), matrix_row(candidate, weight)
     if before is None or after is None or not before[weight.column]:
