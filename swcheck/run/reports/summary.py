@@ -29,7 +29,10 @@ QUANTIZED_CACHE: Final = "a quantized KV cache"
 OTHER_KERNELS: Final = ", the kernels of other runtimes"
 
 
-NOT_COVERED: Final = f"text generation, {QUANTIZED_CACHE}{OTHER_KERNELS}"
+GENERATION: Final = "text generation"
+
+
+NOT_COVERED: Final = f"{GENERATION}, {QUANTIZED_CACHE}{OTHER_KERNELS}"
 
 
 HEADS: Final = ("check", "measured", "limit", "margin", "worst prompt", "outcome")
@@ -196,10 +199,15 @@ def not_covered(reported: Sequence[Reported]) -> str:
     """Return what no check has covered.
 
     A quantized KV cache is covered if there is one and every candidate that has one was scored through it. Kernels are
-    covered if every candidate was computed by its own runtime.
+    covered if every candidate was computed by its own runtime. Of generated text, the greedy tokens are that were compared.
     """
     candidates = [verdict for _, verdict in reported if verdict.candidate is not None and verdict.facts]
     words = NOT_COVERED
+    greedy = {
+        verdict.candidate: found["tokens"] for verdict in candidates if (found := verdict.facts.get("greedy_text"))
+    }
+    if greedy and greedy.keys() == {verdict.candidate for verdict in candidates}:
+        words = words.replace(GENERATION, f"{GENERATION} beyond {min(greedy.values())} greedy tokens")
     if candidates and all("runtime" in verdict.facts for verdict in candidates):
         words = words.replace(OTHER_KERNELS, "")
     scored = [bool(v.facts["kv_cache"]["scored"]) for _, v in reported if "kv_cache" in v.facts]

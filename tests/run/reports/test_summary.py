@@ -14,7 +14,7 @@ from swcheck.base.formatting import format_number, format_shortened
 from swcheck.base.json_text import finite_json, json_text
 from swcheck.base.records import Limit, Outcome, Verdict
 from swcheck.run.reports.margins import margin, severity, worst_of_each
-from swcheck.run.reports.summary import candidates_table, summary, verdict_table
+from swcheck.run.reports.summary import candidates_table, not_covered, summary, verdict_table
 from swcheck.run.reports.verdict_json import json_document, verdict_as_json, verdict_from_json
 
 RATIO = Limit(0.75, 2.0, "a reason")
@@ -220,6 +220,17 @@ def test_the_numbers_of_other_tools_are_shown_verbosely():
         assert words in verbose
     unknown = [("", verdict("perplexity", candidate="c", facts={"layer_costs": "llama.cpp computes"}))]
     assert "what each layer costs is not known: llama.cpp computes" in "\n".join(summary(unknown, 100))
+
+
+def test_greedy_text_that_was_compared_is_covered():
+    """So many tokens as of every candidate; where one had none, generated text is not covered."""
+    greedy = [
+        verdict("predictions", candidate=name, facts={"greedy_text": {"tokens": 32, "first_other": [None]}})
+        for name in "ab"
+    ]
+    assert not_covered([("", one) for one in greedy]).startswith("text generation beyond 32 greedy tokens, ")
+    without = verdict("predictions", candidate="b", facts={"greedy_text": None})
+    assert not_covered([("", greedy[0]), ("", without)]).startswith("text generation, ")
 
 
 def test_a_model_of_which_all_was_skipped_has_no_table():
