@@ -8,13 +8,17 @@ ratio by lm-evaluation-harness, on another text than the gate's: nothing of swch
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import logging
 import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +36,7 @@ from swcheck import (
     load,
 )
 from swcheck.base.evaluation_text import evaluation_text
+from swcheck.base.limits import BY_PATTERN, BY_SCHEME
 from swcheck.base.tiers import SMOKE, STANDARD
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.superweights.subject.subject import Subject
@@ -50,6 +55,12 @@ COSTED: Final = (
 """The candidates whose cost is measured."""
 
 HARMFUL, HARMLESS = 1.5, 1.02
+PUBLISHED: Final = {
+    ("rounded", 2): BY_SCHEME["2-bit"][0] or 0.0,
+    **{("pruned 2:4", strength): BY_PATTERN["2:4"][0] for strength in (1, 2)},
+}
+"""What published ones of a scheme lose, where that is more than ``HARMFUL``: the gate's own limits of it."""
+
 LABEL_TEXT: Final = 4000
 """This many characters of the labels' text are scored."""
 
@@ -91,6 +102,11 @@ class Row:
         return self.cause_kind in CANDIDATES[self.kind].causes
 
     @property
+    def is_harmful(self) -> bool:
+        """Whether the label is over ``HARMFUL``, and over what published ones of its scheme lose."""
+        return self.label > max(HARMFUL, PUBLISHED.get((self.kind, self.strength), 0.0))
+
+    @property
     def is_false(self) -> bool:
         """Whether it is red although it computes the same, or by its perplexity although the label has no loss."""
         same = not CANDIDATES[self.kind].causes
@@ -99,6 +115,19 @@ class Row:
         )
 
 
+def _quietly(measure: Callable[..., float]) -> Callable[..., float]:
+    """Return the function without the bars and hints that the harness writes."""
+
+    @wraps(measure)
+    def inner(*args: Any) -> float:
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        with redirect_stderr(io.StringIO()):
+            return measure(*args)
+
+    return inner
+
+
+@_quietly
 @torch.no_grad()
 def label_nats(loaded: Loaded, text: str, tokens: int) -> float:
     """Return the nats per token of a text by lm-evaluation-harness; ``tokens`` is their number."""
@@ -220,8 +249,9 @@ HEAD: Final = """# Verdicts against labels
 
 Written by `python -m tools.causes_table`; no figure here is typed by hand. {count} candidates of {kinds} kinds
 (`swcheck.testing.candidates`) were gated; a label is the perplexity ratio by lm-evaluation-harness on another text than
-the gate's. `tiny` was gated in the standard tier, the others in the smoke tier. *Harmful* is over x1.5, *harmless* under
-x1.02; what lies between is the grey zone. A *false alarm* is a red candidate that computes the same as its reference, or
+the gate's. `tiny` was gated in the standard tier, the others in the smoke tier. *Harmful* is over x1.5 (of a scheme of
+which published ones lose more, over that: 2 bits x1.6, 2:4 sparsity x2.2), *harmless* under x1.02; what lies between is
+the grey zone. A *false alarm* is a red candidate that computes the same as its reference, or
 one whose perplexity is red though the label is harmless and the fault that was made is not named. Faults that cost
 nothing on the label's text (it uses no such row, begins no text with BOS, or is another kind of text) may be red all the
 same: they are counted as *red, no loss*, and listed.
@@ -236,7 +266,7 @@ def _totals(rows: Sequence[Row]) -> list[str]:
     names = list(dict.fromkeys(row.reference for row in rows))
     for name in (*names, "all"):
         mine = [row for row in rows if name in {row.reference, "all"}]
-        harmful, red = [row for row in mine if row.label > HARMFUL], [row for row in mine if row.check]
+        harmful, red = [row for row in mine if row.is_harmful], [row for row in mine if row.check]
         quiet = sum(row.label < HARMLESS and not row.is_false for row in red)
         counts = [len(mine), len(harmful), sum(not row.check for row in harmful), sum(row.is_false for row in mine)]
         right = sum(row.is_right for row in red)
@@ -248,9 +278,7 @@ def _totals(rows: Sequence[Row]) -> list[str]:
 def _exceptions(rows: Sequence[Row]) -> list[str]:
     """Return every candidate that was missed, a false alarm, or named wrongly."""
     bad = [
-        row
-        for row in rows
-        if (row.label > HARMFUL and not row.check) or row.is_false or (row.check and not row.is_right)
+        row for row in rows if (row.is_harmful and not row.check) or row.is_false or (row.check and not row.is_right)
     ]
     lines = [
         "",
@@ -260,6 +288,12 @@ def _exceptions(rows: Sequence[Row]) -> list[str]:
     for row in bad:
         said = f'{row.check} red, "{row.cause}"' if row.check else "green"
         lines.append(f"- {row.reference}, {row.kind} {row.strength:g}, label x{row.label:.3g}: {said}")
+    kept = [row for row in rows if row.label > HARMFUL and not row.is_harmful and not row.check]
+    if kept:
+        lines += ["", f"Green over x{HARMFUL}, within what published ones of the scheme lose:", ""]
+    for row in kept:
+        most = PUBLISHED[row.kind, row.strength]
+        lines.append(f"- {row.reference}, {row.kind} {row.strength:g}, label x{row.label:.3g}: held to x{most:g}")
     quiet = [row for row in rows if row.check and row.label < HARMLESS and not row.is_false]
     lines += ["", "Red though the label has no loss, each for the fault that was made:", ""]
     for row in quiet:
