@@ -24,20 +24,10 @@ SUITE: Final = "swcheck.suite."
 
 
 QUANTIZED_CACHE: Final = "a quantized KV cache"
-
-
 OTHER_KERNELS: Final = ", the kernels of other runtimes"
-
-
 GENERATION: Final = "text generation"
-
-
 NOT_COVERED: Final = f"{GENERATION}, {QUANTIZED_CACHE}{OTHER_KERNELS}"
-
-
 HEADS: Final = ("check", "measured", "limit", "margin", "worst prompt", "outcome")
-
-
 PROMPT_WIDTH: Final = 28
 """The largest width of the worst prompt in the table."""
 
