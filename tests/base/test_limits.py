@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from swcheck.base.errors import OptionError
 from swcheck.base.limits import (
+    BY_PATTERN,
     BY_SCHEME,
     CONTRIBUTING,
     CRITICAL,
@@ -41,6 +42,7 @@ def test_the_limits_are_those_that_were_derived():
         "good 4-bit": (1.05, 0.05, 0.9), "plain 4-bit": (1.1, 0.08, 0.88), "4-bit weights and activations": (1.2, 0.15, 0.85),
         "3-bit": (1.25, 0.2, 0.8), "2-bit": (1.6, 0.45, 0.7), "fine-tuned or pruned": (None, None, None),
     }  # fmt: skip
+    assert {pattern: ratio for pattern, (ratio, _) in BY_PATTERN.items()} == {"2:4": 2.2, "4:8": 1.7}
     assert (MOST_GUESSED, NULL_DRAWS, TOP1_CONFIDENCE, FEW_PARAMETERS) == (1.5, 3, 0.6, 3e9)
     assert (CRITICAL, CONTRIBUTING) == (10, 1.1)
 
@@ -147,6 +149,8 @@ def test_the_source_of_a_kind_is_told():
     declared, guessed = limits_for_kind("finetuned"), limits_for_kind("finetuned", sure=False)
     assert declared["perplexity"] == Limit(None, None, "fine-tuned: reported, not judged")
     assert "nobody declared; --swcheck-kind=finetuned lifts it" in guessed["perplexity"].source
+    assert "by its weights" in guessed["perplexity"].source
+    assert "by its files" in limits_for_kind("merged", sure=False)["perplexity"].source
     assert (guessed["activation"].low, guessed["activation"].high) == (0.5, 2.0)
     assert guessed["null"] is DEFAULTS["null"]
 

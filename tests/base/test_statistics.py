@@ -123,3 +123,10 @@ def test_near_for_ratios_is_a_distance_of_logarithms():
     assert not ours.is_near_ratio(limit, 0.0, slack)
     assert not ours.is_near_ratio(limit, -1.0, slack)
     assert not ours.is_near_ratio(Limit(0.0, None, ""), 1e-9, slack)
+
+
+def test_percentiles_are_called_as_they_were_asked_for():
+    """Between two values they are interpolated; min and max are the ends."""
+    values = torch.tensor([[3.0, 1.0], [2.0, 5.0]])
+    assert ours.percentiles(values, ["min", "25", "50", "max"]) == {"min": 1.0, "25": 1.75, "50": 2.5, "max": 5.0}
+    assert ours.percentiles(values, []) == {}

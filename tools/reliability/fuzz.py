@@ -44,6 +44,7 @@ def work(name: str, arguments: list[str]) -> None:
 
     with atheris.instrument_imports(include=["swcheck", "json"]):
         from tools.reliability.readers import READERS, judged
+    READERS[name].read(READERS[name].good[0])  # what it imports is no part of the first input's time
     for number, data in enumerate(READERS[name].good):
         Path(arguments[-1], f"good-{number}").write_bytes(data)
     atheris.Setup([name, *arguments], lambda data: judged(READERS[name], data))

@@ -66,6 +66,7 @@ def test_a_file_that_ends_early_is_refused(tmp_path):
         ("[" * 100_000, "recursion"),
         ('{"a": 1, "a": 2}', "the key 'a' is there twice"),
         ("1" * 5000, "integer string conversion"),
+        (f'{{"{"k" * 101}": 1, "{"k" * 101}": 2}}', "the key 'k{100}' is there twice"),
     ],
 )
 def test_what_is_no_json_is_refused(text, found):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given
 
@@ -15,7 +17,13 @@ POINT = schema.record(
 NUMBER = schema.one_of(schema.real(0, 1), schema.boolean, words="a number from 0 to 1, or true or false")
 WHOLE = schema.record(
     {"points": schema.table(POINT, fewest=1)},
-    {"share": NUMBER, "mean": schema.real(), "kind": schema.choice(("a", "b"))},
+    {
+        "share": NUMBER,
+        "mean": schema.real(),
+        "table": schema.table(schema.anything),
+        "largest": schema.whole(),
+        "kind": schema.choice(("a", "b")),
+    },
 )
 GOOD = {"points": {"a": {"at": [1, 2], "name": "abc"}, "b": {"at": [0, 9], "more": [1]}}, "share": 0.5, "other": None}
 
@@ -24,7 +32,8 @@ def test_a_value_that_fits_is_returned():
     """What fits is given back, with the fields that the schema does not know."""
     assert schema.checked(GOOD, WHOLE, "it") is GOOD
     assert schema.checked({**GOOD, "share": True}, WHOLE, "it")["share"] is True
-    for mean in (-1e308, 10**308, float("inf"), float("-inf"), 0):
+    assert schema.checked({**GOOD, "largest": 2**63 - 1, "table": {}}, WHOLE, "it")["largest"] == schema.LARGEST
+    for mean in (int(sys.float_info.max), -1e308, 10**308, float("inf"), float("-inf"), 0):
         assert schema.checked({**GOOD, "mean": mean, "kind": "b"}, WHOLE, "it")["mean"] == mean
 
 
@@ -39,6 +48,15 @@ def test_a_value_that_fits_is_returned():
         ({"points": {"a": {"at": [1, 2], "name": "four"}}}, "points.a.name is 'four', not a text of at most 3"),
         ({**GOOD, "share": float("nan")}, "share is nan, not a number from 0 to 1, or true or false"),
         ({"points": {"k" * 200: 1}}, "points.k{97}... is 1, not an object"),
+        ({"points": {"k" * 100: 1}}, "points.k{100} is 1, not an object"),
+        ({"points": {"k" * 101: 1}}, "points.k{97}... is 1, not an object"),
+        ({"points": {"a": {"at": "x" * 58}}}, "points.a.at is 'x{58}', not"),
+        ({"points": {"a": {"at": "x" * 59}}}, "points.a.at is 'x{56}..., not"),
+        ({**GOOD, "table": 1}, "table is 1, not an object$"),
+        (
+            {**GOOD, "largest": 2**63},
+            "largest is 9223372036854775808, not a whole number from 0 to 9,223,372,036,854,775,807",
+        ),
         ({"points": {"a": {"at": "x" * 200}}}, "points.a.at is 'x{56}..., not"),
         ({**GOOD, "mean": True}, "mean is True, not a number"),
         ({**GOOD, "mean": 10**309}, "mean is 10{56}..., not a number from -inf to inf"),
@@ -49,7 +67,7 @@ def test_a_value_that_fits_is_returned():
 )
 def test_what_does_not_fit_is_named(value, said):
     """The error names the place, the value and what was expected, at a bounded length."""
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=f"(?m){said}"):
         schema.checked(value, WHOLE, "it")
 
 

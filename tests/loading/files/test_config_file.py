@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+import math
+from contextlib import nullcontext, suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +13,16 @@ from hypothesis import given
 from swcheck.base.errors import SwcheckError
 from swcheck.loading import checkpoint
 from swcheck.loading.checkpoint_size import checkpoint_size
-from swcheck.loading.files.config_file import read_config
+from swcheck.loading.files.config_file import (
+    LARGEST_CONFIG,
+    LONGEST_NAME,
+    MORE_EXPERTS,
+    MORE_LAYERS,
+    MOST_LABELS,
+    check_counts,
+    read_config,
+)
+from swcheck.loading.files.safetensors_header import StoredTensor
 from swcheck.loading.scheme_from_config import missing_packages, scheme_of
 from swcheck.loading.spec_from_config import spec_of
 from swcheck.loading.tiny import CHECKPOINT
@@ -91,3 +102,40 @@ def test_any_quantization_is_read_or_unknown(method, config):
     missing_packages({"quantization_config": config})
     if isinstance(config, dict):
         assert spec_of(config) is None or ":" in spec_of(config)
+
+
+def counted(config, *shapes):
+    """Whether a config is refused for what it counts, beside tensors of these shapes."""
+    tensors = [StoredTensor("F32", shape, 0, 4 * math.prod(shape)) for shape in shapes]
+    try:
+        check_counts(config, tensors, Path("config.json"))
+    except SwcheckError:
+        return False
+    return True
+
+
+def test_a_config_may_count_what_the_files_could_hold():
+    """A few layers and experts always, else as many as there are tensors; experts also as many as a stack has."""
+    matrix = (5000, 2)
+    assert counted({"n_layer": MORE_LAYERS}, matrix)
+    assert not counted({"n_layer": MORE_LAYERS + 1}, matrix)
+    assert counted({"num_layers": MORE_LAYERS + 1}, *[matrix] * (MORE_LAYERS + 1))
+    assert counted({"num_experts": MORE_EXPERTS}, matrix)
+    assert not counted({"num_experts": MORE_EXPERTS + 1}, matrix, (2, MORE_EXPERTS + 1, 2))
+    assert counted({"num_experts": MORE_EXPERTS + 1}, matrix, (MORE_EXPERTS + 1, 2, 2), (2, 2, 2))
+    assert not counted({"num_experts": MORE_EXPERTS + 1})
+    assert counted({"num_experts": MORE_EXPERTS + 1}, *[matrix] * (MORE_EXPERTS + 1))
+
+
+def test_the_bounds_of_a_config_are_those_that_were_chosen():
+    """Written a second time, as each has its reason."""
+    assert (LARGEST_CONFIG, MORE_LAYERS, MORE_EXPERTS, LONGEST_NAME, MOST_LABELS) == (2**24, 64, 1024, 256, 100_000)
+
+
+def test_the_longest_names_and_lists_are_read(tmp_path):
+    """One more than that is refused."""
+    for names, longest in ((64, LONGEST_NAME), (65, LONGEST_NAME), (64, LONGEST_NAME + 1)):
+        config = {"model_type": "x", "architectures": ["x" * longest] * names}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(SwcheckError) if (names, longest) != (64, LONGEST_NAME) else nullcontext():
+            assert read_config(tmp_path) == config

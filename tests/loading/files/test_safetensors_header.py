@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from swcheck.base.errors import CheckpointError
-from swcheck.loading.files.safetensors_header import LARGEST_HEADER, read_header, safetensors_files
+from swcheck.loading.files.safetensors_header import LARGEST_HEADER, read_header, safetensors_files, tensor_bytes
 from swcheck.loading.tiny import CHECKPOINT
 from tests import hostile
 
@@ -35,6 +35,8 @@ def written(folder, header, body=bytes(26)):
 def test_a_header_is_read(tmp_path):
     """Names, shapes and places are those of the file, in its order; a scalar and an empty tensor are tensors."""
     header = read_header(written(tmp_path, GOOD))
+    assert header.start == 8 + len(json.dumps(GOOD))
+    assert tensor_bytes(tmp_path) == header.start + 26
     assert [(name, one.shape, one.count, one.begin) for name, one in header.tensors.items()] == [
         ("a", (2, 3), 6, 0), ("b", (), 1, 24), ("c", (0, 7), 0, 26),
     ]  # fmt: skip
@@ -66,6 +68,7 @@ def test_every_dtype_has_its_size(tmp_path, dtype):
         ({"shape": [1] * 17}, "a list of 0 to 16 values"),
         ({"shape": [2, 4]}, "a of 2 x 4 in F32 at bytes 0 to 24"),
         ({"dtype": 32}, "a.dtype is 32, not a text"),
+        ({"dtype": "x" * 33}, "not a text of at most 32 characters"),
         ({"data_offsets": [2, 26]}, "its tensors overlap, or leave bytes between them"),
     ],
 )
@@ -77,10 +80,14 @@ def test_an_entry_that_lies_is_refused(tmp_path, entry, said):
 
 def test_lengths_that_do_not_fit_are_refused(tmp_path):
     """A file that is cut off, too long, or has a header too large to be one, is refused before it is read."""
-    with pytest.raises(CheckpointError, match="the file is cut off"):
-        read_header(written(tmp_path, GOOD, bytes(25)))
-    with pytest.raises(CheckpointError, match="the file is too long"):
-        read_header(written(tmp_path, GOOD, bytes(27)))
+    length = 8 + len(json.dumps(GOOD))
+    for body, kind in ((25, "cut off"), (27, "too long")):
+        said = f"{length + body} bytes where its header says {length + 26}: the file is {kind}"
+        with pytest.raises(CheckpointError, match=said):
+            read_header(written(tmp_path, GOOD, bytes(body)))
+    (tmp_path / "empty.safetensors").write_bytes(bytes(8))
+    with pytest.raises(CheckpointError, match="JSON in safetensors"):
+        read_header(tmp_path / "empty.safetensors")
     file = tmp_path / "large.safetensors"
     file.write_bytes(struct.pack("<Q", LARGEST_HEADER + 1))
     with file.open("r+b") as stream:
@@ -115,6 +122,24 @@ def test_any_header_is_read_or_refused(header, tmp_path_factory):
     except SafetensorError:
         odd = header.get("__metadata__") != GOOD["__metadata__"]
         assert odd or not {one.dtype for one in found.tensors.values()} <= {"F32", "BF16"}
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("F4", 2), ("F6_E2M3", 3), ("x" * 32, 9)])
+def test_elements_of_less_than_a_byte(tmp_path, dtype, size):
+    """Four elements of 4 or 6 bits fill so many bytes; of a dtype that nobody knows the length is not checked."""
+    entry = {"a": {"dtype": dtype, "shape": [4], "data_offsets": [0, size]}}
+    assert read_header(written(tmp_path, entry, bytes(size))).tensors["a"].count == 4
+    if size < 9:
+        with pytest.raises(CheckpointError, match=f"a of 4 in {dtype} at bytes 0 to {size + 1}"):
+            read_header(written(tmp_path, {"a": {**entry["a"], "data_offsets": [0, size + 1]}}, bytes(size + 1)))
+
+
+@pytest.mark.slow
+def test_the_largest_header_is_read(tmp_path):
+    """One of exactly the bound, most of it blanks."""
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(struct.pack("<Q", LARGEST_HEADER) + b"{}" + b" " * (LARGEST_HEADER - 2))
+    assert read_header(file).start == 8 + LARGEST_HEADER
 
 
 def test_only_regular_files_are_listed(tmp_path):

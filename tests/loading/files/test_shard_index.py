@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given
@@ -42,6 +43,22 @@ def test_a_model_outside_is_not_loaded(tmp_path):
     (folder / SHARD_INDEX).write_text(text.replace("model-00002-of", "../model-00002-of"))
     with pytest.raises(CheckpointError, match="not a file of this directory"):
         hub.check(str(folder))
+
+
+def test_the_longest_name_and_the_largest_index(tmp_path):
+    """A name has at most 255 bytes, as in file systems; an index of no tensors, or too large a one, is refused."""
+    for length in (255, 256):
+        name = "x" * (length - len(".safetensors")) + ".safetensors"
+        (tmp_path / SHARD_INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(CheckpointError, match="the name of a safetensors file") if length > 255 else nullcontext():
+            assert shards_of(tmp_path) == {name}
+    (tmp_path / SHARD_INDEX).write_text('{"weight_map": {}}')
+    with pytest.raises(CheckpointError, match="at least 1 key"):
+        shards_of(tmp_path)
+    with (tmp_path / SHARD_INDEX).open("r+b") as stream:
+        stream.truncate(2**26 + 1)
+    with pytest.raises(CheckpointError, match="at most 67,108,864 are read"):
+        shards_of(tmp_path)
 
 
 @given(index=hostile.damaged(GOOD))
