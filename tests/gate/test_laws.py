@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 
 import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from swcheck import (
     Outcome,
+    SuperWeight,
     assert_collapses_when_zeroed,
     assert_perplexity_within,
     assert_predictions_preserved,
@@ -16,7 +20,9 @@ from swcheck import (
     load,
 )
 from swcheck.base.errors import RobustnessError
+from swcheck.superweights.subject.as_subject import as_subject
 from tests import checkpoints, damage
+from tests.planted import plant
 
 CHECKS = {
     "contribution": assert_super_weights_preserved,
@@ -56,3 +62,54 @@ def test_verdicts_do_not_depend_on_the_order_of_the_checks(tiny):
     candidate = damage.damaged(tiny, damage.halve)
     names = ("contribution", "perplexity", "dependence")
     assert measured(candidate, tiny, names) == measured(damage.damaged(tiny, damage.halve), tiny, names[::-1])
+
+
+PLANTED = st.builds(SuperWeight, st.integers(1, 3), st.integers(0, 23), st.integers(0, 23), st.floats(20, 50, width=32))
+IDS = torch.cat([torch.zeros(4, 1, dtype=torch.int64), torch.arange(4 * 15).reshape(4, 15) % 63 + 1], 1)
+"""Four windows of 16 tokens, each with the planted token first."""
+
+OF_IDS = ("contribution", "perplexity", "predictions")
+"""The checks that need no tokenizer, and no model that was trained: what is random does not collapse."""
+
+
+def verdict_of(name, candidate, reference, weight):
+    """Outcome and number of one check on ``IDS``; that of contributions is asked of ``weight``."""
+    words = {"super_weights": [weight]} if name == "contribution" else {}
+    try:
+        found = CHECKS[name](candidate, reference, **words)
+    except RobustnessError as error:
+        found = error.verdict
+    return found.outcome, found.measured
+
+
+@pytest.mark.slow
+@settings(max_examples=3, phases=[Phase.generate])
+@given(weight=PLANTED, seed=st.integers(0, 99))
+def test_any_model_against_its_copy_has_a_ratio_of_exactly_one(weight, seed):
+    """Wherever its super weight stands and whatever the other weights are."""
+    model = plant([weight], layers=4, seed=seed)
+    candidate, reference = as_subject(copy.deepcopy(model), token_ids=IDS), as_subject(model, token_ids=IDS)
+    for name in OF_IDS:
+        assert verdict_of(name, candidate, reference, weight)[1] == SAME[name]
+
+
+@pytest.mark.slow
+@settings(max_examples=2, phases=[Phase.generate])
+@given(
+    weight=PLANTED,
+    factors=st.lists(st.floats(0, 2, width=16), min_size=2, max_size=2),
+    order=st.permutations([(number, name) for number in range(2) for name in OF_IDS]),
+)
+def test_no_question_changes_the_answer_to_another(weight, factors, order):
+    """Two candidates, whose super weight is scaled, and three checks: in any order each verdict is the one asked alone."""
+    scaled = [SuperWeight(weight.layer, weight.row, weight.column, weight.value * one) for one in (1, *factors)]
+    models = [plant([one], layers=4) for one in scaled]
+
+    def subjects():
+        return [as_subject(model, token_ids=IDS) for model in models]
+
+    reference, *candidates = subjects()
+    found = {(number, name): verdict_of(name, candidates[number], reference, weight) for number, name in order}
+    for number, name in order:
+        alone, *others = subjects()
+        assert found[number, name] == verdict_of(name, others[number], alone, weight)
