@@ -203,6 +203,23 @@ def read_values(config: pytest.Config) -> tuple[dict[str, Any], dict[str, str]]:
     return values, origins
 
 
+def values_beside_pytest(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the values of options in the environment, else in the ``pyproject.toml`` of ``folder``, and where each stands.
+
+    For commands that are no run of pytest, which has the command line and the ini-file.
+    """
+    project = folder / "pyproject.toml"
+    table = _project_table(project) if project.is_file() else {}
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for option in OPTIONS:
+        text = os.environ.get(option.variable)
+        value = _parse_variable(option, text) if text else _resolve_ini_paths(option, table.get(option.name), project)
+        if value is not None:
+            values[option.name], origins[option.name] = value, "environment" if text else "pyproject"
+    return values, origins
+
+
 def _project_table(file: Path) -> dict[str, Any]:
     """Return the values of the table ``[tool.swcheck]`` of a ``pyproject.toml``, by option."""
     from swcheck.run.project_table import read_table  # not in a run without such a file

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 
 from swcheck import __all__ as names
 from swcheck.base.limits import DEFAULTS
+from swcheck.loading.tiny import HELDOUT
 from swcheck.run.limit_overrides import parse_overrides
 from swcheck.run.options import OPTIONS
 from swcheck.run.project_table import read_table
@@ -43,6 +47,35 @@ def test_tests_run(code, pytester, monkeypatch):
     pytester.makepyfile(test_example=code)
     result = pytester.runpytest_inprocess("--model=tiny", "--candidate=rtn:bits=8,block=128", "test_example.py")
     result.assert_outcomes(passed=code.count("def test_"))
+
+
+@pytest.mark.slow
+def test_the_tutorial_is_what_a_new_user_types(tmp_path):
+    """Its lines, but for the installation, work one after the other in an empty folder: green, a baseline, red, a page.
+
+    In the smoke tier and on a short text, which takes less time; what the prose says to edit is edited.
+    """
+    start, baseline, committed, broken = re.findall(r"```sh\n(.*?)```", TEXTS["docs/tutorial.md"], re.DOTALL)
+    unmark = "python -c \"import pathlib; p = pathlib.Path('pyproject.toml'); p.write_text(p.read_text().replace('# baseline =', 'baseline ='))\"\n"
+    lines = [line for line in start.splitlines(keepends=True) if not line.startswith("pip install")]
+    script = ["set -e\n", *lines, baseline, unmark, committed, "set +e\n", broken, "echo exit $?\n"]
+    text = tmp_path.parent / f"{tmp_path.name}.txt"
+    text.write_text(HELDOUT.read_text(encoding="utf-8")[:8_000], encoding="utf-8")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    names = {f"GIT_{who}_{what}": "a@b.c" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    done = subprocess.run(
+        ["bash", "-c", "".join(script)], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, **names, "PATH": path, "SWCHECK_TIER": "smoke", "SWCHECK_TEXT": str(text), "COLUMNS": "80"},
+    )  # fmt: skip
+    said = done.stdout
+    assert said.count(" 3 passed in ") == 2, said + done.stderr
+    assert "measured anew, nothing changes" in said
+    assert "loading the baseline of tiny and rtn:bits=8" in said
+    assert "exit 1\n" in said
+    assert "super weight at layer 1 [97, 301] clipped or rounded down (x0.24)" in said
+    page = (tmp_path / "red.html").read_text(encoding="utf-8")
+    assert "do not release" in page
+    assert "Super activation through the layers" in page
 
 
 @pytest.mark.parametrize("code", [code for _, code in TOML], ids=numbered(TOML))

@@ -40,7 +40,9 @@ def test_a_candidate_that_no_check_judged_is_said_and_can_be_red(inner, pytester
     result = inner(*words)
     assert result.ret == 0
     result.stdout.fnmatch_lines([f"swcheck: {NAMED.format(place)}", COMMAND.format("")])
-    assert inner(*words, "--co").ret == 0
+    listed = inner(*words, "--co")
+    assert listed.ret == 0
+    listed.stdout.no_fnmatch_line("*no check judged it")
 
     result = inner(*words, "--swcheck-require", "--junitxml=out.xml")
     assert result.ret == pytest.ExitCode.TESTS_FAILED

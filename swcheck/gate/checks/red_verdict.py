@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from swcheck.base.records import NOT_ENOUGH, Outcome, SuperWeight, Verdict
+from swcheck.base.records import NOT_ENOUGH, Limit, Outcome, SuperWeight, Verdict
 from swcheck.gate.checks.correspondence import compared_weights
 from swcheck.gate.checks.pair import Pair
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
@@ -16,8 +16,14 @@ from swcheck.gate.diagnosis.remedy import remedy
 from swcheck.superweights.subject.measurement import Slot
 from swcheck.superweights.subject.memory import Cost, InBaseline
 
-JUDGED_FACT: Final = {"perplexity": "perplexity", "super weights": "written", "super activations": "written"}
+JUDGED_FACT: Final = {
+    "perplexity": "perplexity", "super weights": "written", "super activations": "written",
+    "predictions": "kl", "dependence": "dependence",
+}  # fmt: skip
 """For each check, the measured fact of a fixed candidate that has to be within the limit if the fix is to be enough."""
+
+IN_WORDS: Final = {"kl": "KL {:.4g} nats", "dependence": "dependence {:.3f}"}
+"""How a fact is said with the fix, for one that the words of all fixes leave out."""
 
 ALL_MAPS: Final = frozenset({"rounding", "pruning", "training", "all_maps"})
 """The causes that lie in all linear maps: the worst ones are advised to be spared only if that returns enough."""
@@ -43,6 +49,12 @@ def red_verdict(pair: Pair, summary: str, *, share: float | None = None, **field
             Outcome.INCONCLUSIVE, summary, cause=found.cause, attempt=found.advice, cause_kind=found.kind, **fields
         )
     return with_remedy(pair, found, summary, compared_weights(pair), **fields)
+
+
+def is_nearer(limit: Limit, value: float, than: float) -> bool:
+    """Return whether ``value`` is within the limit, or on its way there from ``than``, which is outside of it."""
+    below = limit.low is not None and than < limit.low
+    return limit.holds(value) or (value > than if below else value < than)
 
 
 def finding(pair: Pair, share: float | None = None) -> Finding:
@@ -81,9 +93,13 @@ def with_remedy(
     if not found.matrices:
         return pair.failed(found.cause, summary, found.advice, **fields)
     fix = remedy(pair.candidate, pair.reference, found.matrices, weights, kind=pair.kind.name)
-    measured_fact = fix.facts.get(JUDGED_FACT.get(pair.check, ""))
-    not_enough = measured_fact is not None and fix.facts["proven"] and not fields["limit"].holds(measured_fact)
-    fields["detail"] = (*fields.get("detail", ()), ("fix", f"{fix.proof}{NOT_ENOUGH * not_enough}"))
+    name = JUDGED_FACT.get(pair.check, "")
+    fixed = None if name == "kl" and fields["unit"] != "nats" else fix.facts.get(name)  # else the top token is judged
+    said = f", {IN_WORDS[name].format(fixed)}" if name in IN_WORDS and fixed is not None else ""
+    not_enough = fixed is not None and fix.facts["proven"] and not fields["limit"].holds(fixed)
+    fields["detail"] = (*fields.get("detail", ()), ("fix", f"{fix.proof}{said}{NOT_ENOUGH * not_enough}"))
     fields["facts"] = {**fields.get("facts", {}), "fix": dict(fix.facts)}
     words = fix.words_for_all_maps if found.kind in ALL_MAPS else fix.words
+    if name in IN_WORDS and fixed is not None and not is_nearer(fields["limit"], fixed, fields["measured"]):
+        words = fix.words_without_help
     return pair.failed(found.cause, summary, words, **fields)

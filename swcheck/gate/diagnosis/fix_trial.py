@@ -17,19 +17,23 @@ import torch
 
 from swcheck.base.errors import brief_message
 from swcheck.base.formatting import format_ratio
-from swcheck.base.statistics import LARGEST_EXPONENT, ratio_of
+from swcheck.base.limits import collapse_class
+from swcheck.base.statistics import LARGEST_EXPONENT, capped_collapse, collapse_ratio, ratio_of
 from swcheck.gate.diagnosis.evidence.reference_matrices import ROUNDED, matrix_in_memory, reference_matrix
 from swcheck.gate.relation.basis import relation
 from swcheck.lens.architecture.storage import device_of, first_tensor
+from swcheck.lens.intervene import zeroed
+from swcheck.lens.kl_divergence import compare_predictions
 from swcheck.lens.likelihood import token_nats
 from swcheck.lens.replace import maps_replaced
 from swcheck.loading import engines
+from swcheck.superweights.measurements.ablation import ablated_nats, intact_nats, knows_ablated, window_starts
 from swcheck.superweights.measurements.contributions import (
     contributions_at,
     contributions_on_default_prompt,
     sink_tokens,
 )
-from swcheck.superweights.measurements.inputs import prompt_ids, windows
+from swcheck.superweights.measurements.inputs import prompt_ids, vocabulary_size, windows
 from swcheck.superweights.measurements.scores import intact_scores, scores_against
 from swcheck.superweights.measurements.weights import is_small, stored_bytes, stored_tensor
 from swcheck.superweights.subject.as_subject import as_subject
@@ -65,8 +69,20 @@ SIZE_ALLOWANCE: Final = 1.1
 Weights: TypeAlias = "tuple[Sequence[SuperWeight], Sequence[SuperWeight]]"
 """The super weights in the coordinates of the reference, and in those of the candidate."""
 
-_Measured: TypeAlias = "tuple[torch.Tensor, tuple[float, ...]]"
-"""The nats of every token of the reference's windows, float64 ``(B, T - 1)``, and what each super weight writes."""
+
+@dataclass(frozen=True)
+class _Measured:
+    """What is measured of a candidate, red or fixed.
+
+    ``nats`` are those of every token of the reference's windows, float64 ``(B, T - 1)``, ``written`` is what each super
+    weight writes, ``kl`` the mean divergence from the reference. ``dependence`` is the share of its collapse, None where
+    that is not measured.
+    """
+
+    nats: torch.Tensor
+    written: tuple[float, ...]
+    kl: float
+    dependence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +113,7 @@ class _ImpossibleError(Exception):
 def try_fix(fix: Fix) -> tuple[str, dict[str, Any]]:
     """Try the fix in the first possible way of ``_WAYS``; return the result, or why none is possible, and facts."""
     reference, (chosen, places) = fix.reference, fix.weights
-    nats = scores_against(fix.candidate, reference)[0]
+    nats, drift = scores_against(fix.candidate, reference)
     expected = contributions_on_default_prompt(reference, chosen) if chosen else ()
     now = contributions_at(fix.candidate, places, prompt_ids(reference), fix.sinks) if chosen else ()
     reasons: list[str] = []
@@ -111,7 +127,7 @@ def try_fix(fix: Fix) -> tuple[str, dict[str, Any]]:
             reasons.append(f"{how}: {brief_message(error)}")
             failed = f"; {reasons[-1]}"
         else:
-            words, facts = _compare(intact_scores(reference)[0], (nats, now), fixed, expected)
+            words, facts = _compare(intact_scores(reference)[0], _Measured(nats, now, drift.mean), fixed, expected)
             helps = "" if facts["proven"] else "this does not help, "
             more = {"by": how, "spec": fix.spec, "instead": "; ".join(reasons)}
             return f"{helps}{how}: {words}{failed}", {**facts, **more}
@@ -122,17 +138,18 @@ def _compare(
     intact: torch.Tensor, before: _Measured, after: _Measured, expected: Sequence[float]
 ) -> tuple[str, dict[str, Any]]:
     """Compare ``before`` and ``after`` the fix: nats above ``intact`` ones, contributions over ``expected`` ones."""
-    lost, left = (float((nats - intact).mean()) for nats, _ in (before, after))
+    lost, left = (float((one.nats - intact).mean()) for one in (before, after))
     was, now = (math.exp(min(LARGEST_EXPONENT, nats)) for nats in (lost, left))
     words = f"perplexity {format_ratio(now)} (was {format_ratio(was)})"
-    red, fixed = _worst_ratio(before[1], expected), _worst_ratio(after[1], expected)
+    red, fixed = _worst_ratio(before.written, expected), _worst_ratio(after.written, expected)
     if expected:
         words += f", the super weight writes x{fixed:z.3f} (was x{red:z.3f})"
     nearer = bool(expected) and _closeness(fixed) > _closeness(red) / 2
-    works = bool(torch.isfinite(after[0]).all()) and (
+    works = bool(torch.isfinite(after.nats).all()) and (
         lost - left > LEAST_RECOVERED * abs(lost) or (nearer and left <= max(lost, NO_LOSS))
     )
-    return words, {"proven": works, "perplexity": now, "before": was, "written": fixed if expected else None}
+    facts = {"proven": works, "perplexity": now, "before": was, "written": fixed if expected else None}
+    return words, {**facts, "kl": after.kl, "dependence": after.dependence}
 
 
 def _measure_quantized_again(fix: Fix) -> _Measured:
@@ -143,7 +160,7 @@ def _measure_quantized_again(fix: Fix) -> _Measured:
     if not reference.source:
         raise _ImpossibleError("where the reference lies is not known, so that it cannot be quantized again")
     _check_room(fix)
-    ids, prompt, sinks = windows(reference), prompt_ids(reference), fix.sinks
+    ids, prompt, sinks, known = windows(reference), prompt_ids(reference), fix.sinks, intact_scores(reference)[1]
     made = as_subject(
         _make_third_model(fix, fix.spec)
         if _is_kept_by_caller(reference)
@@ -151,9 +168,31 @@ def _measure_quantized_again(fix: Fix) -> _Measured:
     )
     try:
         now = contributions_at(made, fix.weights[0], prompt, sinks) if fix.weights[0] else ()
-        return token_nats(made.scorer, ids), now
+        nats, drift = compare_predictions(made.scorer, ids, known)
+        return _Measured(nats, now, drift.mean, _dependence(fix, made, nats))
     finally:
         made.discard()
+
+
+def _dependence(fix: Fix, made: Subject, nats: torch.Tensor) -> float | None:
+    """Return the share of the reference's collapse that a fixed candidate has, whose ``nats`` ``(B, T - 1)`` are given.
+
+    None where the reference's was not measured before, or it is none that a candidate is held to.
+    """
+    reference, chosen = fix.reference, fix.weights[0]
+    if not chosen or not knows_ablated(reference, chosen):
+        return None
+    ids, size = window_starts(reference), vocabulary_size(reference)
+    theirs = intact_nats(reference), ablated_nats(reference, chosen)
+    if collapse_class(collapse_ratio(*theirs)) != "critical" or not capped_collapse(*theirs, size) > 0:
+        return None
+    between = ids[len(nats) :]
+    intact = nats[:, : ids.shape[1] - 1]
+    if len(between):
+        intact = torch.cat([intact, token_nats(made.scorer, between)])
+    with zeroed(made.scorer, chosen):
+        without = token_nats(made.scorer, ids)
+    return max(0.0, capped_collapse(intact, without, size) / capped_collapse(*theirs, size))
 
 
 def _check_room(fix: Fix) -> None:
@@ -193,16 +232,17 @@ def _measure_with_reference_matrices(fix: Fix) -> _Measured:
         raise _ImpossibleError(f"{fix.candidate.runtime.title} takes no matrices of the reference")
     reference, maps, sinks = fix.reference, _reference_matrices(fix), fix.sinks
     candidate = replace(fix.candidate, held=HeldModel(fix.candidate.module), memory=None)
+    known = intact_scores(reference)[1]
     with maps_replaced(candidate.module, maps, {}):
         places = fix.weights[1]
         now = contributions_at(candidate, places, prompt_ids(reference), sinks) if places else ()
-        nats = token_nats(candidate.module, windows(reference))
+        nats, drift = compare_predictions(candidate.module, windows(reference), known)
     helps = float(nats.mean()) < float(scores_against(fix.candidate, reference)[0].mean())
     if not helps and any(_is_rescaled(candidate, *one) for one in maps.items()):
         raise _ImpossibleError(
             "matrices cannot be given back, their inputs or outputs are rescaled (as by AWQ, SmoothQuant)"
         )
-    return nats, now
+    return _Measured(nats, now, drift.mean)
 
 
 def _is_rescaled(candidate: Subject, name: str, matrix: Matrix) -> bool:

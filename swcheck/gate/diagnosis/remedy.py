@@ -72,13 +72,22 @@ class Remedy:
     @property
     def words(self) -> str:
         """The advice, in one line."""
-        start = "" if self.known or self.kind != "quantized" else "if a quantizer made it, "
+        start = self._start
         if self.facts.get("perplexity") is not None and not self.facts["proven"]:
-            return f"{start}{DOES_NOT_HELP[self.kind]} ({SPARED})"
+            return self.words_without_help
         if self.kind in NOT_QUANTIZED and not self.known:
             return f"{NOT_QUANTIZED[self.kind]}: {'; '.join(self.facts['matrices'])}"
         price = "" if self.price is None else f" (+{self.price:,} bytes)"
         return f"{start}leave these matrices unquantized: {self.snippet}{price}"
+
+    @property
+    def words_without_help(self) -> str:
+        """The advice where to keep the matrices was measured, and does not help what is red."""
+        return f"{self._start}{DOES_NOT_HELP[self.kind]} ({SPARED})"
+
+    @property
+    def _start(self) -> str:
+        return "" if self.known or self.kind != "quantized" else "if a quantizer made it, "
 
     @property
     def words_for_all_maps(self) -> str:

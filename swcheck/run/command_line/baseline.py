@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from swcheck.base.errors import OptionError, RobustnessError
@@ -13,12 +14,16 @@ from swcheck.base.reading.bounded import read_bytes
 from swcheck.base.tiers import STANDARD, tier_named
 from swcheck.run.command_line.common.arguments import add_loading
 from swcheck.run.command_line.common.layout import aligned, terminal_width, wrap_lines
+from swcheck.run.options import values_beside_pytest
 
 if TYPE_CHECKING:
     from swcheck.base.records import Verdict
     from swcheck.superweights.subject.subject import Subject
 
 FOLDER: Final = "baselines"
+MEASURED_WITH: Final = ("text", "tier", "device", "dtype", "offline", "trust_remote_code")
+"""The options that a baseline is measured with: the project's own, so that its gate can use the baseline."""
+
 DIGESTS: Final = {
     "weights": "other weights",
     "tokenizer": "another tokenizer",
@@ -53,10 +58,11 @@ def run(options: argparse.Namespace) -> str:
     from swcheck.run.session import Session
     from swcheck.run.settings import baseline_path, read_settings
 
-    names = ("text", "tier", "device", "dtype", "offline", "trust_remote_code")
-    given = {name: value for name in names if (value := getattr(options, name))}
-    values = {"model": [options.model], "baseline": options.dir, "update": True, **given}
-    settings = read_settings(values, dict.fromkeys(values, "command line"))
+    given = {name: value for name in MEASURED_WITH if (value := getattr(options, name))}
+    given |= {"model": [options.model], "baseline": options.dir, "update": True}
+    beside, places = values_beside_pytest(Path.cwd())
+    values = {name: value for name, value in beside.items() if name in MEASURED_WITH} | given
+    settings = read_settings(values, {name: "command line" if name in given else places[name] for name in values})
     path = baseline_path(settings, options.model)
     if options.diff and not path.is_file():
         raise OptionError(
@@ -69,7 +75,7 @@ def run(options: argparse.Namespace) -> str:
     text = session.baselines[path]
     if before is None:
         write_atomically(path, text)
-        return f"written: {path} ({len(text) / 1000:,.0f} KB)\nnext: review and commit it, then --swcheck-baseline={options.dir}"
+        return f'written: {path} ({len(text) / 1000:,.0f} KB)\nnext: review and commit it, then --swcheck-baseline={options.dir}, or baseline = "{options.dir}" in [tool.swcheck]'
     after = read_baseline(text, str(path))
     causal = all(tier_named(str(facts.get("tier", STANDARD.name))).causal for _, facts in (before, after))
     lines = [*changed_facts(before[1], after[1]), *changed_numbers(before[0], after[0], causal=causal)]

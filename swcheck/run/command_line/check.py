@@ -31,6 +31,9 @@ def add(commands: Any) -> None:
             action = "append" if option.kind in REPEATABLE else "store"
             parser.add_argument(_flag(option), dest=option.dest, action=action, metavar=option.metavar, help=words)
     parser.add_argument("-k", metavar="WORDS", help="only the checks whose name matches, as pytest's -k")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="what was ruled out, green rows, the numbers of other tools"
+    )
     parser.set_defaults(run=run)
 
 
@@ -52,6 +55,6 @@ def command(options: argparse.Namespace) -> list[str]:
             words += [option.flag] * bool(value)
         elif value is not None:
             words += [f"{option.flag}={part}" for part in (value if isinstance(value, list) else [value])]
-    selected = ["-k", options.k] if options.k else []
+    selected = [*(["-k", options.k] if options.k else []), *(["-v"] if options.verbose else [])]
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
     return [*pytest, *words, "--swcheck-require", *selected, "--pyargs", "swcheck.suite"]

@@ -221,7 +221,7 @@ class Reporter:
         """Return the lines of this warning; none where ``--swcheck-require`` has made it an error."""
         from swcheck.base.wrapping import wrapped_error as folded_error
 
-        words = "" if self.settings.require else self.unjudged()
+        words = "" if self.settings.require or self.config.option.collectonly else self.unjudged()
         return folded_error(f"swcheck: {words}", shutil.get_terminal_size().columns).splitlines() if words else []
 
     def worst_verdicts(self) -> Sequence[Reported]:

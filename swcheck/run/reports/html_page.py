@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from math import log
 from pathlib import Path
 from typing import Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from swcheck.run.reports.margins import Reported, margin
 from swcheck.run.reports.peer_numbers import layer_rows, peer_rows
@@ -30,15 +31,20 @@ def html_page(reported: Sequence[Reported], *, command: str = "", warning: str =
     """
     found = sections(reported)
     color, sentence = headline(found)
+    return _template().render(
+        sections=found, color=color, sentence=sentence, warning=warning, columns=COLUMNS, command=command,
+        machine=machine(), not_covered=not_covered(reported),
+    )  # fmt: skip
+
+
+@cache
+def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.globals |= {"bar": margin_bar, "attempt_parts": attempt_parts, "pictures": section_pictures}
     environment.globals |= {"peer_numbers": section_peer_rows, "layers": section_layers}
-    return environment.get_template(TEMPLATE).render(
-        sections=found, color=color, sentence=sentence, warning=warning, columns=COLUMNS, command=command,
-        machine=machine(), not_covered=not_covered(reported),
-    )  # fmt: skip
+    return environment.get_template(TEMPLATE)
 
 
 def section_pictures(section: Section) -> list[Picture]:

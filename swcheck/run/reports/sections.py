@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from swcheck.base.records import Outcome, Verdict
 from swcheck.run.reports.judged import JUDGED
 from swcheck.run.reports.margins import Reported, margin
 from swcheck.run.reports.summary import limit_cell, outcome_word, row_names
+
+PASTED = re.compile(r"=|\w\.\w|--\w")
+"""What a line to paste has: a setting, the name of a module, or an option."""
 
 COLUMNS = ("check", "measured", "limit", "margin", "outcome")
 
@@ -94,6 +98,11 @@ def headline(found: Sequence[Section]) -> tuple[str, str]:
 
 
 def attempt_parts(attempt: str) -> tuple[str, list[str]]:
-    """Return what to try as its sentence, and the lines to paste that follow it after a colon; there may be none."""
-    head, colon, rest = attempt.partition(": ")
-    return head, [" ".join(line.split()) for line in rest.split("; ")] if colon else []
+    """Return what to try as its sentence, and the lines to paste that follow it after a colon; there may be none.
+
+    What follows a colon and has neither a setting nor the name of a module is a part of the sentence.
+    """
+    head, _, rest = attempt.partition(": ")
+    if not PASTED.search(rest):
+        return attempt, []
+    return head, [" ".join(line.split()) for line in rest.split("; ")]

@@ -66,6 +66,11 @@ def _ablated_nats(subject: Subject, removed: Sequence[SuperWeight], ids: torch.T
         return token_nats(model, ids)
 
 
+def knows_ablated(subject: Subject, removed: Sequence[SuperWeight]) -> bool:
+    """Return whether the nats with ``removed`` zeroed together, on the window starts, are remembered."""
+    return _ablated_nats.knows(subject, tuple(removed), window_starts(subject))
+
+
 @measurement("experts", Cost.WINDOW_STARTS, in_baseline=InBaseline.HALF)
 def nats_without_experts(subject: Subject, keys: Sequence[MapKey]) -> torch.Tensor | str:
     """Return the nats on the window starts with whole experts zeroed, float64 ``(B, P - 1)``; words where they are packed."""

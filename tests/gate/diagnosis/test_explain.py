@@ -385,9 +385,8 @@ def test_two_bits_are_not_the_super_weights(tiny, ids, check):
 
     assert verdict.cause == "not the super weights, but coarse rounding: all linear maps answer as with 2.3 bits"
     assert verdict.cause_kind == "rounding"
-    assert re.fullmatch(
-        r"more bits or smaller groups \(to spare the 5 worst alone returns \d+% of the loss\)", verdict.attempt
-    )
+    price = r"to spare (the 5 worst alone returns \d+% of the loss|these matrices alone does not help)"
+    assert re.fullmatch(rf"more bits or smaller groups \({price}\)", verdict.attempt)
     assert len(rows(verdict, "bits by layer")) == 1
     assert len([name for name, _ in verdict.detail if name.startswith("layers.")]) == 5
     said = " ".join(rows(verdict, "ruled out"))

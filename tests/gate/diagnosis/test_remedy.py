@@ -8,11 +8,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch import nn
 
-from swcheck import RobustnessError, assert_perplexity_within, assert_super_weights_preserved, load
+from swcheck import (
+    RobustnessError,
+    assert_collapses_when_zeroed,
+    assert_perplexity_within,
+    assert_predictions_preserved,
+    assert_super_weights_preserved,
+    load,
+)
 from swcheck.base.errors import EngineError
-from swcheck.base.records import Loaded, Scheme
+from swcheck.base.records import Limit, Loaded, Scheme
+from swcheck.gate.checks.red_verdict import is_nearer
 from swcheck.gate.diagnosis.remedy import remedy, snippet, spec_without, unquantized_maps
 from swcheck.gate.diagnosis.snippets import SNIPPETS
 from swcheck.gate.relation.linear_maps import quantization_config_of
@@ -21,6 +31,7 @@ from swcheck.loading import engines
 from swcheck.loading.spec_from_config import spec_of
 from swcheck.run.session import Session
 from swcheck.run.settings import Settings
+from swcheck.superweights.measurements.ablation import ablated_nats
 from swcheck.superweights.measurements.contributions import located
 from swcheck.superweights.measurements.model_sample import model_sample
 from swcheck.superweights.measurements.scores import intact_scores
@@ -259,6 +270,45 @@ def test_a_fix_that_leaves_the_super_weight_too_weak_says_so():
 
     assert 0.75 < caught.value.verdict.facts["fix"]["written"] < 0.95
     session.free()
+
+
+@pytest.mark.slow
+def test_a_fix_is_held_to_the_check_that_is_red():
+    """Of two bits the worst maps left out bring the predictions nearer, not near enough, and the dependence down: that says
+    so, and gets other advice."""
+    session = Session(Settings(models=("tiny",), candidates=("rtn:bits=2",)))
+    reference = session.reference("tiny")
+    ablated_nats(reference, located(reference).super_weights)
+    candidate = session.candidate("rtn:bits=2")
+    with pytest.raises(RobustnessError) as weaker:
+        assert_collapses_when_zeroed(candidate, reference)
+    verdict = weaker.value.verdict
+    assert verdict.facts["fix"]["dependence"] < verdict.measured
+    assert dict(verdict.detail)["fix"].endswith(
+        f", dependence {verdict.facts['fix']['dependence']:.3f}, not enough yet"
+    )
+    assert verdict.attempt == "more bits or smaller groups (to spare these matrices alone does not help)"
+    with pytest.raises(RobustnessError) as other:
+        assert_predictions_preserved(candidate, reference)
+    verdict = other.value.verdict
+    assert verdict.limit.high < verdict.facts["fix"]["kl"] < verdict.measured
+    assert "nats, not enough yet" in dict(verdict.detail)["fix"]
+    assert "returns" in verdict.attempt
+    session.free()
+
+
+HUNDREDTHS = st.integers(0, 1000).map(lambda number: number / 100)
+
+
+@given(HUNDREDTHS, HUNDREDTHS, st.sampled_from([Limit(0.5, None, ""), Limit(None, 0.5, ""), Limit(0.75, 2, "")]))
+def test_what_is_nearer_to_a_limit(value, than, limit):
+    """What is within it always is; outside, what is closer on the same side."""
+    assume(not limit.holds(than))
+    ends = [end for end in (limit.low, limit.high) if end is not None]
+    same_side = limit.holds(value) or all((value < end) == (than < end) for end in ends)
+    if same_side:
+        away, before = (min(abs(one - end) for end in ends) for one in (value, than))
+        assert is_nearer(limit, value, than) == (limit.holds(value) or away < before)
 
 
 @pytest.mark.slow

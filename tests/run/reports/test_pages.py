@@ -19,13 +19,18 @@ from swcheck.run.reports import verdict_json
 from swcheck.run.reports.html_page import html_page, machine, margin_bar
 from swcheck.run.reports.junit import junit_properties
 from swcheck.run.reports.markdown_page import annotation_commands, escaped, markdown_page
-from swcheck.run.reports.sections import headline, sections
+from swcheck.run.reports.sections import attempt_parts, headline, sections
 from tests.run.reports.test_summary import verdict, verdicts
 
 SCHEMA = json.loads(Path(verdict_json.__file__).with_name("verdicts.schema.json").read_text(encoding="utf-8"))
 EVIL = "<script>alert('|')</script>"
 RED = verdict(
-    "perplexity", outcome=Outcome.FAILED, candidate=EVIL, measured=3.0, cause=f"{EVIL} is lost", attempt="leave: a; b"
+    "perplexity",
+    outcome=Outcome.FAILED,
+    candidate=EVIL,
+    measured=3.0,
+    cause=f"{EVIL} is lost",
+    attempt="leave: a.b; c=d",
 )
 GREEN = verdict("super weights", candidate="good")
 SKIPPED = Verdict("dependence", "m", Outcome.SKIPPED, "not in the smoke tier", "good")
@@ -56,7 +61,7 @@ def test_the_page_says_its_verdict_first_and_what_to_do():
     body = words.partition("do not release ")[2]
     assert body.startswith(f"{EVIL} against m: 1 of 1 checks red: {EVIL} is lost. nobody looked.")
     for said in (
-        "Try: leave a b",
+        "Try: leave a.b c=d",
         "x3.000",
         "a reason",
         "not in the smoke tier",
@@ -65,6 +70,18 @@ def test_the_page_says_its_verdict_first_and_what_to_do():
     ):
         assert said in words
     assert words.index("super weights") < words.index("Not covered: ")
+
+
+def test_advice_without_anything_to_paste_is_a_sentence():
+    """A colon alone makes no code of what follows it."""
+    assert attempt_parts("a wider range: clip less, or keep them apart") == (
+        "a wider range: clip less, or keep them apart",
+        [],
+    )
+    assert attempt_parts("leave them out: skip=a.b; --swcheck-text=FILE") == (
+        "leave them out",
+        ["skip=a.b", "--swcheck-text=FILE"],
+    )
 
 
 def test_the_page_needs_nothing_else():
@@ -135,7 +152,7 @@ def test_markdown_shows_names_as_they_are():
     text = markdown_page(REPORTED, "a warning")
     assert text.startswith("> **a warning**")
     assert "<script" not in text
-    assert "\n    a\n    b\n" in text
+    assert "\n    a.b\n    c=d\n" in text
     assert "skipped: dependence (not in the smoke tier)" in text
     for line in text.splitlines():
         if line.startswith("|"):
