@@ -1,11 +1,11 @@
-"""Overrides whole linear maps, a channel of the residual stream, or the token embedding, through forward hooks.
+"""Overrides whole linear maps, their inputs, a channel of the residual stream, or the token embedding, through hooks.
 
-No weight is written to. B batch, T tokens, H residual width.
+No weight is written to. B batch, T tokens, H residual width, F inner width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -152,3 +152,29 @@ def embedding_replaced(model: Any, wanted: torch.Tensor) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def inputs_rounded(maps: Iterable[nn.Module], bits: float) -> Iterator[None]:
+    """Round the inputs of linear maps to ``bits``, in one range for all tokens of a window, and undo it afterwards."""
+    with ExitStack() as undo:
+        for module in maps:
+            undo.callback(module.register_forward_pre_hook(_Rounding(bits)).remove)
+        yield
+
+
+class _Rounding:
+    """A hook before a linear map that rounds its first input."""
+
+    def __init__(self, bits: float) -> None:
+        self._bits = bits
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (rounded_in_one_range(args[0], self._bits), *args[1:])
+
+
+def rounded_in_one_range(x: torch.Tensor, bits: float) -> torch.Tensor:
+    """Return ``x`` ``(B, T, F)``, or ``(T, F)``, on ``2^bits`` levels from its least to its largest value, 0 among them."""
+    low, high = x.amin((-2, -1), keepdim=True).clamp_max(0), x.amax((-2, -1), keepdim=True).clamp_min(0)
+    step = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(x.dtype).tiny)
+    return ((x / step).round() * step).clamp(low, high)

@@ -19,6 +19,8 @@ from swcheck import (
     assert_super_weights_located,
     assert_super_weights_preserved,
 )
+from swcheck.lens.linear_maps import linear_maps
+from swcheck.lens.replace import rounded_in_one_range
 from swcheck.loading import engines
 from tests.in_process_runtime import InProcess, candidate
 
@@ -217,6 +219,26 @@ def test_of_a_quantized_one_the_layer_that_departs_most_is_named(reference):
     verdict = judge("perplexity", candidate(scale_norm), reference)
     assert (verdict.cause_kind, verdict.cause) == ("unknown", "not the super weights")
     assert "departs most in layer 2" in verdict.detail[0][1]
+
+
+def round_inputs(module):
+    """As a program that quantizes activations in one range a pass; it is never undone."""
+    for one in linear_maps(module):
+        one.module.register_forward_pre_hook(lambda _, args: (rounded_in_one_range(args[0], 8),))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("edit", "kind"), [(round_inputs, "rounded_inputs"), (scale_norm, "unknown")])
+def test_rounded_inputs_are_the_cause_only_where_the_reference_loses_as_much_by_them(edit, kind, reference):
+    """The super weight's own input makes its range so wide that little is left of the others: its map is to be spared."""
+    verdict = judge("predictions", candidate(edit, scheme=Scheme("int8", 8, 8)), reference)
+
+    assert verdict.cause_kind == kind
+    if kind == "rounded_inputs":
+        assert verdict.cause.startswith("the input of model.layers.1.mlp.down_proj is rounded to 8 bits, in a range")
+        assert "model.layers.1.mlp.down_proj" in verdict.attempt
+    else:
+        assert any("inputs of linear maps in 8 bits" in text for name, text in verdict.detail if name == "ruled out")
 
 
 def test_a_runtime_is_no_reference():

@@ -15,7 +15,7 @@ from swcheck.base.errors import CheckpointError, SwcheckError
 from swcheck.base.formatting import format_ratio
 from swcheck.base.limits import DEFAULTS
 from swcheck.base.statistics import LARGEST_EXPONENT, ratio_of
-from swcheck.gate.diagnosis.causes import contribution, sick_reference
+from swcheck.gate.diagnosis.causes import contribution, rounded_inputs, sick_reference
 from swcheck.gate.diagnosis.evidence.damaged_candidate import LITTLE_LOSS, PROVEN, DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, not_known, ruled_out
 from swcheck.gate.diagnosis.explain import explain
@@ -42,7 +42,7 @@ def explain_in_runtime(damaged: DamagedCandidate) -> Finding:
     if isinstance(answer, Finding):
         return answer
     rows, steps = answer, (_super_weights, _stored_weights)
-    for step in steps if _weights_changed(damaged) else reversed(steps):
+    for step in (*(steps if _weights_changed(damaged) else reversed(steps)), rounded_inputs.find):
         answer = step(damaged)
         if isinstance(answer, Finding):
             return replace(answer, detail=(*answer.detail, *damaged.tried_on, *rows))
