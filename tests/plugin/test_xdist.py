@@ -8,7 +8,6 @@ import shutil
 import pytest
 
 from swcheck.run.pytest_hooks import workers
-from tests.plugin import BOTH
 
 
 @pytest.mark.slow
@@ -65,71 +64,76 @@ def test_the_tests_of_a_candidate_have_one_scope(test, scope):
     assert workers.scope_of(test, ["w4", "w4-g128"], ["tiny"]) == scope
 
 
+LOGGED = """
+import os
+from pathlib import Path
+from swcheck.loading import engines
+
+load = engines.load
+
+def logged(spec, **options):
+    with Path("loads.txt").open("a") as file:
+        file.write(f"{spec}\\n")
+    return load(spec, **options)
+
+engines.load = logged
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" and hasattr(report, "node"):
+        with open("ran.txt", "a") as file:
+            file.write(f"{report.node.gateway.id} {report.nodeid}\\n")
+"""
+"""A conftest that notes what is loaded, and which worker ran a test."""
+
+
 @pytest.mark.slow
-def test_one_worker_judges_a_candidate(outer, micro, brief, tmp_path):
-    """With -n 2 all checks of one candidate run in one worker, without any option; with --dist worksteal they need not."""
-    (tmp_path / "conftest.py").write_text(
-        "def pytest_runtest_logreport(report):\n    if report.when == 'call' and hasattr(report, 'node'):\n"
-        "        with open('ran.txt', 'a') as file:\n            file.write(f'{report.node.gateway.id} {report.nodeid}\\n')\n"
-    )
+def test_one_worker_judges_a_candidate_and_one_measures_the_reference(outer, micro, brief, tmp_path):
+    """With -n 2 all checks of a candidate run in one worker; the reference is loaded once, and no folder is left over."""
+    (tmp_path / "conftest.py").write_text(LOGGED)
     copies = [shutil.copytree(micro, tmp_path / name) for name in ("first", "second")]
     words = [f"--model={micro}", *(f"--candidate={copy}" for copy in copies), brief, "--swcheck-allow-none"]
-    outer(*words, "-n", "2", "-k", "test_candidate")
+    (tmp_path / "temporary").mkdir()
+    done = outer(*words, "-n", "2", "-k", "test_candidate", TMPDIR=str(tmp_path / "temporary"))
+    assert done.returncode == 0, done.stdout
     ran = [line.split(" ", 1) for line in (tmp_path / "ran.txt").read_text().splitlines()]
     for name in ("first", "second"):
         assert len({worker for worker, test in ran if f"-{name}]" in test}) == 1
         assert len([test for _, test in ran if f"-{name}]" in test]) >= 4
+    loads = (tmp_path / "loads.txt").read_text().split()
+    assert loads.count(str(micro)) == 1
+    assert set(loads) == {str(micro), *map(str, copies)}
+    assert not [child for child in (tmp_path / "temporary").iterdir() if child.name.startswith("swcheck-")]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spread", [["-n", "2"], ["-n", "2", "--dist", "loadgroup"]], ids=" ".join)
 def test_baselines_come_home_from_the_workers(inner, pytester, brief, spread):
     """However many workers measure a reference none writes: one whole file is written at the end, and one error says
-    that it wants a review.
+    that it wants a review. The controller names model, size and tier before the work; the workers say nothing.
     """
     folder = pytester.path / "kept"
     folder.mkdir()
     (folder / "other.json").write_text("mine")
-    words = ("--model=tiny", "--swcheck-baseline=kept", brief, "-k", "test_model and (perplexity or activations)")
+    words = (
+        "--model=tiny",
+        "--swcheck-baseline=kept",
+        "--swcheck-tier=smoke",
+        brief,
+        "-k",
+        "test_model and (perplexity or activations)",
+    )
     result = inner(*words, *spread, "--swcheck-update")
 
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(passed=2, errors=1)
+    [said] = [line for line in result.outlines if line.startswith("swcheck: each worker loads")]
+    assert "tiny (7 MB); smoke tier" in said
+    assert not any(line.startswith("swcheck: loading") for line in result.outlines)
     result.stdout.no_fnmatch_line("*[[]150%]")
     result.stdout.fnmatch_lines(["*review and commit*", f"written: {folder / 'tiny.json'}"])
     assert sorted(child.name for child in folder.iterdir()) == ["other.json", "tiny.json"]
     assert (folder / "other.json").read_text() == "mine"
     if spread != ["-n", "2"]:
         return
-    assert inner(*words, *spread, "--swcheck-update", "--swcheck-accept").ret == pytest.ExitCode.OK
-    gate = inner("--model=tiny", "--candidate=tiny", "--swcheck-baseline=kept", brief)
-    gate.assert_outcomes(passed=BOTH)
-
-
-@pytest.mark.slow
-def test_what_every_worker_loads_is_said_once(inner, brief):
-    """The controller names model, size, tier and estimate before the work; the workers say nothing."""
-    result = inner("--model=tiny", "-n", "2", brief)
-    said = [line for line in result.outlines if line.startswith("swcheck: each worker loads")]
-    assert len(said) == 1
-    assert "tiny (7 MB); standard tier" in said[0]
-    assert not any(line.startswith("swcheck: loading") for line in result.outlines)
-
-
-@pytest.mark.slow
-def test_one_worker_measures_the_reference_for_all(outer, micro, brief, tmp_path):
-    """With two workers the reference is loaded once, though both judge the same candidates, and no folder is left over."""
-    (tmp_path / "conftest.py").write_text(
-        "import os\nfrom pathlib import Path\nfrom swcheck.loading import engines\n\nload = engines.load\n\n"
-        "def logged(spec, **options):\n    with Path('loads.txt').open('a') as file:\n        file.write(f'{spec}\\n')\n"
-        "    return load(spec, **options)\n\nengines.load = logged\n"
-    )
-    copies = [shutil.copytree(micro, tmp_path / name) for name in ("first", "second")]
-    words = [f"--model={micro}", *(f"--candidate={copy}" for copy in copies), brief, "--swcheck-allow-none"]
-    (tmp_path / "temporary").mkdir()
-    done = outer(*words, "-n", "2", "-k", "test_perplexity or predictions", TMPDIR=str(tmp_path / "temporary"))
-    assert done.returncode == 0, done.stdout
-    loads = (tmp_path / "loads.txt").read_text().split()
-    assert loads.count(str(micro)) == 1
-    assert set(loads) == {str(micro), *map(str, copies)}
-    assert not [child for child in (tmp_path / "temporary").iterdir() if child.name.startswith("swcheck-")]
+    gate = inner(*words[:-2], "--candidate=tiny", "-k", "perplexity")
+    gate.assert_outcomes(passed=2)
