@@ -74,10 +74,11 @@ def non_finite_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
     No pass shows those of an embedding or a head whose tokens no text uses.
     """
     found: dict[str, tuple[int, ...]] = {}
-    for name, parameter in model.named_parameters():
-        if is_plain(parameter) and parameter.dim():
-            bad = [row for start in range(0, len(parameter), ROW_BLOCK) for row in _bad_rows(parameter, start)]
-            found |= {name: tuple(bad[:ROWS_NAMED])} if bad else {}
+    with evaluating(model):
+        for name, parameter in model.named_parameters():
+            if is_plain(parameter) and parameter.dim():
+                bad = [row for start in range(0, len(parameter), ROW_BLOCK) for row in _bad_rows(parameter, start)]
+                found |= {name: tuple(bad[:ROWS_NAMED])} if bad else {}
     return found
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
+from swcheck.lens.architecture.storage import evaluating
 from swcheck.lens.map_responses import MapResponses, response_errors, responses_of
 from swcheck.loading.skip_option import split_skip
 from swcheck.superweights.subject.measurement import measurement
@@ -34,7 +35,8 @@ EXCLUSION_KEYS: Final = ("modules_to_not_convert", "llm_int8_skip_modules", "ign
 @measurement("echoes", Cost.LINEAR_MAPS, of_weights=True)
 def map_responses(subject: Subject) -> MapResponses:
     """Return the outputs of every linear map of the decoder layers for fixed random inputs, as count sketches."""
-    return responses_of(subject.anatomy)
+    with evaluating(subject.module):
+        return responses_of(subject.anatomy)
 
 
 def why_responses_unknown(reference: Subject) -> str:
@@ -58,7 +60,8 @@ def map_errors(candidate: Subject, reference: Subject) -> list[tuple[str, float]
     the layer, as ``1.mlp.down_proj``. A map that the candidate does not have is left out.
     """
     expected = map_responses(reference)  # first: it may need the reference in memory
-    return sorted(response_errors(candidate.anatomy, expected).items(), key=lambda item: -item[1])
+    with evaluating(candidate.module):
+        return sorted(response_errors(candidate.anatomy, expected).items(), key=lambda item: -item[1])
 
 
 def not_quantized(candidate: Subject, reference: Subject) -> tuple[str, ...]:

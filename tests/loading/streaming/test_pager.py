@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import swcheck
 from swcheck.base.errors import CheckpointError, OptionError
+from swcheck.gate.relation.linear_maps import map_responses
 from swcheck.lens.architecture.anatomy import checked_anatomy
 from swcheck.lens.architecture.storage import evaluating
 from swcheck.lens.intervene import scaled
@@ -22,6 +23,8 @@ from swcheck.loading.streaming.free_memory import FreeMemory
 from swcheck.loading.streaming.mapped_pages import PAGE_FLAGS, MappedPages, Span, can_give_back, maps_of
 from swcheck.loading.streaming.pager import pager_of
 from swcheck.superweights.locating.locate import locate
+from swcheck.superweights.measurements.weights import non_finite_parameters
+from swcheck.superweights.subject.as_subject import as_subject
 from tests import checkpoints
 from tools.small_models import small_model
 
@@ -67,6 +70,14 @@ def test_a_pass_leaves_nothing_in_memory(streamed):
     sizes = [one.numel() * one.element_size() for one in streamed.model.parameters()]
     assert sum(span.size for span in pager_of(streamed.model).parameters) == sum(sizes)
     token_nats(streamed.model, IDS)
+    assert in_memory(streamed.model) == 0
+
+
+def test_what_reads_every_matrix_leaves_nothing_in_memory(streamed):
+    """The outputs of all linear maps for fixed inputs, and the search for NaN in every parameter."""
+    subject = as_subject(streamed)
+    assert len(map_responses(subject).names) == 5 * 7
+    assert non_finite_parameters(subject) == {}
     assert in_memory(streamed.model) == 0
 
 
