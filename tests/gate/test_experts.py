@@ -129,6 +129,11 @@ def speaking():
         layer.mlp.experts.down_proj.data.mul_(60)
         layer.mlp.gate.weight.data.mul_(50)
     model.lm_head.weight.data.mul_(60)
+    return model, said_by(model)
+
+
+def said_by(model):
+    """A text that a model makes, int64 ``(16, 40)``: it predicts it well."""
     torch.manual_seed(0)
     ids = torch.full((16, 1), 5)
     with torch.no_grad():
@@ -136,7 +141,7 @@ def speaking():
             ids = torch.cat(
                 [ids, torch.distributions.Categorical(logits=model(ids).logits[:, -1]).sample()[:, None]], 1
             )
-    return model, ids
+    return ids
 
 
 def test_a_broken_router_is_a_cause_of_its_own(speaking):
@@ -218,6 +223,23 @@ def test_experts_that_were_never_filled_are_named(speaking, name, words):
         assert_predictions_preserved(found, model, token_ids=ids)
     assert re.fullmatch(words, caught.value.verdict.cause)
     assert caught.value.verdict.cause_kind == "tensor"
+
+
+def test_an_expert_lost_in_a_matrix_of_all_is_named():
+    """DBRX has the experts of a layer below each other in one matrix: the one that was never filled is named."""
+    model = small_model("dbrx")
+    for layer in model.transformer.blocks:
+        layer.ffn.experts.mlp.w2.data.mul_(60)
+        layer.ffn.router.layer.weight.data.mul_(50)
+    model.lm_head.weight.data.mul_(60)
+    found = copy.deepcopy(model)
+    with torch.no_grad():
+        found.transformer.blocks[3].ffn.experts.mlp.w2[:80] = 0
+    with pytest.raises(RobustnessError) as caught:
+        assert_predictions_preserved(found, model, token_ids=said_by(model))
+    assert caught.value.verdict.cause == (
+        "expert tensor transformer.blocks.3.ffn.experts.mlp.w2 is all zeros of expert 0"
+    )
 
 
 FAULTS = {

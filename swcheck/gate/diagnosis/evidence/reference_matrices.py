@@ -114,7 +114,10 @@ def other_parameters(subject: Subject) -> dict[str, torch.Tensor]:
 
 
 def expert_stacks(subject: Subject) -> dict[str, torch.Tensor]:
-    """Return the plain float parameters ``(E, ., .)`` that hold a matrix of every expert of a layer."""
+    """Return the plain float parameters that hold a matrix of every expert of a layer.
+
+    They are ``(E, ., .)``, or have the matrices below each other.
+    """
     body = subject.anatomy
     return {
         f"{body.path}.{layer}.{place.path}.{name}": parameter.data
@@ -122,8 +125,16 @@ def expert_stacks(subject: Subject) -> dict[str, torch.Tensor]:
         for place in places
         if place.parameter is not None
         for name, parameter in body.layers[layer].get_submodule(place.path).named_parameters(recurse=False)
-        if parameter.ndim == 3 and is_plain(parameter)
+        if parameter.ndim == (3 if place.rows is None else 2) and is_plain(parameter)
     }
+
+
+def experts_apart(subject: Subject, name: str, stack: torch.Tensor) -> torch.Tensor:
+    """Return a parameter of ``expert_stacks``, or the reference's, as ``(E, ., .)``; a view."""
+    layer, _, inner = name.removeprefix(f"{subject.anatomy.path}.").partition(".")
+    places = subject.anatomy.structure.places[int(layer)]
+    rows = next((one.rows for one in places if one.path == inner.rpartition(".")[0]), None)
+    return stack if rows is None else stack.view(-1, rows, stack.shape[1])
 
 
 def reference_parameter(damaged: DamagedCandidate, name: str) -> torch.Tensor | str:

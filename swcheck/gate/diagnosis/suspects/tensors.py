@@ -11,6 +11,7 @@ import torch
 
 from swcheck.gate.diagnosis.evidence.reference_matrices import (
     expert_stacks,
+    experts_apart,
     other_parameters,
     reference_matrix,
     reference_parameter,
@@ -177,8 +178,9 @@ def _experts(damaged: DamagedCandidate) -> Iterator[_Changed]:
         theirs = reference_parameter(damaged, name)
         if isinstance(theirs, str) or theirs.shape != ours.shape:
             continue
-        for words, numbers in _changed_experts(damaged, ours, theirs).items():
-            change = TensorChange(words, len(numbers) / len(ours), is_structural=True)
+        stacks = [experts_apart(damaged.candidate, name, one) for one in (ours, theirs)]
+        for words, numbers in _changed_experts(damaged, *stacks).items():
+            change = TensorChange(words, len(numbers) / len(stacks[0]), is_structural=True)
             yield _Changed(STACK, name, change, partial(_parameter, damaged, name), _of_experts(numbers))
 
 
