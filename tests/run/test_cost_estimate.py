@@ -9,7 +9,7 @@ import pytest
 from swcheck.base.tiers import FULL, SMOKE, STANDARD
 from swcheck.gate.baseline.document import sealed
 from swcheck.loading.checkpoint_size import CheckpointSize
-from swcheck.run.cost_estimate import estimated_seconds, measured_rate, window_passes
+from swcheck.run.cost_estimate import GREEDY_TOKENS, estimated_seconds, measured_rate, window_passes
 from swcheck.run.settings import Settings, cost_estimate_words, name_with_size, tier_of
 from tests import checkpoints
 
@@ -27,6 +27,9 @@ def test_passes_and_time():
         > estimated_seconds(weights, SMOKE, 1e9)
         > 0
     )
+    seconds = [estimated_seconds(weights, tier, 1e9) for tier in (SMOKE, STANDARD)]
+    scored = STANDARD.windows * STANDARD.length * 2.25 - SMOKE.windows * SMOKE.length
+    assert seconds[1] - seconds[0] == pytest.approx(2 * 2e6 / 1e9 * (scored + GREEDY_TOKENS))
     assert estimated_seconds(weights, SMOKE, 2e9) == estimated_seconds(weights, SMOKE, 1e9) / 2
     assert measured_rate(weights, "cpu") > 0
     assert measured_rate(weights, "cpu", "bfloat16") > 0
