@@ -11,19 +11,20 @@ from typing import Final
 PAGE: Final = Path(__file__).parents[2] / "docs" / "reliability.md"
 BLOCK: Final = re.compile(r"(<!-- reliability -->\n)(.*?)(<!-- /reliability -->)", re.DOTALL)
 HEAD: Final = "| what was tried | how much | what was found | command |\n| --- | --- | --- | --- |\n"
-ORDER: Final = ("fuzz", "programs", "gates", "kill", "faults", "interrupt", "mutants")
+ORDER: Final = ("attack", "fuzz", "programs", "gates", "kill", "faults", "interrupt", "mutants")
 """The modules that have rows, in the order of the page."""
 
 
 def write_rows(module: str, rows: list[tuple[str, str, str]], arguments: str = "") -> None:
-    """Replace the rows of a module: what was tried, how much, what was found. They are printed as well."""
+    """Replace the rows of a module that try the same: what was tried, how much, what was found. They are printed as well."""
     command = f"python -m tools.reliability.{module}{f' {arguments}' if arguments else ''}"
     made = [f"| {' | '.join(row)} | `{command}` |" for row in rows]
     sys.stdout.write("\n".join(made) + "\n")
     text = PAGE.read_text(encoding="utf-8")
     found = BLOCK.search(text)
     present = [line for line in (found[2] if found else "").splitlines()[2:] if line.startswith("| ")]
-    kept = [line for line in present if _module_of(line) not in {module, ""}]
+    tried = {(module, row[0]) for row in rows}
+    kept = [line for line in present if (_module_of(line), line[2:].partition(" |")[0]) not in tried]
     lines = sorted([*kept, *made], key=lambda line: ORDER.index(_module_of(line)))
     PAGE.write_text(
         BLOCK.sub(lambda block: block[1] + HEAD + "\n".join(lines) + "\n" + block[3], text), encoding="utf-8"

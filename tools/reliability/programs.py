@@ -269,10 +269,9 @@ def main() -> int:
             "; ".join(faults)
             or "parameters and buffers to the bit, objects, hooks, flags, random states, environment: as before"
         )
-        much = f"{total:,} programs on {', '.join(done)}"
-        write_rows(
-            "programs", [("nested interventions that fail at any step", much, words)], f"--programs {options.programs}"
-        )
+        named = f" on {' '.join(options.specs)}" if options.specs else ""
+        row = (f"nested interventions that fail at any step{named}", f"{total:,} programs on {', '.join(done)}", words)
+        write_rows("programs", [row], f"--programs {' '.join([str(options.programs), *options.specs])}")
     return int(bool(faults))
 
 

@@ -7,17 +7,16 @@ residual width, F inner width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import torch
 
-from swcheck.base.errors import NotObservedError
 from swcheck.base.records import SuperWeight
-from swcheck.lens.architecture.anatomy import DownMap, MapKey, anatomy
+from swcheck.lens.architecture.anatomy import MapKey, anatomy
 from swcheck.lens.architecture.storage import dequantized, device_of, evaluating, first_tensor
 from swcheck.lens.intervene import output_channel_zeroed, scalars_zeroed, zeroed
 from swcheck.lens.linear_maps import effective_weight
@@ -186,40 +185,51 @@ def _mean_contribution(
 @contextmanager
 def without_rows(model: nn.Module, super_weights: Iterable[SuperWeight]) -> Iterator[None]:
     """Zero the whole row of every super weight within the block: the down projection writes nothing to that channel."""
-    body = anatomy(model)
-    with ExitStack() as stack:
-        for key, row in sorted({(MapKey(w.layer, w.expert), w.row) for w in super_weights}, key=str):
-            down = body.down_map(key)
-            if down.index is None:
-                stack.enter_context(output_channel_zeroed(down.module, row))
-            else:
-                weight = _plain_weight_of(down)
-                stack.enter_context(scalars_zeroed(weight, [(row, column) for column in range(weight.shape[1])]))
+    rows = {(MapKey(w.layer, w.expert), w.row) for w in super_weights}
+    with _lines_zeroed(model, rows, 0, output_channel_zeroed):
         yield
 
 
 @contextmanager
 def without_columns(model: nn.Module, super_weights: Iterable[SuperWeight]) -> Iterator[None]:
     """Zero the whole column of every super weight within the block: its inner neuron reaches no channel."""
-    body = anatomy(model)
-    with ExitStack() as stack:
-        for key, column in sorted({(MapKey(w.layer, w.expert), w.column) for w in super_weights}, key=str):
-            down = body.down_map(key)
-            if down.index is None:
-                stack.callback(down.module.register_forward_pre_hook(partial(_zero_input_channel, column)).remove)
-            else:
-                weight = _plain_weight_of(down)
-                stack.enter_context(scalars_zeroed(weight, [(row, column) for row in range(weight.shape[0])]))
+    columns = {(MapKey(w.layer, w.expert), w.column) for w in super_weights}
+    with _lines_zeroed(model, columns, 1, _input_channel_zeroed):
         yield
 
 
-def _plain_weight_of(down: DownMap) -> torch.Tensor:
-    """Return the matrix of one expert. Raises ``NotObservedError`` where it is packed with all others."""
-    weight = down.weight
-    if weight is None:
-        found = f"{type(down.module).__name__} keeps it packed"
-        raise NotObservedError(f"the matrix of {down.name}", found, "study the model before quantization")
-    return weight
+@contextmanager
+def _lines_zeroed(
+    model: nn.Module,
+    lines: Iterable[tuple[MapKey, int]],
+    axis: int,
+    hooked: Callable[[nn.Module, int], AbstractContextManager[None]],
+) -> Iterator[None]:
+    """Zero rows (``axis`` 0) or columns (1) of down projections within the block; ``hooked`` does so for a whole module.
+
+    Raises ``NotObservedError`` for one of an expert whose matrix is packed with all others.
+    """
+    body = anatomy(model)
+    with ExitStack() as stack:
+        for key, line in sorted(lines, key=str):
+            down = body.down_map(key)
+            if down.index is None:
+                stack.enter_context(hooked(down.module, line))
+            else:
+                down.check_reachable(f"{('row', 'column')[axis]} {line}")
+                matrix = cast("torch.Tensor", down.weight)
+                places = ((line, other) for other in range(matrix.shape[1 - axis]))
+                stack.enter_context(scalars_zeroed(matrix, [place if axis == 0 else place[::-1] for place in places]))
+        yield
+
+
+@contextmanager
+def _input_channel_zeroed(module: nn.Module, column: int) -> Iterator[None]:
+    handle = module.register_forward_pre_hook(partial(_zero_input_channel, column))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _zero_input_channel(column: int, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
