@@ -74,16 +74,41 @@ def restored_environment(**wanted: str) -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Restore environment variables and the state of Python's ``random`` after the block.
+    """Restore environment variables and the state of Python's ``random`` after the block, and lose no Ctrl-C in it.
 
     Packages change both when they are imported: torch's compiler sets ``TORCHINDUCTOR_CACHE_DIR``, rich draws a number.
     """
     state = random.getstate()
     try:
-        with restored_environment():
+        with restored_environment(), interrupts_kept():
             yield
     finally:
         random.setstate(state)
+
+
+@contextmanager
+def interrupts_kept() -> Iterator[None]:
+    """Raise ``KeyboardInterrupt`` after the block where one was raised in it and got lost.
+
+    A package in C that is being imported takes it for a part that is missing; torch does.
+    """
+    handler, lost = signal.getsignal(signal.SIGINT), False
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal lost
+        lost = True
+        handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if lost:
+            raise KeyboardInterrupt
 
 
 @contextmanager

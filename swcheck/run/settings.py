@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from swcheck.base.errors import OptionError, SwcheckError
 from swcheck.base.formatting import format_duration, format_size
+from swcheck.base.isolation import interrupts_kept
 from swcheck.base.limits import DEFAULTS, KINDS
 from swcheck.base.output_files import check_writable
 from swcheck.base.reading.text_file import read_text
@@ -246,6 +247,7 @@ def name_with_size(settings: Settings, spec: str) -> str:
     return spec
 
 
+@interrupts_kept()
 def cost_estimate_words(settings: Settings, reference: str, loading: Sequence[str]) -> str:
     """Return words for the cost of measuring the models ``loading``: tier, windows, passes, time. Empty if not known.
 

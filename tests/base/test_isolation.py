@@ -12,7 +12,7 @@ import warnings
 
 import pytest
 
-from swcheck.base.isolation import bounded, captured_output, undisturbed
+from swcheck.base.isolation import bounded, captured_output, interrupts_kept, panics_as_errors, undisturbed
 
 
 def test_what_is_caught(capfd, caplog):
@@ -112,3 +112,49 @@ def test_memory_is_bounded():
     with bounded(5, 2**28), pytest.raises(MemoryError):
         bytearray(2**29)
     assert len(bytearray(2**29)) == 2**29
+
+
+@pytest.mark.parametrize("block", [interrupts_kept, undisturbed])
+@pytest.mark.parametrize("swallowed", [True, False])
+def test_no_interrupt_is_lost(block, swallowed):
+    """One that a package takes for an error of its own is raised after the block; one that is not comes out once."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    after = []
+    try:
+        with pytest.raises(KeyboardInterrupt), block():
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                if not swallowed:
+                    raise
+            after.append("the package went on")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert after == ["the package went on"] * swallowed
+        with block():
+            pass
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def test_an_interrupt_that_is_ignored_stays_so():
+    """As in a job in the background of a shell, and in a thread, where no handler can be set."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts_kept():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+class PanicException(BaseException):
+    """As Rust raises it."""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
+def test_only_a_panic_becomes_an_error(error):
+    """It is told with its words; all else stays what it is."""
+    with pytest.raises(RuntimeError, match="a fault in a package: index 2"), panics_as_errors():
+        raise PanicException("index 2")
+    with pytest.raises(error), panics_as_errors():
+        raise error

@@ -178,3 +178,19 @@ def test_what_guards_a_model_cannot_be_lifted(name, said):
     """The limits of the causal checks take numbers alone; where a word is allowed the error names it."""
     with pytest.raises(OptionError, match=f"(?m){said}"):
         parse_overrides([f"{name}={'reported' if name == 'dependence' else 'never'}"])
+
+
+@pytest.mark.parametrize(
+    ("name", "rank"),
+    [
+        ("", (0, 0, 0)),
+        (MODEL, (1, 1, 0)),
+        (CANDIDATE, (2, 1, 0)),
+        ("llama*", (1, 0, 5)),
+        ("*", (2, 0, 0)),
+        ("nobody", None),
+    ],
+)
+def test_the_rank_is_what_is_written_of_it(name, rank):
+    """The candidate before its reference, exact names before globs, more letters before fewer."""
+    assert Override("kl", Limit(None, 1.0, "given"), name).rank(MODEL, CANDIDATE) == rank

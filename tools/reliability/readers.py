@@ -63,7 +63,7 @@ FOLDER: Final = tempfile.TemporaryDirectory(prefix="swcheck-readers-", dir=_MEMO
 
 def _file(name: str, data: bytes, folder: str = "files") -> Path:
     path = Path(FOLDER.name, folder, name)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
 
