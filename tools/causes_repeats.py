@@ -1,7 +1,7 @@
 """Gates the same candidates twenty times, on one and two threads, in one process and in two: do verdicts change?
 
-``python -m tools.causes_repeats`` runs pytest four times over twenty copies of three candidates of ``tiny``, in the smoke
-tier, and keeps the answer in ``REPEATS``; ``python -m tools.causes_table --page`` writes it into the page.
+``python -m tools.causes_repeats`` runs pytest four times over twenty copies of two candidates of ``tiny``, in the smoke
+tier on a short text, and keeps the answer in ``REPEATS``; ``python -m tools.causes_table --page`` writes it into the page.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Final
 
 from swcheck import load
+from swcheck.base.evaluation_text import evaluation_text
 from swcheck.testing.candidates import candidate
 from tools.causes_table import REPEATS
 
 COPIES: Final = 20
-KINDS: Final = (("rope theta", 50), ("rounded", 4), ("copy", 0))
-"""One that is red, one near its limit, one that is green; in the words of ``swcheck.testing.candidates``."""
+KINDS: Final = (("rope theta", 50), ("rounded", 4))
+"""One that is red, and one near its limit; in the words of ``swcheck.testing.candidates``."""
+
+CHARACTERS: Final = 4_000
+"""The text that is scored has this many characters: the same again needs no long one."""
 
 DIGITS: Final = 5
 """Numbers that agree to so many digits are the same: other threads add in another order."""
@@ -46,7 +50,8 @@ def save_copies(folder: Path) -> list[Path]:
 
 def verdicts(folders: list[Path], threads: int, workers: int, folder: Path) -> dict[str, set[str]]:
     """Run the gate; return by candidate the verdicts of its copies, each as text."""
-    report = folder / f"{threads}-{workers}.json"
+    report, text = folder / f"{threads}-{workers}.json", folder / "text.txt"
+    text.write_text(evaluation_text()[:CHARACTERS], encoding="utf-8")
     words = [
         sys.executable,
         "-m",
@@ -62,6 +67,9 @@ def verdicts(folders: list[Path], threads: int, workers: int, folder: Path) -> d
     words += [
         *(f"--candidate={one}" for one in folders),
         "--swcheck-tier=smoke",
+        f"--swcheck-text={text}",
+        "--pyargs",
+        "swcheck.suite.test_candidate",
         "--swcheck-no-cache",
         f"--swcheck-json={report}",
     ]

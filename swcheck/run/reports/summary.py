@@ -331,10 +331,10 @@ def _explanations(reported: Sequence[Reported], width: int) -> list[str]:
 
 def _skipped(reported: Sequence[Reported], width: int) -> list[str]:
     """Return the skipped checks, those with the same reason on one line."""
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, dict[str, None]] = {}  # of several candidates a check is named once
     for _, verdict in reported:
         if verdict.outcome is Outcome.SKIPPED:
-            reasons.setdefault(verdict.summary, []).append(verdict.check)
+            reasons.setdefault(verdict.summary, {})[verdict.check] = None
     lines = [""] if reasons else []
     for reason, checks in reasons.items():
         lines += wrapped(f"skipped: {', '.join(checks)} ({reason})", width, indent=9)

@@ -222,6 +222,12 @@ def test_the_numbers_of_other_tools_are_shown_verbosely():
     assert "what each layer costs is not known: llama.cpp computes" in "\n".join(summary(unknown, 100))
 
 
+def test_a_check_that_was_skipped_for_several_candidates_is_named_once():
+    """The reason is theirs in common."""
+    skipped = [("", verdict("dependence", candidate=name, outcome=Outcome.SKIPPED, summary="why")) for name in "abc"]
+    assert "skipped: dependence (why)" in summary(skipped, 100)
+
+
 def test_greedy_text_that_was_compared_is_covered():
     """So many tokens as of every candidate; where one had none, generated text is not covered."""
     greedy = [
