@@ -6,13 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 import warnings
 
 import pytest
 
 from swcheck.base.output_files import write_atomically
+from swcheck.run.command_line import main as command_line
 from swcheck.run.command_line.common import layout
+from swcheck.run.command_line.main import documentation
 from tests import checkpoints, damage
+from tools.outputs import ROOT
 
 
 def constant(name):
@@ -145,6 +149,24 @@ def test_index_as_json(run, words):
     entries = json.loads(out, parse_constant=constant)
     assert entries[0]["model"] == "huggyllama/llama-7b"
     assert (len(entries) == 1) == (len(words) == 3)
+
+
+def test_help_says_where_the_documentation_lies(run, monkeypatch, tmp_path):
+    """The wheel brings the pages along, a clone has them beside the package; where there is neither, nothing is said."""
+    monkeypatch.setenv("COLUMNS", "300")
+    assert f"Documentation: {ROOT / 'docs'}" in run("--help")[1]
+    installed = tmp_path / "share" / "doc" / "swcheck"
+    installed.mkdir(parents=True)
+    (installed / "tutorial.md").touch()
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    assert documentation() == installed
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    shared = project["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
+    assert tmp_path / shared["docs"] == installed
+    monkeypatch.setattr(command_line, "__file__", str(tmp_path / "a" / "b" / "c" / "main.py"))
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "elsewhere"))
+    assert documentation() is None
+    assert "Documentation" not in run("--help")[1]
 
 
 def test_help_and_version(run):

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final
 
 from swcheck.base.errors import SwcheckError
@@ -71,8 +72,16 @@ def _write(answer: str) -> int:
     return 0
 
 
+def documentation() -> Path | None:
+    """Return the folder of the documentation: the one that the wheel installs, or that of a clone; None if there is neither."""
+    places = (Path(sys.prefix) / "share" / "doc" / "swcheck", Path(__file__).parents[3] / "docs")
+    return next((place for place in places if (place / "tutorial.md").is_file()), None)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="swcheck", description="Super weights of language models.")
+    where = documentation()
+    words = f"First steps: swcheck init, swcheck check tiny.{f' Documentation: {where}' if where else ''}"
+    parser = argparse.ArgumentParser(prog="swcheck", description="Super weights of language models.", epilog=words)
     parser.set_defaults(code=0)
     parser.add_argument("--version", action="version", version=f"swcheck {version('swcheck')}")
     _add_completion(parser)
