@@ -7,7 +7,19 @@ import shutil
 
 import pytest
 
+from swcheck.loading.streaming.free_memory import FreeMemory
+from swcheck.run import worker_memory
 from swcheck.run.pytest_hooks import workers
+from tests.plugin import refused
+
+
+def test_models_that_do_not_fit_beside_each_other_are_refused(inner, micro, monkeypatch, tmp_path):
+    """Before any worker has loaded one."""
+    copy = shutil.copytree(micro, tmp_path / "copy")
+    size = sum(file.stat().st_size for file in micro.glob("*.safetensors"))
+    monkeypatch.setattr(worker_memory, "free_memory", lambda: FreeMemory(2 * size - 1, "this machine"))
+    words = f"--model={micro}", f"--candidate={copy}", "-n", "2", "--swcheck-device=cpu"
+    refused(inner(*words), "pytest -n 2: 2 models in memory at a time", "-n 1, or --swcheck-stream")
 
 
 @pytest.mark.slow
