@@ -8,6 +8,7 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from swcheck.base.json_text import json_text
 from swcheck.base.records import Limit
@@ -41,9 +42,17 @@ def test_a_slide_is_told_before_it_is_red(run, runs):
     head, columns, perplexity, activations, refused = out.splitlines()
     assert head == f"{runs}: 4 runs, 1970-01-02 to 1970-01-05"
     assert columns.split() == ["check", "of", "measured", "limit", "margins,", "oldest", "first", "now"]
-    assert perplexity.split()[-7:] == ["██▇▂", "x1.042,", "17%", "less", "than", "its", "best"]
+    assert perplexity.split()[-7:] == ["██▇▂", "x1.042,", "82%", "of", "its", "room", "lost"]
     assert activations.split()[-2:] == ["████", "x1.333"]
     assert refused == "  left out, no run of swcheck: other.json"
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1e6))
+def test_room_is_what_is_left_to_the_limit(one, other, best):
+    """Between -1 and 1, not negative exactly if the limit holds, and a smaller margin never has more of it."""
+    small, large = sorted((one, other))
+    assert -1 <= history.room(small, best) <= history.room(large, best) <= 1
+    assert (history.room(one, best) >= 0) == (one >= 1)
 
 
 def test_a_red_run_stands_out(run, runs):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
+from swcheck.run.command_line import plot
 from tests import checkpoints
 
 
@@ -52,3 +55,21 @@ def test_another_model_is_not_drawn_as_a_candidate(run, tmp_path):
     assert code == 2
     assert "micro over tiny" in err
     assert not (tmp_path / "a.png").exists()
+
+
+def test_a_model_is_seen_under_a_candidate_that_lies_on_it():
+    """Its line is wide and pale, the candidate's narrow: equal values hide neither."""
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    curve = {
+        "title": "t",
+        "x": "layer",
+        "y": "value",
+        "lines": {"m": [1.0, 2.0], "c": [1.0, 2.0], "m, super weights zeroed": [0.0, 0.0]},
+    }
+    plot.draw(figure, [curve])
+    model, candidate, zeroed = figure.axes[0].lines
+    assert model.get_linewidth() > 2 * candidate.get_linewidth()
+    assert model.get_alpha() < candidate.get_alpha()
+    assert zeroed.get_linestyle() == "--"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["m", "c", "m, super weights zeroed"]

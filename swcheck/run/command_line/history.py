@@ -24,14 +24,11 @@ BARS: Final = "▁▂▃▄▅▆▇█"
 MOST_SHOWN: Final = 12
 """The number of the latest runs that the trend of a check shows."""
 
-DRAWN: Final = (0.05, 20.0)
-"""Margins outside of this range are drawn at its ends: what matters is near 1."""
-
 MOST_NAMES: Final = 10
 """The number of runs that are named below the picture."""
 
-SLIDE: Final = 0.1
-"""A margin that has lost this share since the run with the largest one is called a slide."""
+SLIDE: Final = 0.25
+"""A check that has lost this share of its room, since the run with the largest margin, is called a slide."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def run(options: argparse.Namespace) -> str:
     if options.out is not None:
         from swcheck.study.common.plots import write_picture
 
-        title = f"Margins over time; shaded: red; beyond x{DRAWN[0]:g} and x{DRAWN[1]:g} drawn there"
+        title = "What is left of each check's best margin (logarithmic); shaded: red"
         height = 1.4 + 1.9 * len({who for who, _ in found})
         write_picture(options.out, title, lambda figure: draw(figure, found), size=(9.0, height))
         lines.append(f"written: {options.out}")
@@ -137,8 +134,24 @@ def _trend(margins: Sequence[float]) -> str:
 def _slide(margins: Sequence[float]) -> str:
     if margins[-1] < 1:
         return ", red"
-    lost = 1 - margins[-1] / max(margins)
-    return f", {lost:.0%} less than its best" if lost > SLIDE else ""
+    lost = 1 - room(margins[-1], max(margins))
+    return f", {lost:.0%} of its room lost" if lost > SLIDE else ""
+
+
+def room(value: float, best: float) -> float:
+    """Return how far a margin is from its limit: 1 at the ``best`` one, 0 at the limit, below that red, at least -1.
+
+    The margins of perplexity are just above 1, those of a collapse in the thousands: on this scale each slide is seen.
+    """
+    if not value > 0:
+        return -1.0
+    if value >= best:
+        return 1.0 if value >= 1 else -1.0
+    if best <= 1:
+        return -1.0
+    if not math.isfinite(best):
+        return 0.0 if value >= 1 else -1.0
+    return max(-1.0, math.log(value) / math.log(best))
 
 
 def _day(one: Run) -> str:
@@ -146,7 +159,7 @@ def _day(one: Run) -> str:
 
 
 def draw(figure: Any, found: Series) -> None:
-    """Draw the margins over the runs, one panel for each model or candidate, logarithmic, with what is red shaded."""
+    """Draw the ``room`` of each check over the runs, one panel for each model or candidate, with what is red shaded."""
     from swcheck.study.common.plots import MARKERS
 
     names = list(
@@ -159,14 +172,15 @@ def draw(figure: Any, found: Series) -> None:
         for check in (check for other, check in found if other == who):
             points = [(names.index(one.name), margin(verdict)) for one, verdict in found[who, check]]
             look = {"color": f"C{checks.index(check) % 8}", "marker": MARKERS[checks.index(check) % len(MARKERS)]}
-            shown = [(place, min(DRAWN[1], max(DRAWN[0], value))) for place, value in points if value is not None]
+            known = [(place, value) for place, value in points if value is not None]
+            best = max((value for _, value in known), default=1.0)
+            shown = [(place, room(value, best)) for place, value in known]
             axes.plot([place for place, _ in shown], [value for _, value in shown], label=check, **look)
-        axes.axhspan(DRAWN[0] / 2, 1.0, color="#D55E00", alpha=0.12, linewidth=0)
-        axes.set_yscale("log")
-        axes.set_ylim(DRAWN[0] * 0.8, DRAWN[1] * 1.25)
-        axes.set_yticks([0.1, 1, 10], ["x0.1", "x1", "x10"])
+        axes.axhspan(-1.1, 0.0, color="#D55E00", alpha=0.12, linewidth=0)
+        axes.set_ylim(-1.1, 1.1)
+        axes.set_yticks([0, 0.5, 1], ["limit", "half", "best"])
         axes.set_title(who, fontsize=10, loc="left")
-        axes.set_ylabel("margin")
+        axes.set_ylabel("room to the limit")
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     step = max(1, -(-len(names) // MOST_NAMES))
     every[-1].set_xticks(range(0, len(names), step), names[::step], rotation=30, ha="right")

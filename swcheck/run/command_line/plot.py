@@ -90,6 +90,10 @@ def _add_lines(curves: Sequence[Mapping[str, Any]], more: Sequence[Mapping[str, 
         one["lines"].update(by_title.get(one["title"], {}))
 
 
+UNDERNEATH: Final = {"linewidth": 5, "markersize": 9, "alpha": 0.4}
+"""How the model itself is drawn: a good candidate lies on it, and both have to be seen."""
+
+
 def draw(figure: Any, curves: Sequence[Mapping[str, Any]]) -> None:
     """Draw each curve record into axes of its own; equal lines share a colour, and one legend stands below."""
     from swcheck.study.common.plots import MARKERS
@@ -102,6 +106,7 @@ def draw(figure: Any, curves: Sequence[Mapping[str, Any]]) -> None:
             if name in one["lines"]:
                 values = one["lines"][name]
                 look = {"color": f"C{number % 8}", "marker": MARKERS[number % len(MARKERS)], "alpha": 0.8}
+                look |= UNDERNEATH if number == 0 else {}
                 (handles[name],) = axes.plot(range(len(values)), values, "--" if "zeroed" in name else "-", **look)
         axes.set_title(one["title"], fontsize=10)
         axes.set_xlabel(one["x"])
