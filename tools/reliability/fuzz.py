@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 ROOT: Final = Path(__file__).parents[2]
 CORPUS: Final = ROOT / "tests" / "corpus"
@@ -38,27 +39,16 @@ class Outcome:
     fault: str
 
 
-def work(name: str, arguments: list[str]) -> None:
-    """Run libFuzzer on one reader in this process, which ends with it."""
-    import atheris  # type: ignore[import-not-found, unused-ignore]
-
-    with atheris.instrument_imports(include=["swcheck", "json"]):
-        from tools.reliability.readers import READERS, judged
-    READERS[name].read(READERS[name].good[0])  # what it imports is no part of the first input's time
-    for number, data in enumerate(READERS[name].good):
-        Path(arguments[-1], f"good-{number}").write_bytes(data)
-    atheris.Setup([name, *arguments], lambda data: judged(READERS[name], data))
-    atheris.Fuzz()
-
-
-def fuzzed(name: str, seconds: int, *, keep: bool) -> Outcome:
-    """Fuzz one reader for so many seconds in a process of its own."""
+def fuzzed(name: str, reader: Any, seconds: int, *, keep: bool) -> Outcome:
+    """Fuzz one reader for so many seconds, in a process that is forked from this one."""
     with tempfile.TemporaryDirectory() as folder:
         corpus, faults = Path(folder, "corpus"), Path(folder, "faults")
         faults.mkdir()
         shutil.copytree(CORPUS / name, corpus) if (CORPUS / name).is_dir() else corpus.mkdir()
+        for number, data in enumerate(reader.good):
+            Path(corpus, f"good-{number}").write_bytes(data)
         limits = ["-timeout=10", "-rss_limit_mb=4096", "-max_len=8192", "-len_control=20", "-print_final_stats=1"]
-        said = _run(name, f"-max_total_time={seconds}", f"-artifact_prefix={faults}/", *limits, str(corpus))
+        said = _said([name, f"-max_total_time={seconds}", f"-artifact_prefix={faults}/", *limits, str(corpus)], reader)
         found = sorted(faults.iterdir())
         if keep:
             _keep(name, corpus)
@@ -69,16 +59,32 @@ def fuzzed(name: str, seconds: int, *, keep: bool) -> Outcome:
         words = re.findall(
             r"^(?:\s*=== Uncaught Python exception: ===\n)?([\w.]*(?:Error|Exception)\b.*)$", said, re.MULTILINE
         )
-        fault = (words[-1] if words else said[-500:]) if found or not inputs else ""
+        fault = (words[-1] if words else said[-500:] or "it ended without a word") if found or not inputs else ""
         return Outcome(int(inputs[-1]) if inputs else 0, int(reached[-1]) if reached else 0, fault)
 
 
-def _run(name: str, *arguments: str) -> str:
-    command = [sys.executable, "-m", "tools.reliability.fuzz", "--work", name, *arguments]
-    done = subprocess.run(  # noqa: S603 - this module
-        command, capture_output=True, text=True, check=False, cwd=ROOT, errors="replace"
-    )
-    return done.stdout + done.stderr
+def _said(arguments: list[str], reader: Any) -> str:
+    """Let libFuzzer run on a reader, in a forked process that ends with it; return what it says."""
+    with tempfile.TemporaryFile() as out:
+        child = os.fork()
+        if not child:
+            try:
+                import atheris  # type: ignore[import-not-found, unused-ignore]
+
+                from tools.reliability.readers import judged
+
+                os.dup2(out.fileno(), 1)
+                os.dup2(out.fileno(), 2)
+                reader.read(reader.good[0])  # what it imports is no part of the first input's time
+                atheris.Setup(arguments, lambda data: judged(reader, data))
+                atheris.Fuzz()
+            except BaseException:
+                os.write(2, traceback.format_exc().encode())
+            finally:
+                os._exit(1)
+        os.waitpid(child, 0)
+        out.seek(0)
+        return out.read().decode("utf-8", "replace")
 
 
 def _keep(name: str, corpus: Path) -> None:
@@ -104,9 +110,13 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="write the corpus anew")
     parser.add_argument("--write", action="store_true", help="write the row of docs/reliability.md")
     options = parser.parse_args()
+    import atheris
+
+    with atheris.instrument_imports(include=["swcheck", "json"]):
+        from tools.reliability.readers import READERS
     each, outcomes = max(1, options.seconds // len(options.readers)), {}
     for name in options.readers:
-        outcomes[name] = found = fuzzed(name, each, keep=options.keep)
+        outcomes[name] = found = fuzzed(name, READERS[name], each, keep=options.keep)
         sys.stdout.write(
             f"{name}: {found.inputs:,} inputs, {found.reached:,} places reached, {found.fault or 'no fault'}\n"
         )
@@ -131,6 +141,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--work"]:
-        work(sys.argv[2], sys.argv[3:])
     raise SystemExit(main())
