@@ -196,12 +196,14 @@ def draw(study: Study, figure: Any) -> None:
     ratio_axes.set_yticks(range(len(ratios)), [wrapped_label(row_label(study, ratio)) for ratio in ratios], fontsize=8)
     ratio_axes.invert_yaxis()
     present = {bar_colour(ratio.condition) for ratio in ratios}
-    ratio_axes.legend(
+    figure.legend(
         [ratio_axes.barh(0, 0, color=COLOURS[number]) for number in BAR_WORDS if number in present],
         [words for number, words in BAR_WORDS.items() if number in present],
         fontsize=8,
-        loc="lower right",
+        loc="outside lower left",
+        ncols=len(BAR_WORDS),
     )
+    ratio_axes.tick_params(axis="x", labelsize=8)
     ratio_axes.set_xlabel("perplexity, times the intact model's")
     ratio_axes.grid(visible=False, axis="y")
     height = 0.8 / max(1, len(tasks))

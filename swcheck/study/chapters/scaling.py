@@ -58,7 +58,7 @@ def draw(study: Study, figure: Any) -> None:
     near_axes.ticklabel_format(axis="y", useOffset=False)
     near_axes.set_xlabel(f"alpha {HARMLESS_ALPHAS[0]:g} to {HARMLESS_ALPHAS[1]:g} (the claim)")
     near_axes.set_ylabel("the same, linear")
-    near_axes.legend(fontsize=8)
+    near_axes.legend(fontsize=8, loc="lower right")
     for task in tasks:
         points = study.select(ACCURACY, SCALED, task=task)
         accuracy_panels[0].errorbar(

@@ -78,9 +78,22 @@ def write_picture(path: Path, title: str, fill: Callable[[Any], None], *, size: 
         FigureCanvasAgg(figure)
         figure.suptitle(title, fontsize=11)
         fill(figure)
+        _label_powers_plainly(figure)
         picture = io.BytesIO()
         figure.savefig(picture, format="svg" if path.suffix.lower() == ".svg" else "png")
         write_atomically(path, picture.getvalue())
+
+
+def _label_powers_plainly(figure: Any) -> None:
+    """Write the ticks of logarithmic axes as plain numbers: their own labels are formulas, which the style leaves unread."""
+    from matplotlib.ticker import LogFormatter, LogFormatterMathtext
+
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if axis.get_scale() == "log":
+            if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+                axis.set_major_formatter(lambda value, _position: f"{value:,.10g}")
+            if isinstance(axis.get_minor_formatter(), LogFormatterMathtext):
+                axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
 
 
 ERROR_BARS: Final = "bars: one standard error"
