@@ -1,7 +1,7 @@
 """Gates the same candidates twenty times, on one and two threads, in one process and in two: do verdicts change?
 
 ``python -m tools.causes_repeats`` runs pytest four times over twenty copies of two candidates of ``tiny``, in the smoke
-tier on a short text, and keeps the answer in ``REPEATS``; ``python -m tools.causes_table --page`` writes it into the page.
+tier on a short text, and keeps the answer in ``REPEATS``, so that it goes on where it was stopped; ``python -m tools.causes_table --page`` writes it into the page.
 """
 
 from __future__ import annotations
@@ -25,6 +25,14 @@ KINDS: Final = (("rope theta", 50), ("rounded", 4))
 
 CHARACTERS: Final = 4_000
 """The text that is scored has this many characters: the same again needs no long one."""
+
+WAYS: Final = {
+    "one thread": (1, 0),
+    "two threads": (2, 0),
+    "one thread in each of two workers": (1, 2),
+    "two threads in each of two workers": (2, 2),
+}
+"""Threads and workers of pytest-xdist."""
 
 DIGITS: Final = 5
 """Numbers that agree to so many digits are the same: other threads add in another order."""
@@ -86,27 +94,39 @@ def verdicts(folders: list[Path], threads: int, workers: int, folder: Path) -> d
     return found
 
 
+def words_of(found: dict[str, dict[str, list[str]]]) -> tuple[str, dict[str, list[str]]]:
+    """Return words for what the ways found, and the checks in which something changed."""
+    together: dict[str, set[str]] = {}
+    for one in found.values():
+        for key, said in one.items():
+            together.setdefault(key, set()).update(said)
+    changed = {key: sorted(said) for key, said in together.items() if len(said) > 1}
+    kinds = ", ".join(kind for kind, _ in KINDS)
+    words = (
+        f"{COPIES} copies of each of {len(KINDS)} candidates of `tiny` ({kinds}), {'; '.join(found)}: {len(together)} checks "
+        f"of candidates, {COPIES * len(found)} times each. "
+    )
+    words += "No outcome, cause or number" if not changed else f"In {len(changed)} of them an outcome, cause or number"
+    return f"{words} (to {DIGITS} digits) changed.", changed
+
+
 def main() -> None:
-    """Run the four ways and keep what was found."""
+    """Run the ways that no earlier run ended, and keep what was found after each."""
+    found = json.loads(REPEATS.read_text(encoding="utf-8"))["found"] if REPEATS.exists() else {}
+    REPEATS.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        folders, together, ways = save_copies(folder), {}, [(1, 0), (2, 0), (1, 2), (2, 2)]
-        for threads, workers in ways:
-            for key, said in verdicts(folders, threads, workers, folder).items():
-                together.setdefault(key, set()).update(said)
-            sys.stdout.write(f"{threads} threads, {workers} workers: {len(together)} rows\n")
+        folders = save_copies(folder)
+        for way, (threads, workers) in WAYS.items():
+            if way in found:
+                continue
+            found[way] = {key: sorted(said) for key, said in verdicts(folders, threads, workers, folder).items()}
+            words, changed = words_of(found)
+            REPEATS.write_text(
+                json.dumps({"words": words, "changed": changed, "found": found}, indent=1), encoding="utf-8"
+            )
+            sys.stdout.write(f"{words}\n{json.dumps(changed, indent=1)}\n")
             sys.stdout.flush()
-    changed = {key: sorted(said) for key, said in together.items() if len(said) > 1}
-    words = (
-        f"{COPIES} copies of each of {len(KINDS)} candidates of `tiny` ({', '.join(kind for kind, _ in KINDS)}), on one and "
-        f"two threads, without pytest-xdist and with two workers: {len(together)} checks of candidates, {COPIES * len(ways)} "
-        f"times each. "
-        + ("No outcome, cause or number" if not changed else f"In {len(changed)} of them an outcome, cause or number")
-        + f" (to {DIGITS} digits) changed."
-    )
-    REPEATS.parent.mkdir(exist_ok=True)
-    REPEATS.write_text(json.dumps({"words": words, "changed": changed}, indent=1), encoding="utf-8")
-    sys.stdout.write(f"{words}\n{json.dumps(changed, indent=1)}\n")
 
 
 if __name__ == "__main__":
