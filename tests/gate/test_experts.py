@@ -225,6 +225,7 @@ def test_experts_that_were_never_filled_are_named(speaking, name, words):
     assert caught.value.verdict.cause_kind == "tensor"
 
 
+@RECENT
 def test_an_expert_lost_in_a_matrix_of_all_is_named():
     """DBRX has the experts of a layer below each other in one matrix: the one that was never filled is named."""
     model = small_model("dbrx")
@@ -262,6 +263,7 @@ def spoken(speaking, tmp_path_factory):
     return baseline
 
 
+@RECENT
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_baseline_beside_the_reference_s_files_names_faults_of_experts(speaking, spoken, name):
     """The experts are read from the files as transformers would load them, and given back."""
