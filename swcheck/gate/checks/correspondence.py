@@ -141,7 +141,8 @@ def _find(
             return replace(weight, column=column), found, note
     relocated = located_on(pair.candidate, ids)
     for other, found in zip(relocated.super_weights, relocated.written, strict=True):
-        if other in taken or other.row != weight.row or (stands and other.layer == weight.layer):
+        elsewhere_here = other.layer == weight.layer and other.column != weight.column
+        if other in taken or other.row != weight.row or (stands and elsewhere_here):
             continue
         if SAME_CONTRIBUTION.holds(ratio_of(found, expected)):
             note = f"located again in the candidate: {other.place}"
