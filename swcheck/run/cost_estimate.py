@@ -24,6 +24,16 @@ CAUSAL_PASSES: Final = 5
 of the matched null, and the null of the largest other weights."""
 
 
+REFERENCE_READS: Final = 7
+"""How often the file of a streamed reference is read in the smoke tier, measured on a Llama of 7 billion parameters: three
+passes over the prompt, the text, two for the noise, its linear maps. The prompts are read only up to the layer where the
+activation begins."""
+
+
+CANDIDATE_READS: Final = 3
+"""The same of a candidate: the prompt, the text, the search for NaN."""
+
+
 CALIBRATION_SECONDS: Final = 0.1
 """How long the speed is measured. The shortest time counts, since other processes may use the machine too."""
 
@@ -39,6 +49,13 @@ def window_passes(tier: Tier, *, references: int = 1, candidates: int = 0) -> fl
     return references * (1 + CAUSAL_PASSES * causal) + candidates * (1 + causal)
 
 
+def file_reads(tier: Tier, *, is_reference: bool) -> int:
+    """Return about how often the file of a streamed model is read: each causal measurement is one more reading."""
+    if is_reference:
+        return REFERENCE_READS + CAUSAL_PASSES * tier.causal
+    return CANDIDATE_READS + tier.causal
+
+
 def estimated_seconds(
     weights: CheckpointSize, tier: Tier, rate: float, *, references: int = 1, candidates: int = 0
 ) -> float:
@@ -46,6 +63,15 @@ def estimated_seconds(
     scored = tier.windows * tier.length * window_passes(tier, references=references, candidates=candidates)
     tokens = scored + PROMPT_TOKENS * (references + candidates) + GREEDY_TOKENS * references * tier.causal
     return OVERHEAD * 2 * weights.parameters * tokens / rate
+
+
+def streamed_product_dtype(dtype: str) -> str:
+    """Return the name of the dtype that the products of a streamed model, loaded as ``dtype``, are computed in."""
+    import torch
+
+    from swcheck.loading.streaming.pager import is_slow
+
+    return "float32" if is_slow(getattr(torch, dtype)) else dtype
 
 
 def measured_rate(weights: CheckpointSize, device: str, dtype: str | None = None) -> float:

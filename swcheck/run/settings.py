@@ -25,7 +25,13 @@ from swcheck.loading import engines, published_index, tiny
 from swcheck.loading.checkpoint_size import checkpoint_size
 from swcheck.loading.streaming.streamable import too_large
 from swcheck.run import limit_overrides
-from swcheck.run.cost_estimate import estimated_seconds, measured_rate, window_passes
+from swcheck.run.cost_estimate import (
+    estimated_seconds,
+    file_reads,
+    measured_rate,
+    streamed_product_dtype,
+    window_passes,
+)
 from swcheck.run.limit_overrides import Override
 
 COLLAPSING_STATUSES: Final = frozenset({published_index.Status.CRITICAL, published_index.Status.JOINT})
@@ -263,24 +269,35 @@ def cost_estimate_words(settings: Settings, reference: str, loading: Sequence[st
         tier = tier_of(settings, reference)
         count, length = tier.shape(weights.context)
         passes = window_passes(tier, references=references, candidates=candidates)
-        rate = measured_rate(weights, engines.device_of(settings.device), settings.dtype)
+        streamed = _streamed(settings, loading)
+        dtype = settings.dtype or weights.dtype
+        if reference in streamed:
+            dtype = streamed_product_dtype(dtype)
+        rate = measured_rate(weights, engines.device_of(settings.device), dtype)
         total = estimated_seconds(weights, tier, rate, references=references, candidates=candidates)
         words = (
             f"{tier.name} tier: {count} windows of {length} tokens, about {passes:.1f} passes, {format_duration(total)}"
         )
-        return f"{words}{_streaming_words(settings, loading)}"
+        return f"{words}{_streaming_words(streamed, reference, tier)}"
     return ""
 
 
-def _streaming_words(settings: Settings, loading: Sequence[str]) -> str:
-    """Return words for the models that are read from the disk in each pass: those that do not fit, or all if asked for."""
+def _streamed(settings: Settings, loading: Sequence[str]) -> dict[str, str]:
+    """Return the models that are read from the disk in each pass, those that do not fit with the reason why."""
     if settings.device_map is not None or engines.device_of("cpu" if settings.stream else settings.device) != "cpu":
-        return ""
+        return {}
     folders = {spec: folder for spec in loading if (folder := engines.directory_of(spec)) is not None}
-    streamed = {spec: too_large(folder) for spec, folder in folders.items() if settings.stream or too_large(folder)}
+    return {spec: too_large(folder) for spec, folder in folders.items() if settings.stream or too_large(folder)}
+
+
+def _streaming_words(streamed: Mapping[str, str], reference: str, tier: Tier) -> str:
     reasons = "; ".join(dict.fromkeys(reason for reason in streamed.values() if reason))
-    how = "streamed from the disk, which is read once a pass"
-    return f"; {' and '.join(streamed)} {how}{f' ({reasons})' if reasons else ''}" if streamed else ""
+    reads = [f"{spec} about {file_reads(tier, is_reference=spec == reference)} times" for spec in streamed]
+    return (
+        f"; streamed, its file read from the disk: {', '.join(reads)}{f' ({reasons})' if reasons else ''}"
+        if reads
+        else ""
+    )
 
 
 def fetch(settings: Settings) -> None:

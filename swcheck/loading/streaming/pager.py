@@ -61,7 +61,7 @@ class Pager(TorchFunctionMode):
         if func in PRODUCTS:
             for span in read:
                 self._read_ahead(span)
-        output = _linear(*args, **kwargs) if _is_slow(func, args) else func(*args, **kwargs)
+        output = _linear(*args, **kwargs) if _is_slow_product(func, args) else func(*args, **kwargs)
         if isinstance(output, torch.Tensor) and self._span_of(output, least=1) is None:  # a view has read nothing
             for span in read:
                 self._give_back(span)
@@ -163,14 +163,18 @@ def _is_attribute(func: Any) -> bool:
     return getattr(func, "__name__", "") == "__get__"
 
 
-def _is_slow(func: Any, args: tuple[Any, ...]) -> bool:
+def _is_slow_product(func: Any, args: tuple[Any, ...]) -> bool:
     """Return whether an operation is a product of two-byte floats that this processor has no instructions for."""
     if func is not torch.nn.functional.linear or args[1].ndim != 2 or args[0].dtype != args[1].dtype:
         return False
-    tokens = args[0].numel() // max(1, args[0].shape[-1])
+    return args[0].numel() // max(1, args[0].shape[-1]) >= FEW_TOKENS and is_slow(args[1].dtype)
+
+
+def is_slow(dtype: torch.dtype) -> bool:
+    """Return whether products of this dtype are computed in float32, since this processor has no instructions for them."""
     known = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
-    supported = getattr(torch.ops.mkldnn, known.get(args[1].dtype, ""), None)
-    return supported is not None and tokens >= FEW_TOKENS and not supported()
+    supported = getattr(torch.ops.mkldnn, known.get(dtype, ""), None)
+    return supported is not None and not supported()
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
