@@ -1,4 +1,4 @@
-"""Tests the tests: ``python -m tools.reliability.mutants [--most N] [--state FILE] [--list] [MODULE ...]``.
+"""Tests the tests: ``python -m tools.reliability.mutants [--most N] [--models] [--state FILE] [MODULE ...]``.
 
 Each mutant is one module with one thing changed: a comparison, an ``and``, a number, a condition turned round, a ``return``,
 ``raise`` or call left out. The tests that reach the changed function run on it in a process of their own; a mutant that they
@@ -372,12 +372,14 @@ def tried(short: str, most: int | None, state: _State) -> tuple[int, int, int]:
 def main() -> int:
     """Try the mutants of each module; print the share that was noticed, and each survivor."""
     parser = argparse.ArgumentParser(description="Mutants of the modules that read and judge.")
-    parser.add_argument("modules", nargs="*", default=[*TESTS, *MODEL_TESTS])
+    parser.add_argument("modules", nargs="*", help="left out: all whose tests run no models")
+    parser.add_argument("--models", action="store_true", help="those too whose tests run models")
     parser.add_argument("--most", type=int, help="draw so many of each module")
     parser.add_argument("--state", type=Path, help="a file that keeps what was noticed")
     parser.add_argument("--list", action="store_true", help="only count the mutants")
     parser.add_argument("--write", action="store_true", help="write the rows of docs/reliability.md")
     options = parser.parse_args()
+    options.modules = options.modules or [*TESTS, *(MODEL_TESTS if options.models else ())]
     os.chdir(ROOT)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     sys.dont_write_bytecode = True
@@ -400,7 +402,7 @@ def main() -> int:
         state = _State(options.state or Path(folder, "state"))
         found = {short: tried(short, options.most, state) for short in options.modules}
     if options.write:
-        _write(found, f" --most {options.most}" if options.most else "")
+        _write(found, f"--most {options.most}" * bool(options.most) + " --models" * options.models)
     return 0
 
 
