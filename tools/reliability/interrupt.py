@@ -139,7 +139,8 @@ def main() -> int:
         rows.append((f"Ctrl-C during {name}", f"{options.moments} moments", _words(run, endings)))
         failed |= any(one.wrong for one in endings)
     if options.write:
-        write_rows("interrupt", rows, f"--moments {options.moments}")
+        only = f" --only '{options.only}'" if options.only else ""
+        write_rows("interrupt", rows, f"--moments {options.moments}{only}")
     else:
         sys.stdout.writelines(" | ".join(row) + "\n" for row in rows)
     return int(failed)

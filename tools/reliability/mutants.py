@@ -379,6 +379,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="only count the mutants")
     parser.add_argument("--write", action="store_true", help="write the rows of docs/reliability.md")
     options = parser.parse_args()
+    named = " ".join(options.modules)
     options.modules = options.modules or [*TESTS, *(MODEL_TESTS if options.models else ())]
     os.chdir(ROOT)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
@@ -402,7 +403,7 @@ def main() -> int:
         state = _State(options.state or Path(folder, "state"))
         found = {short: tried(short, options.most, state) for short in options.modules}
     if options.write:
-        _write(found, f"--most {options.most}" * bool(options.most) + " --models" * options.models)
+        _write(found, f"--most {options.most}" * bool(options.most) + " --models" * options.models + f" {named}")
     return 0
 
 
