@@ -125,7 +125,7 @@ def test_a_file_is_no_model(inner, tmp_path):
             checkpoints.tensors(lambda whole: {k: v for k, v in whole.items() if k != checkpoints.DOWN}),
             "1 of its tensors",
         ),
-        (text("tokenizer.json", "{"), "the tokenizer in "),
+        (text("tokenizer.json", "{"), "tokenizer.json found: Expecting property name"),
         (config(num_attention_heads=7), "the config in "),
         (config(model_type="homemade"), "the config in "),
         (config(architectures=None, model_type="bert"), "of its tensors are missing"),

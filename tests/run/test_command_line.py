@@ -152,18 +152,18 @@ def test_index_as_json(run, words):
 
 
 def test_help_says_where_the_documentation_lies(run, monkeypatch, tmp_path):
-    """The wheel brings the pages along, a clone has them beside the package; where there is neither, nothing is said."""
+    """A clone has the pages beside the package, the wheel brings them along; where there is neither, nothing is said."""
     monkeypatch.setenv("COLUMNS", "300")
     assert f"Documentation: {ROOT / 'docs'}" in run("--help")[1]
     installed = tmp_path / "share" / "doc" / "swcheck"
     installed.mkdir(parents=True)
-    (installed / "tutorial.md").touch()
+    (installed / "super-weights.md").touch()
     monkeypatch.setattr("sys.prefix", str(tmp_path))
+    monkeypatch.setattr(command_line, "__file__", str(tmp_path / "a" / "b" / "c" / "main.py"))
     assert documentation() == installed
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     shared = project["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
     assert tmp_path / shared["docs"] == installed
-    monkeypatch.setattr(command_line, "__file__", str(tmp_path / "a" / "b" / "c" / "main.py"))
     monkeypatch.setattr("sys.prefix", str(tmp_path / "elsewhere"))
     assert documentation() is None
     assert "Documentation" not in run("--help")[1]

@@ -73,9 +73,9 @@ def _write(answer: str) -> int:
 
 
 def documentation() -> Path | None:
-    """Return the folder of the documentation: the one that the wheel installs, or that of a clone; None if there is neither."""
-    places = (Path(sys.prefix) / "share" / "doc" / "swcheck", Path(__file__).parents[3] / "docs")
-    return next((place for place in places if (place / "tutorial.md").is_file()), None)
+    """Return the folder of the documentation: that of a clone, or the one that the wheel installs; None if there is neither."""
+    places = (Path(__file__).parents[3] / "docs", Path(sys.prefix) / "share" / "doc" / "swcheck")
+    return next((place for place in places if (place / "super-weights.md").is_file()), None)
 
 
 def _parser() -> argparse.ArgumentParser:
