@@ -99,6 +99,7 @@ def student(loaded):
     return subject
 
 
+@pytest.mark.slow
 def test_a_student_is_held_to_its_teachers_perplexity(tiny, reference):
     """A good one is green, and its own super weights are named; one that lost a layer on the way falls short."""
     good = student(candidate("trained", tiny, 1e-2))

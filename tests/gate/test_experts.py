@@ -226,6 +226,7 @@ def test_experts_that_were_never_filled_are_named(speaking, name, words):
 
 
 @RECENT
+@pytest.mark.slow
 def test_an_expert_lost_in_a_matrix_of_all_is_named():
     """DBRX has the experts of a layer below each other in one matrix: the one that was never filled is named."""
     model = small_model("dbrx")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unittest
 
+import pytest
 import torch
 
 from swcheck import assert_outlier_survives, assert_super_weights_preserved, load
@@ -63,6 +64,7 @@ class TestModel(unittest.TestCase):
         self.quantize(int8)
         self.assertGreater(assert_super_weights_preserved(self.candidate, self.reference).measured, 0.99)
 
+    @pytest.mark.slow
     def test_damaged(self):
         """The one that failed alone fails in the model, with the same cause and the verdict on the exception."""
         self.quantize(clipped)

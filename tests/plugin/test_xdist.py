@@ -13,6 +13,7 @@ from swcheck.run.pytest_hooks import workers
 from tests.plugin import refused
 
 
+@pytest.mark.slow
 def test_models_that_do_not_fit_beside_each_other_are_refused(inner, micro, monkeypatch, tmp_path):
     """Before any worker has loaded one."""
     copy = shutil.copytree(micro, tmp_path / "copy")

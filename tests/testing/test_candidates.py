@@ -12,7 +12,7 @@ from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.testing.candidates import CANDIDATES, candidate
 from tests.gated import first_red
 
-QUICK = ("rope theta", "final norm scaled", "head rolled", "layers exchanged", "up projection scaled", "super weights moved", "embedding row not finite", "rounded")  # fmt: skip
+QUICK = ("head rolled", "up projection scaled", "embedding row not finite", "rounded")
 
 OF_OTHER_MODELS = (
     "experts lost", "experts drawn again", "experts exchanged", "halves of gate and up exchanged",

@@ -28,6 +28,7 @@ def test_the_model_is_flat_around_one_and_collapses_at_zero(study):
     assert scaling.judge(study)[0].outcome is Outcome.PASSED
 
 
+@pytest.mark.slow
 def test_every_alpha_has_its_error_and_every_task_its_accuracy(study):
     """Perplexity ratios come with a paired standard error, accuracies with the scorer's."""
     assert [one.x for one in study.select(RATIO)] == list(scaling.ALPHAS)
@@ -36,6 +37,7 @@ def test_every_alpha_has_its_error_and_every_task_its_accuracy(study):
     assert len(study.select(ACCURACY)) == 2 * len(scaling.ALPHAS)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_flat_is_red(study):
     """Where scaling by 1.5 already costs, the claim fails and says at which alpha."""
     worse = [replace(one, value=1.4) if one.quantity == RATIO and one.x == 1.5 else one for one in study.measurements]

@@ -74,6 +74,7 @@ def test_what_is_found_is_what_is_found_in_the_loaded_model(streamed, geometry):
     assert found.super_weights
 
 
+@pytest.mark.slow
 def test_super_weights_in_two_layers_are_found_in_one_reading(streamed, own_passes):
     """A third pass begins beside the second one where that writes a super activation of its own."""
     model = small_model("arcee", 2)
@@ -94,6 +95,7 @@ def test_a_value_that_is_none_in_the_end_changes_nothing(streamed, own_passes):
     assert own_passes == []
 
 
+@pytest.mark.slow
 def test_no_more_passes_run_side_by_side_than_their_number_allows(streamed, own_passes, monkeypatch):
     """Behind it the search runs them by itself, as ever."""
     model = small_model("arcee", 2)
