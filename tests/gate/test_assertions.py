@@ -178,6 +178,7 @@ def test_perplexity_is_paired_and_bounded(tiny, ids):
     assert ": x1.0000 +- 0.0000 on " in assert_perplexity_within(tiny, tiny, token_ids=ids).summary
 
 
+@pytest.mark.slow
 def test_perplexity_within_noise_of_its_limit_is_near(tiny, ids):
     """A ratio under the limit by less than three of its standard errors is near, and not red."""
     candidate = damage.damaged(tiny, damage.flip)

@@ -288,6 +288,7 @@ def test_a_baseline_beside_the_reference_s_files_names_a_broken_router(speaking,
     assert caught.value.verdict.cause_kind == "router"
 
 
+@pytest.mark.slow
 def test_routing_is_given_back_on_whole_windows_where_little_was_lost(speaking):
     """A proof by the KL divergence scores whole windows, and routes all of their tokens."""
     model, ids = speaking

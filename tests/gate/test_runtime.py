@@ -142,6 +142,7 @@ def test_its_own_tokenizer_is_compared(ids, cause, reference):
     assert verdict.cause_kind == "tokenizer"
 
 
+@pytest.mark.slow
 def test_kernels_are_blamed_if_the_stored_weights_are_fine(reference):
     """The twin in torch keeps what the program loses."""
     verdict = judge("perplexity", candidate(tail=40, twin="tiny"), reference)

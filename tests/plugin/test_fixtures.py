@@ -126,6 +126,7 @@ def test_every_style_of_traceback_shows_the_words(inner, pytester, brief, style)
         result.stdout.no_fnmatch_line("*checks.py*")
 
 
+@pytest.mark.slow
 def test_full_trace_shows_all(inner, pytester, brief):
     """--full-trace shows swcheck's inside to whoever looks for a bug there."""
     pytester.makepyfile(
@@ -198,6 +199,7 @@ def test_without_a_terminal_reporter_the_file_is_written(inner, brief, pytester)
     assert (pytester.path / "out.json").exists()
 
 
+@pytest.mark.slow
 def test_without_a_terminal_reporter_a_red_test_is_red(inner, pytester):
     """-p no:terminal takes the options for tracebacks away, too: a failure of a test's own is still told."""
     pytester.makepyfile("import swcheck\ndef test_mine(swcheck_spec): swcheck.load('tinny')")

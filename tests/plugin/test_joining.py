@@ -107,6 +107,7 @@ def test_selection_works_on_it(inner, pytester, words, count):
     assert len(collected(inner("--model=tiny", "--co", "-q", *words))) == count
 
 
+@pytest.mark.slow
 def test_the_last_failures_run_again(inner, pytester):
     """--lf runs what failed, of the project and of the suite alike: a file in which nothing failed is no reason to stop."""
     kept, again = ("-p", "cacheprovider", "--model=tiny"), ("--lf", "--co", "-q")

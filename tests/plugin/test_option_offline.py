@@ -26,6 +26,7 @@ def test_a_model_that_is_not_here(inner, monkeypatch, name, asked):
     assert f"hf download {asked.split()[2]}" in result.stderr.str()
 
 
+@pytest.mark.slow
 def test_a_hub_model_in_a_process_of_its_own(outer):
     """Where nothing else has imported the hub's client, a known name that is not here is as worded as ever."""
     result = outer("--model=llama-7b", HF_HUB_OFFLINE="1")

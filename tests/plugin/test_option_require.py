@@ -69,6 +69,7 @@ def test_a_candidate_without_a_model_is_said_too(inner, monkeypatch):
     ],
     ids=["nothing", "model"],
 )
+@pytest.mark.slow
 def test_a_run_without_a_candidate_has_to_judge_its_model(inner, pytester, words, said):
     """Required, a run that names nothing or judges no model is red; not required, a model needs no check."""
     pytester.makepyfile(test_it="def test_mine(): pass")

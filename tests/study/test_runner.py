@@ -51,6 +51,7 @@ def test_what_was_taken_is_not_taken_again(tiny_setup, tmp_path, quick, monkeypa
         taken(replace(tiny_setup, facts={**tiny_setup.facts, "seed": 1}), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_broken_record_is_taken_again(tiny_setup, tmp_path, quick):
     """A file that is no study costs its measurement, not the run."""
     (tmp_path / "scaling.json").write_text("{}")

@@ -14,6 +14,7 @@ IDS = torch.randint(1, 64, (4, 24), generator=torch.Generator().manual_seed(0))
 IDS[:, 0] = 0
 
 
+@pytest.mark.slow
 def test_a_red_verdict_is_returned():
     """It is the one that the assertion raises, the other checks are judged too, and a copy is red in none."""
     reference = plant([SINK])

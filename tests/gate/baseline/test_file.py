@@ -533,6 +533,7 @@ def test_it_is_written_whole(tmp_path, text):
     assert [child.name for child in path.parent.iterdir()] == ["tiny.json"]
 
 
+@pytest.mark.slow
 def test_the_largest_models_stay_under_a_megabyte():
     """With the sizes of a model of 70 billion parameters and six super weights the file is at most 1 MB."""
     chance = torch.Generator().manual_seed(0)

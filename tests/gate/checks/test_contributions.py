@@ -121,6 +121,7 @@ def test_a_candidate_of_ordinary_damage_is_not_blamed_on_super_weights(tiny, ids
     assert "neighbours in the super weights' blocks" in detail["ruled out"]
 
 
+@pytest.mark.slow
 def test_a_lost_contribution_is_proven_before_it_is_blamed(tiny, ids):
     """Given back through a hook, at least half of the lost nats return, and the message says how many."""
     with pytest.raises(RobustnessError, match="what the super weights write is lost") as caught:
@@ -212,6 +213,7 @@ def test_a_weight_that_moved_in_its_row_is_not_located_again():
         assert_super_weights_preserved(moved, reference, token_ids=ids)
 
 
+@pytest.mark.slow
 def test_padded_vocabularies_are_ordinary(tiny, ids):
     """A vocabulary padded for speed changes no verdict."""
     model = copy.deepcopy(tiny.model)

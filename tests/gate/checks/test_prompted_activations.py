@@ -200,6 +200,7 @@ def test_the_failing_prompt_is_shrunk():
     assert dict(verdicts[0].detail)["shrunk from"] == repr(prompts[0])
 
 
+@pytest.mark.slow
 def test_without_the_reference_it_is_cut_behind_its_sink():
     """A reference of which only numbers are left cannot be asked anew; what follows the sink goes all the same."""
     reference, candidate = subject(planted.on_first_delimiter, bos=False), subject(late, bos=False, name="late")

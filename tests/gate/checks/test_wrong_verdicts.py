@@ -76,6 +76,7 @@ def test_a_layer_that_the_configuration_leaves_out_is_no_pruning(tiny, ids, cut)
     assert verdict.cause_kind == "configuration"
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_gone_is_named(tiny, ids, cut):
     """Where the tensors are gone as well, the reference's layer that is missing is named."""
     file = cut / "model.safetensors"
@@ -197,6 +198,7 @@ def test_a_quantization_that_improves_says_something_of_the_text(tiny, ids):
     assert assert_perplexity_within(tiny, worse, ratio=1.5, token_ids=ids).outcome is Outcome.PASSED
 
 
+@pytest.mark.slow
 def test_a_fault_that_improves_is_named_all_the_same(tiny, ids):
     """A norm that another factor suits better on this text is a change, and no matter of the text."""
     worse = edited(tiny, lambda model: model.model.norm.weight.mul_(0.5))

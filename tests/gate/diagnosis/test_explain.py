@@ -147,6 +147,7 @@ def test_nan_on_the_text_alone_is_not_finite(tiny, ids):
     assert f"NaN or infinity in the weights of model.embed_tokens, row {token}" in verdict.summary
 
 
+@pytest.mark.slow
 def test_a_saturated_weight_names_the_end_of_its_format(tiny, ids):
     """A super weight that stands at float8's largest number was cut there, and not merely weakened."""
     reference = relatives.rescaled(tiny.model, 1024.0)
@@ -244,6 +245,7 @@ def test_a_permuted_candidate_that_is_damaged_elsewhere_has_its_basis_ruled_out(
 # --- the super weights, their activation, their neighbours ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_lost_contribution_comes_with_what_was_ruled_out(tiny, ids):
     """The proof stands first, then the causes before it in the order, each with its number."""
     verdict = red(assert_perplexity_within, damage.damaged(tiny, damage.zero), tiny, token_ids=ids)
@@ -276,6 +278,7 @@ def opposed(model):
     mlp.down_proj.weight[ROW, 17] = -0.9 * mlp.down_proj.weight[ROW, COLUMN]
 
 
+@pytest.mark.slow
 def test_an_activation_that_a_later_layer_loses_is_named_with_that_layer(tiny, ids):
     """The super weight writes what it should, layer 2 takes it away: given back there, the loss returns."""
     candidate = edited(tiny, erased_in_layer_2)
@@ -448,6 +451,7 @@ def test_a_sink_behind_bos_is_sought_in_every_window(tiny, ids):
     assert (~each.isnan()).sum(1).tolist() == [1] * len(ids)
 
 
+@pytest.mark.slow
 def test_a_row_that_cannot_be_read_is_not_said_to_be_rounded(tiny, ids):
     """A packed matrix of an unknown scheme shows no grid: the weight is gone, and nobody says how."""
 

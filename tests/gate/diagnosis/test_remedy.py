@@ -396,6 +396,7 @@ class Coarse(nn.Module):
         return nn.functional.linear(x, self.codes.to(x.dtype) * self.step)
 
 
+@pytest.mark.slow
 def test_a_quantizer_of_somebodys_own_gets_its_fix_proven(tiny, ids):
     """No engine can make it again, but the reference's matrix can be put in the place of what it packed."""
     model = copy.deepcopy(tiny.model)
@@ -484,6 +485,7 @@ def test_a_baseline_keeps_a_large_reference_away(tmp_path, monkeypatch):
     session.free()
 
 
+@pytest.mark.slow
 def test_a_rescaled_matrix_is_not_called_useless(tiny, ids):
     """AWQ puts factors between two maps: the reference's own matrix does not fit there, and that is what is said."""
     broken = relatives.rescaled(tiny.model)
@@ -498,6 +500,7 @@ def test_a_rescaled_matrix_is_not_called_useless(tiny, ids):
     assert remedy(candidate, reference, [QUERY]).facts["perplexity"] == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_reference_that_a_caller_changed_is_not_loaded_from_its_directory(tiny, ids):
     """What an engine would make of the directory proves nothing about the reference in memory; its own matrix does."""
     changed = copy.deepcopy(tiny.model)

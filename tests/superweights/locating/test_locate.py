@@ -571,6 +571,7 @@ def test_no_traces():
 
 @settings(max_examples=30)
 @given(prompt=prompts())
+@pytest.mark.slow
 def test_tiny_from_any_prompt(tiny, prompt):
     """Whatever the prompt, the embedded model's one super weight is found, and no other."""
     located = locate(tiny.model, tiny.tokenizer, prompt=prompt)

@@ -164,6 +164,7 @@ def largest_inputs(model, module, ids):
     return seen[0]
 
 
+@pytest.mark.slow
 def test_both_follow_a_neuron_that_was_moved(tiny, first):
     """With its inner neuron at another place the slow answer moves, and ``locate`` with it."""
     model, other = copy.deepcopy(tiny.model), 17

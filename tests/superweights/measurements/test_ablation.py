@@ -54,6 +54,7 @@ def test_the_intact_nats_of_a_causal_check_are_those_of_a_pass():
     assert ablation.intact_nats_against(one, one) is not None
 
 
+@pytest.mark.slow
 def test_a_planted_collapse_is_measured_on_both_kinds_of_windows():
     """With windows from between, the verdict on one model is finite and has a kind."""
     verdict = assert_collapses_when_zeroed(reference(STANDARD), factor=0.01)
