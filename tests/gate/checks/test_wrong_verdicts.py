@@ -145,8 +145,9 @@ def test_an_inert_set_sets_no_limit_for_the_largest_others(tiny, ids):
 
     subject = as_subject(tiny, token_ids=ids)
     subject.limits = {"others": chosen_limit("others", None, 1e9)}
-    given = assert_survives_pruning(subject, super_weights=inert, null="largest")
-    assert (given.limit.high, given.outcome) == (1e9, Outcome.PASSED)
+    for weights in (inert, [SuperWeight(1, 97, 301)]):
+        given = assert_survives_pruning(subject, super_weights=weights, null="largest")
+        assert (given.limit.high, given.outcome) == (1e9, Outcome.PASSED)
 
 
 @pytest.mark.slow
