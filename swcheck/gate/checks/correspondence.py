@@ -154,7 +154,7 @@ def _find(
 
 def _neuron_stands(pair: Pair, weight: SuperWeight, original: SuperWeight, expected: float, sink: int) -> bool:
     """Return whether the weight's inner neuron still gets its input there: then no other one of the layer is it."""
-    [value] = weight_values(pair.reference, (original,))
+    value = weight_values(pair.reference, pair.weights)[pair.weights.index(original)]  # a baseline keeps those of all
     now = float(
         down_input(pair.candidate, weight.layer, prompt_ids(pair.reference), weight.expert)[sink, weight.column]
     )

@@ -115,6 +115,22 @@ def test_a_baseline_gives_the_verdicts_of_its_reference(tiny, live, recorded, ed
         assert without.measured == pytest.approx(with_reference.measured, rel=2e-3, abs=2e-3), check
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_baseline_of_two_super_weights_names_the_one_that_is_lost(tiny_pair, lost):
+    """The numbers that were measured of both together are enough to seek one of them in a candidate."""
+    reference = as_subject(tiny_pair)
+    measure.measure_for_candidates(reference)
+    recorded = file.read_baseline(file.baseline_text(reference, {"weights": "abc"}), "pair.json")[0]
+    weight = located(reference).super_weights[lost]
+    model = copy.deepcopy(tiny_pair.model)
+    with torch.no_grad():
+        model.get_submodule(f"model.layers.{weight.layer}.mlp.down_proj").weight[weight.row, weight.column] = 0
+    for known in (reference, recorded):
+        verdict = verdict_of(assert_super_weights_preserved, replace(tiny_pair, model=model), known)
+        assert verdict.cause.startswith(f"super weight at {weight.place} zeroed")
+
+
 def test_a_permuted_candidate_is_followed_from_a_baseline(tiny, recorded):
     """The portrait in the file is enough to map permuted channels."""
     candidate = damage.Loaded(relatives.permuted(tiny.model), tiny.tokenizer, "permuted")
