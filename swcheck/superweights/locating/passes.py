@@ -86,9 +86,8 @@ class Passes:
             writers = self.recorded(stack, range(max(1, len(self.body.layers) - 1)), tuple(removed))
             stack.enter_context(layers_skipped(self.body, start, first.residual, length, self.beside))
             self.model(self.ids[:, :length].to(device_of(self.model)), use_cache=False)
-        result = result_of(writers)
         copy_layers(self.first.writers, writers, start, length)
-        return result
+        return result_of(writers)
 
     def recorded(self, stack: ExitStack, layers: range, removed: tuple[SuperWeight, ...] = ()) -> Writers:
         """Record ``layers`` in the passes that run until ``stack`` is closed; a pass ends after the last of them."""
@@ -127,6 +126,8 @@ def copy_layers(source: Writers, target: Writers, end: int, length: int) -> None
 
     Nothing was zeroed in these layers, and a layer does not see later tokens.
     """
+    for layer in range(end):
+        target.observation.residual[layer] = source.observation.residual[layer][:, :length]
     for key in [key for key in source.observation.inputs if (key if isinstance(key, int) else key.layer) < end]:
         target.observation.inputs[key] = source.observation.inputs[key][:, :length]
         target.observation.outputs[key] = source.observation.outputs[key][:, :length]

@@ -33,13 +33,17 @@ MOST_PASSES: Final = 6
 """At most this many passes are run side by side, the first one among them."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Pass:
-    """A pass over the first ``length`` tokens with ``removed`` zeroed; ``writers`` have the layers that were run."""
+    """A pass over the first ``length`` tokens; ``writers`` have what was zeroed in it, and the layers that were run."""
 
-    removed: tuple[SuperWeight, ...]
     length: int
     writers: Writers
+
+    @property
+    def removed(self) -> tuple[SuperWeight, ...]:
+        """The weights that are zeroed."""
+        return self.writers.removed
 
     def stream_after(self, layer: int) -> torch.Tensor:
         """Return the residual stream after a layer, float32 ``(length, H)``."""
@@ -56,7 +60,7 @@ class PassesOfOneReading(Passes):
 
     def run_first(self, layers: range) -> PassResult:
         """Run the pass without any edit, and beside it those that will be asked for."""
-        first = self._new_pass((), self.ids.shape[1])
+        first = self._new_pass(self.ids.shape[1])
         self.side_by_side.append(first)
         for layer in layers:
             with self.pager.holding():
@@ -73,8 +77,8 @@ class PassesOfOneReading(Passes):
                 return result_of(one.writers)
         return super().run_without(removed, length)
 
-    def _new_pass(self, removed: tuple[SuperWeight, ...], length: int) -> _Pass:
-        return _Pass(removed, length, Writers(self.model, self.body, Observation(), {}, {}, removed))
+    def _new_pass(self, length: int, removed: tuple[SuperWeight, ...] = ()) -> _Pass:
+        return _Pass(length, Writers(self.model, self.body, Observation(), {}, {}, removed))
 
     def _run_layer(self, one: _Pass, layer: int) -> None:
         """Run one layer of a pass behind those that were run."""
@@ -97,10 +101,8 @@ class PassesOfOneReading(Passes):
         found = intact.attribute(one.writers, spikes, frozenset(one.removed)).written
         if found and all(weight.layer == layer for weight in found):
             length = one.length if one.removed else 1 + max(spike.position for spike in spikes)
-            begun = self._new_pass((*one.removed, *found), length)
+            begun = self._new_pass(length, (*one.removed, *found))
             copy_layers(one.writers, begun.writers, layer, length)
-            for earlier in range(layer):
-                begun.writers.observation.residual[earlier] = one.writers.observation.residual[earlier][:, :length]
             self.side_by_side.append(begun)
 
     def _new_spikes(self, one: _Pass, layer: int) -> list[SuperActivation]:
