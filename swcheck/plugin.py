@@ -118,12 +118,14 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     if collection.suite_is_included(config) or any(collection.uses_swcheck(item) for item in session.items):
         from swcheck.run.preflight import gate_lines
         from swcheck.run.settings import fetch
-        from swcheck.run.worker_memory import check_room_for_workers
 
         try:
             with uncaptured(config):
                 fetch(settings)
-            check_room_for_workers(settings, getattr(config.option, "numprocesses", None) or 1)
+            if workers := getattr(config.option, "numprocesses", None):
+                from swcheck.run.worker_memory import check_room_for_workers
+
+                check_room_for_workers(settings, workers)
             terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
             for line in gate_lines(settings) if terminal is not None else ():
                 terminal.write_line(f"swcheck: {visible_line(line)}", yellow=True)

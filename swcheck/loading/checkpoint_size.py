@@ -5,11 +5,14 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from swcheck.base.errors import CheckpointError
 from swcheck.loading.files.config_file import read_config
 from swcheck.loading.files.safetensors_header import read_header, safetensors_files
+
+BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""The bytes that a parameter takes, by the dtype that it is loaded in."""
 
 
 @dataclass(frozen=True)

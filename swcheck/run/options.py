@@ -9,7 +9,7 @@ Values are checked in ``settings``.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -181,42 +181,41 @@ def read_values(config: pytest.Config) -> tuple[dict[str, Any], dict[str, str]]:
     Both are dicts by the name of the option. The value of a table is a dict of its entries by place; its place is the
     first one. Raises ``OptionError`` for a flag in the environment that is neither yes nor no.
     """
+
+    def of_pytest(option: Option) -> tuple[Any, Any]:
+        ini = config.getini(option.dest)
+        return config.getoption(option.dest), _resolve_ini_paths(option, ini, config.inipath) if ini else None
+
+    return _first_values(config.rootpath, of_pytest)
+
+
+def values_beside_pytest(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the same for a command that is no run of pytest: from the environment, and the ``pyproject.toml`` of ``folder``."""
+    return _first_values(folder, lambda _option: (None, None))
+
+
+def _first_values(
+    folder: Path, of_pytest: Callable[[Option], tuple[Any, Any]]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the values and where they are from; ``of_pytest`` gives those of the command line and of the ini-file."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    project = config.rootpath / "pyproject.toml"
+    project = folder / "pyproject.toml"
     table = _project_table(project) if project.is_file() else {}
     for option in OPTIONS:
-        given, variable = config.getoption(option.dest), os.environ.get(option.variable)
-        ini = config.getini(option.dest)
+        (given, ini), variable = of_pytest(option), os.environ.get(option.variable)
         found = {
             "command line": given,
             "environment": _parse_variable(option, variable)
             if variable and (given is None or option.kind == "table")
             else None,
-            "ini": _resolve_ini_paths(option, ini, config.inipath) if ini else None,
+            "ini": ini,
             "pyproject": _resolve_ini_paths(option, table.get(option.name), project),
         }
         found = {place: value for place, value in found.items() if value is not None}
         if found:
             origin = next(iter(found))
             values[option.name], origins[option.name] = found if option.kind == "table" else found[origin], origin
-    return values, origins
-
-
-def values_beside_pytest(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the values of options in the environment, else in the ``pyproject.toml`` of ``folder``, and where each stands.
-
-    For commands that are no run of pytest, which has the command line and the ini-file.
-    """
-    project = folder / "pyproject.toml"
-    table = _project_table(project) if project.is_file() else {}
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for option in OPTIONS:
-        text = os.environ.get(option.variable)
-        value = _parse_variable(option, text) if text else _resolve_ini_paths(option, table.get(option.name), project)
-        if value is not None:
-            values[option.name], origins[option.name] = value, "environment" if text else "pyproject"
     return values, origins
 
 

@@ -19,6 +19,7 @@ from swcheck.base.errors import CheckpointError, SwcheckError
 from swcheck.base.formatting import format_size
 from swcheck.base.reading.bounded import read_json
 from swcheck.loading import engines
+from swcheck.loading.checkpoint_size import BYTES
 from swcheck.loading.files.config_file import LARGEST_CONFIG, read_config
 from swcheck.loading.scheme_from_config import is_installed
 from swcheck.run.outline import Outline, built_shapes, outline_of
@@ -50,7 +51,6 @@ WIDER: Final = "bfloat16 or float32"
 CACHE_PACKAGES: Final = {"quanto": ("optimum.quanto", "optimum-quanto"), "hqq": ("hqq", "hqq")}
 """The backends of transformers' quantized cache: the module and the package of each."""
 
-BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 LARGEST_HALF: Final = 65_504
 MOST_NAMED: Final = 4
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from swcheck.base.errors import OptionError, SwcheckError
 from swcheck.base.formatting import format_size
 from swcheck.loading import engines
-from swcheck.loading.checkpoint_size import checkpoint_size
+from swcheck.loading.checkpoint_size import BYTES, checkpoint_size
 from swcheck.loading.streaming.free_memory import free_memory
 from swcheck.loading.streaming.streamable import too_large
 
 if TYPE_CHECKING:
     from swcheck.run.settings import Settings
-
-BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""The bytes of a parameter by the dtype that is asked for."""
 
 
 def check_room_for_workers(settings: Settings, workers: int) -> None:

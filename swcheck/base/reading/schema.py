@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, TypeAlias
 
 from swcheck.base.errors import CheckpointError
+from swcheck.base.json_text import NOT_FINITE
 
 Check: TypeAlias = Callable[[Any, str], None]
 
@@ -100,6 +101,10 @@ def one_of(*checks: Check, words: str) -> Check:
             raise MismatchError(place, words, value)
 
     return check_any
+
+
+NUMBER: Final = one_of(real(), choice(NOT_FINITE), words="a number")
+"""The check for a number as our own files have it: one that is not finite by its name."""
 
 
 def nullable(check: Check) -> Check:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from swcheck.base.json_text import NOT_FINITE, finite_json
+from swcheck.base.json_text import finite_json
 from swcheck.base.reading import schema
 from swcheck.base.records import Limit, Outcome, Verdict
 from swcheck.run.reports.margins import Reported, margin
@@ -13,7 +13,7 @@ from swcheck.run.reports.margins import Reported, margin
 SCHEMA: Final = 2
 
 _WORDS: Final = schema.text(100_000)
-_NUMBER: Final = schema.nullable(schema.one_of(schema.real(), schema.choice(NOT_FINITE), words="a number"))
+_NUMBER: Final = schema.nullable(schema.NUMBER)
 _VERDICT: Final = schema.record(
     {
         **dict.fromkeys(("check", "model", "summary", "unit", "cause", "try", "test"), _WORDS),

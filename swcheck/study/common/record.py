@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
 from swcheck.base.errors import CheckpointError, NotObservedError
-from swcheck.base.json_text import NOT_FINITE, json_text
+from swcheck.base.json_text import json_text
 from swcheck.base.reading import schema
 from swcheck.base.reading.bounded import parsed_json
 
@@ -105,12 +105,18 @@ def as_json(study: Study) -> str:
     return json_text(body)
 
 
-_NUMBER: Final = schema.one_of(schema.real(), schema.choice(NOT_FINITE), words="a number")
 _TEXT: Final = schema.nullable(schema.text(100_000))
 _PLACE: Final = dict.fromkeys(("layer", "position", "channel"), schema.nullable(schema.whole()))
 _ROW: Final = schema.record(
-    {"quantity": schema.text(1000), "value": _NUMBER},
-    {**_PLACE, "condition": schema.text(1000), "x": _NUMBER, "error": _NUMBER, "prompt": _TEXT, "task": _TEXT},
+    {"quantity": schema.text(1000), "value": schema.NUMBER},
+    {
+        **_PLACE,
+        "condition": schema.text(1000),
+        "x": schema.NUMBER,
+        "error": schema.NUMBER,
+        "prompt": _TEXT,
+        "task": _TEXT,
+    },
 )
 _STUDY: Final = schema.record(
     {
