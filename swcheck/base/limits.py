@@ -166,8 +166,8 @@ def limits_for_scheme(scheme: Scheme | None, parameters: int = FEW_PARAMETERS) -
 def limits_for_kind(name: str, *, sure: bool = True, pattern: str = "") -> Mapping[str, Limit]:
     """Return all limits for a candidate of kind ``finetuned``, ``merged``, ``pruned`` or ``distilled``.
 
-    Perplexity (but of a distilled one), KL and top-1 agreement are then reported, not judged. ``sure`` is False if the kind was only inferred
-    from the weights; then a perplexity ratio above ``MOST_GUESSED`` still fails, or above that of its ``pattern``.
+    Perplexity (but of a distilled one), KL and top-1 agreement are then reported, not judged. ``sure`` is False if the kind
+    was only inferred from the weights; then a perplexity ratio above ``MOST_GUESSED`` still fails, or above that of its ``pattern``.
     """
     most, source = BY_PATTERN.get(pattern, (MOST_GUESSED, f"taken for {KIND_WORDS[name]}"))
     reported = f"{KIND_WORDS[name]}: reported, not judged"
@@ -175,13 +175,10 @@ def limits_for_kind(name: str, *, sure: bool = True, pattern: str = "") -> Mappi
     inferred = (
         f"{source}{'' if pattern else f' by its {told_by}, which nobody declared'}; --swcheck-kind={name} lifts it"
     )
+    perplexity = Limit(None, None, reported) if sure else Limit(None, most, inferred)
     chosen = {
         "activation": Limit(0.5, 2.0, f"{KIND_WORDS[name]}: a healthy one was seen at x1.21"),
-        "perplexity": DISTILLED
-        if name == "distilled"
-        else Limit(None, None, reported)
-        if sure
-        else Limit(None, most, inferred),
+        "perplexity": DISTILLED if name == "distilled" else perplexity,
         "kl": Limit(None, None, reported),
         "top1": Limit(None, None, reported),
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 
@@ -20,6 +20,10 @@ LARGEST_EXPONENT: Final = 700.0
 """Larger exponents are cut to this one, because exp(710) overflows a float64."""
 
 
+Nats: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
+"""The losses of the same tokens before and after an edit."""
+
+
 def capped_collapse(intact: torch.Tensor, ablated: torch.Tensor, vocabulary: int) -> float:
     """Return by how many nats the mean loss rises when weights are zeroed, at most up to the loss of guessing.
 
@@ -29,6 +33,14 @@ def capped_collapse(intact: torch.Tensor, ablated: torch.Tensor, vocabulary: int
     cap = max(0.0, math.log(vocabulary) - float(intact.mean()))
     rise = float(ablated.mean()) - float(intact.mean())
     return min(rise, cap) if math.isfinite(rise) else cap
+
+
+def collapse_share(ours: Nats, theirs: Nats, vocabulary: int) -> float:
+    """Return the ``capped_collapse`` of a candidate over that of its reference, which is above 0; at least 0.
+
+    Each is the losses intact and with the super weights zeroed.
+    """
+    return max(0.0, capped_collapse(*ours, vocabulary) / capped_collapse(*theirs, vocabulary))
 
 
 def collapse_ratio(intact: torch.Tensor, ablated: torch.Tensor) -> float:

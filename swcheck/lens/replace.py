@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
@@ -159,18 +160,12 @@ def inputs_rounded(maps: Iterable[nn.Module], bits: float) -> Iterator[None]:
     """Round the inputs of linear maps to ``bits``, in one range for all tokens of a window, and undo it afterwards."""
     with ExitStack() as undo:
         for module in maps:
-            undo.callback(module.register_forward_pre_hook(_Rounding(bits)).remove)
+            undo.callback(module.register_forward_pre_hook(partial(_round_input, bits)).remove)
         yield
 
 
-class _Rounding:
-    """A hook before a linear map that rounds its first input."""
-
-    def __init__(self, bits: float) -> None:
-        self._bits = bits
-
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (rounded_in_one_range(args[0], self._bits), *args[1:])
+def _round_input(bits: float, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (rounded_in_one_range(args[0], bits), *args[1:])
 
 
 def rounded_in_one_range(x: torch.Tensor, bits: float) -> torch.Tensor:

@@ -16,6 +16,7 @@ from swcheck.base.statistics import (
     STANDARD_ERRORS,
     capped_collapse,
     collapse_ratio,
+    collapse_share,
     is_near,
     perplexity_of,
     standard_error,
@@ -111,7 +112,7 @@ def compare_dependence(pair: Pair, limit: Limit) -> Verdict:
         return not_finite_nats(pair, whole)
     intact = intact_nats_against(pair.candidate, pair.reference)
     after = (intact, ablated_nats(pair.candidate, corresponding(pair, chosen).places, ids))
-    share = max(0.0, capped_collapse(*after, size) / capped_collapse(*before, size))
+    share = collapse_share(after, before, size)
     left = f"{share:.2f} of its capped nats"
     if perplexity_of(intact) >= size:
         left = (

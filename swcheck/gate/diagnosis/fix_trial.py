@@ -18,16 +18,20 @@ import torch
 from swcheck.base.errors import brief_message
 from swcheck.base.formatting import format_ratio
 from swcheck.base.limits import collapse_class
-from swcheck.base.statistics import LARGEST_EXPONENT, capped_collapse, collapse_ratio, ratio_of
+from swcheck.base.statistics import LARGEST_EXPONENT, capped_collapse, collapse_ratio, collapse_share, ratio_of
 from swcheck.gate.diagnosis.evidence.reference_matrices import ROUNDED, matrix_in_memory, reference_matrix
 from swcheck.gate.relation.basis import relation
 from swcheck.lens.architecture.storage import device_of, first_tensor
-from swcheck.lens.intervene import zeroed
 from swcheck.lens.kl_divergence import compare_predictions
-from swcheck.lens.likelihood import token_nats
 from swcheck.lens.replace import maps_replaced
 from swcheck.loading import engines
-from swcheck.superweights.measurements.ablation import ablated_nats, intact_nats, knows_ablated, window_starts
+from swcheck.superweights.measurements.ablation import (
+    ablated_nats,
+    intact_nats,
+    knows_ablated,
+    nats_on_starts,
+    window_starts,
+)
 from swcheck.superweights.measurements.contributions import (
     contributions_at,
     contributions_on_default_prompt,
@@ -186,13 +190,8 @@ def _dependence(fix: Fix, made: Subject, nats: torch.Tensor) -> float | None:
     theirs = intact_nats(reference), ablated_nats(reference, chosen)
     if collapse_class(collapse_ratio(*theirs)) != "critical" or not capped_collapse(*theirs, size) > 0:
         return None
-    between = ids[len(nats) :]
-    intact = nats[:, : ids.shape[1] - 1]
-    if len(between):
-        intact = torch.cat([intact, token_nats(made.scorer, between)])
-    with zeroed(made.scorer, chosen):
-        without = token_nats(made.scorer, ids)
-    return max(0.0, capped_collapse(intact, without, size) / capped_collapse(*theirs, size))
+    ours = nats_on_starts(made, nats, ids), ablated_nats(made, chosen, ids)
+    return collapse_share(ours, theirs, size)
 
 
 def _check_room(fix: Fix) -> None:

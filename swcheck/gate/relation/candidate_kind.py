@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from swcheck.base.limits import KIND_WORDS
 from swcheck.base.reading.bounded import read_bytes
 from swcheck.base.records import Scheme
 from swcheck.lens.linear_maps import plain_matrices
@@ -104,7 +105,7 @@ def kind_of(candidate: Subject, reference: Subject) -> Kind:
     The weights are compared only where the declared kind is ``auto`` and there is no scheme.
     """
     asked, scheme = candidate.kind, candidate.scheme
-    if asked in {"finetuned", "merged", "pruned", "distilled"}:
+    if asked in KIND_WORDS:
         return Kind(asked, "--swcheck-kind says so")
     if scheme is not None:
         return kind_from_scheme(scheme)

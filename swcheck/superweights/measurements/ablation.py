@@ -84,17 +84,17 @@ def nats_without_experts(subject: Subject, keys: Sequence[MapKey]) -> torch.Tens
 
 def intact_nats(subject: Subject) -> torch.Tensor:
     """Return the intact nats on the window starts, float64 ``(B, P - 1)``."""
-    return _nats_on_starts(subject, intact_scores(subject)[0], window_starts(subject))
+    return nats_on_starts(subject, intact_scores(subject)[0], window_starts(subject))
 
 
 def intact_nats_against(candidate: Subject, reference: Subject) -> torch.Tensor:
     """Return the candidate's intact nats on the reference's window starts, float64 ``(B, P - 1)``."""
     if candidate is reference:
         return intact_nats(reference)
-    return _nats_on_starts(candidate, scores_against(candidate, reference)[0], window_starts(reference))
+    return nats_on_starts(candidate, scores_against(candidate, reference)[0], window_starts(reference))
 
 
-def _nats_on_starts(subject: Subject, nats: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+def nats_on_starts(subject: Subject, nats: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Return the nats on the window starts ``ids``.
 
     The first ones are a part of ``nats``, those of the whole windows. The starts from between the windows are scored.
