@@ -181,7 +181,7 @@ def test_its_fix_is_tried_by_quantizing_again(gate, name):
     """Its config says which engine makes such a one; whether leaving matrices out helps is measured, and said as it is."""
     verdict = next(verdict for verdict in gate[1][name].values() if verdict["outcome"] == "failed")
     fix, (spec, helps) = verdict["facts"]["fix"], SPECS[name]
-    assert fix["by"] == "quantized again with them left out"
+    assert fix["by"] == "quantized again with these matrices left out"
     assert fix["spec"] == f"{spec}skip={'+'.join(fix['matrices'])}"
     assert fix["bytes"] > 0
     assert fix["proven"] is helps is (fix["perplexity"] < fix["before"])

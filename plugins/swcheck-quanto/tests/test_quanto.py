@@ -205,6 +205,6 @@ def test_what_transformers_quantized_gets_its_fix_proven():
         assert_perplexity_within(candidate, reference, ratio=0.99, token_ids=ids)
 
     fix = caught.value.verdict.facts["fix"]
-    assert fix["by"] == "quantized again with them left out"
+    assert fix["by"] == "quantized again with these matrices left out"
     assert fix["spec"].startswith("quanto:int8,skip=model.layers.")
     assert "quanto exclude=" in caught.value.verdict.attempt

@@ -267,7 +267,7 @@ def _is_rescaled(candidate: Subject, name: str, matrix: Matrix) -> bool:
 
 
 _WAYS: Final[Mapping[str, Callable[[Fix], _Measured]]] = {
-    "quantized again with them left out": _measure_quantized_again,
+    "quantized again with these matrices left out": _measure_quantized_again,
     "with these matrices given back through a hook": _measure_with_reference_matrices,
 }
 """The ways to try a fix, by the words that name them; the better way first."""

@@ -78,7 +78,7 @@ class Remedy:
         if self.kind in NOT_QUANTIZED and not self.known:
             return f"{NOT_QUANTIZED[self.kind]}: {'; '.join(self.facts['matrices'])}"
         price = "" if self.price is None else f" (+{self.price:,} bytes)"
-        return f"{start}leave these matrices unquantized: {self.snippet}{price}"
+        return f"{start}leave these matrices unquantized{price}: {self.snippet}"
 
     @property
     def words_without_help(self) -> str:

@@ -228,8 +228,8 @@ def test_a_fix_is_proven_by_quantizing_again(monkeypatch):
     assert fix["proven"]
     assert fix["perplexity"] < fix["before"]
     assert fix["bytes"] == 256 * 512 * (32 - 4) // 8
-    assert verdict.attempt.endswith(f"{CLIPPED},skip={DOWN} (+458,752 bytes)")
-    assert "quantized again with them left out: perplexity x1.1" in dict(verdict.detail)["fix"]
+    assert verdict.attempt.endswith(f"unquantized (+458,752 bytes): {CLIPPED},skip={DOWN}")
+    assert "quantized again with these matrices left out: perplexity x1.1" in dict(verdict.detail)["fix"]
     assert "(was x0.240)" in dict(verdict.detail)["fix"]
     session.free()
 
@@ -341,7 +341,7 @@ def test_an_engine_that_cannot_is_no_second_failure(monkeypatch, found):
 
     said = dict(caught.value.verdict.detail)["fix"]
     assert said.startswith("with these matrices given back through a hook: perplexity x1.1")
-    assert "; quantized again with them left out: " in said
+    assert "; quantized again with these matrices left out: " in said
     assert str(found).splitlines()[-1].split(": ")[-1] in said
     session.free()
 
@@ -355,7 +355,10 @@ def state(*models):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("largest", "way", "spec"),
-    [(10**9, "quantized again with them left out", True), (0, "with these matrices given back through a hook", False)],
+    [
+        (10**9, "quantized again with these matrices left out", True),
+        (0, "with these matrices given back through a hook", False),
+    ],
 )
 def test_a_fix_is_proven_for_two_models_in_memory(tiny, ids, monkeypatch, largest, way, spec):
     """In a caller's own process as well: by a third model where the two are small, else by their own matrices.
@@ -524,7 +527,7 @@ def test_a_third_model_is_made_as_the_reference_is(tiny, ids, monkeypatch):
     monkeypatch.setattr(engines, "load", lambda spec, **more: made.append((spec, more)) or load_one(spec, **more))
     found = remedy(as_subject(candidate, token_ids=ids), as_subject(reference, token_ids=ids), [DOWN])
 
-    assert found.facts["by"] == "quantized again with them left out"
+    assert found.facts["by"] == "quantized again with these matrices left out"
     assert made[0] == (f"{CLIPPED},skip={DOWN}", {"reference": tiny.source, "device": "cpu", "dtype": "bfloat16"})
 
 
