@@ -54,3 +54,25 @@ def test_an_interrupted_run(tmp_path, update):
     assert [verdict["check"] for verdict in document["verdicts"]] == ["super weights"]
     assert not (tmp_path / "kept").exists()
     assert [file.name for file in tmp_path.iterdir() if file.name.endswith(".part")] == []
+
+
+@pytest.mark.slow
+def test_an_interrupted_check(tmp_path):
+    """``swcheck check`` is the run: a signal to it alone ends it with 2 and a marked JSON, and no process stays behind."""
+    started = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    started += "from swcheck.__main__ import main; sys.exit(main())"
+    words = ["check", "tiny", "--json=out.json", "--tier=smoke"]
+    with (tmp_path / "said").open("w+") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", started, *words], cwd=tmp_path, stdout=said, stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}, start_new_session=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while "swcheck: loading" not in (tmp_path / "said").read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 2
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert "Traceback" not in (tmp_path / "said").read_text()
+    assert json.loads((tmp_path / "out.json").read_text())["interrupted"] is True

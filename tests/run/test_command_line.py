@@ -195,14 +195,40 @@ def test_the_index_needs_no_torch_and_no_reader_to_the_end():
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_an_interrupt_is_quiet(run, monkeypatch):
-    """Ctrl-C ends with 130, without a traceback."""
+PRESSED = """
+import signal, sys
 
-    def interrupted(*_arguments, **_options):
-        raise KeyboardInterrupt
+class Pressed:
+    def find_spec(self, name, *_more):
+        if name == module:
+            signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("swcheck.loading.published_index.entries", interrupted)
-    assert run("index") == (130, "", "")
+signal.signal(signal.SIGINT, signal.default_int_handler)
+module, sys.argv = sys.argv[1], ["swcheck", *sys.argv[2:]]
+sys.meta_path.insert(0, Pressed())
+from swcheck.__main__ import main
+sys.exit(main())
+"""
+"""Presses Ctrl-C when a module is imported."""
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("swcheck.run.command_line.common.arguments", "index"),
+        ("swcheck.loading.published_index", "index"),
+        ("torch", "locate tiny"),
+        ("torch", "study tiny"),
+        ("torch", "accuracy tiny"),
+        ("torch", "plot tiny"),
+        ("swcheck.run.preflight", "preflight tiny --scheme=rtn:bits=4"),
+    ],
+)
+def test_ctrl_c_ends_every_subcommand_with_2(module, words):
+    """At any moment, from the first import on, Ctrl-C ends the command with 2, in words and without a traceback."""
+    command = [sys.executable, "-c", PRESSED, module, *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "swcheck: interrupted\n")
 
 
 def test_a_file_that_cannot_be_written_is_named(run, monkeypatch, tmp_path):

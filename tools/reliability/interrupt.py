@@ -1,10 +1,9 @@
 """Ctrl-C at random moments: ``python -m tools.reliability.interrupt [--moments 20] [--only WORD]``.
 
 Runs get SIGINT, with all their processes, as from a terminal: a gate of ``tiny`` and a rounded candidate that measures a new
-baseline, one whose weights are streamed from their files, one under pytest-xdist, and a study. Each has to end with its code (2, of
-the ``swcheck`` command 130, as shells have it) without a traceback, with its JSON marked as interrupted, and without half
-a file. Beside the seconds until it ends, its processor time in between is measured, since other work on the machine does not change
-that.
+baseline, one whose weights are streamed from their files, one under pytest-xdist, and a study. Each has to end with 2, without
+a traceback, with its JSON marked as interrupted, and without half a file. Beside the seconds until it ends, its processor time
+in between is measured, since other work on the machine does not change that.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from swcheck.loading.tiny import CHECKPOINT
 
 @dataclass(frozen=True)
 class Run:
-    """A run: its command, when its part begins that is interrupted and the processor seconds of it, its code, its report.
+    """A run: its command, when its part begins that is interrupted, and the processor seconds of it.
 
     ``reports`` says whether it writes ``out.json``.
     """
@@ -37,7 +36,6 @@ class Run:
     words: tuple[str, ...]
     has_begun: Callable[[Path], bool]
     whole: float = 3.0
-    code: int = 2
     reports: bool = True
 
 
@@ -59,7 +57,7 @@ RUNS: Final = {
     "a gate that updates a baseline": _gate("--candidate=rtn:bits=4,block=128", "--swcheck-baseline=kept", "--swcheck-update"),
     "a gate of streamed models": _gate("--candidate=./copy", "--swcheck-stream"),
     "a gate under pytest-xdist": _gate("--candidate=rtn:bits=4,block=128", "-n", "2"),
-    "a study": Run((sys.executable, "-m", "swcheck", "study", "tiny", "--out=."), lambda _folder: True, 15.0, 130, False),
+    "a study": Run((sys.executable, "-m", "swcheck", "study", "tiny", "--out=."), lambda _folder: True, 15.0, reports=False),
 }  # fmt: skip
 
 
@@ -92,7 +90,7 @@ def interrupted(run: Run, share: float) -> Ending:
             _, status, usage = os.wait4(process.pid, 0)
             seconds = time.monotonic() - start
         text, code = (folder / "said").read_text(), os.waitstatus_to_exitcode(status)
-        wrong = [] if code == run.code else [f"code {code}"]
+        wrong = [] if code == 2 else [f"code {code}"]
         wrong += [word for word in ("Traceback", "INTERNALERROR") if word in text]
         report = folder / "out.json"
         is_marked = report.exists() and json.loads(report.read_text()).get("interrupted")
@@ -151,7 +149,7 @@ def _words(run: Run, endings: list[Ending]) -> str:
     half, wrong = len(endings) // 2, [one.wrong for one in endings if one.wrong]
     marked = " and a marked JSON" * run.reports
     return (
-        f"{len(endings) - len(wrong)} ended with {run.code}{marked}; median {seconds[half]:.1f} s, longest {seconds[-1]:.1f} s; "
+        f"{len(endings) - len(wrong)} ended with 2{marked}; median {seconds[half]:.1f} s, longest {seconds[-1]:.1f} s; "
         f"of these {processor[half]:.1f} s and at most {processor[-1]:.1f} s of the processor"
         + "".join(f"; {one}" for one in wrong)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from typing import Any
@@ -42,8 +43,16 @@ def _flag(option: Option) -> str:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the suite in a process of its own, whose output goes where this one's goes, and take over its exit code."""
-    options.code = subprocess.call(command(options))  # noqa: S603 - Python itself, and arguments as one list
+    """Become the run of the suite, with its output and its exit code.
+
+    A process that waits for another one would have to share its signals: Ctrl-C in a terminal reaches both, the signal of a
+    CI system one. Where the system cannot replace a program (Windows), it waits.
+    """
+    words = command(options)
+    if os.name == "posix":
+        os.execv(words[0], words)  # noqa: S606 - Python itself, and arguments as one list
+    else:
+        options.code = subprocess.call(words)  # noqa: S603 - the same
 
 
 def command(options: argparse.Namespace) -> list[str]:

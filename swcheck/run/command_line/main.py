@@ -1,4 +1,4 @@
-"""The entry point of the ``swcheck`` command.
+"""The ``swcheck`` command: its parser, and what an error ends with.
 
 With ``--json`` only JSON goes to stdout; whatever other libraries print goes to stderr.
 """
@@ -40,8 +40,9 @@ NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand, and print what it returns; None is printed by the subcommand itself.
 
-    Returns the exit code: 0 if it is done, whatever it found, unless the subcommand sets another one as ``code``; 2 for wrong arguments, a model that cannot be used or a file that cannot be written; 130
-    if it was interrupted; 141 if the reader of the output has closed it.
+    Returns the exit code: 0 if it is done, whatever it found, unless the subcommand sets another one as ``code``; 2 for
+    wrong arguments, a model that cannot be used or a file that cannot be written; 141 if the reader of the output has
+    closed it. Ctrl-C comes out as ``KeyboardInterrupt``.
     """
     atexit.register(gc.freeze)  # Python would look for garbage among all that torch made, for a second and more
     options = _parser().parse_args(arguments)
@@ -57,8 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(visible(f"swcheck: {error.filename or 'a temporary file'}: {error.strerror}") + "\n")
         return 2
-    except KeyboardInterrupt:
-        return 130
     return (0 if answer is None else _write(answer)) or options.code
 
 
