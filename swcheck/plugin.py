@@ -18,7 +18,7 @@ import pytest
 from swcheck.base.errors import SwcheckError
 from swcheck.base.terminal import visible_line
 from swcheck.run import options
-from swcheck.run.pytest_hooks import collection, reporter, workers
+from swcheck.run.pytest_hooks import collection, interrupt, reporter, workers
 from swcheck.run.pytest_hooks.stash import (
     INTERRUPTED,
     SESSION,
@@ -37,11 +37,12 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """Add the options, and register the hooks of ``collection``, ``reporter`` and ``workers`` as plugins."""
+    """Add the options, and register the hooks of ``collection``, ``interrupt``, ``reporter`` and ``workers`` as plugins."""
     options.add(parser)
     pluginmanager.register(collection, "swcheck-collection")
     pluginmanager.register(reporter, "swcheck-reports")
     pluginmanager.register(workers, "swcheck-workers")
+    pluginmanager.register(interrupt, "swcheck-interrupt")
 
 
 @pytest.hookimpl(trylast=True)

@@ -24,6 +24,14 @@ def test_second(swcheck_model):
 """
 
 
+PRESSED = """
+import os, signal, threading
+
+def pytest_xdist_setupnodes():
+    threading.Timer(0.06, os.killpg, (os.getpgid(0), signal.SIGINT)).start()
+"""
+"""Presses Ctrl-C while Python begins in a worker."""
+
 STARTED = """
 import signal, sys, pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore Ctrl-C
@@ -76,3 +84,18 @@ def test_an_interrupted_check(tmp_path):
         os.killpg(process.pid, 0)
     assert "Traceback" not in (tmp_path / "said").read_text()
     assert json.loads((tmp_path / "out.json").read_text())["interrupted"] is True
+
+
+@pytest.mark.slow
+def test_an_interrupt_while_workers_start(tmp_path):
+    """Under xdist the run ends with 2 and no traceback, neither of this process nor of a worker's Python."""
+    (tmp_path / "conftest.py").write_text(PRESSED)
+    words = ["-p", "no:cacheprovider", "--model=tiny", "-n", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTED, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "KeyboardInterrupt !!!!" in out
+    assert not [word for word in ("Traceback", "INTERNALERROR") if word in out]

@@ -4,11 +4,42 @@ from __future__ import annotations
 
 import atexit
 import gc
+import signal
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 
-from swcheck.run.pytest_hooks.stash import INTERRUPTED
+from swcheck.run.pytest_hooks.stash import INTERRUPTED, is_worker, settings_of
+
+MASK: pytest.StashKey[Iterable[int]] = pytest.StashKey()
+"""The signals that were blocked before workers were started."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Let Ctrl-C wait while xdist starts workers. They inherit that: a Python that is stopped at its start shows a traceback."""
+    if settings_of(config) is not None and hasattr(signal, "pthread_sigmask"):
+        config.stash[MASK] = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionstart(session: pytest.Session) -> Iterator[None]:
+    """Take a Ctrl-C that came while workers were started, and end them: xdist would wait a second for their answer."""
+    try:
+        return (yield)
+    finally:
+        if MASK in session.config.stash:
+            if signal.SIGINT in signal.sigpending():
+                xdist: Any = session.config.pluginmanager.get_plugin("dsession")
+                xdist.nodemanager.group.terminate(timeout=0.1)
+            signal.pthread_sigmask(signal.SIG_SETMASK, session.config.stash[MASK])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take a Ctrl-C that came while this worker was started."""
+    if is_worker(config) and settings_of(config) is not None and hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def end_quickly(config: pytest.Config, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
