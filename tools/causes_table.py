@@ -54,6 +54,9 @@ COSTED: Final = (
 )  # fmt: skip
 """The candidates whose cost is measured."""
 
+COSTS_HEADING: Final = "## What a red candidate costs"
+REPEATS_HEADING: Final = "## The same again"
+
 HARMFUL, HARMLESS = 1.5, 1.02
 PUBLISHED: Final = {
     ("rounded", 2): BY_SCHEME["2-bit"][0] or 0.0,
@@ -238,11 +241,16 @@ def line_of(row: Row) -> str:
 
 
 def page(rows: Sequence[Row]) -> str:
-    """Return the page."""
-    made = [row for row in rows if not row.skipped]
+    """Return the page. A part whose measurements are not in ``build`` stays as it is."""
     return "\n".join(
-        [HEAD.format(count=len(made), kinds=len({row.kind for row in made})), *_totals(made), "", *_curve(made)]
+        [*(_verdicts([row for row in rows if not row.skipped]) if rows else _as_it_stands("")), *_costs(), *_repeats()]
     )
+
+
+def _verdicts(made: Sequence[Row]) -> list[str]:
+    """Return what the candidates were found to be."""
+    head = HEAD.format(count=len(made), kinds=len({row.kind for row in made}))
+    return [head, *_totals(made), "", *_curve(made), ""]
 
 
 HEAD: Final = """# Verdicts against labels
@@ -321,18 +329,17 @@ def _curve(rows: Sequence[Row]) -> list[str]:
             )
             cells = [words, len(mine), f"{len(red)} ({len(red) / len(mine):.0%})", *counts, len(red) - sum(counts)]
             lines.append(f"| {' | '.join(map(str, cells))} |")
-    return lines + _costs() + _repeats()
+    return lines
 
 
 def _costs() -> list[str]:
     """Return what red and green candidates of tiny cost, as ``measure_costs`` found."""
     if not COSTS.exists():
-        return []
+        return _as_it_stands(COSTS_HEADING)
     found: dict[str, list[Any]] = json.loads(COSTS.read_text(encoding="utf-8"))
     green = found.pop("copy")[0]
     lines = [
-        "",
-        "## What a red candidate costs",
+        COSTS_HEADING,
         "",
         f"Seconds of processor that four checks of `tiny` take, one thread, over the {green:.2f} s of a green copy.",
         "",
@@ -340,7 +347,7 @@ def _costs() -> list[str]:
         "| --- | --- | --- |",
     ]
     ranked = sorted(found, key=lambda name: found[name][0])
-    return lines + [f"| {name} | `{found[name][1]}` | x{found[name][0] / green:.1f} |" for name in ranked]
+    return [*lines, *(f"| {name} | `{found[name][1]}` | x{found[name][0] / green:.1f} |" for name in ranked), ""]
 
 
 def measure_costs() -> None:
@@ -369,9 +376,18 @@ def measure_costs() -> None:
 def _repeats() -> list[str]:
     """Return what ``tools.causes_repeats`` found."""
     if not REPEATS.exists():
-        return [""]
+        return _as_it_stands(REPEATS_HEADING)
     found: dict[str, Any] = json.loads(REPEATS.read_text(encoding="utf-8"))
-    return ["", "## The same again", "", found["words"], ""]
+    return [REPEATS_HEADING, "", found["words"], ""]
+
+
+def _as_it_stands(heading: str) -> list[str]:
+    """Return a section of the page, for one whose measurements are not in ``build``; without a heading all before the costs."""
+    text = PAGE.read_text(encoding="utf-8")
+    if not heading:
+        return [*text.partition(f"{COSTS_HEADING}\n")[0].rstrip("\n").split("\n"), ""]
+    section = text.partition(f"{heading}\n")[2].partition("\n## ")[0]
+    return [heading, *section.rstrip("\n").split("\n"), ""]
 
 
 def main(arguments: Sequence[str]) -> None:
