@@ -167,7 +167,9 @@ def draw(study: Study, figure: Any) -> None:
             linestyle="", marker="o^"[place], color=COLOURS[place], alpha=0.7, label=condition,
         )  # fmt: skip
     if study.has(ATTENTION):
-        attention_axes.axhline(SINK, color="0.6", linewidth=0.8, linestyle="--", marker="")
+        attention_axes.axhline(
+            SINK, color="0.6", linewidth=0.8, linestyle="--", marker="", label=f"a sink takes more than {SINK:g}"
+        )
         attention_axes.legend(fontsize=8)
     attention_axes.set_ylim(0.0, 1.0)
     attention_axes.set_ylabel("attention to the sink, each head")

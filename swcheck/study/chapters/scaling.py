@@ -15,7 +15,7 @@ from swcheck.base.limits import collapse_class
 from swcheck.base.records import Limit, Verdict
 from swcheck.lens.intervene import scaled
 from swcheck.study.common.chapter import Chapter, Rows, claim_verdict
-from swcheck.study.common.plots import ERROR_BARS, accuracy_axis, measured_tasks, ratio_axis
+from swcheck.study.common.plots import accuracy_axis, measured_tasks, ratio_axis
 from swcheck.study.common.record import Measurement, Study
 from swcheck.study.common.setup import ACCURACY, RATIO, Setup
 
@@ -76,7 +76,6 @@ def _draw_ratios(axes: Any, points: Sequence[Measurement]) -> None:
         yerr=[point.error or 0.0 for point in points],
         marker="o",
         capsize=3,
-        label=ERROR_BARS,
     )
 
 

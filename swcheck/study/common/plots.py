@@ -78,10 +78,23 @@ def write_picture(path: Path, title: str, fill: Callable[[Any], None], *, size: 
         FigureCanvasAgg(figure)
         figure.suptitle(title, fontsize=11)
         fill(figure)
+        if _has_error_bars(figure):
+            figure.suptitle(f"{title}; {ERROR_BARS}", fontsize=11)
         _label_powers_plainly(figure)
         picture = io.BytesIO()
         figure.savefig(picture, format="svg" if path.suffix.lower() == ".svg" else "png")
         write_atomically(path, picture.getvalue())
+
+
+ERROR_BARS: Final = "error bars: one standard error"
+"""What the error bars of a study's pictures are; behind the title of each picture that has some."""
+
+
+def _has_error_bars(figure: Any) -> bool:
+    from matplotlib.container import ErrorbarContainer
+
+    containers = [container for axes in figure.axes for container in axes.containers]
+    return any(isinstance(container, ErrorbarContainer) and container.has_yerr for container in containers)
 
 
 def _label_powers_plainly(figure: Any) -> None:
@@ -94,10 +107,6 @@ def _label_powers_plainly(figure: Any) -> None:
                 axis.set_major_formatter(lambda value, _position: f"{value:,.10g}")
             if isinstance(axis.get_minor_formatter(), LogFormatterMathtext):
                 axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
-
-
-ERROR_BARS: Final = "bars: one standard error"
-"""What the bars of a study's pictures are, for a label."""
 
 
 def single_axes(figure: Any) -> Any:

@@ -34,3 +34,25 @@ def test_ticks_that_a_study_has_written_stay(tmp_path):
 
     write_picture(tmp_path / "a.svg", "t", fill)
     assert "<!-- two -->" in (tmp_path / "a.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("draw", "named"),
+    [
+        (lambda axes: axes.errorbar([1, 2], [1, 2], yerr=[0.1, 0.1]), True),
+        (lambda axes: axes.bar([1, 2], [1, 2], yerr=[0.1, 0.1]), True),
+        (lambda axes: axes.bar([1, 2], [1, 2]), False),
+    ],
+)
+def test_a_picture_with_error_bars_says_what_they_are(tmp_path, draw, named):
+    """Bars drawn on a curve or on columns are named behind the title; a picture without any says nothing of them."""
+    path, title = tmp_path / "p.svg", []
+
+    def fill(figure):
+        draw(figure.subplots())
+        title.append(figure)
+
+    write_picture(path, "what is drawn", fill)
+
+    words = "what is drawn; error bars: one standard error" if named else "what is drawn"
+    assert title[0].get_suptitle() == words
