@@ -1,7 +1,7 @@
 """Tries small models of every causal-LM type of transformers, and writes ``docs/families.md``.
 
-``python -m tools.families_table`` takes about two hours of one core; what was tried is kept in ``ROWS``, so that it goes on
-where it was stopped. ``SEEDS`` random models of each type get super weights of every geometry; each has to be located,
+``python -m tools.families_table`` takes about two hours of one core. What was tried is kept in ``ROWS`` by type and seed, so
+that it goes on where it was stopped; all types come with one seed before any comes with the next. ``SEEDS`` random models of each type get super weights of every geometry; each has to be located,
 and nothing besides. A copy of the planted model has to pass the gate. A copy with the planted scalar zeroed, halved or
 moved to another row has to fail it, with the place of the super weight in its first line. The planted model packed by a
 quantizer (``PACKED``, where the package is installed) has to pass it as well.
@@ -36,6 +36,8 @@ from swcheck import (
 )
 from swcheck.lens.architecture.anatomy import Expert, anatomy, checked_anatomy
 from swcheck.superweights.locating.passes import Passes
+from swcheck.superweights.subject.as_subject import as_subject
+from swcheck.superweights.subject.subject import Subject
 from swcheck.testing.planting import Planting, plant_super_weights, visited_experts
 from tools.small_models import TYPES, small_model
 
@@ -169,26 +171,39 @@ def places_to_plant(model: nn.Module) -> Iterator[tuple[int, Expert]]:
                 yield layer, expert
 
 
-def tried(name: str, seeds: int) -> Row | None:
-    """Return what was seen of one type; None where its model cannot be built from its default configuration."""
+def tried(name: str, seed: int) -> Row | None:
+    """Return what was seen of one random model of a type; None where it cannot be built from its configuration."""
     row = Row(name)
-    for seed in range(seeds):
-        try:
-            model = small_model(name, seed)
-        except Exception:
-            return None
-        try:
-            body = checked_anatomy(model)
-        except SwcheckError as error:
-            row.refusal = error.found
-            return row
-        paths = dict.fromkeys(place.path for places in body.structure.places for place in places)
-        row.places = ", ".join(f"`{path}`" for path in paths)
-        row.located.setdefault("none", []).append(not locate(model, token_ids=IDS).super_weights)
-        for number, (layer, expert) in enumerate(list(places_to_plant(model))):
-            geometries = {name: make for name, make in GEOMETRIES.items() if number == 0 or make is not in_two_layers}
-            _try_place(row, model, layer, expert, geometries)
+    try:
+        model = small_model(name, seed)
+    except Exception:
+        return None
+    try:
+        body = checked_anatomy(model)
+    except SwcheckError as error:
+        row.refusal = error.found
+        return row
+    paths = dict.fromkeys(place.path for places in body.structure.places for place in places)
+    row.places = ", ".join(f"`{path}`" for path in paths)
+    row.located.setdefault("none", []).append(not locate(model, token_ids=IDS).super_weights)
+    for number, (layer, expert) in enumerate(list(places_to_plant(model))):
+        geometries = {name: make for name, make in GEOMETRIES.items() if number == 0 or make is not in_two_layers}
+        _try_place(row, model, layer, expert, geometries, is_packed=seed == 0)
     return row
+
+
+def together(rows: list[Row]) -> Row:
+    """Return what was seen of several random models of one type."""
+    first, *others = rows
+    whole = Row(first.name, first.refusal, first.places, packed=dict(first.packed))
+    for row in rows:
+        whole.green += row.green
+        for results, more in ((whole.located, row.located), (whole.red, row.red)):
+            for name, values in more.items():
+                results.setdefault(name, []).extend(values)
+    for row in others:
+        whole.packed = {**row.packed, **whole.packed}
+    return whole
 
 
 def _try_place(
@@ -197,6 +212,8 @@ def _try_place(
     layer: int,
     expert: Expert,
     geometries: dict[str, Callable[..., tuple[SuperWeight, ...]]],
+    *,
+    is_packed: bool,
 ) -> None:
     for geometry, make in geometries.items():
         planted = copy.deepcopy(model)
@@ -214,17 +231,24 @@ def _try_place(
             continue
         if geometry == "one":
             _try_gate(row, planted, wanted[0])
+            if is_packed:
+                _try_packed(row, planted)
 
 
 def _try_gate(row: Row, planted: nn.Module, wanted: SuperWeight) -> None:
-    """A copy is green; zeroed, halved and moved are red with the place; packed by a quantizer is green."""
-    row.green.append(_cause(copy.deepcopy(planted), planted) == "")
+    """A copy is green; zeroed, halved and moved are red with the place."""
+    reference = as_subject(planted, token_ids=TEXT)  # measured once
+    row.green.append(_cause(copy.deepcopy(planted), reference) == "")
     for name, damage in DAMAGES.items():
         damaged = copy.deepcopy(planted)
         weight = anatomy(damaged).down_map(wanted).weight
         if weight is not None:
             damage(weight, wanted)
-            row.red.setdefault(name, []).append(wanted.place in _cause(damaged, planted))
+            row.red.setdefault(name, []).append(wanted.place in _cause(damaged, reference))
+
+
+def _try_packed(row: Row, planted: nn.Module) -> None:
+    """Packed by a quantizer the model is green."""
     for name, settings in PACKED.items():
         if name not in row.packed:
             row.packed[name] = _packed(planted, settings())
@@ -278,9 +302,9 @@ def _packed(planted: nn.Module, settings: Any) -> str:
     return _cause(packed.eval(), planted) or "green"
 
 
-def _cause(candidate: nn.Module, reference: nn.Module) -> str:
+def _cause(candidate: nn.Module, reference: nn.Module | Subject) -> str:
     try:
-        assert_super_weights_preserved(candidate, reference, token_ids=TEXT)
+        assert_super_weights_preserved(as_subject(candidate, token_ids=TEXT), reference)
     except (RobustnessError, SwcheckError) as error:
         return str(error).splitlines()[0]
     return ""
@@ -337,35 +361,49 @@ def page(rows: list[Row], unbuilt: list[str]) -> str:
     return "\n".join(lines)
 
 
-def kept_rows() -> dict[str, Row | None]:
-    """Return what an earlier run tried, by type; None for a type that cannot be built."""
+def kept_rows() -> dict[tuple[str, int], Row | None]:
+    """Return what an earlier run tried, by type and seed; None for a type that cannot be built."""
     lines = ROWS.read_text(encoding="utf-8").splitlines() if ROWS.exists() else []
     kept = (json.loads(line) for line in lines)
-    return {name: None if row is None else Row(**row) for name, row in kept}
+    return {(name, seed): None if row is None else Row(**row) for name, seed, row in kept}
+
+
+def rows_of(kept: dict[tuple[str, int], Row | None]) -> tuple[list[Row], list[str]]:
+    """Return what was seen of each type, and the types that could not be built."""
+    by_type = {name: [row for (other, _), row in kept.items() if other == name] for name in TYPES}
+    rows = [together(seen) for found in by_type.values() if (seen := [row for row in found if row is not None])]
+    return rows, [name for name, found in by_type.items() if found and all(row is None for row in found)]
+
+
+def show(row: Row | None) -> None:
+    """Print what was seen of one random model."""
+    if row is not None:
+        scores = " ".join(f"{key} {score(value)}" for key, value in row.located.items())
+        seen = f"{scores} green {score(row.green)} red {row.red} {row.packed}"
+        sys.stdout.write(f"{row.name} {row.refusal or seen}\n")
+        sys.stdout.flush()
 
 
 def main(names: list[str]) -> None:
-    """Try the named types and print them; all of them, and write the page, where none is named."""
+    """Try the named types with one seed and print them; all of them, and write the page, where none is named."""
     warnings.filterwarnings("ignore")
-    rows = {} if names else kept_rows()
+    for name in names:
+        show(tried(name, 0))
+    if names:
+        return
+    kept = kept_rows()
     ROWS.parent.mkdir(exist_ok=True)
-    for name in names or TYPES:
-        if name in rows:
-            continue
-        row = rows[name] = tried(name, 1 if names else SEEDS)
-        if row is not None:
-            scores = " ".join(f"{key} {score(value)}" for key, value in row.located.items())
-            sys.stdout.write(
-                f"{name} {row.refusal or f'{scores} green {score(row.green)} red {row.red} {row.packed}'}\n"
-            )
-            sys.stdout.flush()
-        if not names:
+    for seed in range(SEEDS):
+        for name in TYPES:
+            earlier = kept.get((name, 0), Row(name))
+            if (name, seed) in kept or earlier is None or (seed and earlier.refusal):
+                continue
+            row = kept[name, seed] = tried(name, seed)
+            show(row)
             with ROWS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([name, row and asdict(row)]) + "\n")
-    if not names:
-        unbuilt = [name for name, row in rows.items() if row is None]
-        PAGE.write_text(page([row for row in rows.values() if row is not None], unbuilt), encoding="utf-8")
-        ROWS.unlink()
+                file.write(json.dumps([name, seed, row and asdict(row)]) + "\n")
+    PAGE.write_text(page(*rows_of(kept)), encoding="utf-8")
+    ROWS.unlink()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from swcheck.lens.architecture.anatomy import Anatomy, DownMap, MapKey
-from swcheck.lens.architecture.storage import dequantized, device_of, evaluating, first_tensor
+from swcheck.lens.architecture.storage import dequantized, device_of, evaluating, first_tensor, stream_given
 from swcheck.lens.architecture.tracing import PRODUCTS, eager_experts
 
 if TYPE_CHECKING:
@@ -171,8 +171,8 @@ def routed_calls(layer: nn.Module, maps: Sequence[DownMap]) -> Iterator[list[Rou
     around = [layer.get_submodule(".".join(paths[:end])) for end in range(1, len(paths) + 1)]
 
     def note_shape(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        stream = next(one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor) and one.ndim == 3)
-        shape[:] = [(stream.shape[0], stream.shape[1])]
+        stream = stream_given((*args, *kwargs.values()))
+        shape[:] = [] if stream is None else [(stream.shape[0], stream.shape[1])]
         latest.clear()
 
     def note_call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

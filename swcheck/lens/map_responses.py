@@ -115,7 +115,9 @@ def _named_maps(body: Anatomy) -> Iterator[tuple[str, nn.Module, int]]:
     for number, layer in enumerate(body.layers):
         for path, module in layer.named_modules():
             width = input_width(module)
-            if width and (isinstance(module, nn.Linear) or not any(True for _ in module.children())):
+            # experts in one parameter also want to know which token is whose
+            is_stack = any(weight.ndim > 2 for weight in module.parameters(recurse=False))
+            if width and not is_stack and (isinstance(module, nn.Linear) or not any(True for _ in module.children())):
                 yield f"{number}.{path}", module, int(width)
 
 

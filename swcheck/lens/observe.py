@@ -17,11 +17,13 @@ import torch
 
 from swcheck.base.errors import NotObservedError
 from swcheck.lens.architecture.anatomy import Anatomy, DownMap, MapKey, anatomy, bare_anatomy
-from swcheck.lens.architecture.storage import dequantized, first_tensor
+from swcheck.lens.architecture.storage import dequantized, first_tensor, stream_given
 from swcheck.lens.experts import inputs_of_expert, is_running_again, routed_calls
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from swcheck.lens.architecture.places import Structure
 
 
 class _StopForward(Exception):  # noqa: N818 - a signal, not an error
@@ -47,7 +49,7 @@ class _TensorsByLayer(dict[Any, torch.Tensor]):
 class Observation:
     """The tensors recorded in the last forward pass, by layer. They are detached, but not copied.
 
-    ``residual`` is the output of the decoder layer, ``(B, T, H)``. ``inputs`` and ``outputs`` are those of its down
+    ``residual`` is the output of the decoder layer, ``(B, T, H)``, the mean of a model's several residual streams. ``inputs`` and ``outputs`` are those of its down
     projection, ``(B, T, F)`` and ``(B, T, H)``; the input of an expert is zero at the tokens that it did not get.
     Reading a layer that was not recorded raises ``NotObservedError``.
     """
@@ -85,7 +87,7 @@ def observe(
 
     with ExitStack() as hooks:
         for layer in dict.fromkeys(residual):
-            record = _recorder(observation.residual, layer)
+            record = _recorder(observation.residual, layer, body.structure)
             hooks.callback(body.layers[layer].register_forward_hook(record).remove)
         for key in dict.fromkeys((*inputs, *outputs)):
             _record_map(hooks, body, key, observation, wanted=(key in inputs, key in outputs))
@@ -113,10 +115,10 @@ def _is_routed(body: Anatomy, key: int | MapKey) -> bool:
     return body.down_map(_as_key(key)).is_routed
 
 
-def _recorder(tensors: dict[Any, torch.Tensor], key: Any) -> Any:
+def _recorder(tensors: dict[Any, torch.Tensor], layer: int, structure: Structure) -> Any:
     def record(_module: nn.Module, _args: Any, output: Any) -> None:
         if not is_running_again():
-            tensors[key] = first_tensor(output).detach()
+            tensors[layer] = structure.stream(output).detach()
 
     return record
 
@@ -129,7 +131,7 @@ def _record_map(
     if down.is_routed:
         _record_expert(hooks, body, down, observation, wanted=wanted)
         return
-    tokens = _TokenShape()
+    tokens = _TokenShape(body.structure)
     if body.structure.hidden is not None:  # not of a known family, whose maps get (B, T, F)
         hooks.callback(layer.register_forward_pre_hook(tokens.note, with_kwargs=True).remove)
 
@@ -151,13 +153,14 @@ def _record_map(
 class _TokenShape:
     """The shape ``(B, T)`` of the tokens that a layer got last. Some models flatten them before the down projection."""
 
+    structure: Structure
     shape: tuple[int, int] | None = None
 
     def note(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for one in (*args, *kwargs.values()):
-            if isinstance(one, torch.Tensor) and one.ndim == 3:
-                self.shape = (one.shape[0], one.shape[1])
-                return
+        stream = stream_given((*args, *kwargs.values()))
+        if stream is not None:
+            count, time = self.structure.by_stream(stream).shape[:2]
+            self.shape = (count, time)
 
     def by_token(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return ``(B, T, C)``."""

@@ -96,7 +96,7 @@ def parameters_replaced(model: nn.Module, values: Mapping[str, Matrix]) -> Itera
 def residual_replaced(model: nn.Module, layer: int, channel: int, wanted: torch.Tensor) -> Iterator[None]:
     """Run ``model`` with one channel of the residual stream after ``layer`` set to given values at some tokens.
 
-    ``wanted`` is float ``(B, T)``, NaN where nothing is changed. It has one row per window, in the order in which the
+    ``wanted`` is float ``(B, T)``, NaN where nothing is changed; several streams get their mean so. It has one row per window, in the order in which the
     block runs the windows, or a single row for all of them.
     """
     body = anatomy(model)
@@ -106,11 +106,13 @@ def residual_replaced(model: nn.Module, layer: int, channel: int, wanted: torch.
     def set_channel(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         nonlocal windows_done
         out = first_tensor(output).clone()
-        count, time = out.shape[:2]
+        streams = body.structure.by_stream(out)[..., channel]  # (B, T, S)
+        count, time = streams.shape[:2]
         rows = wanted[:, :time] if len(wanted) == 1 else wanted[windows_done : windows_done + count, :time]
         windows_done += count
-        values = rows.to(out).expand(count, -1)
-        out[:, : values.shape[1], channel] = torch.where(values.isnan(), out[:, : values.shape[1], channel], values)
+        values = rows.to(out).expand(count, -1)[..., None]
+        present = streams[:, : values.shape[1]]
+        present[:] = torch.where(values.isnan(), present, values + (present - present.mean(2, keepdim=True)))
         return (out, *output[1:]) if isinstance(output, tuple) else out
 
     hook = body.layers[layer].register_forward_hook(set_channel)

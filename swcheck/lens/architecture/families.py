@@ -38,7 +38,8 @@ TRACED: Final = Family("found in a forward pass", layers="", down="", attention_
 def structure_by_family(model: nn.Module) -> tuple[Family, Structure] | None:
     """Return the family whose paths fit each layer of exactly one list of ``model``, and the structure they give.
 
-    None where none fits, and where a layer has 3-D parameters besides, which may be experts.
+    None where none fits, where a layer has 3-D parameters besides, which may be experts, and where it has a module with
+    matrices beside attention and MLP, which may mix several residual streams.
     """
     for family in FAMILIES:
         lists = [
@@ -46,7 +47,7 @@ def structure_by_family(model: nn.Module) -> tuple[Family, Structure] | None:
             for path, layers in _module_lists(model, family.layers)
             if all(_has(layer, family.down) for layer in layers)
         ]
-        if len(lists) == 1 and not any(map(_has_stacks, lists[0][1])):
+        if len(lists) == 1 and not any(_has_stacks(layer) or _has_more(layer, family) for layer in lists[0][1]):
             path, layers = lists[0]
             return family, Structure(path, ((Place(family.down),),) * len(layers))
     return None
@@ -67,6 +68,12 @@ def _has(layer: nn.Module, path: str) -> bool:
     except AttributeError:
         return False
     return True
+
+
+def _has_more(layer: nn.Module, family: Family) -> bool:
+    usual = family.down.partition(".")[0]
+    others = (one for name, one in layer.named_children() if name != usual and "attn" not in name)
+    return any(any(one.children()) and any(weight.ndim > 1 for weight in one.parameters()) for one in others)
 
 
 def _has_stacks(layer: nn.Module) -> bool:

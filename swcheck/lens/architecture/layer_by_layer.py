@@ -35,7 +35,8 @@ def logits_of_windows(model: nn.Module, token_ids: torch.Tensor, at_once: int) -
     ``evaluating(model)``.
     """
     pager = pager_of(model)
-    layers = bare_anatomy(model).layers if len(token_ids) > at_once and pager is not None else ()
+    body = bare_anatomy(model) if len(token_ids) > at_once and pager is not None else None
+    layers = () if body is None or body.structure.streams == 0 else body.layers  # else its outputs go by window
     if pager is None or not layers or any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):  # noqa: SLF001
         batches = torch.split(token_ids, at_once)
         for ids in with_bar(batches, "scoring tokens", len(batches)):

@@ -6,9 +6,9 @@ H residual width, F inner width, E experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from swcheck.lens.architecture.storage import input_width
+from swcheck.lens.architecture.storage import first_tensor, input_width
 
 if TYPE_CHECKING:
     import torch
@@ -50,8 +50,30 @@ class Place:
 
 @dataclass(frozen=True)
 class Structure:
-    """``layers`` is the name of the list of decoder layers, ``places`` are those of each layer, ``hidden`` is H."""
+    """``layers`` is the name of the list of decoder layers, ``places`` are those of each layer, ``hidden`` is H.
+
+    ``streams`` is None for a model with one residual stream. A model with S of them keeps them in what a layer returns:
+    ``(B, T, S, H)`` if it is 2, ``(S, B, T, H)`` if it is 0, ``(B, T, S * H)`` if it is -1.
+    """
 
     layers: str
     places: tuple[tuple[Place, ...], ...]
     hidden: int | None = None
+    streams: int | None = None
+
+    def by_stream(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a view ``(B, T, S, H)`` of what a layer gets or returns."""
+        if self.streams is None:
+            return tensor.unsqueeze(2)
+        if self.streams == -1:
+            return tensor.view(*tensor.shape[:-1], -1, self.hidden or 1)
+        return tensor.movedim(self.streams, 2)
+
+    def stream(self, output: Any) -> torch.Tensor:
+        """Return the residual stream ``(B, T, H)`` in what a layer returned: of several streams their mean.
+
+        A layer mixes its streams with weights that add up to 1 for each, and adds what its modules write to all of them
+        with weights of one sign. So what is written persists in the mean as it does in a single stream.
+        """
+        tensor = first_tensor(output)
+        return tensor if self.streams is None else self.by_stream(tensor).mean(2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,12 @@ def first_tensor(output: Any) -> torch.Tensor:
     Depending on the version of transformers a decoder layer returns the tensor alone or first in a tuple.
     """
     return dequantized(output[0] if isinstance(output, tuple | list) else output)
+
+
+def stream_given(values: Iterable[Any]) -> torch.Tensor | None:
+    """Return the residual stream among what a decoder layer is given, ``(B, T, H)`` or of four axes; None without one."""
+    tensors = (one for one in values if isinstance(one, torch.Tensor))
+    return next((one for one in tensors if one.ndim >= 3 and one.is_floating_point()), None)
 
 
 def dequantized(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +16,7 @@ import torch
 from swcheck.base.errors import ArchitectureError
 from swcheck.lens.architecture.places import Place, Structure
 from swcheck.lens.architecture.storage import device_of, evaluating, input_width
+from swcheck.lens.architecture.sums import Block, is_added, left_of_mix, left_of_sum
 from swcheck.lens.architecture.tracing import LinearCall, Tracer, eager_experts
 from swcheck.lens.architecture.twins import answers_repeated, layers_like_earlier_ones
 from swcheck.loading.streaming.pager import pager_of
@@ -36,16 +37,6 @@ class _LastLayerDone(Exception):  # noqa: N818 - a signal, not an error
 
 def _end_pass(*_call: Any) -> None:
     raise _LastLayerDone
-
-
-@dataclass
-class _Block:
-    """What the pass showed of one decoder layer: its input, its output, and what the modules inside returned."""
-
-    calls: int = 0
-    before: torch.Tensor | None = None
-    after: torch.Tensor | None = None
-    inside: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def traced(model: nn.Module, known: Structure | None = None) -> Structure:
@@ -76,24 +67,21 @@ def traced(model: nn.Module, known: Structure | None = None) -> Structure:
             raise
     except Exception as error:
         raise _refusal(model, f"a pass over {TOKENS} tokens ends in {type(error).__name__}: {error}") from error
-    name = _decoder(tracer.calls, blocks) if known is None else known.layers
+    name = _decoder(model, tracer.calls, blocks) if known is None else known.layers
     if name is None:
         raise _refusal(model, "no list of decoder layers that run in a pass")
     firsts = [twins.get((name, number), number) for number in range(len(blocks.lists[name]))]
     layers = [blocks.seen[name, number] for number in firsts]
-    _check_chain(model, name, layers)
-    _check_sums(model, name, layers)
+    whole = Structure(name, (), *_streams(model, layers))
+    _check_chain(model, whole, layers)
+    _check_sums(model, whole, layers)
     if known is not None:
         return replace(known, places=tuple(map(_filled_in, layers, known.places)))
     places = {
-        number: _places_of(blocks.seen[name, number], blocks.lists[name][number], name, number, tracer.calls)
+        number: _places_of(whole, blocks.seen[name, number], blocks.lists[name][number], number, tracer.calls)
         for number in set(firsts)
     }
-    return Structure(
-        name,
-        tuple(places[number] for number in firsts),
-        next(one.after.shape[-1] for one in layers if one.after is not None),
-    )
+    return replace(whole, places=tuple(places[number] for number in firsts))
 
 
 class _Blocks:
@@ -103,7 +91,7 @@ class _Blocks:
         from torch import nn
 
         self.lists = {name: one for name, one in model.named_modules() if isinstance(one, nn.ModuleList) and len(one)}
-        self.seen = {(name, number): _Block() for name, one in self.lists.items() for number in range(len(one))}
+        self.seen = {(name, number): Block() for name, one in self.lists.items() for number in range(len(one))}
         self.order: list[str] = []
         """The lists in the order in which their modules ended."""
 
@@ -152,19 +140,36 @@ def _vocabulary(model: nn.Module) -> int:
     return int(getattr(get(), "num_embeddings", 0) or 2**10) if get else 2**10
 
 
-def _decoder(calls: list[LinearCall], blocks: _Blocks) -> str | None:
+def _decoder(model: nn.Module, calls: list[LinearCall], blocks: _Blocks) -> str | None:
     """Return the list of modules with down projections that ends last in the pass; without any, the list that ends last."""
-    outermost = {call.running[0][0] for call in calls if call.running and _writes_into_stream(call, blocks)}
+    outermost = {call.running[0][0] for call in calls if call.running and _writes_into_stream(model, call, blocks)}
     return next((name for name in reversed(blocks.order) if name in outermost or not outermost), None)
 
 
-def _writes_into_stream(call: LinearCall, blocks: _Blocks) -> bool:
+def _writes_into_stream(model: nn.Module, call: LinearCall, blocks: _Blocks) -> bool:
     after = blocks.seen[call.running[0]].after
-    return after is not None and after.shape[-1] == call.width
+    return after is not None and _streams(model, [blocks.seen[call.running[0]]])[0] == call.width
 
 
-def _check_chain(model: nn.Module, name: str, layers: list[_Block]) -> None:
+def _streams(model: nn.Module, layers: list[Block]) -> tuple[int, int | None]:
+    """Return H, and where several residual streams are in what a layer returns: see ``Structure``.
+
+    Streams that lie behind each other in one axis are seen by the hidden size that the config declares.
+    """
+    shape = next((one.after.shape for one in layers if one.after is not None), torch.Size([0]))
+    if len(shape) == 4:
+        return shape[-1], 2 if shape[:2] == (2, TOKENS) else 0
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    declared = getattr(config, "hidden_size", None) or shape[-1]
+    if declared < shape[-1] and shape[-1] % declared == 0:
+        return int(declared), -1
+    return shape[-1], None
+
+
+def _check_chain(model: nn.Module, whole: Structure, layers: list[Block]) -> None:
     """Raise ``ArchitectureError`` unless each layer ran once, returns the shape it got, and does not look ahead."""
+    name = whole.layers
     for number, layer in enumerate(layers):
         if layer.calls == 0:
             continue  # a layer for images
@@ -172,12 +177,10 @@ def _check_chain(model: nn.Module, name: str, layers: list[_Block]) -> None:
             raise _refusal(model, f"{name}.{number} runs {layer.calls} times in a pass")
         if layer.before is None or layer.after is None or layer.before.shape != layer.after.shape:
             raise _refusal(model, f"{name}.{number} returns another shape than it gets")
-        if layer.after.ndim != 3:
-            raise _refusal(model, f"{name}.{number} returns {tuple(layer.after.shape)}: several residual streams")
-        if layer.after.shape[:2] != (2, TOKENS):
+        if layer.after.ndim not in {3, 4} or whole.by_stream(layer.after).shape[:2] != (2, TOKENS):
             found = f"{name}.{number} returns {tuple(layer.after.shape)} for 2 prompts of {TOKENS} tokens"
             raise _refusal(model, found)
-        if _is_encoder(model) and _looks_ahead(layer.after):
+        if _is_encoder(model) and _looks_ahead(whole.by_stream(layer.after)):
             raise _refusal(model, f"an encoder: what {name}.{number} returns depends on later tokens")
 
 
@@ -194,14 +197,17 @@ def _looks_ahead(stream: torch.Tensor) -> bool:
     return float((stream[0, :-1] - stream[1, :-1]).abs().max()) > 1e-5 * float(stream.abs().max())
 
 
-def _places_of(layer: _Block, block: nn.Module, name: str, number: int, calls: list[LinearCall]) -> tuple[Place, ...]:
+def _places_of(
+    whole: Structure, layer: Block, block: nn.Module, number: int, calls: list[LinearCall]
+) -> tuple[Place, ...]:
     """Return the places of the down projections of one layer that were seen in the pass."""
-    width = layer.after.shape[-1] if layer.after is not None else 0
     paths = {module: path for path, module in block.named_modules()}
     found = {
         paths[call.module]: call
         for call in calls
-        if (name, number) in call.running and call.width == width and "norm" not in paths.get(call.module, "norm")
+        if (whole.layers, number) in call.running
+        and call.width == whole.hidden
+        and "norm" not in paths.get(call.module, "norm")
     }  # an MLP inside a norm scales the stream, and writes nothing into it
     dense = [path for path, call in found.items() if call.parameter is None and _expert_number(block, path) is None]
     named = [path for path in dense if "shared" not in path]
@@ -213,14 +219,15 @@ def _places_of(layer: _Block, block: nn.Module, name: str, number: int, calls: l
             label = "shared" if "shared" in path else None
             places[Place(path, label, call.parameter, call.is_transposed, rows=call.rows)] = None
         elif path in dense:
-            places[Place(path, None if path == main else label, is_added=_is_added(layer, path))] = None
+            is_plain = whole.streams is None and is_added(layer, path)
+            places[Place(path, None if path == main else label, is_added=is_plain)] = None
         else:
             places |= dict.fromkeys(_all_experts(block, path))
     return tuple(places)
 
 
-def _filled_in(layer: _Block, places: tuple[Place, ...]) -> tuple[Place, ...]:
-    return tuple(replace(place, is_added=_is_added(layer, place.path)) for place in places)
+def _filled_in(layer: Block, places: tuple[Place, ...]) -> tuple[Place, ...]:
+    return tuple(replace(place, is_added=is_added(layer, place.path)) for place in places)
 
 
 def _expert_number(block: nn.Module, path: str) -> int | None:
@@ -242,54 +249,17 @@ def _all_experts(block: nn.Module, path: str) -> Iterator[Place]:
         yield Place(f"{head}.{other}.{tail}", other)
 
 
-def _columns(layer: _Block) -> dict[str, torch.Tensor]:
-    """Return what may add up to a layer's output, float64 ``(N, H)`` by path: its input and what its modules return."""
-    if layer.before is None:
-        return {}
-    shape = layer.before.shape
-    size = shape[0] * shape[1]
-    columns = {"": layer.before.reshape(size, -1)}
-    for path, tensor in layer.inside.items():
-        if tensor.shape[-1] == shape[-1] and tensor.numel() == layer.before.numel():
-            columns[path] = tensor.reshape(size, -1)
-    return {path: tensor.double().cpu() for path, tensor in columns.items()}
-
-
-def _is_added(layer: _Block, path: str) -> bool:
-    """Return whether the output of a layer is what it would be without the map, plus what the map writes.
-
-    Its output, less what the map writes, has to be a sum of the input and of one more branch at most.
-    """
-    columns = _columns(layer)
-    if path not in columns or layer.after is None:
-        return False
-    rest = layer.after.reshape(columns[path].shape).double().cpu() - columns[path]
-    others = [
-        tensor for other, tensor in columns.items() if other and not other.startswith(path.split(".", maxsplit=1)[0])
-    ]
-    return any(_fits(rest, [columns[""], one]) for one in [*others, columns[""]])
-
-
-def _fits(wanted: torch.Tensor, columns: list[torch.Tensor]) -> bool:
-    """Return whether ``wanted`` is the sum of ``columns``, up to rounding of two bytes."""
-    unique = columns if len(columns) < 2 or columns[0] is not columns[1] else columns[:1]
-    error = (wanted - sum(unique)).abs().max()
-    return bool(error <= 2**-7 * wanted.abs().max())
-
-
-def _check_sums(model: nn.Module, name: str, layers: list[_Block]) -> None:
+def _check_sums(model: nn.Module, whole: Structure, layers: list[Block]) -> None:
     """Raise ``ArchitectureError`` unless each layer's output is a linear combination of its input and its modules' outputs.
 
-    The factors are those of least squares: 1 for most, a multiplier for Granite, 0 for what a norm follows.
+    The factors are those of least squares: 1 for most, a multiplier for Granite, 0 for what a norm follows. They are the
+    same at all tokens, but for several streams: these are mixed by weights that each token has of its own.
     """
+    name = whole.layers
     for number, layer in enumerate(layers):
         if layer.after is None or layer.after.is_meta or not bool(torch.isfinite(layer.after).all()):
             continue
-        columns = torch.stack([one.flatten() for one in _columns(layer).values()])
-        columns = columns / columns.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        wanted = layer.after.double().cpu().flatten()
-        factors = torch.linalg.lstsq(columns @ columns.T, columns @ wanted, driver="gelsd").solution
-        error = float((factors @ columns - wanted).norm() / wanted.norm().clamp_min(1e-12))
+        error = left_of_sum(layer) if whole.streams is None else left_of_mix(whole, layer)
         if not error <= SLACK * max(torch.finfo(layer.after.dtype).eps, torch.finfo(torch.float32).eps):
             found = (
                 f"what {name}.{number} returns is no sum of its input and what its modules return: {error:.2%} is left"

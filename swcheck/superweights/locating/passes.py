@@ -79,9 +79,12 @@ class Passes:
     def run_without(self, removed: Sequence[SuperWeight], length: int) -> PassResult:
         """Run one pass over the first ``length`` tokens with ``removed`` zeroed.
 
-        The layers before the first edited one are not computed: their tensors are those of the first pass.
+        The layers before the first edited one are not computed: their tensors are those of the first pass. With several
+        residual streams all layers are, since the first pass kept only the mean of these.
         """
         start, first = min(weight.layer for weight in removed), self.first.observation
+        if self.body.structure.streams is not None:
+            start = 0
         with zeroed(self.model, removed), ExitStack() as stack:
             writers = self.recorded(stack, range(max(1, len(self.body.layers) - 1)), tuple(removed))
             stack.enter_context(layers_skipped(self.body, start, first.residual, length, self.beside))

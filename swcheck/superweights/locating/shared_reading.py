@@ -127,7 +127,7 @@ class PassesOfOneReading(Passes):
 def passes_of_search(model: nn.Module, body: Anatomy, ids: torch.Tensor, rules: Rules) -> Passes:
     """Return the passes of a search over one prompt ``ids``, int64 ``(1, T)``."""
     pager = pager_of(model)
-    if pager is None:
+    if pager is None or body.structure.streams is not None:
         return Passes(model, body, ids, count_visits=True)
     return PassesOfOneReading(model, body, ids, rules, pager)
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from swcheck.lens.architecture.anatomy import Anatomy, DownMap, MapKey
-from swcheck.lens.architecture.storage import first_tensor
 from swcheck.lens.experts import RoutedCall, inputs_of_expert
 from swcheck.lens.intervene import output_channel_zeroed, zeroed
 from swcheck.lens.observe import Observation
@@ -104,7 +103,7 @@ class Writers:
         layer = down.key.layer
         call = self.calls[layer]
         with torch.no_grad(), _channel_silenced(down, channel):
-            without = first_tensor(self.body.layers[layer].forward(*call.args, **call.kwargs))
+            without = self.body.structure.stream(self.body.layers[layer].forward(*call.args, **call.kwargs))
         return float(self.observation.residual[layer][0, position, channel]) - float(without[0, position, channel])
 
 

@@ -10,8 +10,11 @@ import torch
 from swcheck import assert_perplexity_within, load
 from swcheck.base.records import Loaded, Scheme
 from swcheck.gate.relation.linear_maps import _matches_pattern, not_quantized
+from swcheck.lens.architecture.anatomy import anatomy
+from swcheck.lens.map_responses import responses_of
 from swcheck.lens.tokens import token_windows
 from swcheck.superweights.subject.as_subject import as_subject
+from tools.small_models import small_model
 
 DOWN, QUERY = "model.layers.1.mlp.down_proj", "model.layers.3.self_attn.q_proj"
 
@@ -109,3 +112,12 @@ def test_patterns_mean_whole_parts_of_a_name():
     assert _matches_pattern(DOWN, "mlp")
     assert not _matches_pattern(DOWN.replace(".1.", ".11."), "layers.1")
     assert not _matches_pattern(DOWN, "down")
+
+
+def test_experts_in_one_parameter_are_no_linear_map():
+    """Aria's experts declare widths as a linear map does, but also want to know which token is whose: they are left out."""
+    body = anatomy(small_model("aria_text"))
+    assert type(body.layers[0].mlp.experts.fc2).__name__ == "AriaGroupedExpertsGemm"
+    names = responses_of(body).names
+    assert "0.mlp.shared_experts.down_proj" in names
+    assert not any(".experts." in name for name in names)
