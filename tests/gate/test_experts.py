@@ -210,8 +210,8 @@ def without_experts(value):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("experts lost", r"2 expert tensors alike, first model.layers.3.mlp.experts.gate_up_proj: is all zeros of experts 0, 1, 2"),
-        ("experts drawn again", r"2 expert tensors .* is unrelated to the reference's, as if drawn again of experts 0, 1, 2"),
+        ("experts lost", r"2 expert tensors alike, first model.layers.3.mlp.experts.gate_up_proj: is all zeros in experts 0, 1, 2"),
+        ("experts drawn again", r"2 expert tensors .* is unrelated to the reference's, as if drawn again in experts 0, 1, 2"),
         ("experts exchanged", r"2 expert tensors .* has others in place of experts 0, 1"),
     ],
 )  # fmt: skip
@@ -240,13 +240,13 @@ def test_an_expert_lost_in_a_matrix_of_all_is_named():
     with pytest.raises(RobustnessError) as caught:
         assert_predictions_preserved(found, model, token_ids=said_by(model))
     assert caught.value.verdict.cause == (
-        "expert tensor transformer.blocks.3.ffn.experts.mlp.w2 is all zeros of expert 0"
+        "expert tensor transformer.blocks.3.ffn.experts.mlp.w2 is all zeros in expert 0"
     )
 
 
 FAULTS = {
-    "experts lost": "2 expert tensors alike, first model.layers.3.mlp.experts.gate_up_proj: is all zeros of experts 0, 1, 2",
-    "experts drawn again": "2 expert tensors alike, first model.layers.3.mlp.experts.gate_up_proj: is unrelated to the reference's, as if drawn again of experts 0, 1, 2",
+    "experts lost": "2 expert tensors alike, first model.layers.3.mlp.experts.gate_up_proj: is all zeros in experts 0, 1, 2",
+    "experts drawn again": "2 expert tensors alike, first model.layers.3.mlp.experts.gate_up_proj: is unrelated to the reference's, as if drawn again in experts 0, 1, 2",
     "experts exchanged": "2 expert tensors alike, first model.layers.3.mlp.experts.gate_up_proj: has others in place of experts 0, 1",
 }  # fmt: skip
 

@@ -147,13 +147,17 @@ def _compare(
     words = f"perplexity {format_ratio(now)} (was {format_ratio(was)})"
     red, fixed = _worst_ratio(before.written, expected), _worst_ratio(after.written, expected)
     if expected:
-        words += f", the super weight writes x{fixed:z.3f} (was x{red:z.3f})"
+        words += f", the super weight writes {_factor(fixed)} (was {_factor(red)})"
     nearer = bool(expected) and _closeness(fixed) > _closeness(red) / 2
     works = bool(torch.isfinite(after.nats).all()) and (
         lost - left > LEAST_RECOVERED * abs(lost) or (nearer and left <= max(lost, NO_LOSS))
     )
     facts = {"proven": works, "perplexity": now, "before": was, "written": fixed if expected else None}
     return words, {**facts, "kl": after.kl, "dependence": after.dependence}
+
+
+def _factor(ratio: float) -> str:
+    return f"x{ratio:z.3f}" if math.isfinite(ratio) else "no finite value"
 
 
 def _measure_quantized_again(fix: Fix) -> _Measured:

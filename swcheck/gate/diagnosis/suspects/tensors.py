@@ -41,6 +41,7 @@ FEW_ROWS: Final = 0.5
 """The rows of an embedding are named if at most this share of them differs."""
 MAP: Final = "linear map"
 STACK: Final = "expert tensor"
+MOVED: Final = "has others in place"
 PLURALS: Final = {"bias": "biases"}
 MOST_MATCHED: Final = 24
 """Moved rows are sought in at most this many linear maps, those with the largest errors."""
@@ -181,7 +182,7 @@ def _experts(damaged: DamagedCandidate) -> Iterator[_Changed]:
         stacks = [experts_apart(damaged.candidate, name, one) for one in (ours, theirs)]
         for words, numbers in _changed_experts(damaged, *stacks).items():
             change = TensorChange(words, len(numbers) / len(stacks[0]), is_structural=True)
-            yield _Changed(STACK, name, change, partial(_parameter, damaged, name), _of_experts(numbers))
+            yield _Changed(STACK, name, change, partial(_parameter, damaged, name), _in_experts(words, numbers))
 
 
 def _changed_experts(damaged: DamagedCandidate, ours: torch.Tensor, theirs: torch.Tensor) -> dict[str, list[int]]:
@@ -189,7 +190,7 @@ def _changed_experts(damaged: DamagedCandidate, ours: torch.Tensor, theirs: torc
     stride = max(1, ours[0].numel() // LARGEST_EXPERT)
     places = places_of_rows(*(one.flatten(1)[:, ::stride].float().cpu() for one in (ours, theirs)))
     if places is not None:
-        return {"has others in place": (places != torch.arange(len(places))).nonzero().flatten().tolist()}
+        return {MOVED: (places != torch.arange(len(places))).nonzero().flatten().tolist()}
     alike: dict[str, list[int]] = {}
     heavy = {weight.expert for weight in damaged.places}
     for number in range(len(ours)):
@@ -206,9 +207,9 @@ def _parameter(damaged: DamagedCandidate, name: str) -> torch.Tensor:
     return value
 
 
-def _of_experts(numbers: Sequence[int]) -> str:
+def _in_experts(words: str, numbers: Sequence[int]) -> str:
     shown = ", ".join(map(str, numbers[:MOST_ROWS])) + ", ..." * (len(numbers) > MOST_ROWS)
-    return f" of expert{'s' * (len(numbers) > 1)} {shown}" if numbers else ""
+    return f" {'of' if words == MOVED else 'in'} expert{'s' * (len(numbers) > 1)} {shown}" if numbers else ""
 
 
 def _padded(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
