@@ -151,6 +151,7 @@ def test_the_source_of_a_kind_is_told():
     assert "nobody declared; --swcheck-kind=finetuned lifts it" in guessed["perplexity"].source
     assert "by its weights" in guessed["perplexity"].source
     assert "by its files" in limits_for_kind("merged", sure=False)["perplexity"].source
+    assert limits_for_kind("distilled")["perplexity"].high == 1.5
     assert (guessed["activation"].low, guessed["activation"].high) == (0.5, 2.0)
     assert guessed["null"] is DEFAULTS["null"]
 

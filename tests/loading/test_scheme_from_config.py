@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import ModuleType
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from swcheck import load
 from swcheck.base.errors import EngineError
 from swcheck.base.limits import limits_for_scheme, scaled_to_confidence, scheme_class
 from swcheck.base.records import Limit, Scheme
-from swcheck.loading.scheme_from_config import PACKAGES, READERS, missing_packages, scheme_of
+from swcheck.loading.scheme_from_config import PACKAGES, READERS, is_installed, missing_packages, scheme_of
 from tests import checkpoints
 
 INTX = {
@@ -44,13 +45,28 @@ CONFIGS = [
     ({"quant_method": "torchao", "quant_type": "int4_weight_only"}, Scheme("rtn", 4), "plain 4-bit"),
     ({"quant_method": "auto-round", "bits": 4}, Scheme("auto-round", 4, calibrated=True), "good 4-bit"),
     ({"quant_method": "auto-round", "bits": 4, "iters": 0}, Scheme("rtn", 4), "plain 4-bit"),
+    ({"quant_method": "auto-round", "iters": 1}, Scheme("auto-round", 4, calibrated=True), "good 4-bit"),
+    ({"quant_method": "auto-round", "enable_quanted_input": False}, Scheme("rtn", 4), "plain 4-bit"),
+    ({"quant_method": "auto-round", "enable_quanted_input": True}, Scheme("auto-round", 4, calibrated=True), "good 4-bit"),
+    ({"quant_method": "gptq"}, Scheme("gptq", 4, calibrated=True), "good 4-bit"),
+    ({"quant_method": "gptq", "bits": 1}, Scheme("gptq", 1, calibrated=True), "2-bit"),
+    ({"quant_method": "awq", "w_bit": 3}, Scheme("awq", 3, calibrated=True), "3-bit"),
+    ({"quant_method": "torchao", "quant_type": "fp8_weight_only"}, Scheme("fp8", 8), "8-bit weights and activations"),
     ({"quant_method": "quanto", "weights": "int4"}, Scheme("rtn", 4), "plain 4-bit"),
+    ({"quant_method": "quanto", "weights": "float8", "activations": "float8"}, Scheme("fp8", 8, 8), "8-bit weights and activations"),
+    ({"quant_method": "quanto", "weights": "qint"}, Scheme("rtn", 8), "8-bit weights"),
     ({"quant_method": "quanto", "weights": "int2"}, Scheme("rtn", 2), "2-bit"),
     ({"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}}, Scheme("hqq", 4, calibrated=True), "good 4-bit"),
     ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}}}, Scheme("rtn", 4), "plain 4-bit"),
     ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 8, "type": "float"}, "input_activations": {"num_bits": 8}}}}, Scheme("fp8", 8, 8), "8-bit weights and activations"),
     ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 4, "type": "float"}, "input_activations": {"num_bits": 4}}}}, Scheme("nvfp4", 4, 4), "4-bit weights and activations"),
+    ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 4}, "input_activations": {"num_bits": 1}}}}, Scheme("rtn", 4, 1), "4-bit weights and activations"),
+    ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": None}}}, Scheme("rtn", 16), "8-bit weights"),
     ({"quant_method": "fp8"}, Scheme("fp8", 8, 8), "8-bit weights and activations"),
+    ({"quant_method": "fbgemm_fp8"}, Scheme("fp8", 8, 8), "8-bit weights and activations"),
+    ({"quant_method": "mxfp4"}, Scheme("mxfp4", 4), "4-bit weights and activations"),
+    ({"quant_method": "bitnet"}, Scheme("bitnet", 1.58, 8), "2-bit"),
+    ({"quant_method": "hqq"}, Scheme("hqq", 4, calibrated=True), "good 4-bit"),
 ]  # fmt: skip
 
 
@@ -68,6 +84,9 @@ def test_a_config_is_read_as_its_quantizer_wrote_it(config, scheme, kind):
         {"quantization_config": None},
         {"quantization_config": {"quant_method": "newest"}},
         {"quantization_config": {}},
+        {"quantization_config": {"quant_method": "torchao", "quant_type": "newest"}},
+        {"quantization_config": {"quant_method": "gptq", "bits": 65}},
+        {"quantization_config": {"quant_method": "gptq", "bits": 0}},
     ],
 )
 def test_what_nobody_can_tell_is_none(config):
@@ -161,7 +180,13 @@ def test_a_missing_package_is_named_with_its_install_line(folder, monkeypatch, m
 def test_only_what_is_missing_is_asked_for(monkeypatch):
     """A package that is there is not in the line, a plain model needs none, and nothing is imported to find out."""
     config = {"quantization_config": {"quant_method": "GPTQ"}}
-    monkeypatch.setitem(PACKAGES, "gptq", (("json", "json"), ("xml.dom", "xml"), ("no_such.thing", "thing>=1")))
+    monkeypatch.setitem(PACKAGES, "gptq", (("json", "json"), ("xml.dom", "no_such>=1"), ("no_such.thing", "thing>=1")))
     assert missing_packages(config) == ("gptq", (("no_such.thing", "thing>=1"),))
+    monkeypatch.setitem(sys.modules, "without_a_spec", ModuleType("without_a_spec"))
+    assert (is_installed("without_a_spec"), is_installed("json.no_such"), is_installed("json.tool")) == (
+        False,
+        False,
+        True,
+    )
     assert missing_packages({}) == ("", ())
     assert missing_packages({"quantization_config": {"quant_method": "newest"}}) == ("newest", ())

@@ -13,6 +13,7 @@ from swcheck.gate.baseline.document import MOST_READ, read_document, read_docume
 from tests import hostile
 
 GOOD = sealed({"model": "m", "weights": "ab", "tier": "smoke", "super_weights": [], "measurements": [["bos", True]]})
+PLACE = {"layer": 0, "row": 1, "column": 2, "value": 0.5}
 
 
 def test_a_digest_is_of_the_content():
@@ -48,6 +49,16 @@ def test_an_edited_file_is_refused(change):
         ('{"schema": 3, "model": "x", "tier": ["smoke"], "measurements": []}', "tier is"),
         ('{"schema": 3, "model": "x", "device": {}, "measurements": []}', "device is {}"),
         ('{"schema": 3, "model": "x", "super_weights": [{}], "measurements": []}', "not an object with layer"),
+        ('{"schema": 2, "model": "x", "measurements": [[1, 2, 3]]}', r"measurements\[0\] is .*, not a list of 2"),
+        (json.dumps({"schema": 3, "model": "x" * 1001, "measurements": []}), "not a text of at most 1,?000"),
+        (json.dumps({"schema": 3, "model": "x", "device": "x" * 1001, "measurements": []}), "device is"),
+        (json.dumps({"schema": 3, "model": "x", "tier": "x" * 21, "measurements": []}), "not a text of at most 20"),
+        (
+            json.dumps(
+                {"schema": 3, "model": "x", "super_weights": [{**PLACE, "expert": "x" * 21}], "measurements": []}
+            ),
+            "not an expert",
+        ),
     ],
 )
 def test_a_file_that_is_no_baseline_is_refused(broken, words):

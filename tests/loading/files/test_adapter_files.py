@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 import pytest
@@ -11,7 +12,12 @@ from hypothesis import given
 from safetensors.torch import save_file
 
 from swcheck.base.errors import CheckpointError, SwcheckError, UnsafeCheckpointError
-from swcheck.loading.files.adapter_files import check_adapter_patterns, read_adapter
+from swcheck.loading.files.adapter_files import (
+    PATTERN_MEMORY,
+    PATTERN_SECONDS,
+    check_adapter_patterns,
+    read_adapter,
+)
 from tests import hostile
 
 GOOD = {
@@ -53,12 +59,28 @@ def test_an_adapter_is_read(folder):
         ({"lora_dropout": 2}, "lora_dropout is 2, not a number from 0 to 1"),
         ({"target_modules": [1]}, r"target_modules is \[1\], not a text or a list of texts"),
         ({"base_model_name_or_path": ["x"]}, "base_model_name_or_path is"),
+        ({"peft_type": "L" * 65}, "not a text of at most 64 characters"),
+        ({"target_modules": "x" * 10_001}, "target_modules is .*, not a text or a list of texts"),
+        ({"modules_to_save": ["x"] * 100_001}, "modules_to_save is .*, not a text or a list of texts"),
+        ({"rank_pattern": {"x" * 201: 17}}, f"rank_pattern.{'x' * 187} is 17"),
     ],
 )
 def test_a_field_that_cannot_be_is_refused(folder, changes, said):
     """The field and its value are named: peft would take memory for it, or fail deep inside."""
     with pytest.raises(CheckpointError, match=said):
         read(folder, {**GOOD, **changes})
+
+
+def test_what_just_fits_is_read(folder, tmp_path):
+    """A rank as large as the largest side, ranks of one, the longest pattern; weights without tensors have no rank."""
+    for changes in ({"r": 16}, {"rank_pattern": {"q_proj": 1}}, {"exclude_modules": "x" * 10_000}):
+        assert read(folder, {**GOOD, **changes}).config == {**GOOD, **changes}
+    save_file({}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="r is 1, and the largest side of its tensors is 0"):
+        read(tmp_path, {**GOOD, "r": 1})
+    os.truncate(tmp_path / "adapter_config.json", 2**32)
+    with pytest.raises(CheckpointError, match="4,294,967,296 bytes, at most 4,194,304 are read"):
+        read_adapter(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +110,21 @@ def test_a_pattern_that_does_not_end_or_is_none(field, pattern, monkeypatch):
     with pytest.raises(CheckpointError, match="the pattern"):
         check_adapter_patterns({field: {pattern: 1} if field == "rank_pattern" else pattern}, names, "an adapter")
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"layers_pattern": ["ab", "("]}, r"the pattern .*: missing \), unterminated subpattern"),
+        ({"modules_to_save": "a["}, r"the pattern .*a\[.*: unterminated character set"),
+        ({"target_modules": "x" * 200 + "["}, f"the pattern '{'x' * 100}': unterminated character set"),
+    ],
+)
+def test_every_pattern_is_tried(config, said):
+    """One in a list, a text alone; it is shown as peft writes it, at most 100 characters of it, with the reason."""
+    assert (PATTERN_SECONDS, PATTERN_MEMORY) == (5, 2**28)
+    with pytest.raises(CheckpointError, match=said):
+        check_adapter_patterns(config, NAMES, "an adapter")
 
 
 @given(config=hostile.damaged(GOOD))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -55,6 +56,7 @@ def folder(tmp_path):
         {"normalizer": replace({"String": "aa"}, "b" * MOST_GROWTH * 2)},
         {"normalizer": sequence(replace({"Regex": "a+"}, "b" * 8), replace({"String": "b"}, "c" * 8))},
         {"post_processor": template(MOST_GROWTH, 1)},
+        {"normalizer": sequence(*[{"type": "NFC"}] * 7, *[None] * 7)},
     ],
 )
 def test_what_published_files_do_is_accepted(folder, changes):
@@ -68,6 +70,7 @@ def test_what_published_files_do_is_accepted(folder, changes):
         ({"normalizer": replace({"String": "a"}, "b" * (MOST_GROWTH + 1))}, "its normalizer makes texts 65 times as long"),
         ({"normalizer": replace({"String": ""}, "b" * 100)}, "100 times"),
         ({"normalizer": {"pattern": {"Regex": "aaaa"}, "content": "b" * 100}}, "100 times"),
+        ({"normalizer": {"content": "b" * 100}}, "100 times"),
         ({"normalizer": {"type": "Prepend", "prepend": "x" * 65}}, "65 times"),
         ({"normalizer": sequence(*[replace({"String": "a"}, "aa")] * 7)}, "128 times"),
         ({"normalizer": sequence(*[sequence(*[replace({"String": "a"}, "aa")] * 100)] * 99)}, "inf times|e.2980? times"),
@@ -83,13 +86,16 @@ def test_what_multiplies_a_text_is_refused(folder, changes, said):
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path):
-    """Another JSON value, steps in steps without end; a directory without the file is left alone."""
+    """Another JSON value, steps in steps without end, a file of gigabytes; a directory without the file is left alone."""
     check_tokenizer(tmp_path)
     deep = '{"normalizers": [' * 9000 + "]}" * 9000
     for text, said in (("[1]", "no JSON object"), (f'{{"normalizer": {deep}}}', "recursion")):
         (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
         with pytest.raises(CheckpointError, match=said):
             check_tokenizer(tmp_path)
+    os.truncate(tmp_path / "tokenizer.json", 2**32)
+    with pytest.raises(CheckpointError, match="4,294,967,296 bytes, at most 268,435,456 are read"):
+        check_tokenizer(tmp_path)
 
 
 @given(part=hostile.damaged(sequence(replace({"String": "a"}, "b"), {"prepend": "c"})), name=st.sampled_from(["normalizer", "post_processor", "decoder"]))  # fmt: skip

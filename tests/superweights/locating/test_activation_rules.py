@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from swcheck.base.records import SuperActivation
-from swcheck.superweights.locating.activation_rules import Rules, earliest_writer, local_layers, spikes
+from swcheck.superweights.locating.activation_rules import Rules, earliest_writer, local_layers, median_of, spikes
 
 RULES = Rules()
 
@@ -28,6 +28,14 @@ def found(residual, bar=5.0, rules=RULES, first=None):
     return [(s.channel, s.position, s.layer, s.last, round(s.value, 3)) for s in seen]
 
 
+def test_the_rules():
+    """These ratios decide what is found in every model, and what every baseline holds."""
+    found = Rules(
+        above_median=50, below_peak=0.1, band=0.5, carried=0.5, tokens=0.25, written=0.2, share=0.2, drop=0.1, inputs=32, rounds=8,
+    )  # fmt: skip
+    assert found == RULES
+
+
 def test_a_spike():
     """A value that sets in and is carried on is a spike, with its onset, its last layer, its sign and the median."""
     residual = stream(c2_t3=[0, -30, -31, -30, -29, 0])
@@ -45,12 +53,13 @@ def test_a_spike():
         ([30, 30, 0, 0, 30, 0], 4),
         ([30, 30, 0, 0, 0, 0], None),
         ([30, 14, 30, 30, 30, 0], None),
+        ([0, 30, 30, 0, 0, 0], None),
         ([0, 0, 0, 30, 30, 30], 4),
         ([0, 0, 0, 0, 30, 30], None),
         ([0, 0, 0, 0, 0, 30], None),
     ],
     ids=[
-        "always", "half of the later layers", "fading to half", "half with a gap", "too few", "not by the next layer",
+        "always", "half of the later layers", "fading to half", "half with a gap", "too few", "not by the next layer", "one of three",
         "late", "echo before the last", "echo of the last",
     ],
 )  # fmt: skip
@@ -64,11 +73,23 @@ def test_the_bar():
     residual = stream(c1_t0=[0, 4, 4, 5, 4, 0])
     assert found(residual, bar=5.0) == [(1, 0, 1, 4, 4.0)]
     assert found(residual, bar=5.1) == []
+    assert found(residual / 10, bar=0.5) == [(1, 0, 1, 4, 0.4)]
 
 
-def test_a_stream_of_zeros():
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_a_stream_of_zeros(tokens):
     """Where everything is zero, and with it the bar, there is no spike."""
-    assert spikes(torch.zeros(6, 8, 4), 0.0, RULES) == ()
+    assert spikes(torch.zeros(6, tokens, 4), 0.0, RULES) == ()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8, 101])
+def test_the_median_is_that_of_the_onset(count):
+    """It is the lower of the two middle magnitudes, in the layer where the spike sets in."""
+    values = torch.randn(count, generator=torch.Generator().manual_seed(count))
+    assert median_of(values) == float(values.median())
+    residual = stream(c2_t3=[0, 30, 30, 30, 30, 0])
+    residual[2:] += 0.3
+    assert spikes(residual, 5.0, RULES)[0].median == pytest.approx(0.1)
 
 
 def test_order():
@@ -100,11 +121,12 @@ def test_local_in_the_first_look():
     assert found(prefix, first=whole) == []
 
 
-def test_large_everywhere_once():
-    """A channel that is large at all tokens in one late layer keeps the spike that it carries before."""
-    residual = stream(c1_t0=[0, 30, 30, 30, 40, 0])
-    residual[4, :, 1] = 40.0
-    assert [spike[0] for spike in found(residual)] == [1]
+@pytest.mark.parametrize(("layers", "kept"), [(1, [1]), (2, [1]), (3, [])])
+def test_large_everywhere_in_late_layers(layers, kept):
+    """A channel that is large at all tokens in half of its layers at most keeps the spike that it carries before."""
+    residual = stream(c1_t0=[0, 30, 30, 30, 30, 0])
+    residual[5 - layers : 5, :, 1] = 30.0
+    assert [spike[0] for spike in found(residual)] == kept
 
 
 @pytest.mark.parametrize(("tokens", "holders"), [(1, 1), (3, 1), (4, 1), (8, 2), (9, 2), (40, 10)])
@@ -112,7 +134,7 @@ def test_few_tokens(tokens, holders):
     """Few are a quarter of the tokens, and one in a short prompt; holding is half of the largest, whatever the sign."""
     few, more = torch.zeros(2, 2, tokens)
     few[1, :holders] = torch.tensor([40.0] + [-20.0] * (holders - 1))
-    more[1, : min(tokens, holders + 1)] = 20.0
+    more[1, : min(tokens, holders + 1)] = torch.tensor([40.0] + [-20.0] * holders)[:tokens]
     assert bool(local_layers(few, RULES)[1])
     assert bool(local_layers(more, RULES)[1]) == (tokens == 1)
 
@@ -121,6 +143,7 @@ def test_few_tokens(tokens, holders):
 def test_too_few_layers(layers):
     """In fewer than three layers nothing can persist, so there is no spike."""
     assert spikes(torch.full((layers, 8, 4), 30.0), 1.0, RULES) == ()
+    assert found(stream(c1_t0=[30, 30, 0, 0, 0, 0])[:3]) == [(1, 0, 0, 1, 30.0)]
 
 
 @pytest.mark.parametrize(
@@ -134,8 +157,23 @@ def test_too_few_layers(layers):
         (100.0, [0, 10, 10, 10], None),
         (100.0, [-100, -100, -100, -100], None),
         (100.0, [0, 0, 0, 0], None),
+        (100.0, [0, 20, 80, 0], 1),
+        (-100.0, [0, -15, -15, -15], None),
+        (0.5, [0, 0.5, 0, 0], 1),
     ],
-    ids=["alone", "the earliest", "not the smallest", "negative", "a canceller", "by many", "against it", "received"],
+    ids=[
+        "alone",
+        "the earliest",
+        "not the smallest",
+        "negative",
+        "a canceller",
+        "by many",
+        "against it",
+        "received",
+        "a fifth",
+        "negative by many",
+        "small",
+    ],
 )
 def test_earliest_writer(value, outputs, writer):
     """The writer is the first layer that adds a fifth of the spike or more, with its sign, not the largest."""
