@@ -47,7 +47,9 @@ OWN_SIZES: Final[dict[str, dict[str, Any]]] = {
     "deepseek_v2": {"head_dim": 8, "num_experts_per_tok": 2, "topk_method": "greedy"},
     **{name: {"per_layer_config": None} for name in ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")},
     "diffllama": {"num_key_value_heads": 2},
-    "kimi_linear": {"num_experts_per_token": 2, "num_experts": EXPERTS},
+    "kimi_linear": {"num_experts_per_token": 2, "num_experts": EXPERTS, "linear_head_dim": 16, "linear_num_heads": 2},
+    "trocr": {"decoder_layers": LAYERS, "decoder_attention_heads": 2, "decoder_ffn_dim": INNER},
+    "rwkv": {"attention_hidden_size": HIDDEN},
     "laguna": {"num_attention_heads_per_layer": None},
     "longcat_flash": {"qk_head_dim": 16, "head_dim": 8, "num_key_value_heads": 2, "zero_expert_num": 0},
     "zaya": {"num_experts_per_tok": 1},
@@ -83,10 +85,15 @@ OWN_SIZES: Final[dict[str, dict[str, Any]]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
     "nemotron": {"num_key_value_heads": 1, "head_dim": 16},
     "plbart": {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": INNER},
-    "whisper": {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": INNER},
+    "whisper": {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": INNER, "decoder_layers": LAYERS},
     "xlnet": {"d_head": 16, "d_inner": INNER},
     "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8},
-    "reformer": {"is_decoder": True},
+    "reformer": {
+        "is_decoder": True, "axial_pos_embds": False, "num_buckets": 2, "attn_layers": ["local"] * LAYERS, "feed_forward_size": INNER,
+        "attention_head_size": 16,
+    },
+    "xlstm": {"embedding_dim": HIDDEN, "num_blocks": LAYERS, "ffn_round_up_to_multiple_of": 8, "chunk_size": 64},
+    "blt": {"encoder_hash_byte_group_vocab": 64, "hidden_size_global": HIDDEN, "vocab_size": 260, "encoder_cross_output_size": HIDDEN},
     "codegen": {"rotary_dim": 8, "n_head": 4},
     "gptj": {"rotary_dim": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]], "num_layers": LAYERS, "attention_layers": ...},
@@ -113,7 +120,13 @@ def small_model(model_type: str, seed: int = 0, *, vocabulary: int = VOCABULARY)
         fields["text_config"] |= own
     config = kind(**{name: value for name, value in fields.items() if value is not ...})
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
+    if model_type == "xmod":
+        model.set_default_language(config.languages[0])
+    if model_type == "xlstm":  # its gates begin at zero, and let nothing through
+        for block in model.backbone.blocks:
+            block.ffn.proj_up_gate.reset_parameters()
+    return model
 
 
 def _shrunk(fields: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,9 +87,9 @@ def observe(
         raise _StopForward(observation)
 
     with ExitStack() as hooks:
-        for layer in dict.fromkeys(residual):
-            record = _recorder(observation.residual, layer, body.structure)
-            hooks.callback(body.layers[layer].register_forward_hook(record).remove)
+        recorder = _StreamRecorder(observation.residual, body.structure, frozenset(residual))
+        for layer in recorder.layers:
+            hooks.callback(body.layers[layer].register_forward_hook(partial(recorder.record, layer)).remove)
         for key in dict.fromkeys((*inputs, *outputs)):
             _record_map(hooks, body, key, observation, wanted=(key in inputs, key in outputs))
         if stop and last >= 0:
@@ -115,12 +116,27 @@ def _is_routed(body: Anatomy, key: int | MapKey) -> bool:
     return body.down_map(_as_key(key)).is_routed
 
 
-def _recorder(tensors: dict[Any, torch.Tensor], layer: int, structure: Structure) -> Any:
-    def record(_module: nn.Module, _args: Any, output: Any) -> None:
-        if not is_running_again():
-            tensors[layer] = structure.stream(output).detach()
+@dataclass
+class _StreamRecorder:
+    """Records the residual stream after ``layers``; ``last`` is the one that was recorded last.
 
-    return record
+    A layer that a pass leaves out, such as one that reads an image where there is none, hands on what it would get.
+    """
+
+    tensors: dict[Any, torch.Tensor]
+    structure: Structure
+    layers: frozenset[int]
+    last: int = -1
+
+    def record(self, layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
+        if is_running_again():
+            return
+        known = self.last if 0 <= self.last < layer else layer
+        while known + 1 < layer and known + 1 in self.layers:
+            self.tensors[known + 1] = self.tensors[known]
+            known += 1
+        self.tensors[layer] = self.structure.stream(output).detach()
+        self.last = layer
 
 
 def _record_map(

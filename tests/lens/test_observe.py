@@ -13,13 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+from transformers import MllamaForCausalLM
 
+from swcheck import Planting, assert_super_weights_preserved, locate, plant_super_weights
 from swcheck.base.errors import CoordinateError, NotObservedError
 from swcheck.base.records import SuperWeight
 from swcheck.lens.architecture.storage import first_tensor, plain_weight
 from swcheck.lens.linear_maps import _input_format, contributions, effective_weight, inputs_of, linear_maps, packed_maps
 from swcheck.lens.observe import observe
 from tests.planted import Packed, plant, tuple_model
+from tests.versions import RECENT
+from tools.small_models import small_model
 
 IDS = torch.tensor([[0, 5, 9, 33, 2], [7, 1, 60, 2, 2]])
 LAYERS = range(4)
@@ -351,3 +355,32 @@ def test_what_maps_read():
     with observe(model, inputs=[1]) as sight, torch.no_grad():
         model(torch.tensor([[0, 1, 2]]), use_cache=False)
     assert torch.equal(seen[maps[1, "mlp.down_proj"]], sight.inputs[1])
+
+
+@RECENT
+def test_a_layer_that_is_left_out_hands_on_what_it_would_get():
+    """Mllama's layers for images do not run for text: the stream after one is the stream before, in every pass anew."""
+    model = small_model("mllama")
+    with torch.no_grad(), observe(model, residual=range(6), inputs=[3]) as sight:
+        for first in (5, 9):
+            model(torch.arange(first, first + 6)[None])
+            assert sorted(sight.residual) == list(range(6))
+            assert torch.equal(sight.residual[3], sight.residual[2])
+            assert not torch.equal(sight.residual[4], sight.residual[3])
+    assert 3 not in sight.inputs
+    with torch.no_grad(), observe(model, residual=[1, 3, 4]) as sight:
+        model(torch.arange(6)[None])
+    assert 3 not in sight.residual  # nobody asked for what layer 2 returns
+
+
+@RECENT
+@pytest.mark.slow
+def test_the_gate_of_a_model_with_layers_that_do_not_run():
+    """A super weight behind such a layer is located at its own layer, and a copy is green."""
+    config = small_model("mllama").config
+    config.cross_attention_layers = [1]
+    torch.manual_seed(0)
+    model, ids = MllamaForCausalLM(config).eval(), torch.arange(5, 29)[None]
+    planted = plant_super_weights(model, [Planting(2, 3)], ids)
+    assert locate(model, token_ids=ids).super_weights == planted
+    assert_super_weights_preserved(model, model, token_ids=ids.repeat(2, 1))

@@ -64,7 +64,8 @@ def _whole_pass(subject: Subject, ids: torch.Tensor) -> tuple[bool, torch.Tensor
     for key, inputs in sight.inputs.items():
         down_input.recall(subject, (key.layer, ids, key.expert), partial(inputs.__getitem__, 0))
     if dense:
-        peaks = tuple((key.layer, _largest(sight.inputs[key]), _largest(sight.outputs[key])) for key in dense)
+        ran = [key for key in dense if key in sight.inputs]  # layers for images do not
+        peaks = tuple((key.layer, _largest(sight.inputs[key]), _largest(sight.outputs[key])) for key in ran)
         DOWN_PEAKS.recall(subject, (ids,), lambda: peaks)
     if not layers:  # of a model whose layers are not known
         return bool(torch.isfinite(nats).all()), torch.zeros(0, ids.shape[1], 1)
