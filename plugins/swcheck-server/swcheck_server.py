@@ -1,8 +1,11 @@
 """The engine ``server``: a model behind an OpenAI-compatible server, judged by the log-probabilities of its prompts.
 
 Token ids are sent to ``/v1/completions`` with ``echo`` and ``logprobs``, as vLLM answers them, and nothing else; with
-``/tokenize``, where it is offered, the texts that tokenizers are compared on. Nothing is sent anywhere but to the
-address that was given: no redirect is followed, no proxy is used. Every answer is bounded in time and size.
+``/tokenize``, where it is offered, the texts that tokenizers are compared on. llama.cpp's server does not echo: it is
+asked for the one token behind each beginning of the prompt, which a bias makes it choose, and tells what that token had
+without the bias. So is vLLM for the last token of a window that fills its context, where it has no room to echo. Nothing
+is sent anywhere but to the address that was given: no redirect is followed, no proxy is used. Every answer is bounded in
+time and size.
 """
 
 from __future__ import annotations
@@ -11,13 +14,14 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from swcheck import Capability, CheckpointError, EngineError, Loaded, OptionError, Runtime, check_packages
 
 if TYPE_CHECKING:
+    import httpx
     import torch
 
 PACKAGES: Final = (("httpx", "httpx>=0.27"),)
@@ -26,17 +30,23 @@ LARGEST_ANSWER: Final = 2**28
 CONNECT: Final = 5.0
 """Seconds for a connection."""
 SAME: Final = 1e-6
+CERTAIN: Final = 100
+"""The bias of a logit that makes its token the likeliest: the largest that this interface allows."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server is, and how it is asked: ``model`` empty for its only one, ``top`` likeliest tokens, seconds."""
+    """Where a server is, and how it is asked: ``model`` empty for its only one, ``top`` likeliest tokens, seconds.
+
+    ``room`` is the number of tokens that prompt and answer may have together; None where the server does not tell.
+    """
 
     spec: str
     url: str
     model: str = ""
     top: int = 20
     seconds: float = 120
+    room: int | None = None
 
     @property
     def title(self) -> str:
@@ -96,29 +106,44 @@ def read_address(spec: str) -> Address:
 
 
 def _with_model(address: Address) -> Address:
-    """Return the address with the name of the model to ask for, which the server has to have."""
+    """Return the address with the name of the model to ask for, which the server has to have, and its room."""
     listed = _ask(address, "GET", "/v1/models").get("data")
-    names = [str(one.get("id")) for one in listed if isinstance(one, Mapping)] if isinstance(listed, list) else []
-    if address.model and address.model not in names:
-        raise CheckpointError(
-            address.title, f"it serves {', '.join(names) or 'nothing'}", f"model={names[0] if names else 'NAME'}"
-        )
-    if not address.model and len(names) != 1:
-        raise CheckpointError(address.title, f"it serves {', '.join(names) or 'no model'}", "name one: ,model=NAME")
-    return Address(address.spec, address.url, address.model or names[0], address.top, address.seconds)
+    models = {
+        str(one.get("id")): one for one in (listed if isinstance(listed, list) else []) if isinstance(one, Mapping)
+    }
+    names = ", ".join(models)
+    if address.model and address.model not in models:
+        raise CheckpointError(address.title, f"it serves {names or 'nothing'}", f"model={next(iter(models), 'NAME')}")
+    if not address.model and len(models) != 1:
+        raise CheckpointError(address.title, f"it serves {names or 'no model'}", "name one: ,model=NAME")
+    model = address.model or next(iter(models))
+    room = models[model].get("max_model_len")
+    return replace(address, model=model, room=room if isinstance(room, int) and room > 1 else None)
+
+
+def _client(address: Address) -> httpx.Client:
+    """Return what keeps a connection: it asks the address alone, and waits no longer than that says."""
+    import httpx
+
+    limits = httpx.Timeout(address.seconds, connect=CONNECT)
+    return httpx.Client(timeout=limits, trust_env=False, follow_redirects=False)
 
 
 def _ask(address: Address, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the JSON object that the server answers. Raises ``CheckpointError`` for anything else, in bounded time."""
+    with _client(address) as client:
+        return _ask_through(client, address, method, path, body)
+
+
+def _ask_through(
+    client: httpx.Client, address: Address, method: str, path: str, body: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return what ``_ask`` does, through a connection that is open."""
     import httpx
 
     end, found = time.monotonic() + address.seconds, bytearray()
-    limits = httpx.Timeout(address.seconds, connect=CONNECT)
     try:
-        with (
-            httpx.Client(timeout=limits, trust_env=False, follow_redirects=False) as client,
-            client.stream(method, address.url + path, json=body) as answer,
-        ):
+        with client.stream(method, address.url + path, json=body) as answer:
             for part in answer.iter_bytes():
                 found += part
                 if time.monotonic() > end:
@@ -159,6 +184,7 @@ class _ServerRuntime(Runtime):
     vocabulary: int
     title: str = ""
     shows: frozenset[Capability] = frozenset()
+    _echoes: bool = True
     _by_text: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -201,17 +227,46 @@ class _ServerRuntime(Runtime):
 
     def _prompt_logs(self, sent: list[int]) -> tuple[list[float], list[dict[str, float]]]:
         """Return what is told of each token of a prompt: its own log-probability, and those of the likeliest."""
+        room = self.address.room
+        whole = sent[:-1] if room is not None and len(sent) >= room else sent
+        if self._echoes:
+            found = self._completion({"prompt": whole, "echo": True})
+            self._echoes = "content" not in found
+        own, likeliest = self._of_echo(whole, found) if self._echoes else ([math.nan], [{}])
+        with _client(self.address) as client:
+            for place in range(len(own), len(sent)):
+                value, others = self._of_next(client, sent[:place], sent[place])
+                own.append(value)
+                likeliest.append(others)
+        return own, likeliest
+
+    def _completion(self, asked: Mapping[str, Any], client: httpx.Client | None = None) -> Mapping[str, Any]:
+        """Return the log-probabilities in what the server answers, one token further than what it is asked."""
         body = {
-            "model": self.address.model, "prompt": sent, "max_tokens": 1, "temperature": 0, "echo": True,
-            "logprobs": self.address.top, "return_tokens_as_token_ids": True,
+            "model": self.address.model, "max_tokens": 1, "temperature": 0, "logprobs": self.address.top,
+            "return_tokens_as_token_ids": True, **asked,
         }  # fmt: skip
-        answer = _ask(self.address, "POST", "/v1/completions", body)
+        path = "/v1/completions"
+        answer = (
+            _ask(self.address, "POST", path, body)
+            if client is None
+            else _ask_through(client, self.address, "POST", path, body)
+        )
         if str(answer.get("model", self.address.model)) != self.address.model:
             raise self._wrong(f"another model, {answer['model']!r}")
         try:
             found = answer["choices"][0]["logprobs"]
-            tokens, own, likeliest = (found[key][: len(sent)] for key in ("tokens", "token_logprobs", "top_logprobs"))
         except (KeyError, IndexError, TypeError) as error:
+            raise self._wrong(f"no log-probabilities of the prompt ({type(error).__name__}: {error})") from error
+        if not isinstance(found, Mapping):
+            raise self._wrong(f"no log-probabilities of the prompt, but a {type(found).__name__}")
+        return found
+
+    def _of_echo(self, sent: list[int], found: Mapping[str, Any]) -> tuple[list[float], list[dict[str, float]]]:
+        """Return what an echo tells of each token of the prompt ``sent``; of the first one nothing is known."""
+        try:
+            tokens, own, likeliest = (found[key][: len(sent)] for key in ("tokens", "token_logprobs", "top_logprobs"))
+        except (KeyError, TypeError) as error:
             raise self._wrong(f"no log-probabilities of the prompt ({type(error).__name__}: {error})") from error
         if not len(tokens) == len(own) == len(likeliest) == len(sent):
             raise self._wrong(
@@ -223,7 +278,29 @@ class _ServerRuntime(Runtime):
         for place, (value, others) in enumerate(zip(own[1:], likeliest[1:], strict=True), 1):
             if not _is_log(value) or not isinstance(others, dict) or not all(map(_is_log, others.values())):
                 raise self._wrong(f"no log-probability at place {place}: {value!r}")
-        return own, likeliest
+        return list(own), list(likeliest)
+
+    def _of_next(self, client: httpx.Client, sent: list[int], token: int) -> tuple[float, dict[str, float]]:
+        """Return what is told of ``token`` behind the prompt ``sent``: it is chosen by a bias, its log is without it."""
+        found = self._completion({"prompt": sent, "logit_bias": {str(token): CERTAIN}}, client)
+        try:
+            if "content" in found:
+                one = found["content"][0]
+                chosen, value = one["id"], one["logprob"]
+                others = {f"token_id:{each['id']}": each["logprob"] for each in one["top_logprobs"]}
+            else:
+                chosen, value = self._id_of(str(found["tokens"][0])), found["token_logprobs"][0]
+                others = dict(found["top_logprobs"][0])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise self._wrong(f"no log-probability of its answer ({type(error).__name__}: {error})") from error
+        if chosen != token:
+            raise self._wrong(f"token {chosen} where a bias of {CERTAIN} asks for {token} at place {len(sent)}")
+        if not _is_log(value) or not all(map(_is_log, others.values())):
+            raise self._wrong(f"no log-probability at place {len(sent)}: {value!r}")
+        rest = [log for name, log in others.items() if self._id_of(name) != token]
+        if rest and max(rest) < value - CERTAIN / 2 and value > -SAME:
+            raise self._wrong(f"log-probabilities behind the bias, at place {len(sent)}: {value!r} and {max(rest)!r}")
+        return float(value), others
 
     def _id_of(self, token: str) -> int | None:
         """Return the id of a token that is told as ``token_id:5`` or as its text; None where that is not known."""

@@ -222,6 +222,14 @@ def test_of_a_quantized_one_the_layer_that_departs_most_is_named(reference):
     assert "departs most in layer 2" in verdict.detail[0][1]
 
 
+def test_of_one_that_shows_nothing_no_cause_is_claimed(reference):
+    """A zeroed super weight behind log-probabilities alone is not said to be something else."""
+    verdict = judge("perplexity", candidate(zero_super_weight, shows=()), reference)
+    assert verdict.cause_kind == "unknown"
+    assert verdict.cause.startswith("the cause is not known")
+    assert "not the super weights" not in str(verdict)
+
+
 def round_inputs(module):
     """As a program that quantizes activations in one range a pass; it is never undone."""
     for one in linear_maps(module):

@@ -1,7 +1,8 @@
-"""A real server over tiny's own logits: a healthy one passes, a damaged one is red, and every bad answer is worded."""
+"""Real servers: llama.cpp's own, and one over tiny's own logits that answers as vLLM does, or as badly as it is told to."""
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import threading
@@ -39,33 +40,38 @@ class Served:
     """What a server does: its model, its tokenizer, and what is wrong with it."""
 
     def __init__(
-        self, loaded, *, as_text=False, change=lambda answer: answer, status=200, raw=None, wait=0.0, bos=True
-    ):
+        self, loaded, *, as_text=False, change=lambda answer: answer, status=200, raw=None, wait=0.0, bos=True,
+        room=None,
+    ):  # fmt: skip
         self.loaded, self.as_text, self.change = loaded, as_text, change
-        self.status, self.raw, self.wait, self.bos = status, raw, wait, bos
+        self.status, self.raw, self.wait, self.bos, self.room = status, raw, wait, bos, room
         self.paths = []
 
     def answer(self, path, body):
         if path == "/v1/models":
-            return {"data": [{"id": "tiny"}]}
+            return {"data": [{"id": "tiny", "max_model_len": self.room}]}
         if path == "/tokenize":
             ids = self.loaded.tokenizer(body["prompt"])["input_ids"]
             return {"tokens": ids if self.bos else ids[1:]}
         ids = torch.tensor([body["prompt"]])
         with torch.no_grad():
             logs = self.loaded.model(ids).logits[0].float().log_softmax(-1)
+        assert self.room is None or len(body["prompt"]) < self.room, "no room for an answer"
         name = (lambda n: self.loaded.tokenizer.decode([n])) if self.as_text else (lambda n: f"token_id:{n}")
-        top = logs[:-1].topk(body["logprobs"])
+        top = logs.topk(body["logprobs"])
         likeliest = [
             {name(n): v for n, v in zip(row.tolist(), values.tolist(), strict=True)}
             for row, values in zip(top.indices, top.values, strict=True)
         ]
         own = [float(logs[place, number]) for place, number in enumerate(body["prompt"][1:])]
+        chosen = int(next(iter(body.get("logit_bias", {0: 0}))))
         found = {
-            "tokens": [name(n) for n in body["prompt"]] + ["more"],
-            "token_logprobs": [None, *own, -1.0],
-            "top_logprobs": [None, *likeliest, {}],
+            "tokens": [name(n) for n in [*body["prompt"], chosen]],
+            "token_logprobs": [None, *own, float(logs[-1, chosen])],
+            "top_logprobs": [None, *likeliest],
         }
+        if not body.get("echo"):
+            found = {key: values[-1:] for key, values in found.items()}
         return self.change({"model": "tiny", "choices": [{"logprobs": found}]})
 
 
@@ -218,12 +224,99 @@ def test_a_model_that_it_does_not_serve(base):
         ENGINE.check(f"{url},model=llama")
 
 
+def test_a_window_that_fills_the_context_has_its_last_token_asked_for_behind_the_others(base):
+    """A server echoes only where one more token has room, as vLLM; its numbers are the same."""
+    reference = as_subject(base, token_ids=token_windows(base.tokenizer, base.text, count=2, length=96))
+    with serving(Served(base, room=96)) as url:
+        candidate = as_subject(load(url))
+        assert assert_perplexity_within(candidate, reference).measured == pytest.approx(1, abs=1e-5)
+        assert assert_predictions_preserved(candidate, reference).measured < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (edit("tokens", -1, "token_id:1"), "token 1 where a bias of 100 asks for 2 at place 4"),
+        (edit("token_logprobs", -1, "low"), "no log-probability at place 4: 'low'"),
+        (edit("top_logprobs", -1, None), "no log-probability of its answer"),
+        (lambda answer: edit("top_logprobs", -1, {"token_id:1": -90.0})(edit("token_logprobs", -1, 0.0)(answer)),
+         "log-probabilities behind the bias, at place 4"),
+    ],
+    ids=["token", "text", "none", "biased"],
+)  # fmt: skip
+def test_a_bad_answer_to_the_last_token_is_worded(base, change, words):
+    """Where it is not the token that was asked for, or tells what the bias has made of it."""
+    with serving(Served(base, room=5, change=change)) as url:
+        runtime = load(url).model
+        with pytest.raises(CheckpointError, match=words):
+            runtime.log_probabilities(torch.tensor([0, 5, 9, 33, 2]))
+
+
 def test_nothing_is_asked_but_what_is_needed(base):
     """The paths of a load and a score are the three that the page names."""
     served = Served(base)
     with serving(served) as url:
         load(url).model.log_probabilities(torch.tensor([0, 5, 9]))
     assert set(served.paths) == {"/v1/models", "/tokenize", "/v1/completions"}
+
+
+# --- llama.cpp's own server ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def llama_cpp(file):
+    """Run llama.cpp's server on a free local port; yield its address. Afterwards nobody listens there."""
+    xllamacpp = pytest.importorskip("xllamacpp")
+    asked = xllamacpp.CommonParams()
+    asked.model.path, asked.hostnames, asked.port = str(file), ["127.0.0.1"], 0
+    asked.n_ctx, asked.n_parallel, asked.cpuparams.n_threads, asked.warmup = 256, 1, 1, False
+    server = xllamacpp.Server(asked)
+    url = server.listening_address
+    try:
+        yield url
+    finally:
+        del server, asked
+        gc.collect()
+    with pytest.raises(CheckpointError, match="nobody listens there"):
+        ENGINE.check(url)
+
+
+@pytest.fixture(scope="module")
+def short(base):
+    """tiny, measured on so few tokens that a server may be asked for each of them."""
+    return as_subject(base, token_ids=token_windows(base.tokenizer, base.text, count=3, length=40))
+
+
+@pytest.fixture
+def gguf_file(tmp_path):
+    """A function that writes a model as a GGUF file of floats."""
+    writing = pytest.importorskip("swcheck_llamacpp.writing")
+
+    def write(loaded):
+        writing.write(loaded.model, loaded.tokenizer, tmp_path / "model.gguf", "f32")
+        return tmp_path / "model.gguf"
+
+    return write
+
+
+def test_llama_cpp_s_server_passes_with_the_reference_s_numbers(base, short, gguf_file):
+    """It ignores an echo, and is asked for token after token; its cache of float16 is all that differs."""
+    with llama_cpp(gguf_file(base)) as url:
+        candidate = as_subject(load(url))
+        assert assert_perplexity_within(candidate, short).measured == pytest.approx(1, abs=1e-3)
+        verdict = assert_predictions_preserved(candidate, short)
+        assert verdict.measured < 1e-4
+        assert verdict.facts["top1"] == 1
+
+
+def test_a_destroyed_file_in_llama_cpp_s_server_is_red(short, gguf_file):
+    """The super weight is zeroed in the file; what the server does not show is not claimed."""
+    other = swcheck.load("tiny", device="cpu")
+    with zeroed(other.model, [WEIGHT]):
+        file = gguf_file(other)
+    with llama_cpp(file) as url, pytest.raises(RobustnessError, match="the cause is not known") as caught:
+        assert_perplexity_within(load(url), short)
+    assert caught.value.verdict.measured > 1000
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,9 @@ def _first_departure(damaged: DamagedCandidate) -> Finding:
     if _is_float(damaged):
         cause = "conversion or kernels, not quantization: its weights are floats"
         return Finding(cause, rows, (), "compare the export with the reference, layer by layer", kind="conversion")
+    if damaged.weights and not _shows(damaged, Capability.VALUES, Capability.OVERRIDE):
+        cause = "the cause is not known, for this runtime does not show what the super weights write"
+        return Finding(cause, rows, (), "gate the same weights in torch: their directory or file", kind="unknown")
     advice = "more bits or smaller groups, or gate the float export first"
     return Finding("not the super weights", rows, (), advice, kind="unknown")
 
