@@ -13,7 +13,7 @@ import copy
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -61,21 +61,33 @@ class Row:
     packed: dict[str, str] = field(default_factory=dict)
 
 
+def planted_at_some_token(
+    model: nn.Module, plan: Sequence[Planting], tokens: Sequence[int] = (0, 7, 11, 13)
+) -> tuple[SuperWeight, ...]:
+    """Plant at the first of these tokens to which an inner neuron of this random model is local. Raises ``OptionError``."""
+    saved = copy.deepcopy(model.state_dict())
+    for token in tokens[:-1]:
+        with suppress(OptionError):
+            return plant_super_weights(model, plan, IDS, position=token)
+        model.load_state_dict(saved)
+    return plant_super_weights(model, plan, IDS, position=tokens[-1])
+
+
 def one(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
-    return plant_super_weights(model, [Planting(layer, 3, expert=expert)], IDS)
+    return planted_at_some_token(model, [Planting(layer, 3, expert=expert)])
 
 
 def negative(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
-    return plant_super_weights(model, [Planting(layer, 3, expert=expert, size=-1000)], IDS)
+    return planted_at_some_token(model, [Planting(layer, 3, expert=expert, size=-1000)])
 
 
 def several_in_a_row(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
-    return plant_super_weights(model, [Planting(layer, 3, expert=expert), Planting(layer, 3, expert=expert)], IDS)
+    return planted_at_some_token(model, [Planting(layer, 3, expert=expert), Planting(layer, 3, expert=expert)])
 
 
 def several_in_a_column(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
-    column = plant_super_weights(copy.deepcopy(model), [Planting(layer, 3, expert=expert)], IDS)[0].column
-    return plant_super_weights(model, [Planting(layer, row, column, expert) for row in (3, 9)], IDS)
+    column = one(copy.deepcopy(model), layer, expert)[0].column
+    return planted_at_some_token(model, [Planting(layer, row, column, expert) for row in (3, 9)])
 
 
 def in_two_layers(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
@@ -113,30 +125,29 @@ def _is_local(model: nn.Module, weight: SuperWeight, position: int) -> bool:
 
 
 def _stands_alone(model: nn.Module, first: SuperWeight, second: SuperWeight, position: int) -> bool:
-    """Return whether the second one still writes half of its activation with the first one zeroed."""
+    """Return whether the second one still writes half of its activation, with its sign, with the first one zeroed."""
     body = checked_anatomy(model)
     with torch.no_grad():
         intact = Passes(model, body, IDS).first.residual[second.layer, position, second.row]
         with zeroed(model, [first]):
             alone = Passes(model, body, IDS).first.residual[second.layer, position, second.row]
-    return bool(alone.abs() >= intact.abs() / 2)
+    return bool(alone / intact >= 1 / 2)
 
 
 def at_a_later_token(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
-    position = next((token for token in (7, 11, 13) if expert in visited_experts(model, layer, IDS, token)), 0)
-    return plant_super_weights(model, [Planting(layer, 3, expert=expert)], IDS, position=position)
+    return planted_at_some_token(model, [Planting(layer, 3, expert=expert)], (7, 11, 13, 19))
 
 
 def with_an_echo(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
     """One, and a larger value in the same channel in the last layer, which is no super weight."""
-    planted = plant_super_weights(model, [Planting(layer, 3, expert=expert)], IDS)
+    planted = one(model, layer, expert)
     _in_the_last_layer(model, 3000)
     return planted
 
 
 def with_a_canceller(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
     """One, and in the last layer a weight that takes its activation away."""
-    planted = plant_super_weights(model, [Planting(layer, 3, expert=expert)], IDS)
+    planted = one(model, layer, expert)
     _in_the_last_layer(model, -1000)
     return planted
 

@@ -19,6 +19,7 @@ from swcheck.base.records import SuperWeight
 from swcheck.lens.architecture.anatomy import MapKey, checked_anatomy
 from swcheck.lens.architecture.storage import evaluating
 from swcheck.lens.architecture.tracing import is_norm
+from swcheck.superweights.locating.activation_rules import DEFAULT_RULES
 from swcheck.superweights.locating.passes import Passes
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ def _plant_one(
 
 def _check_activation(model: nn.Module, planting: Planting, ids: torch.Tensor, position: int) -> None:
     """Raise ``OptionError`` unless the channel is large at few tokens and still so in later layers; the last one may echo."""
-    residual = Passes(model, checked_anatomy(model), ids).first.residual[planting.layer : -1, :, planting.row].abs()
+    stream = Passes(model, checked_anatomy(model), ids).first.residual[planting.layer : -1].abs()
+    residual = stream[:, :, planting.row]
     if not len(residual):
         return
     here = residual[:, position]
@@ -128,6 +130,10 @@ def _check_activation(model: nn.Module, planting: Planting, ids: torch.Tensor, p
     if int(tokens) > max(1, residual.shape[1] // 4):
         found = f"no inner neuron is local to token {position}: the channel is as large at {tokens} tokens"
         raise OptionError(asked, found, "another token or another model")
+    ratio = float(here.max() / stream[int(here.argmax())].median().clamp_min(1e-9))
+    if not ratio >= DEFAULT_RULES.above_median:
+        found = f"it is {ratio:.3g} x the median of what it makes of the other channels"
+        raise OptionError(asked, found, "a family whose residual stream gets what its down projections write")
     if float(carrying.float().mean()) < 0.5:
         raise OptionError(
             asked, "the later layers do not carry what it writes", "a family whose residual stream persists"

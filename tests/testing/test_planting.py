@@ -11,6 +11,7 @@ from swcheck import Planting, anatomy, locate, plant_super_weights
 from swcheck.base.errors import OptionError
 from swcheck.testing.planting import visited_experts
 from tests.planted import Packed
+from tests.versions import RECENT
 from tools.families_table import GEOMETRIES, IDS, places_to_plant
 from tools.small_models import small_model
 
@@ -113,6 +114,24 @@ def test_what_is_no_super_activation_is_refused():
     normed = small_model("minimax")
     with pytest.raises(OptionError, match="the later layers do not carry what it writes"):
         plant_super_weights(normed, [Planting(1, 3, expert=visited_experts(normed, 1, IDS)[0])], IDS)
+
+
+@RECENT
+def test_a_value_among_others_as_large_is_refused():
+    """Zamba mixes the channels behind its shared map: what makes one large there makes all of them large."""
+    model = small_model("zamba")
+    with pytest.raises(OptionError, match="x the median of what it makes of the other channels"):
+        plant_super_weights(model, [Planting(1, 3, expert="shared")], IDS, position=11)
+
+
+@pytest.mark.parametrize("name", ["gptj", "gemma4_text"])
+def test_another_token_is_taken_where_no_neuron_is_local_to_the_first(name):
+    """The tool plants at the first token to which this random model has a local neuron; one is located there as well."""
+    model = small_model(name)
+    with pytest.raises(OptionError, match="no inner neuron is local to token 0"):
+        plant_super_weights(copy.deepcopy(model), [Planting(1, 3, size=-1000)], IDS)
+    wanted = GEOMETRIES["negative"](model, 1, None)
+    assert locate(model, token_ids=IDS).super_weights == wanted
 
 
 def test_only_the_scalar_is_changed():
