@@ -10,7 +10,7 @@ def main() -> int:
 
         return run()
     except KeyboardInterrupt:
-        from swcheck.base.terminal import tell
+        from swcheck.base.terminal.visible import tell
 
         tell("interrupted")
         return 2

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from swcheck.base.errors import SwcheckError
-from swcheck.base.terminal import visible_line
+from swcheck.base.terminal.visible import visible_line
 from swcheck.run import options
 from swcheck.run.pytest_hooks import collection, interrupt, reporter, workers
 from swcheck.run.pytest_hooks.stash import (
@@ -80,6 +80,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(cleanup.close)
     if not is_worker(config):
         config.pluginmanager.register(reporter.Reporter(config, settings), "swcheck-reporter")
+        from swcheck.run.pytest_hooks import bars
+
+        config.pluginmanager.register(bars, "swcheck-bars")
+        config.add_cleanup(bars.show_bars(config))
     argument = options.argument_that_hid_ini_file(config)
     if argument:
         message = f"write {argument}: after a space pytest took the path for a test, and lost its ini-file over it"
@@ -101,7 +105,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         lines += [words.format(option) for option in config.stash.get(TAKEN_ALIASES, ())]
     if not lines:
         return lines
-    from swcheck.base.wrapping import wrapped
+    from swcheck.base.terminal.wrapping import wrapped
 
     width, whole = shutil.get_terminal_size().columns, "\N{NO-BREAK SPACE}"  # a value stays beside its place
     if settings is not None:
@@ -136,7 +140,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 def usage_error(error: SwcheckError) -> pytest.UsageError:
     """Return an error that stops the run before the first test, with the text of ``error``."""
-    from swcheck.base.wrapping import wrapped_error as folded_error
+    from swcheck.base.terminal.wrapping import wrapped_error as folded_error
 
     width = shutil.get_terminal_size().columns - len("ERROR: ")
     return pytest.UsageError(folded_error(str(error), width))

@@ -44,7 +44,7 @@ LIBRARIES = {
     "safetensors": {"loading"},
     "shtab": {"run/command_line"},
     "tabulate": {"base", "run/reports"},
-    "tqdm": {"base", "study"},
+    "tqdm": {"base/terminal"},
     "transformers": {"gate/training", "loading"},
     "xdist": {"run/pytest_hooks"},
 }
@@ -52,7 +52,7 @@ LIBRARIES = {
 
 LIGHT = (
     "swcheck", "swcheck.plugin", "swcheck.base.errors", "swcheck.base.records", "swcheck.base.limits",
-    "swcheck.base.wrapping", "swcheck.base.output_files", "swcheck.loading.engines", "swcheck.loading.hub",
+    "swcheck.base.terminal.wrapping", "swcheck.base.output_files", "swcheck.loading.engines", "swcheck.loading.hub",
     "swcheck.loading.checkpoint", "swcheck.loading.published_index", "swcheck.loading.engine_request",
     "swcheck.quantizers.rtn", "swcheck.run.options", "swcheck.run.settings", "swcheck.run.session",
     "swcheck.run.limit_overrides", "swcheck.run.reference_cache", "swcheck.run.command_line.main", "swcheck.study.catalogue",

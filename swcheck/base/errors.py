@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from swcheck.base.terminal import visible, visible_line
+from swcheck.base.terminal.visible import visible, visible_line
 
 if TYPE_CHECKING:
     from swcheck.base.records import Verdict

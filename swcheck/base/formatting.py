@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from swcheck.base.records import SuperWeight
-from swcheck.base.terminal import visible_line
+from swcheck.base.terminal.visible import visible_line
 
 
 def format_number(value: float | None, unit: str = "") -> str:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from swcheck.base.terminal import visible
+from swcheck.base.terminal.visible import visible
 
 
 @dataclass

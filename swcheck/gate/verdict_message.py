@@ -7,8 +7,8 @@ from typing import Final
 
 from swcheck.base.formatting import format_number
 from swcheck.base.records import NOT_ENOUGH, Verdict
-from swcheck.base.terminal import visible
-from swcheck.base.wrapping import MAX_WIDTH, wrapped, wrapped_rows
+from swcheck.base.terminal.visible import visible
+from swcheck.base.terminal.wrapping import MAX_WIDTH, wrapped, wrapped_rows
 
 FOUND: Final = "found"
 PROOF: Final = "proof"

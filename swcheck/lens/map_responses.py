@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from swcheck.base.count_sketch import count_sketch, generator_fingerprint
+from swcheck.base.terminal.progress import with_bar
 from swcheck.lens.architecture.anatomy import Anatomy
 from swcheck.lens.architecture.storage import device_of, first_tensor, input_width
 
@@ -70,7 +71,7 @@ def responses_of(body: Anatomy) -> MapResponses:
     count = min(MOST_PER_MAP, max(FEWEST_PER_MAP, VALUES_KEPT // max(1, len(maps))))
     widths = torch.tensor([width for *_, width in maps], dtype=torch.int64)
     norms, values = torch.zeros(len(maps)), torch.zeros(len(maps), count)
-    for number, (_, module, width) in enumerate(maps):
+    for number, (_, module, width) in enumerate(with_bar(maps, "reading linear maps", len(maps))):
         output = _output_for_probes(module, width)
         norms[number], values[number] = output.norm(), count_sketch(output, count)
     return MapResponses(tuple(name for name, *_ in maps), widths, norms, values, generator_fingerprint())
@@ -82,9 +83,8 @@ def response_errors(body: Anatomy, expected: MapResponses) -> dict[str, float]:
     A map that this model does not have, or that does not accept the input, is left out.
     """
     layers, errors = dict(enumerate(body.layers)), {}
-    for name, width, norm, values in zip(
-        expected.names, expected.widths.tolist(), expected.norms, expected.values, strict=True
-    ):
+    wanted = zip(expected.names, expected.widths.tolist(), expected.norms, expected.values, strict=True)
+    for name, width, norm, values in with_bar(wanted, "comparing linear maps", len(expected.names)):
         layer, _, path = name.partition(".")
         with suppress(AttributeError, KeyError, RuntimeError):
             sketch = count_sketch(_output_for_probes(layers[int(layer)].get_submodule(path), width), len(values))

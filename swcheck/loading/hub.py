@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from swcheck.base.errors import CheckpointError, SwcheckError, UnknownModelError, UnsafeCheckpointError, brief_message
-from swcheck.base.terminal import tell, visible_line
+from swcheck.base.terminal.visible import tell, visible_line
 from swcheck.loading import published_index, tiny
 from swcheck.loading.checkpoint import SINGLE_FILE, TOKENIZER_FILES, check_directory
 from swcheck.loading.files.shard_index import shards_of

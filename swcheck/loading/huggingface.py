@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from swcheck.base.errors import CheckpointError, EngineError, OptionError, SwcheckError, brief_message
 from swcheck.base.isolation import captured_output, panics_as_errors
 from swcheck.base.records import Loaded
-from swcheck.base.terminal import tell
+from swcheck.base.terminal.visible import tell
 from swcheck.loading import tiny
 from swcheck.loading.checkpoint import check_directory, own_code_error
 from swcheck.loading.files.safetensors_header import read_header, safetensors_files, tensor_bytes

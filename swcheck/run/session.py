@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from swcheck.base.errors import OptionError
 from swcheck.base.evaluation_text import evaluation_text
 from swcheck.base.records import Loaded, Verdict
+from swcheck.base.terminal.progress import Bar
+from swcheck.base.terminal.visible import visible_line
 from swcheck.base.tiers import Tier
 from swcheck.loading import engines
 from swcheck.loading.runtime import Runtime
@@ -183,16 +185,17 @@ class Session:
 
 def _load_beside(settings: Settings, spec: str, reference: str | None) -> Loaded:
     """Load what ``spec`` names, or what an engine makes of ``reference``; models in memory stay there."""
-    return engines.load(
-        spec,
-        reference=reference,
-        device=settings.device,
-        dtype=settings.dtype,
-        device_map=settings.device_map,
-        stream=settings.streams(spec),
-        trust_remote_code=settings.trust_remote_code,
-        offline=settings.offline,
-    )
+    with Bar(f"loading {visible_line(spec)}"):
+        return engines.load(
+            spec,
+            reference=reference,
+            device=settings.device,
+            dtype=settings.dtype,
+            device_map=settings.device_map,
+            stream=settings.streams(spec),
+            trust_remote_code=settings.trust_remote_code,
+            offline=settings.offline,
+        )
 
 
 def _measure_reference(reference: Subject, seed: int) -> None:

@@ -8,20 +8,18 @@ text and settings.
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from tqdm import tqdm
-
 from swcheck.base.errors import SwcheckError
 from swcheck.base.formatting import table_lines
 from swcheck.base.output_files import check_writable, write_atomically
 from swcheck.base.reading.bounded import read_bytes
-from swcheck.base.terminal import visible
+from swcheck.base.terminal.progress import with_bar
+from swcheck.base.terminal.visible import visible
 from swcheck.study.catalogue import chapter_of
 from swcheck.study.common import plots
 from swcheck.study.common.chapter import Chapter
@@ -139,11 +137,8 @@ def as_page(studies: Iterable[tuple[Chapter, Study]], out: Path, cells: Sequence
 def progress_bar(name: str) -> Callable[[Iterable[Any], str], Iterable[Any]]:
     """Return a wrapper that shows a progress bar while its steps are iterated; no bar if stderr is not a terminal."""
 
-    def with_bar(steps: Iterable[Any], words: str) -> Iterable[Any]:
-        bar: Iterable[Any] = tqdm(
-            list(steps), desc=f"{name}: {words}", leave=False, disable=not sys.stderr.isatty(), file=sys.stderr
-        )
+    def steps_with_bar(steps: Iterable[Any], words: str) -> Iterable[Any]:
+        known = list(steps)
+        return with_bar(known, f"{name}: {words}", len(known))
 
-        return bar
-
-    return with_bar
+    return steps_with_bar

@@ -14,7 +14,8 @@ def test_nothing_was_imported():
     assert [name for name in {HEAVY!r} if name in sys.modules] == []
     assert "swcheck.plugin" in sys.modules
     assert sorted(name for name in sys.modules if name.startswith("swcheck")) == [
-        "swcheck", "swcheck.base", "swcheck.base.errors", "swcheck.base.terminal", "swcheck.plugin", "swcheck.run",
+        "swcheck", "swcheck.base", "swcheck.base.errors", "swcheck.base.terminal", "swcheck.base.terminal.visible",
+        "swcheck.plugin", "swcheck.run",
         "swcheck.run.options", "swcheck.run.pytest_hooks", "swcheck.run.pytest_hooks.collection", "swcheck.run.pytest_hooks.failure_text",
         "swcheck.run.pytest_hooks.interrupt", "swcheck.run.pytest_hooks.reporter", "swcheck.run.pytest_hooks.run_errors",
         "swcheck.run.pytest_hooks.stash", "swcheck.run.pytest_hooks.workers"

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, TypeAlias
 
+from swcheck.base.terminal.progress import with_bar
 from swcheck.gate.diagnosis.causes import (
     activation,
     block_neighbours,
@@ -50,7 +51,7 @@ STEPS: Final[tuple[Step, ...]] = (
 def explain(damaged: DamagedCandidate) -> Finding:
     """Return the first cause that is proven, with the rows of those that were ruled out before it."""
     ruled_out: Detail = ()
-    for step in STEPS:
+    for step in with_bar(STEPS, "looking for the cause", len(STEPS)):
         answer = step(damaged)
         if isinstance(answer, Finding):
             return _with_ordered_rows(damaged, answer, ruled_out)

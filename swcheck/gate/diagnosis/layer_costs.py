@@ -11,7 +11,7 @@ from typing import Final
 
 import torch
 
-from swcheck.base.terminal import with_bar
+from swcheck.base.terminal.progress import with_bar
 from swcheck.gate.diagnosis.evidence.reference_matrices import reference_matrix
 from swcheck.gate.relation.basis import relation
 from swcheck.gate.relation.linear_maps import map_errors, why_responses_unknown

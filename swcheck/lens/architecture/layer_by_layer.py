@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from swcheck.base.terminal import with_bar
+from swcheck.base.terminal.progress import with_bar
 from swcheck.lens.architecture.anatomy import bare_anatomy
 from swcheck.lens.architecture.storage import device_of
 from swcheck.lens.architecture.twins import forward_replaced

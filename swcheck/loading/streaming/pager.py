@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.overrides import TorchFunctionMode
 
-from swcheck.base.terminal import bar
+from swcheck.base.terminal.progress import Bar
 from swcheck.loading.streaming.mapped_pages import MappedPages, Span, UnchangedFiles, maps_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Pager(TorchFunctionMode):
         self._held: list[Span] | None = None
         self.is_entered = False
         self.bytes_read = 0
-        self.bar: Any = None
+        self.bar: Bar | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
@@ -108,8 +108,7 @@ class Pager(TorchFunctionMode):
             return
         begun = self._next if number < self._next <= number + 64 else number
         if self.bar is not None:
-            self.bar.n = self._before[number]
-            self.bar.update(0)
+            self.bar.done = self._before[number]
         end, room = number + 1, AHEAD
         while end < len(self.parameters) and room > 0:
             room -= self.parameters[end].size
@@ -145,13 +144,11 @@ def paging(model: nn.Module) -> Iterator[None]:
         yield
         return
     pager.is_entered = True
-    pager.bar = bar("reading weights", sum(span.size for span in pager.parameters), "B")
     try:
-        with pager:
+        with Bar("reading weights", sum(span.size for span in pager.parameters), "B") as pager.bar, pager:
             yield
     finally:
         pager.is_entered = False
-        pager.bar.close()
         pager.give_all_back()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from swcheck.base.errors import CheckpointError, OptionError
 from swcheck.base.formatting import format_size
-from swcheck.base.terminal import tell
+from swcheck.base.terminal.visible import tell
 from swcheck.loading.files.safetensors_header import StoredTensor, read_header, safetensors_files, tensor_bytes
 from swcheck.loading.streaming.free_memory import free_addresses, free_memory
 from swcheck.loading.streaming.mapped_pages import can_give_back

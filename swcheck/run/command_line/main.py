@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from swcheck.base.errors import SwcheckError
-from swcheck.base.terminal import visible
+from swcheck.base.terminal.progress import end_bars
+from swcheck.base.terminal.visible import visible
 from swcheck.run.command_line import (
     accuracy,
     baseline,
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], str | None] = options.run
     try:
         with redirect_stdout(sys.stderr):
-            answer = run(options)
+            answer = _without_bars_left(run, options)
     except SwcheckError as error:
         sys.stderr.write(f"swcheck: {error}\n")
         return 2
@@ -59,6 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(visible(f"swcheck: {error.filename or 'a temporary file'}: {error.strerror}") + "\n")
         return 2
     return (0 if answer is None else _write(answer)) or options.code
+
+
+def _without_bars_left(run: Callable[[argparse.Namespace], str | None], options: argparse.Namespace) -> str | None:
+    try:
+        return run(options)
+    finally:
+        end_bars()
 
 
 def _write(answer: str) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from swcheck.base.errors import OptionError
 from swcheck.base.output_files import check_writable, write_atomically
 from swcheck.base.reading.text_file import read_text
-from swcheck.base.terminal import tell
+from swcheck.base.terminal.visible import tell
 from swcheck.run.command_line.common.arguments import add_json, add_loading, add_tasks, load_model
 from swcheck.study.catalogue import NAMES
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 from swcheck.base.errors import RobustnessError, SwcheckError
-from swcheck.base.terminal import visible
+from swcheck.base.terminal.visible import visible
 from swcheck.run import options
 from swcheck.run.pytest_hooks.collection import is_shipped
 from swcheck.run.pytest_hooks.stash import SETTINGS, SHOWN_ROWS, TAKEN_ALIASES, specs_of
@@ -77,7 +77,7 @@ def without_shown_rows(
     The rows of this error are remembered as shown. An error whose text is not its verdict's, which a user's own test
     raises, is returned unchanged.
     """
-    from swcheck.base.wrapping import wrapped_error as folded_error
+    from swcheck.base.terminal.wrapping import wrapped_error as folded_error
     from swcheck.gate.verdict_message import message_rows, verdict_message
 
     error, test = excinfo.value, item.name.partition("[")[0]

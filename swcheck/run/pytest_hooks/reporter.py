@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from swcheck.base.errors import SwcheckError
-from swcheck.base.terminal import visible, visible_line
+from swcheck.base.terminal.visible import visible, visible_line
 from swcheck.run.pytest_hooks.collection import is_shipped, suite_is_included
 from swcheck.run.pytest_hooks.failure_text import SWCHECK_ERRORS, format_failure, make_room_for_causes
 from swcheck.run.pytest_hooks.interrupt import end_quickly
@@ -219,7 +219,7 @@ class Reporter:
 
     def unjudged_lines(self) -> list[str]:
         """Return the lines of this warning; none where ``--swcheck-require`` has made it an error."""
-        from swcheck.base.wrapping import wrapped_error as folded_error
+        from swcheck.base.terminal.wrapping import wrapped_error as folded_error
 
         words = "" if self.settings.require or self.config.option.collectonly else self.unjudged()
         return folded_error(f"swcheck: {words}", shutil.get_terminal_size().columns).splitlines() if words else []
@@ -274,7 +274,7 @@ def names_with_sizes(settings: Settings, reference: str, wanted: Sequence[str]) 
 
 def unused_limits(settings: Settings) -> list[str]:
     """Return a warning about limits for models that this run does not have: a mistyped name would limit nothing."""
-    from swcheck.base.wrapping import wrapped
+    from swcheck.base.terminal.wrapping import wrapped
     from swcheck.run.limit_overrides import unused_overrides
 
     found = unused_overrides(settings.overrides, settings.models, settings.candidates)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from swcheck.base.terminal import visible_line
+from swcheck.base.terminal.visible import visible_line
 
 REMEMBERING: Final = ("lfplugin", "nfplugin", "stepwiseplugin")
 """The plugins that remember failed tests for a later run, in which these names would never pass."""

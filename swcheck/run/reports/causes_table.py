@@ -8,7 +8,7 @@ from typing import Final
 
 from tabulate import tabulate
 
-from swcheck.base.wrapping import MAX_WIDTH
+from swcheck.base.terminal.wrapping import MAX_WIDTH
 from swcheck.run.reports.margins import Reported
 
 FEWEST: Final = 2

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from swcheck.base.formatting import format_number, format_shortened
 from swcheck.base.limits import KIND_WORDS
 from swcheck.base.records import Outcome, Verdict
-from swcheck.base.wrapping import MAX_WIDTH, wrapped
+from swcheck.base.terminal.wrapping import MAX_WIDTH, wrapped
 from swcheck.run.reports.margins import Reported, margin, severity
 from swcheck.run.reports.peer_numbers import layer_words, peer_rows
 

@@ -23,6 +23,7 @@ import torch
 
 from swcheck.base.errors import TextError
 from swcheck.base.records import Likelihood, SuperWeight
+from swcheck.base.terminal.progress import Bar
 from swcheck.lens.architecture.anatomy import checked_anatomy
 from swcheck.lens.architecture.storage import evaluating
 from swcheck.lens.intervene import zeroed
@@ -70,7 +71,7 @@ def locate(
     ids = _prompt_ids(model, tokenizer, prompt, token_ids)
     if verify is not None:
         check_token_ids(verify, vocabulary_size(model))
-    with evaluating(model):
+    with evaluating(model), Bar("locating super weights"):
         found = Search(model, body, ids, rules).run(tuple(seeds))
     if verify is None:
         return found

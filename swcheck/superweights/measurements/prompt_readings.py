@@ -14,6 +14,7 @@ from typing import Final
 import torch
 
 from swcheck.base.records import SuperActivation
+from swcheck.base.terminal.progress import with_bar
 from swcheck.lens.architecture.storage import device_of, evaluating
 from swcheck.lens.observe import observe
 from swcheck.superweights.measurements.in_runtime import layer_in_runtime
@@ -140,7 +141,8 @@ def read_prompts(
             for number, values in enumerate(streams)
         )
     found: dict[int, Reading] = {}
-    for numbers in prompt_batches(lengths):
+    batches = tuple(prompt_batches(lengths))
+    for numbers in with_bar(batches, "reading prompts", len(batches)):
         model, width = subject.module, lengths[numbers[-1]]
         with evaluating(model), observe(model, residual=[place.layer], stop=True) as sight:
             model(ids[numbers, :width].to(device_of(model)), use_cache=False)

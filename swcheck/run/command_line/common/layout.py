@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from swcheck.base.wrapping import wrapped
+from swcheck.base.terminal.wrapping import wrapped
 
 
 def wrap_lines(lines: Sequence[str], width: int | None) -> list[str]:

@@ -14,7 +14,7 @@ import swcheck
 from swcheck.base.errors import CheckpointError, brief_message
 from swcheck.base.json_text import json_text
 from swcheck.base.records import Outcome, Verdict
-from swcheck.base.terminal import tell, visible, visible_line
+from swcheck.base.terminal.visible import tell, visible, visible_line
 from swcheck.gate.verdict_message import verdict_message
 
 HOSTILE = "\x1b[31mred\x1b]52;c;aGk=\x07\x9b2J\u202etxt\u200b\x7f\udcff"
@@ -80,4 +80,4 @@ def test_nothing_else_writes_to_the_terminal():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"sys.stdout.write", "sys.stderr.write", "print"}
     }
-    assert writers == {"base/terminal.py", "run/command_line/main.py"}
+    assert writers == {"base/terminal/visible.py", "run/command_line/main.py"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swcheck.base.wrapping import MAX_WIDTH, MIN_WIDTH, wrapped, wrapped_error, wrapped_rows
+from swcheck.base.terminal.wrapping import MAX_WIDTH, MIN_WIDTH, wrapped, wrapped_error, wrapped_rows
 
 words = st.lists(st.text("abc-=/:", min_size=1, max_size=30), min_size=1, max_size=30).map(" ".join)
 

@@ -1,0 +1,26 @@
+"""Makes text safe for a terminal: what files and other libraries say may hold control characters.
+
+Escape sequences in the name of a tensor or a directory could rewrite what stands on the screen, or the clipboard; marks of
+the writing direction could turn a line around. All text for people passes through ``visible``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def visible(text: str) -> str:
+    """Return ``text`` with every character that cannot be printed as an escape, as Python writes it; line ends stay."""
+    return text if text.isprintable() else "\n".join(map(visible_line, text.split("\n")))
+
+
+def visible_line(text: str) -> str:
+    """Return ``text`` as one line: line ends are escapes too. For names, which must not look like lines of a report."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def tell(line: str) -> None:
+    """Write one line to stderr, with the name of swcheck before it."""
+    sys.stderr.write(f"swcheck: {visible_line(line)}\n")
