@@ -1,8 +1,8 @@
 """Tries small models of every causal-LM type of transformers, and writes ``docs/families.md``.
 
-``python -m tools.families_table`` takes about two hours of one core. What was tried is kept in ``ROWS`` by type and seed, so
-that it goes on where it was stopped; all types come with one seed before any comes with the next. ``SEEDS`` random models of each type get super weights of every geometry; each has to be located,
-and nothing besides. A copy of the planted model has to pass the gate. A copy with the planted scalar zeroed, halved or
+``python -m tools.families_table`` takes about an hour of one core. What was tried is kept in ``ROWS`` by type and seed, so
+that it goes on where it was stopped; all types come with one seed before any comes with the next. ``SEEDS`` random models
+of each type get super weights of every geometry; each has to be located, and nothing besides. A copy of the planted model has to pass the gate. A copy with the planted scalar zeroed, halved or
 moved to another row has to fail it, with the place of the super weight in its first line. The planted model packed by a
 quantizer (``PACKED``, where the package is installed) has to pass it as well.
 """
@@ -321,6 +321,55 @@ def _cause(candidate: nn.Module, reference: nn.Module | Subject) -> str:
     return ""
 
 
+HEAD: Final = """\
+# Model families
+
+Perplexity and KL divergence are measured of any causal language model. Super weights are looked for in the down
+projections of its MLPs and experts. These are found without knowing the family: a short forward pass is followed, and
+a linear map that reads an activation function of another one's output is a down projection. The pass also checks that
+each layer's output is a sum of its input and what its modules return.
+
+A model may keep several residual streams beside each other, which each layer mixes by weights that the token chooses
+(hyper-connections: DeepSeek V4, Hunyuan V4, Qwen 4; Gemma 3n). It is read in their mean. The pass then checks that each
+token's streams are sums of its streams before and of what the modules return. Of BLT the local decoder is looked at, which
+ends in the head; the stacks that feed it are not.
+
+Made by `python -m tools.families_table`: {accepted} of {rows} types of transformers that can be built from a small
+configuration are accepted. {seeds} random models of each got super weights of every geometry, in a dense map, in an
+expert and in a shared expert where they have them: how often they were located, and nothing besides. Then the gate: a
+copy is green; with the scalar zeroed, halved or moved to the next row it is red, with the place in its first line.
+
+What a random model does not allow is not planted, and not counted:
+
+- Few let a second super weight, in the next layer, be large at the same token and write the same without the first.
+- Where a norm takes the whole stream (BART and its like, the first GPT, GIT, MiniMax) no value persists, or none is local
+  to a token.
+- Zamba and Zamba 2 mix the channels behind their shared map, so that no weight of it writes a channel of the stream.
+
+A dash says that no model of the type could be planted so. A halved scalar whose norm follows can write as much as before.
+"""
+"""What the page says before its tables."""
+
+UNBUILT: Final = {
+    "gemma3n": "its image tower needs a package of its own (timm); `gemma3n_text` is its text part",
+    **dict.fromkeys(
+        ("gemma4_assistant", "gemma4_unified_assistant"), "a drafter: it reads the hidden states of another model"
+    ),
+    **dict.fromkeys(
+        ("musicgen", "musicgen_melody"), "writes sound, in several codebooks at once, for a text that an encoder reads"
+    ),
+}
+"""Why a type is not built."""
+
+TAIL: Final = """\
+Of those that are not accepted, three are decoders with MLPs: CPM-Ant puts learned tokens of its own before the prompt, so
+that positions are not the prompt's; HRM runs its two stacks of layers several times in a pass, so that a place in a layer
+has several values; Reformer hands on two streams in two tensors, of which each is computed from the other. ProphetNet
+predicts several tokens at a position and keeps a stream for each behind the prompt's.
+"""
+"""What the page says behind its tables."""
+
+
 def score(results: list[bool]) -> str:
     """Return a cell: how many of how many."""
     return f"{sum(results)}/{len(results)}" if results else "-"
@@ -343,32 +392,18 @@ def page(rows: list[Row], unbuilt: list[str]) -> str:
         *(f"{name} red" for name in DAMAGES),
         "packed",
     ]
-    lines = [
-        "# Model families",
-        "",
-        "Perplexity and KL divergence are measured of any causal language model. Super weights are looked for in the down",
-        "projections of its MLPs and experts. These are found without knowing the family: a short forward pass is followed, and",
-        "a linear map that reads an activation function of another one's output is a down projection. The pass also checks that",
-        "each layer's output is a sum of its input and what its modules return.",
-        "",
-        f"Made by `python -m tools.families_table`: {len(accepted)} of {len(rows)} types of transformers that can be built from",
-        f"a small configuration are accepted. {SEEDS} random models of each got super weights of every geometry, in a dense map,",
-        "in an expert and in a shared expert where they have them: how often they were located, and nothing besides.",
-        "",
-        "Some models could not be planted, and are not counted: no inner neuron of theirs is local to a token, or the channel does",
-        "not persist, since a norm takes the whole stream (BART and its like, the first GPT, MVP, Marian, MiniMax, GIT) or the",
-        "channels are mixed behind the map (Zamba 2).",
-        "",
-        "| " + " | ".join(head) + " |",
-        "|" + " --- |" * len(head),
-    ]
+    seeds = max(len(row.located["none"]) for row in accepted)
+    lines = [*HEAD.format(accepted=len(accepted), rows=len(rows), seeds=seeds).splitlines(), ""]
+    lines += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in accepted:
         cells = [score(row.located.get(name, [])) for name in ("none", *GEOMETRIES)]
         cells += [score(row.green), *(score(row.red.get(name, [])) for name in DAMAGES), packed_cell(row.packed)]
         lines.append("| " + " | ".join([row.name, row.places, *cells]) + " |")
     lines += ["", "Not accepted:", "", "| type | why |", "| --- | --- |"]
     lines += [f"| {row.name} | {row.refusal} |" for row in rows if row.refusal]
-    lines += ["", f"Not built from a small default configuration, so not tried: {', '.join(unbuilt)}.", ""]
+    lines += ["", "Not built:", "", "| type | why |", "| --- | --- |"]
+    lines += [f"| {name} | {UNBUILT.get(name, 'its small configuration is refused')} |" for name in unbuilt]
+    lines += ["", *TAIL.splitlines(), ""]
     return "\n".join(lines)
 
 

@@ -117,8 +117,8 @@ def _plant_one(
 
 def _check_activation(model: nn.Module, planting: Planting, ids: torch.Tensor, position: int) -> None:
     """Raise ``OptionError`` unless the channel is large at few tokens and still so in later layers; the last one may echo."""
-    stream = Passes(model, checked_anatomy(model), ids).first.residual[planting.layer : -1].abs()
-    residual = stream[:, :, planting.row]
+    stream = Passes(model, checked_anatomy(model), ids).first.residual[:-1].abs()
+    residual = stream[planting.layer :, :, planting.row]
     if not len(residual):
         return
     here = residual[:, position]
@@ -130,7 +130,7 @@ def _check_activation(model: nn.Module, planting: Planting, ids: torch.Tensor, p
     if int(tokens) > max(1, residual.shape[1] // 4):
         found = f"no inner neuron is local to token {position}: the channel is as large at {tokens} tokens"
         raise OptionError(asked, found, "another token or another model")
-    ratio = float(here.max() / stream[int(here.argmax())].median().clamp_min(1e-9))
+    ratio = float(here.max() / stream.median().clamp_min(1e-9))
     if not ratio >= DEFAULT_RULES.above_median:
         found = f"it is {ratio:.3g} x the median of what it makes of the other channels"
         raise OptionError(asked, found, "a family whose residual stream gets what its down projections write")

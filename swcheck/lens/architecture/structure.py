@@ -177,7 +177,10 @@ def _check_chain(model: nn.Module, whole: Structure, layers: list[Block]) -> Non
             raise _refusal(model, f"{name}.{number} runs {layer.calls} times in a pass")
         if layer.before is None or layer.after is None or layer.before.shape != layer.after.shape:
             raise _refusal(model, f"{name}.{number} returns another shape than it gets")
-        if layer.after.ndim not in {3, 4} or whole.by_stream(layer.after).shape[:2] != (2, TOKENS):
+        shape = whole.by_stream(layer.after).shape if layer.after.ndim in {3, 4} else ()
+        if shape[:2] == (TOKENS, 2) and _looks_ahead(layer.after.transpose(0, 1)):
+            raise _refusal(model, f"an encoder: what {name}.{number} returns depends on later tokens")
+        if shape[:2] != (2, TOKENS):
             found = f"{name}.{number} returns {tuple(layer.after.shape)} for 2 prompts of {TOKENS} tokens"
             raise _refusal(model, found)
         if _is_encoder(model) and _looks_ahead(whole.by_stream(layer.after)):

@@ -170,6 +170,15 @@ def test_layers_that_run_twice_are_refused():
         anatomy(small_model("hrm_text"))
 
 
+@RECENT
+def test_a_model_that_keeps_tokens_first_is_told_for_what_it_is():
+    """XLNet's layers return (T, B, H), and each token sees the later ones."""
+    with pytest.raises(
+        ArchitectureError, match=r"an encoder: what transformer\.layer\.0 returns depends on later tokens"
+    ):
+        anatomy(small_model("xlnet"))
+
+
 def test_the_pass_is_made_once():
     """A model is traced once, and again only when its modules are not where they were."""
     model, passes = OddModel().eval(), []
