@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from swcheck.base.errors import ArchitectureError
+from swcheck.base.errors import ArchitectureError, CheckpointError
 from swcheck.lens.architecture.places import Place, Structure
 from swcheck.lens.architecture.storage import device_of, evaluating, input_width
 from swcheck.lens.architecture.sums import Block, is_added, left_of_mix, left_of_sum
@@ -62,9 +62,10 @@ def traced(model: nn.Module, known: Structure | None = None) -> Structure:
             if known is not None:  # what follows the last layer, such as a large head, shows nothing more
                 stack.callback(blocks.lists[known.layers][-1].register_forward_hook(_end_pass).remove)
             model(ids.to(device_of(model)), use_cache=False)
-    except (ArchitectureError, _LastLayerDone) as error:
-        if isinstance(error, ArchitectureError):
-            raise
+    except _LastLayerDone:
+        pass
+    except (ArchitectureError, CheckpointError):
+        raise
     except Exception as error:
         raise _refusal(model, f"a pass over {TOKENS} tokens ends in {type(error).__name__}: {error}") from error
     name = _decoder(model, tracer.calls, blocks) if known is None else known.layers

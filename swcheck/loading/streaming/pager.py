@@ -54,15 +54,17 @@ class Pager(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
-        read = [] if _is_attribute(func) else [span for one in args if (span := self._span_of(one)) is not None]
+        used = [] if _is_attribute(func) else [span for one in args if (span := self._span_of(one)) is not None]
+        if used:
+            self.files.check()
+        read = [span for span in used if span.size >= LEAST]
         if not read:
             return func(*args, **kwargs)
-        self.files.check()
         if func in PRODUCTS:
             for span in read:
                 self._read_ahead(span)
         output = _linear(*args, **kwargs) if _is_slow_product(func, args) else func(*args, **kwargs)
-        if isinstance(output, torch.Tensor) and self._span_of(output, least=1) is None:  # a view has read nothing
+        if isinstance(output, torch.Tensor) and self._span_of(output) is None:  # a view has read nothing
             for span in read:
                 self._give_back(span)
         return output
@@ -83,16 +85,12 @@ class Pager(TorchFunctionMode):
         for span in self.parameters:
             self.bytes_read += self.pages.give_back(span)
 
-    def _span_of(self, value: Any, least: int | None = None) -> Span | None:
-        """Return where a mapped tensor of at least ``LEAST`` or so many bytes is, None for any other value."""
+    def _span_of(self, value: Any) -> Span | None:
+        """Return where a mapped tensor is, None for any other value, and for one without elements."""
         if not isinstance(value, torch.Tensor) or value.device.type != "cpu" or type(value.data) is not torch.Tensor:
             return None
         begin, size = value.data_ptr(), value.numel() * value.element_size()
-        return (
-            Span(begin, begin + size)
-            if size >= (LEAST if least is None else least) and self.pages.hold(begin)
-            else None
-        )
+        return Span(begin, begin + size) if size and self.pages.hold(begin) else None
 
     def _give_back(self, span: Span) -> None:
         if self._held is not None:

@@ -140,7 +140,71 @@ def test_what_is_no_regular_file(tmp_path):
             read_gguf_header(tmp_path / name)
 
 
-def test_every_type_has_whole_blocks():
-    """The names are told apart, and the bytes of a block hold its weights in at most 64 bits each."""
-    assert len({name for name, _, _ in TYPES.values()}) == len(TYPES)
-    assert all(0 < 8 * size / block <= 64 for _, block, size in TYPES.values())
+ENUMERATION = """
+F32 F16 Q4_0 Q4_1 - - Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S IQ2_S
+IQ4_XS I8 I16 I32 I64 F64 IQ1_M BF16 - - - TQ1_0 TQ2_0 - - - MXFP4 NVFP4 Q1_0
+""".split()
+"""The types of ggml in the order of their codes; those that it took out are left open."""
+
+BITS = {
+    "F32": 32, "F16": 16, "BF16": 16, "F64": 64, "I8": 8, "I16": 16, "I32": 32, "I64": 64, "Q4_0": 4.5, "Q4_1": 5, "Q5_0": 5.5,
+    "Q5_1": 6, "Q8_0": 8.5, "Q8_1": 10, "IQ4_NL": 4.5, "MXFP4": 4.25, "NVFP4": 4.5, "Q1_0": 1.125, "Q2_K": 2.625,
+    "Q3_K": 3.4375, "Q4_K": 4.5, "Q5_K": 5.5, "Q6_K": 6.5625, "Q8_K": 9.125, "IQ2_XXS": 2.0625, "IQ2_XS": 2.3125,
+    "IQ3_XXS": 3.0625, "IQ1_S": 1.5625, "IQ3_S": 3.4375, "IQ2_S": 2.5625, "IQ4_XS": 4.25, "IQ1_M": 1.75, "TQ1_0": 1.6875,
+    "TQ2_0": 2.0625,
+}  # fmt: skip
+"""Bits per weight, as llama.cpp prints them: scales included."""
+
+
+def test_every_type_has_its_code_and_its_bits():
+    """Codes are those of ggml, and the bytes of a block hold its weights."""
+    assert {code: name for code, (name, _, _) in TYPES.items()} == {
+        code: name for code, name in enumerate(ENUMERATION) if name != "-"
+    }
+    assert {name: 8 * size / block for name, block, size in TYPES.values()} == BITS
+
+
+@pytest.mark.parametrize("name", [name for name in ENUMERATION if "Q" in name or "FP4" in name])
+def test_a_row_is_whole_blocks(tmp_path, name):
+    """Of this many weights: 256 where a type has scales of scales, else 32, 64 or 128."""
+    block = {"NVFP4": 64, "Q1_0": 128, "MXFP4": 32}.get(
+        name, 32 if name.endswith(("_0", "_1", "_NL")) and name[0] != "T" else 256
+    )
+    room = int(block * BITS[name] / 8)
+    found = read(tmp_path, whole((), (tensor("a", (block,), ENUMERATION.index(name), 0),), room))
+    assert (found.tensors["a"].type, found.tensors["a"].end) == (name, room)
+    with pytest.raises(CheckpointError, match=f"a in {name} has rows of {block + 1}, no multiple of {block}"):
+        read(tmp_path, whole((), (tensor("a", (block + 1,), ENUMERATION.index(name), 0),), 2 * room))
+
+
+@pytest.mark.parametrize(
+    ("code", "form", "value"),
+    [
+        (0, "<B", 255), (1, "<b", -1), (2, "<H", 65535), (3, "<h", -1), (4, "<I", 2**32 - 1), (5, "<i", -1), (6, "<f", 0.5),
+        (7, "<?", True), (10, "<Q", 2**63), (11, "<q", -1), (12, "<d", 0.1),
+    ],
+)  # fmt: skip
+def test_every_type_of_number_is_read(tmp_path, code, form, value):
+    """Alone and in a list."""
+    data = struct.pack(form, value)
+    facts = text("a") + struct.pack("<I", code) + data, text("b") + struct.pack("<IIQ", 9, code, 3) + 3 * data
+    assert read(tmp_path, whole(facts, ())).facts == {"a": value, "b": 3}
+
+
+def test_what_just_fits_is_read(tmp_path):
+    """A file that is its header alone, the widest alignment and the longest name; one more is refused, in short."""
+    assert read(tmp_path, header((fact("general.alignment", 4, 8),), ())).tensors == {}
+    data = header((fact("general.alignment", 4, 2**16),), ())
+    assert read(tmp_path, data + bytes(2**16 - len(data))).start == 2**16
+    with pytest.raises(CheckpointError, match="general.alignment is 131072, no power of two up to 65,536"):
+        read(tmp_path, whole((fact("general.alignment", 4, 2**17),), ()))
+    assert list(read(tmp_path, whole((fact("a" * 1024, 4, 1),), ())).facts) == ["a" * 1024]
+    with pytest.raises(CheckpointError, match="a key of 1,025 bytes, at most 1,024"):
+        read(tmp_path, whole((fact("a" * 1025, 4, 1),), ()))
+    twice = fact("a" * 200, 4, 1)
+    with pytest.raises(CheckpointError, match=f"the key '{'a' * 100}' is there twice"):
+        read(tmp_path, whole((twice, twice), ()))
+    with pytest.raises(CheckpointError, match=f" {'a' * 100} of 9 in F32 ends 4 bytes behind the file"):
+        read(tmp_path, whole((), (tensor("a" * 200, (9,), 0, 0),), 32))
+    with pytest.raises(CheckpointError, match=f" {'a' * 100} begins at byte 3"):
+        read(tmp_path, whole((), (tensor("a" * 200, (1,), 0, 3),), 32))

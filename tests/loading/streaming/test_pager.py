@@ -201,9 +201,10 @@ def test_streaming_is_of_the_cpu(tmp_path):
         swcheck.load("rtn:bits=4", reference="tiny", stream=True)
 
 
-def test_a_file_that_is_cut_off_or_written_to_ends_the_pass_in_words(tmp_path, monkeypatch):
-    """Between two layers of a streamed pass; one that is removed is read on, since it is mapped."""
-    monkeypatch.setattr(pager, "LEAST", 0)
+@pytest.mark.parametrize("least", [0, pager.LEAST])
+def test_a_file_that_is_cut_off_or_written_to_ends_the_pass_in_words(tmp_path, monkeypatch, least):
+    """Between two layers of a streamed pass, however small their weights; one that is removed is read on, since it is mapped."""
+    monkeypatch.setattr(pager, "LEAST", least)
     folder = checkpoints.copy_of_tiny(tmp_path / "copy")
     model, file = swcheck.load(folder, stream=True, dtype="bfloat16").model, folder / "model.safetensors"
     data = file.read_bytes()
