@@ -22,6 +22,7 @@ from swcheck.base.records import SuperWeight
 from swcheck.lens.architecture.anatomy import MapKey, anatomy
 from swcheck.lens.architecture.storage import dequantized, first_tensor
 from swcheck.loading.runtime import Runtime
+from swcheck.loading.streaming.pager import check_files
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,6 +78,7 @@ def maps_zeroed(model: nn.Module, keys: Iterable[MapKey]) -> Iterator[None]:
         torch.clear_autocast_cache()
         yield
     finally:
+        check_files()
         with torch.no_grad():
             for weight, bits in zip(weights, saved, strict=True):
                 weight.copy_(bits)
@@ -133,6 +135,7 @@ def scalars_zeroed(weight: torch.Tensor, places: Sequence[tuple[int, int]]) -> I
             torch.clear_autocast_cache()
             yield
         finally:
+            check_files()
             weight[rows, columns] = saved
             torch.clear_autocast_cache()
 
@@ -172,6 +175,7 @@ def _edit_in_place(undo: ExitStack, tensor: torch.Tensor, weight: SuperWeight, v
 
 
 def _set_scalar(tensor: torch.Tensor, weight: SuperWeight, value: torch.Tensor) -> None:
+    check_files()
     with torch.no_grad():
         tensor[weight.row, weight.column].copy_(value)
     torch.clear_autocast_cache()  # autocast computes with a cached copy, made before this write

@@ -19,6 +19,7 @@ from swcheck.base.records import SuperWeight
 from swcheck.lens.architecture.anatomy import MapKey, anatomy
 from swcheck.lens.intervene import zeroed
 from swcheck.lens.linear_maps import plain_matrices
+from swcheck.loading.streaming.pager import check_files
 
 if TYPE_CHECKING:
     from torch import nn
@@ -115,6 +116,7 @@ def without_largest(
             tensor[places] = 0
         yield sum(len(values) for _, _, values in saved)
     finally:
+        check_files()
         for tensor, places, values in reversed(saved):
             tensor[places] = values
 

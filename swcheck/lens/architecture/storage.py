@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from swcheck.loading.streaming.pager import paging
+from swcheck.loading.streaming.pager import check_files, paging
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +21,7 @@ def plain_weight(module: nn.Module) -> torch.Tensor | None:
     Ordinary are ``nn.Linear``, ``FalconLinear`` and the ``Conv1D`` of transformers, whose weight ``(in, out)`` is returned as a transposed
     view. None for packed storage, tensor subclasses, a replaced ``forward``, offloaded weights, and weights that are
     computed anew in every pass (parametrizations, ``torch.nn.utils.prune``). In those cases a write into the tensor
-    need not change what the next pass computes with.
+    need not change what the next pass computes with. Raises ``CheckpointError`` if the file of a streamed model was changed.
     """
     from torch import nn
 
@@ -31,6 +31,7 @@ def plain_weight(module: nn.Module) -> torch.Tensor | None:
     weight = dict(module.named_parameters(recurse=False)).get("weight")
     if weight is None or not is_plain(weight):
         return None
+    check_files()
     return weight.data.T if is_conv1d(module) else weight.data
 
 

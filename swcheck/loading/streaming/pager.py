@@ -134,6 +134,15 @@ def pager_of(model: nn.Module) -> Pager | None:
     return _PAGERS.get(model)
 
 
+def check_files() -> None:
+    """Raise ``CheckpointError`` if a file of a streamed model was written to: before weights are touched outside of a pass.
+
+    A file that is cut off takes with it what was written into its map, so this holds for giving weights their values back, too.
+    """
+    for pager in list(_PAGERS.values()):
+        pager.files.check()
+
+
 @contextmanager
 def paging(model: nn.Module) -> Iterator[None]:
     """Keep the weights of a streamed model out of memory in the passes inside the block; others run as they are."""

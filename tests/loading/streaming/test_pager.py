@@ -12,11 +12,13 @@ from safetensors.torch import load_file, save_file
 
 import swcheck
 from swcheck.base.errors import CheckpointError, OptionError
+from swcheck.base.records import SuperWeight
 from swcheck.gate.relation.linear_maps import map_responses
-from swcheck.lens.architecture.anatomy import checked_anatomy
-from swcheck.lens.architecture.storage import evaluating
-from swcheck.lens.intervene import scaled
+from swcheck.lens.architecture.anatomy import MapKey, checked_anatomy
+from swcheck.lens.architecture.storage import evaluating, plain_weight
+from swcheck.lens.intervene import maps_zeroed, scalars_zeroed, scaled
 from swcheck.lens.likelihood import token_nats
+from swcheck.lens.nulls import without_largest
 from swcheck.loading import huggingface
 from swcheck.loading.streaming import pager, streamable
 from swcheck.loading.streaming.free_memory import FreeMemory
@@ -223,6 +225,29 @@ def test_a_file_that_is_cut_off_or_written_to_ends_the_pass_in_words(tmp_path, m
     again = swcheck.load(folder, stream=True, dtype="bfloat16").model
     file.unlink()
     assert torch.equal(token_nats(again, IDS), nats)
+
+
+SUPER_WEIGHT = SuperWeight(1, 97, 301)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        lambda model: swcheck.zeroed(model, [SUPER_WEIGHT]),
+        lambda model: maps_zeroed(model, [MapKey(1)]),
+        lambda model: scalars_zeroed(plain_weight(model.model.layers[1].mlp.down_proj), [(97, 301)]),
+        lambda model: without_largest(model, [SUPER_WEIGHT]),
+    ],
+    ids=["scaled", "maps", "scalars", "largest"],
+)
+def test_weights_of_a_file_that_is_cut_off_are_touched_no_more(tmp_path, block):
+    """Neither read outside of a pass nor given their values back: what was written into its map is gone as well."""
+    folder = checkpoints.copy_of_tiny(tmp_path / "copy")
+    model = swcheck.load(folder, stream=True, dtype="bfloat16").model
+    with pytest.raises(CheckpointError, match="it was changed: 4,096 bytes"), block(model):
+        os.truncate(folder / "model.safetensors", 4096)
+    with pytest.raises(CheckpointError, match="it was changed: 4,096 bytes"):
+        plain_weight(model.model.layers[0].mlp.up_proj)
 
 
 @pytest.mark.slow
