@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from swcheck.loading.runtime import Runtime
+from swcheck.loading.streaming.pager import check_files
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +48,11 @@ class HeldModel:
         return self.in_memory or self.is_reloadable
 
     def obtain(self) -> nn.Module | Runtime | None:
-        """Return the module or runtime, loaded again if need be; None where it was freed for good."""
+        """Return the module or runtime, loaded again if need be; None where it was freed for good.
+
+        Raises ``CheckpointError`` if a file whose weights are streamed was changed.
+        """
+        check_files()
         if self._module is None and self._reload is not None:
             self._module = self._reload()
         return self._module
