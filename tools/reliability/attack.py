@@ -1,9 +1,10 @@
-"""Damaged checkpoints, each in a run of its own: ``python -m tools.reliability.attack [--most N] [--only WORD]``.
+"""Damaged checkpoints, each in a run of its own: ``python -m tools.reliability.attack [--of adapters] [--most N] [--only WORD]``.
 
 A copy of ``tiny`` has one thing changed: a value in the header of its weights, in ``config.json``, in the files of its tokenizer
 or in its shard index; a directory, a pipe or a device in a file's place; a file that is cut off. ``swcheck locate`` runs on it
 in a forked process of bounded time and memory. It may answer or refuse, in words; a traceback, another exit code, a control
-character on the terminal, a file that is written or code that is run is a fault.
+character on the terminal, a file that is written or code that is run is a fault. With ``--of adapters`` it is an adapter on ``tiny`` that is damaged, and what loads it is the engine ``peft``, which has to be
+installed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import signal
 import struct
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -49,14 +50,14 @@ def _json(name: str, change: Callable[[Any], None]) -> Damage:
     return damage
 
 
-def _header(change: Callable[[Any], None]) -> Damage:
+def _header(change: Callable[[Any], None], name: str = "model.safetensors") -> Damage:
     def damage(folder: Path) -> None:
-        data = (folder / "model.safetensors").read_bytes()
+        data = (folder / name).read_bytes()
         end = 8 + struct.unpack("<Q", data[:8])[0]
         header = json.loads(data[8:end])
         change(header)
         text = json.dumps(header).encode()
-        (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data[end:])
+        (folder / name).write_bytes(struct.pack("<Q", len(text)) + text + data[end:])
 
     return damage
 
@@ -116,6 +117,53 @@ def _of_headers() -> Iterator[tuple[str, Damage]]:
     for length in (0, 1, 2**31, 2**40, 2**63, 2**64 - 1):
         start = struct.pack("<Q", length)
         yield f"header length {length}", _bytes("model.safetensors", partial(_begun, start))
+
+
+ADAPTER: Final = "adapter_config.json"
+MORE: Final = (
+    "megatron_config",
+    "adapters",
+    "eva_config",
+    "corda_config",
+    "layer_replication",
+    "target_parameters",
+    "alora_invocation_tokens",
+)
+"""Fields of other kinds of adapters, and of other versions of peft."""
+
+
+def adapter_damages(config: Mapping[str, Any], weights: bytes) -> Iterator[tuple[str, Damage]]:
+    """Yield every damage of an adapter's two files with its name."""
+    for key in dict.fromkeys((*config, *MORE)):
+        for value in VALUES:
+            yield f"{ADAPTER} {key} = {value!r:.40}", _json(ADAPTER, _set(key, value=value))
+    name = "adapter_model.safetensors"
+    for share in (0.0, 0.001, 0.3, 0.999):
+        yield f"{name} cut at {share}", _bytes(name, partial(_cut, share))
+        yield f"{ADAPTER} cut at {share}", _bytes(ADAPTER, partial(_cut, share))
+    header = json.loads(weights[8 : 8 + struct.unpack("<Q", weights[:8])[0]])
+    first = next(key for key in header if key != "__metadata__")
+    for other in (
+        "\x1b]0;x\x07",
+        "",
+        "a\0b",
+        "x" * 5000,
+        "base_model.model.lm_head.lora_A.weight",
+        first.replace("0", "9"),
+    ):
+        yield f"{name} tensor {other!r:.20}", _header(_renamed(first, other), name)
+    for shape in ([1, 1], [2**20, 2**20], [4], []):
+        yield f"{name} shape {shape}", _header(_set(first, "shape", value=shape), name)
+
+
+def save_adapter(folder: Path) -> None:
+    """Save an adapter of rank 4 on the super weight's matrices of tiny, as peft does."""
+    from peft import LoraConfig, get_peft_model
+
+    import swcheck
+
+    model = get_peft_model(swcheck.load("tiny", device="cpu").model, LoraConfig(r=4, target_modules=["down_proj"]))
+    model.save_pretrained(folder)
 
 
 def _begun(start: bytes, data: bytes) -> bytes:
@@ -193,16 +241,16 @@ def _of_indexes() -> Iterator[tuple[str, Damage]]:
         yield f"shard {shard!r:.20}", _placed("model.safetensors.index.json", partial(_written, data=index))
 
 
-def ended(damage: Damage) -> str:
-    """Run ``swcheck locate`` on a damaged copy; return what is wrong with how it ended, nothing if it answered or refused."""
+def ended(damage: Damage, source: Path, run: Callable[[Path], int]) -> str:
+    """Run something on a damaged copy of ``source``; return what is wrong with how it ended, nothing if it answered or refused."""
     with tempfile.TemporaryDirectory(prefix="attack-") as name, tempfile.TemporaryFile() as said:
         folder = Path(name, "model")
-        shutil.copytree(CHECKPOINT, folder)
+        shutil.copytree(source, folder)
         damage(folder)
         before = sorted(path.name for path in folder.iterdir())
         child = os.fork()
         if not child:
-            os._exit(_located(folder, said.fileno()))
+            os._exit(_bounded(lambda: run(folder), said.fileno()))
         _, status = os.waitpid(child, 0)
         said.seek(0)
         output = said.read().decode("utf-8", "replace")
@@ -214,10 +262,29 @@ def ended(damage: Damage) -> str:
         return f"{', '.join(wrong)}: {output[-1500:]}" if wrong else ""
 
 
-def _located(folder: Path, out: int) -> int:
-    """Be the child: ``swcheck locate`` with bounded time and memory, its words into ``out``; return its exit code."""
+def located(folder: Path) -> int:
+    """Run ``swcheck locate``; return its exit code."""
     from swcheck.run.command_line.main import main
 
+    return main(["locate", str(folder)])
+
+
+def adapted(folder: Path) -> int:
+    """Locate super weights in tiny with the adapter in ``folder``; return 2 for a refusal, as the command does."""
+    import swcheck
+    from swcheck.base.errors import SwcheckError
+
+    try:
+        model = swcheck.load(f"peft:{folder}", reference="tiny", device="cpu")
+        swcheck.perplexity(model.model, swcheck.token_windows(model.tokenizer, model.text, count=1, length=32))
+    except SwcheckError as error:
+        sys.stderr.write(f"swcheck: {error}\n")
+        return 2
+    return 0
+
+
+def _bounded(run: Callable[[], int], out: int) -> int:
+    """Be the child: ``run`` with bounded time and memory, its words into ``out``; return its exit code."""
     code = 99
     os.environ["RUST_BACKTRACE"] = "0"
     size = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
@@ -227,7 +294,7 @@ def _located(folder: Path, out: int) -> int:
     os.dup2(out, 1)
     os.dup2(out, 2)
     try:
-        code = main(["locate", str(folder)])
+        code = run()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 98
     except BaseException:
@@ -241,14 +308,13 @@ def _located(folder: Path, out: int) -> int:
     return code
 
 
-def imported() -> None:
-    """Run a whole ``swcheck locate`` once, so that what it imports is there before the forks."""
+def imported(run: Callable[[Path], int], source: Path) -> None:
+    """Do it once with what is not damaged, so that what it imports is there before the forks."""
     with open(os.devnull, "w") as silence:  # noqa: PTH123
         child = os.dup(1)
         os.dup2(silence.fileno(), 1)
-        from swcheck.run.command_line.main import main
-
-        main(["locate", "tiny"])
+        if run(source):
+            raise AssertionError(f"{source} is refused as it is")
         sys.stdout.flush()
         os.dup2(child, 1)
         os.close(child)
@@ -259,25 +325,34 @@ def main() -> int:
     from tools.reliability.page import write_rows
 
     parser = argparse.ArgumentParser(description="Damaged checkpoints.")
+    parser.add_argument("--of", choices=("checkpoints", "adapters"), default="checkpoints", help="what is damaged")
     parser.add_argument("--most", type=int, help="draw so many, always the same ones")
     parser.add_argument("--only", default="", help="damages whose name has this in it")
     parser.add_argument("--write", action="store_true", help="write the row of docs/reliability.md")
     options = parser.parse_args()
-    chosen = [(name, damage) for name, damage in damages() if options.only in name]
-    random.Random(0).shuffle(chosen)
-    imported()
-    faults = 0
-    for name, damage in chosen[: options.most]:
-        wrong = ended(damage)
-        faults += bool(wrong)
-        if wrong:
-            sys.stdout.write(f"{name}: {wrong}\n\n")
-            sys.stdout.flush()
+    with tempfile.TemporaryDirectory() as folder:
+        source, run, every = CHECKPOINT, located, damages()
+        if options.of == "adapters":
+            source, run = Path(folder, "adapter"), adapted
+            save_adapter(source)
+            config = json.loads((source / ADAPTER).read_text(encoding="utf-8"))
+            every = adapter_damages(config, (source / "adapter_model.safetensors").read_bytes())
+        chosen = [(name, damage) for name, damage in every if options.only in name]
+        random.Random(0).shuffle(chosen)
+        imported(run, source)
+        faults = 0
+        for name, damage in chosen[: options.most]:
+            wrong = ended(damage, source, run)
+            faults += bool(wrong)
+            if wrong:
+                sys.stdout.write(f"{name}: {wrong}\n\n")
+                sys.stdout.flush()
     count = len(chosen[: options.most])
-    rows = [("damaged checkpoints, each in a run of its own", f"{count:,} of {len(chosen):,}",
+    rows = [(f"damaged {options.of}, each in a run of its own", f"{count:,} of {len(chosen):,}",
              f"{faults} ended otherwise than in an answer or a refusal in words")]  # fmt: skip
+    arguments = f"--of {options.of}" * (options.of != "checkpoints") + f" --most {options.most}" * bool(options.most)
     if options.write:
-        write_rows("attack", rows, f"--most {options.most}" if options.most else "")
+        write_rows("attack", rows, arguments.strip())
     else:
         sys.stdout.write(" | ".join(rows[0]) + "\n")
     return int(bool(faults))
