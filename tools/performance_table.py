@@ -102,23 +102,22 @@ def reading_seconds(folder: Path) -> float:
     return time.perf_counter() - start
 
 
+def machine() -> str:
+    """Return a sentence about this machine and the versions that count."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine())
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "safetensors"))
+    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}."
+
+
 def page(folder: Path, costs: list[Cost], floor: float) -> str:
-    """Return the page."""
+    """Return the first part of the page."""
     size = tensor_bytes(folder)
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.machine(),
-    )
     rows = [
         f"| {one.name} | {one.seconds:.0f} s ({one.processor:.0f} s of processor) | {one.peak / 2**30:.2f} GiB "
         f"| {', '.join(f'{read / 1e9:.1f} GB ({read / size:.0%})' for read in one.read)} | {one.goal} |"
         for one in costs
     ]
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "safetensors"))
     return "\n".join(
         [
             "# What large models cost",
@@ -126,7 +125,7 @@ def page(folder: Path, costs: list[Cost], floor: float) -> str:
             "Written by `python -m tools.performance_table DIR`; nothing here is typed by hand.",
             "",
             f"A checkpoint of the shape of Llama 7B in bfloat16 ({format_size(size)}), random but for its published super weight,",
-            f"streamed on the CPU with one thread. {model}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}.",
+            f"streamed on the CPU with one thread. {machine()}",
             f"Load average {os.getloadavg()[0]:.1f}: other work on the machine lengthens the time on the clock.",
             f"One read of all files just before took {floor:.0f} s.",
             "",
@@ -184,7 +183,8 @@ def main() -> None:
             GATE.format(words=[*gate, *suite]),
         ),
     ]
-    write_atomically(PAGE, page(folder, costs, floor))
+    _, heading, rest = PAGE.read_text(encoding="utf-8").partition("\n## ")  # the part of ``tools.ratios`` stays
+    write_atomically(PAGE, page(folder, costs, floor) + heading + rest)
     shutil.rmtree(candidate)
     if "--remove" in sys.argv:
         shutil.rmtree(folder)
