@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 
 import pytest
@@ -34,6 +35,19 @@ def test_every_field_of_the_json_is_on_the_site():
         assert f"| `{name}` | " in text
     assert "| `measured` | number or null | the measured value; null if nothing could be measured |" in text
     assert '| `outcome` | `"passed"`, `"near"`' in text
+
+
+def test_every_link_of_a_page_leads_to_a_file_of_the_site():
+    """Without a build: no relative link of a page in the navigation leads to a file that is not copied."""
+    sources = site.sources()
+    lost = []
+    for page in {"index.md" if file == "README.md" else file for part in site.PAGES.values() for file in part.values()}:
+        prose = re.sub(r"```.*?```|`[^`\n]*`", "", sources[page], flags=re.DOTALL)
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose):
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(page), link))
+            if ("index.md" if target == "README.md" else target) not in sources:
+                lost.append((page, link))
+    assert lost == []
 
 
 @pytest.mark.slow
