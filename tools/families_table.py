@@ -392,7 +392,8 @@ def page(rows: list[Row], unbuilt: list[str]) -> str:
         *(f"{name} red" for name in DAMAGES),
         "packed",
     ]
-    seeds = max(len(row.located["none"]) for row in accepted)
+    counts = [len(row.located["none"]) for row in accepted]
+    seeds = f"{max(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     lines = [*HEAD.format(accepted=len(accepted), rows=len(rows), seeds=seeds).splitlines(), ""]
     lines += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in accepted:

@@ -139,11 +139,12 @@ def _find(
         if pair.relation.channels and column != weight.column and _is_loudest(pair, original, sink):
             note = f"its inner neuron {weight.column} may be neuron {column} of the candidate, the loudest there"
             return replace(weight, column=column), found, note
-    relocated = located_on(pair.candidate, ids)
-    for other, found in zip(relocated.super_weights, relocated.written, strict=True):
+    for other in located_on(pair.candidate, ids).super_weights:
         elsewhere_here = other.layer == weight.layer and other.column != weight.column
-        if other in taken or other.row != weight.row or (stands and elsewhere_here):
+        if other in (*taken, weight) or other.row != weight.row or (stands and elsewhere_here):
             continue
+        tokens = sink_tokens(pair.candidate, (other,), ids)
+        found = contributions_at(pair.candidate, (other,), ids, tokens)[0]  # as ``expected``: before a router or a norm
         if SAME_CONTRIBUTION.holds(ratio_of(found, expected)):
             note = f"located again in the candidate: {other.place}"
             return other, found, note

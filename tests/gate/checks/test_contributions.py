@@ -12,13 +12,16 @@ from transformers import LlamaForCausalLM
 from swcheck import (
     Loaded,
     Outcome,
+    Planting,
     RobustnessError,
+    anatomy,
     assert_collapses_when_zeroed,
     assert_perplexity_within,
     assert_predictions_preserved,
     assert_super_activations_preserved,
     assert_super_weights_preserved,
     locate,
+    plant_super_weights,
 )
 from swcheck.base.records import Limit
 from swcheck.base.statistics import standard_error, worst_of
@@ -28,6 +31,9 @@ from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.testing.damage import bases as relatives
 from tests import damage
 from tests.planted import SINK, plant
+from tools.small_models import small_model
+
+PLANTED = torch.arange(5, 29)[None]
 
 COMPARISONS = (
     assert_super_weights_preserved,
@@ -285,3 +291,20 @@ def test_the_noise_floor_is_measured_and_told(tiny, ids):
     assert coarse[1] >= torch.finfo(torch.bfloat16).eps
     assert verdict.facts["noise"] == nats
     assert "noise" in verdict.summary
+
+
+@pytest.mark.parametrize("multiplier", [0.22, 3.0])
+def test_half_a_scalar_is_red_whatever_multiplies_what_the_map_writes(multiplier):
+    """Granite's residual multiplier makes half of a super weight no whole one: it is not "located again" at its own place."""
+    model = small_model("granite")
+    for layer in model.model.layers:
+        layer.residual_multiplier = multiplier
+    [weight] = plant_super_weights(model, [Planting(1, 3)], PLANTED)
+    halved = copy.deepcopy(model)
+    anatomy(halved).down_map(weight).weight[weight.row, weight.column] /= 2
+    text = PLANTED.repeat(2, 1)
+    assert_super_weights_preserved(copy.deepcopy(model), model, token_ids=text)
+    with pytest.raises(RobustnessError) as error:
+        assert_super_weights_preserved(halved, model, token_ids=text)
+    assert error.value.verdict.measured == pytest.approx(0.5)
+    assert "located again" not in error.value.verdict.summary
