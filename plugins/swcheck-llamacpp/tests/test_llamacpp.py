@@ -13,6 +13,8 @@ import pytest
 import torch
 from swcheck_llamacpp import ENGINE, library
 from swcheck_llamacpp.writing import write
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 import swcheck
 from swcheck import (
@@ -74,6 +76,31 @@ def test_the_same_ids(base, files, text):
     assert list(runtime.token_ids(text.replace("<s>", "< s>"))) == plain
 
 
+@pytest.fixture(scope="module")
+def with_marks(base):
+    """A tokenizer as Llama 2 has it, of tiny's size: words begin with a mark, and bytes stand for what it does not know."""
+    bytes_known = [f"<0x{number:02X}>" for number in range(256)]
+    made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    trainer = trainers.BpeTrainer(vocab_size=1024, special_tokens=["<unk>", "<s>", *bytes_known], show_progress=False)
+    made.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    made.train_from_iterator([base.text], trainer)
+    made.pre_tokenizer = None
+    said = json.loads(made.to_str())
+    said["added_tokens"] = [one for one in said["added_tokens"] if one["content"] not in bytes_known]
+    made = Tokenizer.from_str(json.dumps(said))
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("text", ["def spam(eggs=1):\n    return [eggs] * 2  # é, 你好\n", "", "  x\t\n\n y", "self.x"])
+def test_the_same_ids_of_a_tokenizer_with_marks(base, with_marks, tmp_path, text):
+    """It is written as the scores that its merges come from."""
+    assert len(with_marks) == 1024
+    write(base.model, with_marks, tmp_path / "marks.gguf", "f32")
+    assert list(load(tmp_path / "marks.gguf").model.token_ids(text)) == with_marks(text)["input_ids"]
+
+
 def test_parity_of_the_float_file(reference, files):
     """Unquantized, llama.cpp computes what torch does: perplexity, predictions, activation within their noise."""
     found = all_verdicts(load(files / "f32.gguf"), reference)
@@ -83,9 +110,9 @@ def test_parity_of_the_float_file(reference, files):
     assert found["super activations"].measured == pytest.approx(1, abs=0.01)
 
 
-@pytest.mark.parametrize("scheme", ["q8_0", "q4_0", "q4_k", "q6_k", "nvfp4"])
+@pytest.mark.parametrize("scheme", ["q8_0", "q4_0", "q6_k", "q5_k", "q4_k", "q3_k", "mxfp4", "nvfp4"])
 def test_healthy_quantizations_pass(reference, scheme):
-    """K-quants and NVFP4 too, which ggml's own functions encode here."""
+    """K-quants and the two of 4-bit floats too, which ggml's own functions encode here."""
     assert not [str(one) for one in all_verdicts(load(scheme), reference).values() if one.red]
 
 

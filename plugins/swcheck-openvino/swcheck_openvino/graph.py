@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -14,7 +15,7 @@ import openvino
 import torch
 from openvino import opset13 as ops
 
-from swcheck import CheckpointError, Scheme, exportable
+from swcheck import CheckpointError, EngineError, Scheme, exportable
 
 DOWN: Final = re.compile(r"layers\.(\d+)\.mlp\.down_proj/[\w:]+/MatMul$")
 STREAM: Final = re.compile(r"layers\.(\d+)/aten::add/Add_1$")
@@ -54,6 +55,10 @@ def compressed(graph: Any, scheme: str, group: int, kept: Iterable[str]) -> Any:
         return nncf.compress_weights(graph, mode=mode, group_size=group, ignored_scope=ignored)
     except nncf.ValidationError as error:
         raise CheckpointError(f"openvino:{scheme}", str(error).splitlines()[0][:300], "another group=") from error
+    except nncf.InvalidGroupSizeError as error:
+        sizes = sorted({int(size) for size in re.findall(r"channel size: (\d+)", str(error))})
+        words = f"groups of {group} do not divide rows of {', '.join(map(str, sizes)) or 'some map'}"
+        raise EngineError(f"openvino:{scheme}", words, f"group={math.gcd(*sizes, group)}, or skip=NAME") from error
 
 
 def read(file: Path) -> Any:

@@ -84,6 +84,13 @@ def test_skip_keeps_a_matrix(graph):
     assert (places.matrix(2) != plain.matrix(2)).any()
 
 
+def test_groups_that_do_not_divide_a_row_are_refused_in_words(graph):
+    """The rows are named, and a size that divides them."""
+    with pytest.raises(EngineError, match="groups of 192 do not divide rows of 256, 512") as caught:
+        compressed(graph.clone(), "int4", 192, ())
+    assert "group=64" in str(caught.value)
+
+
 def replaced(constant, change):
     """Put a changed copy of a constant in its place; its own data cannot be written."""
     data = constant.data.copy()
