@@ -28,6 +28,7 @@ PAGES: Final[dict[str, dict[str, str]]] = {
         "Baselines and the cache": "docs/baselines.md",
         "While a model trains": "docs/training.md",
         "Quantizers and engines": "docs/engines.md",
+        "Candidates in their own runtime": "docs/runtimes.md",
         "Models larger than memory": "docs/large-models.md",
         "Change swcheck": "CONTRIBUTING.md",
     },

@@ -69,6 +69,8 @@ class Settings:
     device_map: str | None = None
     stream: bool = False
     layers: bool = False
+    in_torch: bool = False
+    cache_window: int | None = None
     seed: int = 0
     origins: Mapping[str, str] = field(default_factory=dict)
 
@@ -160,10 +162,21 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
         device_map=values.get("device_map"),
         stream=bool(values.get("stream")),
         layers=bool(values.get("layers")),
+        in_torch=bool(values.get("in_torch")),
+        cache_window=_number(values.get("cache_window"), "cache-window"),
         origins=origins,
     )
     _check(settings)
     return settings
+
+
+def _number(text: str | None, name: str) -> int | None:
+    """Return a positive number that was given as text. Raises ``OptionError`` for anything else."""
+    if text is None:
+        return None
+    if not (text.isdecimal() and text.isascii() and 0 < int(text) < 10**9):
+        raise OptionError(f"--swcheck-{name}={text}", "no positive number", f"--swcheck-{name}=64")
+    return int(text)
 
 
 def _check(settings: Settings) -> None:

@@ -22,6 +22,7 @@ from swcheck import (
 from swcheck.lens.linear_maps import linear_maps
 from swcheck.lens.replace import rounded_in_one_range
 from swcheck.loading import engines
+from swcheck.superweights.subject.as_subject import as_subject
 from tests.in_process_runtime import InProcess, candidate
 
 IDS = torch.randint(1, 1000, (3, 48), generator=torch.Generator().manual_seed(0))
@@ -41,7 +42,6 @@ CHECKS = {
 def reference():
     """tiny, measured on a few windows of its own text."""
     from swcheck.superweights.measurements.inputs import windows
-    from swcheck.superweights.subject.as_subject import as_subject
 
     whole = as_subject(swcheck.load("tiny", device="cpu"))
     return as_subject(whole, token_ids=windows(whole)[:4, :96])
@@ -176,6 +176,41 @@ def test_without_a_twin_the_first_layer_is_named(reference):
     )
     assert verdict.detail[0] == ("layers", verdict.detail[0][1])
     assert "departs first in layer 2" in verdict.detail[0][1]
+
+
+class Lossy(InProcess):
+    """Kernels that lose a little of the probability of every token."""
+
+    def log_probabilities(self, ids):
+        return super().log_probabilities(ids) - 0.005
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "words"), [(InProcess, "add no more than the noise"), (Lossy, "the kernels make it x1.0050 of that")]
+)
+def test_of_a_green_candidate_the_same_weights_in_torch_stand_beside_it(kind, words, reference, monkeypatch):
+    """If it is asked for: what the kernels add to the loss of what is stored, and whether that is noise."""
+    monkeypatch.setattr("tests.in_process_runtime.InProcess", kind)
+    ours = as_subject(candidate(scheme=FLOAT, twin="tiny"))
+    assert "in torch" not in judge("perplexity", ours, reference).summary
+    ours.score_in_torch = True
+    verdict = judge("perplexity", ours, reference)
+    assert verdict.outcome is Outcome.PASSED
+    assert "the same weights in torch x1.0000, KL 0.0000 nats" in verdict.summary
+    assert words in verdict.summary
+    assert verdict.facts["in_torch"]["kl"] < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("twin", "words"),
+    [("", "no engine loads these weights in torch"), ("rtn:bits=99", "'bits=99' in rtn:bits=99: no value")],
+)
+def test_why_the_same_weights_are_not_scored_in_torch(twin, words, reference):
+    """Where no engine loads them, or one refuses to."""
+    ours = as_subject(candidate(scheme=FLOAT, twin=twin))
+    ours.score_in_torch = True
+    assert f"not compared with torch: {words}" in judge("perplexity", ours, reference).summary
 
 
 class WrongTail(InProcess):

@@ -67,6 +67,13 @@ def test_an_empty_value_is_refused(name):
             assert words_of(caught)[1] == "an empty value"
 
 
+@pytest.mark.parametrize("text", ["0", "-5", "many", "1.5", "9" * 12])
+def test_a_cache_of_no_number_of_tokens_is_refused(text):
+    """Before anything is loaded."""
+    with pytest.raises(OptionError, match=r"--swcheck-cache-window=[\s\S]*no positive number"):
+        read_settings({"cache_window": text}, {})
+
+
 def test_a_candidate_needs_one_reference(micro):
     """No model, asked for on the command line, and several models are refused; elsewhere a candidate waits for one."""
     with pytest.raises(OptionError, match="a candidate with one reference") as caught:

@@ -20,6 +20,8 @@ SCHEMES: Final = (
 )  # fmt: skip
 PACKAGES: Final = (("xllamacpp", "xllamacpp>=2026.10"), ("gguf", "gguf>=0.17"), ("swcheck_gguf", "swcheck-gguf"))
 OPTIONS: Final = ("batch", "cache", "flash", "threads")
+_MADE: Final[dict[tuple[str, str], Any]] = {}
+"""The folders of files that were made, by reference and spec: a candidate that is freed for its twin leaves it behind."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class LlamaCppEngine:
         base = asked.load_reference(reference, self, device=device, dtype=dtype)
         folder: Any = None
         if asked.scheme in SCHEMES:
-            folder = TemporaryDirectory(prefix="swcheck-llamacpp-")
+            folder = _MADE[str(reference), spec] = TemporaryDirectory(prefix="swcheck-llamacpp-")
             file = Path(folder.name, f"{asked.scheme}.gguf")
             write(base.model, base.tokenizer, file, asked.scheme, asked.modules_to_skip(base.model))
         else:

@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 import sys
+from pathlib import Path
 
 import gguf
 import pytest
@@ -163,6 +164,18 @@ def test_it_opens_again_after_closing(base, files):
     before = runtime.log_probabilities(ids)
     runtime.close()
     assert torch.equal(runtime.log_probabilities(ids), before)
+
+
+def test_a_made_file_outlives_a_candidate_that_is_freed_to_read_it_in_torch(reference):
+    """A run frees the candidate before its twin is loaded; the same weights in torch stand beside it."""
+    candidate = as_subject(load("q8_0"))
+    candidate.score_in_torch = True
+    file = Path(candidate.runtime.twin.partition(":")[2])
+    assert "the same weights in torch x1.00" in assert_perplexity_within(candidate, reference).summary
+    candidate.discard()
+    del candidate
+    gc.collect()
+    assert file.is_file()
 
 
 # --- destroyed files ---------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from onnx import helper, numpy_helper
 from swcheck import EngineError, Scheme, exportable
 
 DOWN: Final = re.compile(r"layers\.(\d+)/mlp/down_proj/MatMul_output_0$")
+LINEAR: Final = re.compile(r"layers\.\d+/(?:\w+/)+\w+_proj/MatMul_output_0$")
 STREAM: Final = re.compile(r"layers\.(\d+)/Add_1_output_0$")
 SCOPES: Final = "pkg.torch.onnx.name_scopes"
 LONGEST: Final = 1 << 20
@@ -134,6 +135,12 @@ class Places:
                 quantizes = maker is not None and maker.op_type == "DynamicQuantizeLinear"
                 yield int(found[1]), DownMap(node, maker.input[0] if quantizes else node.input[0], name)
 
+    @cached_property
+    def products(self) -> list[Any]:
+        """The nodes of all linear maps of the layers."""
+        found = [self._product(name) for name in self._makers if LINEAR.search(name)]
+        return [node for node in found if node is not None]
+
     def _product(self, name: str) -> Any:
         """Return the matrix product that makes a tensor, behind casts and scales of a quantized one."""
         node = self._makers.get(name)
@@ -175,8 +182,8 @@ class Places:
 
 
 def scheme_of(proto: Any) -> Scheme | None:
-    """Return how the down projections are stored; None where none is found."""
-    kinds = [one.node for one in Places(proto).downs.values()]
+    """Return how most linear maps of the layers are stored; None where none is found."""
+    kinds = Places(proto).products
     if not kinds:
         return None
     common = max({one.op_type for one in kinds}, key=[one.op_type for one in kinds].count)

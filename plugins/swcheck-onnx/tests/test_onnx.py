@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from swcheck_onnx import ENGINE
-from swcheck_onnx.graph import Places, exported, quantized
+from swcheck_onnx.graph import Places, exported, quantized, scheme_of
 
 import swcheck
 from swcheck import (
@@ -91,6 +91,14 @@ def test_skip_keeps_a_matrix(graphs):
     """The one named is a plain product of floats, all others are not."""
     nodes = {layer: down.node.op_type for layer, down in Places(onnx.load(graphs / "kept.onnx")).downs.items()}
     assert nodes == {0: "MatMulNBits", 1: "MatMul", 2: "MatMulNBits", 3: "MatMulNBits", 4: "MatMulNBits"}
+
+
+def test_a_graph_whose_down_projections_are_spared_is_quantized_all_the_same():
+    """Its scheme is that of most linear maps."""
+    graph = exported(swcheck.load("tiny", device="cpu").model)
+    assert scheme_of(graph).weight_bits == 32
+    downs = tuple(f"model.layers.{layer}.mlp.down_proj" for layer in range(5))
+    assert scheme_of(quantized(graph, "int4", downs)).weight_bits == 4
 
 
 def damaged(source, target, name, change):

@@ -18,6 +18,7 @@ from openvino import opset13 as ops
 from swcheck import CheckpointError, EngineError, Scheme, exportable
 
 DOWN: Final = re.compile(r"layers\.(\d+)\.mlp\.down_proj/[\w:]+/MatMul$")
+LINEAR: Final = re.compile(r"layers\.\d+\.(?:\w+\.)+\w+_proj/[\w:]+/MatMul$")
 STREAM: Final = re.compile(r"layers\.(\d+)/aten::add/Add_1$")
 NAME: Final = re.compile(r"^__module\.(?:model\.)?(.+?)/[\w:]+/MatMul$")
 BITS: Final = {"u8": 8, "i8": 8, "u4": 4, "i4": 4, "nf4": 4, "u2": 2, "f8e4m3": 8, "f4e2m1": 4}
@@ -102,8 +103,9 @@ class Places:
 
 
 def scheme_of(graph: Any) -> Scheme | None:
-    """Return how the down projections are stored; None where none is found."""
-    kinds = [_stored_type(node.input_value(1).get_node()) for node in Places(graph).downs.values()]
+    """Return how most linear maps of the layers are stored; None where none is found."""
+    maps = [node for node in graph.get_ops() if LINEAR.search(node.get_friendly_name())]
+    kinds = [_stored_type(node.input_value(1).get_node()) for node in maps]
     if not kinds:
         return None
     common = max(set(kinds), key=kinds.count)

@@ -8,7 +8,7 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 from swcheck_openvino import ENGINE
-from swcheck_openvino.graph import Places, compressed, converted
+from swcheck_openvino.graph import Places, compressed, converted, scheme_of
 
 import swcheck
 from swcheck import (
@@ -82,6 +82,13 @@ def test_skip_keeps_a_matrix(graph):
     plain = Places(graph)
     assert (places.matrix(1) == plain.matrix(1)).all()
     assert (places.matrix(2) != plain.matrix(2)).any()
+
+
+def test_a_graph_whose_down_projections_are_spared_is_quantized_all_the_same(graph):
+    """Its scheme is that of most linear maps."""
+    downs = [f"model.layers.{layer}.mlp.down_proj" for layer in range(5)]
+    assert scheme_of(compressed(graph.clone(), "int4", 64, downs)).weight_bits == 4
+    assert scheme_of(graph).weight_bits == 32
 
 
 def test_groups_that_do_not_divide_a_row_are_refused_in_words(graph):

@@ -22,10 +22,11 @@ from swcheck.base.statistics import (
     standard_error,
 )
 from swcheck.gate.checks.confounds import confound, not_finite_nats
-from swcheck.gate.checks.kv_cache import WINDOWS, CachePass, cache_pass
+from swcheck.gate.checks.kv_cache import WINDOWS, CachePass, cache_pass, eviction_beside
 from swcheck.gate.checks.pair import Pair, passed_or_near
 from swcheck.gate.checks.red_verdict import finding, improved_verdict, red_verdict
 from swcheck.gate.diagnosis.layer_costs import layer_costs
+from swcheck.gate.diagnosis.twin import in_torch, in_torch_words
 from swcheck.gate.relation.configurations import configuration_words
 from swcheck.gate.relation.linear_maps import not_quantized
 from swcheck.superweights.measurements.curves import position_curve
@@ -93,6 +94,11 @@ def compare_perplexity(pair: Pair, limit: Limit, at_most: float | None) -> Verdi
     fields: dict[str, Any] = {"measured": ratio, "limit": limit, "unit": "x", "facts": facts}
     cache = _through_cache(pair, ours, facts)
     summary = _summary(pair, ratio, facts) + ("" if cache is None else _cache_words(cache))
+    if "in_torch" in facts:
+        summary += in_torch_words(facts["in_torch"], base)
+    evicted, words = eviction_beside(pair.candidate, pair.reference)
+    facts |= evicted
+    summary += words
     otherwise = _lost_otherwise(pair, limit, cache, summary, fields)
     if otherwise is not None:
         return otherwise
@@ -112,8 +118,10 @@ def _facts(pair: Pair, value: float, base: float, error: float, tokens: int) -> 
         if pair.candidate.rank_layers and not pair.is_student
         else {}
     )
+    beside = {"in_torch": in_torch(pair.candidate, pair.reference)} if pair.candidate.score_in_torch else {}
     return {
         **layers,
+        **beside,
         "perplexity": value,
         "reference_perplexity": base,
         "standard_error": error,

@@ -9,6 +9,7 @@ import torch
 from swcheck.base.formatting import format_perplexity
 from swcheck.base.records import Limit, Outcome, Verdict
 from swcheck.base.statistics import perplexity_of
+from swcheck.gate.checks.kv_cache import eviction_beside
 from swcheck.superweights.measurements.contributions import located
 from swcheck.superweights.measurements.curves import labelled, layer_curves
 from swcheck.superweights.measurements.inputs import text_hash, text_name, tier_suffix, vocabulary_size
@@ -55,17 +56,18 @@ def perplexity_at_most(subject: Subject, at_most: float | None) -> Verdict:
     passed = limit.holds(value)
     digest = text_hash(subject)
     text = text_name(subject) + ("" if digest is None else f" (sha256 {digest[:10]})")
+    evicted, more = eviction_beside(subject, subject)
     where = f"{nats.numel():,} tokens in {len(nats)} windows of {text}{tier_suffix(subject)}"
     return Verdict(
         "perplexity",
         subject.name,
         Outcome.PASSED if passed else Outcome.FAILED,
-        f"perplexity {format_perplexity(value)} on {where}",
+        f"perplexity {format_perplexity(value)} on {where}{more}",
         measured=value,
         limit=limit,
         unit="perplexity",
         cause="" if passed else ("not finite" if math.isnan(value) else "perplexity too high"),
         attempt="" if passed else "check dtype, tokenizer and BOS of this checkpoint",
         cause_kind="" if passed else ("not_finite" if math.isnan(value) else "perplexity"),
-        facts={"tokens": nats.numel(), "nats": float(nats.sum()), "text_sha256": digest},
+        facts={"tokens": nats.numel(), "nats": float(nats.sum()), "text_sha256": digest, **evicted},
     )

@@ -19,12 +19,12 @@ from swcheck.gate.diagnosis.causes import contribution, rounded_inputs, sick_ref
 from swcheck.gate.diagnosis.evidence.damaged_candidate import LITTLE_LOSS, PROVEN, DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, not_known, ruled_out
 from swcheck.gate.diagnosis.explain import explain
+from swcheck.gate.diagnosis.twin import load_twin
 from swcheck.gate.relation.basis import relation
 from swcheck.loading.runtime import Capability
 from swcheck.superweights.measurements.residual_stream import residual_errors
 from swcheck.superweights.measurements.scores import scores_against
 from swcheck.superweights.measurements.weights import weight_values
-from swcheck.superweights.subject.as_subject import as_subject
 
 if TYPE_CHECKING:
     from swcheck.superweights.subject.subject import Subject
@@ -72,19 +72,17 @@ def _super_weights(damaged: DamagedCandidate) -> Finding | Detail:
 
 def _stored_weights(damaged: DamagedCandidate) -> Finding | Detail:
     """Load the stored weights in torch, and see whether these lose as much."""
-    spec = damaged.candidate.runtime.twin
-    if not spec:
+    if not damaged.candidate.runtime.twin:
         return not_known("whether the stored weights or the kernels lose it: no engine loads these weights in torch")
     lost = damaged.candidate_nats - damaged.reference_nats  # first: the candidate is freed to make room
     drift = scores_against(damaged.candidate, damaged.reference)[1].mean
     try:
-        loaded = damaged.candidate.remake(spec, damaged.reference.source)
+        twin = load_twin(damaged.candidate, damaged.reference)
     except CheckpointError as error:
         advice = f"convert it again; {error.attempt}"
         return Finding(f"conversion: {error.found}", (("stored", str(error.asked)),), advice=advice, kind="conversion")
     except SwcheckError as error:
         return not_known(f"whether the stored weights or the kernels lose it: {error.found}")
-    twin = replace(as_subject(loaded), name=damaged.candidate.name, kind=damaged.candidate.kind)
     try:
         return _blame(damaged, twin, lost, drift)
     finally:
