@@ -346,7 +346,7 @@ What a random model does not allow is not planted, and not counted:
   to a token.
 - Zamba and Zamba 2 mix the channels behind their shared map, so that no weight of it writes a channel of the stream.
 
-A dash says that no model of the type could be planted so. A halved scalar whose norm follows can write as much as before.
+A dash says that no model of the type could be planted so, or that no quantizer was installed.
 """
 """What the page says before its tables."""
 
