@@ -23,7 +23,7 @@ models = [$model]
 # What is about to be released: a directory, a hub id, or ENGINE:SCHEME (rtn:bits=4 quantizes on the fly).
 candidates = [$candidate]
 # With a baseline the gate loads the candidate alone. `swcheck baseline MODEL` writes it; review it, commit it, and
-# take the mark away:
+# uncomment the next line:
 # baseline = "baselines"
 
 # Limits of your own instead of the defaults:
