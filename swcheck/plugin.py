@@ -18,7 +18,7 @@ import pytest
 from swcheck.base.errors import SwcheckError
 from swcheck.base.terminal.visible import visible_line
 from swcheck.run import options
-from swcheck.run.pytest_hooks import collection, interrupt, reporter, workers
+from swcheck.run.pytest_hooks import collection, interrupt, processes, reporter, workers
 from swcheck.run.pytest_hooks.stash import (
     INTERRUPTED,
     SESSION,
@@ -32,6 +32,7 @@ from swcheck.run.pytest_hooks.stash import (
 if TYPE_CHECKING:
     from swcheck.base.records import Limit, SuperActivation, SuperWeight
     from swcheck.run.session import Session
+    from swcheck.run.settings import Settings
     from swcheck.study.common.setup import Setup
     from swcheck.superweights.subject.subject import Subject
 
@@ -68,6 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from swcheck.run.settings import forbid_downloads, read_settings
 
         settings = config.stash[SETTINGS] = read_settings(values, origins)
+        processes.join(config, settings)
     except SwcheckError as error:
         raise usage_error(error) from error
     if settings.offline:
@@ -118,8 +120,21 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     """Download missing models before the first test, so that progress is visible and an error is reported once."""
     config = session.config
     settings = settings_of(config)
-    if settings is None or config.option.collectonly or is_worker(config):
+    if settings is None or config.option.collectonly:
         return
+    if not is_worker(config):
+        prepare_models(session, settings)
+    others = processes.of(config)
+    if others is not None:
+        others.compare_tests(session.items)
+
+
+def prepare_models(session: pytest.Session, settings: Settings) -> None:
+    """Download what is missing, and say before the first test what is known to stand in its way.
+
+    Raises ``pytest.UsageError`` where a model cannot be had, or the models of all workers do not fit into memory.
+    """
+    config = session.config
     if collection.suite_is_included(config) or any(collection.uses_swcheck(item) for item in session.items):
         from swcheck.run.preflight import gate_lines
         from swcheck.run.settings import fetch
@@ -142,6 +157,8 @@ def usage_error(error: SwcheckError) -> pytest.UsageError:
     """Return an error that stops the run before the first test, with the text of ``error``."""
     from swcheck.base.terminal.wrapping import wrapped_error as folded_error
 
+    if processes.is_told_by_another():
+        return pytest.UsageError()
     width = shutil.get_terminal_size().columns - len("ERROR: ")
     return pytest.UsageError(folded_error(str(error), width))
 

@@ -164,3 +164,21 @@ def storage_in_temporary_folder() -> Iterator[None]:
 def __dir__() -> list[str]:
     """Return the public names alone: the prompts of the shipped checks are no promise to anybody else."""
     return __all__
+
+
+@contextmanager
+def drawn_equally() -> Iterator[None]:
+    """Let hypothesis draw the same examples in every process, whatever time they take and whatever failed before."""
+    settings.register_profile(
+        "swcheck-processes",
+        settings(),
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    settings.load_profile("swcheck-processes")
+    try:
+        yield
+    finally:
+        settings.load_profile("default")

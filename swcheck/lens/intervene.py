@@ -21,6 +21,7 @@ from swcheck.base.errors import OptionError, UnrankedError
 from swcheck.base.records import SuperWeight
 from swcheck.lens.architecture.anatomy import MapKey, anatomy
 from swcheck.lens.architecture.storage import dequantized, first_tensor
+from swcheck.loading.parallel.shards import own_rows
 from swcheck.loading.runtime import Runtime
 from swcheck.loading.streaming.pager import check_files
 
@@ -66,10 +67,10 @@ def maps_zeroed(model: nn.Module, keys: Iterable[MapKey]) -> Iterator[None]:
     """
     body = anatomy(model)
     downs = [body.down_map(key) for key in dict.fromkeys(keys)]
-    packed = next((down for down in downs if down.weight is None), None)
+    packed = next((down for down in downs if not down.has_weight), None)
     if packed is not None:
         raise UnrankedError(f"zero {packed.name}", f"{type(packed.module).__name__} keeps it packed")
-    weights = [weight for down in downs if (weight := down.weight) is not None]
+    weights = [own_rows(weight).tensor for down in downs if (weight := down.weight) is not None]
     saved = [weight.clone() for weight in weights]
     try:
         with torch.no_grad():
@@ -127,16 +128,19 @@ def scalars_zeroed(weight: torch.Tensor, places: Sequence[tuple[int, int]]) -> I
     if not places:
         yield
         return
+    kept = own_rows(weight)
     rows, columns = (torch.tensor(side, device=weight.device) for side in zip(*places, strict=True))
+    here = kept.among(rows)
+    places_here = rows[here] - kept.first, columns[here]
     with torch.no_grad():
-        saved = weight[rows, columns].clone()
+        saved = kept.tensor[places_here].clone()
         try:
-            weight[rows, columns] = 0
+            kept.tensor[places_here] = 0
             torch.clear_autocast_cache()
             yield
         finally:
             check_files()
-            weight[rows, columns] = saved
+            kept.tensor[places_here] = saved
             torch.clear_autocast_cache()
 
 
@@ -169,15 +173,18 @@ def _scalars_overridden(
 
 
 def _edit_in_place(undo: ExitStack, tensor: torch.Tensor, weight: SuperWeight, value: float) -> None:
-    saved = tensor[weight.row, weight.column].clone()
-    undo.callback(_set_scalar, tensor, weight, saved)
-    _set_scalar(tensor, weight, torch.tensor(value, dtype=torch.float64).to(saved))
+    row = own_rows(tensor).at(weight.row)
+    if row is None:  # another process keeps it
+        return
+    saved = row[weight.column].clone()
+    undo.callback(_set_scalar, row, weight, saved)
+    _set_scalar(row, weight, torch.tensor(value, dtype=torch.float64).to(saved))
 
 
-def _set_scalar(tensor: torch.Tensor, weight: SuperWeight, value: torch.Tensor) -> None:
+def _set_scalar(row: torch.Tensor, weight: SuperWeight, value: torch.Tensor) -> None:
     check_files()
     with torch.no_grad():
-        tensor[weight.row, weight.column].copy_(value)
+        row[weight.column].copy_(value)
     torch.clear_autocast_cache()  # autocast computes with a cached copy, made before this write
 
 

@@ -20,6 +20,7 @@ from swcheck.lens.architecture.storage import (
     device_of,
     evaluating,
     first_tensor,
+    has_plain_weight,
     input_width,
     is_plain,
     plain_weight,
@@ -165,7 +166,7 @@ def linear_maps(model: nn.Module) -> tuple[LinearMap, ...]:
         LinearMap(number, path, module)
         for number, layer in enumerate(anatomy(model).layers)
         for path, module in layer.named_modules()
-        if plain_weight(module) is not None
+        if has_plain_weight(module)
     )
 
 
@@ -183,7 +184,7 @@ def packed_maps(model: nn.Module) -> tuple[str, ...]:
         for number, layer in enumerate(body.layers)
         for path, module in layer.named_modules()
         if (isinstance(module, nn.Linear) or _declares_widths(module) or module in downs[number])
-        and plain_weight(module) is None
+        and not has_plain_weight(module)
     )
 
 

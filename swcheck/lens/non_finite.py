@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from swcheck.lens.architecture.storage import evaluating, first_tensor, is_plain
+from swcheck.loading.parallel.shards import whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +52,7 @@ def first_non_finite(model: nn.Module, token_ids: torch.Tensor) -> NonFinite | N
     def check_output(name: str, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
         if found or _is_finite(output):
             return
-        bad = next((t for t in (*module.parameters(), *module.buffers()) if not _is_finite(t)), None)
+        bad = next((t for t in map(whole, (*module.parameters(), *module.buffers())) if not _is_finite(t)), None)
         if bad is None:
             if _is_finite([*args, *(value for key, value in options.items() if "mask" not in key)]):
                 dtype = first_tensor(output).dtype
@@ -77,7 +78,8 @@ def non_finite_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
     with evaluating(model):
         for name, parameter in model.named_parameters():
             if is_plain(parameter) and parameter.dim():
-                bad = [row for start in range(0, len(parameter), ROW_BLOCK) for row in _bad_rows(parameter, start)]
+                values = whole(parameter)
+                bad = [row for start in range(0, len(values), ROW_BLOCK) for row in _bad_rows(values, start)]
                 found |= {name: tuple(bad[:ROWS_NAMED])} if bad else {}
     return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -17,9 +17,8 @@ import torch
 from swcheck.base.errors import OptionError, UnrankedError
 from swcheck.base.records import SuperWeight
 from swcheck.lens.architecture.anatomy import MapKey, anatomy
-from swcheck.lens.intervene import zeroed
+from swcheck.lens.intervene import scalars_zeroed, zeroed
 from swcheck.lens.linear_maps import plain_matrices
-from swcheck.loading.streaming.pager import check_files
 
 if TYPE_CHECKING:
     from torch import nn
@@ -104,29 +103,24 @@ def without_largest(
     """
     if not 0 < share <= 1:
         raise OptionError(f"share = {share}", "a part of a matrix lies above 0 and at most at 1")
-    matrices = list(_plain_matrices(model, super_weights))
-    if not matrices:
-        found = "no layer keeps a plain one"
-        raise UnrankedError("the largest weights of every matrix", found, "draw the null in the reference")
-    saved: list[tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor]] = []
-    try:
-        for tensor, spared in matrices:
+    zeroed_count = 0
+    with ExitStack() as undo:
+        for tensor, spared in _plain_matrices(model, super_weights):
             places = _largest_places(tensor, max(1, int(share * tensor.numel())), spared)
-            saved.append((tensor, places, tensor[places].clone()))
-            tensor[places] = 0
-        yield sum(len(values) for _, _, values in saved)
-    finally:
-        check_files()
-        for tensor, places, values in reversed(saved):
-            tensor[places] = values
+            undo.enter_context(scalars_zeroed(tensor, places))
+            zeroed_count += len(places)
+        if not zeroed_count:
+            found = "no layer keeps a plain one"
+            raise UnrankedError("the largest weights of every matrix", found, "draw the null in the reference")
+        yield zeroed_count
 
 
-def _largest_places(tensor: torch.Tensor, count: int, spared: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def _largest_places(tensor: torch.Tensor, count: int, spared: list[int]) -> list[tuple[int, int]]:
     """Return rows and columns of the ``count`` largest magnitudes, without the flat indices in ``spared``."""
     magnitudes = tensor.abs().flatten().float()
     magnitudes[spared] = -1
     flat = magnitudes.topk(min(count, len(magnitudes) - len(spared))).indices
-    return flat // tensor.shape[1], flat % tensor.shape[1]
+    return [divmod(place, tensor.shape[1]) for place in flat.tolist()]
 
 
 def _plain_matrices(model: nn.Module, super_weights: Sequence[SuperWeight]) -> Iterator[tuple[torch.Tensor, list[int]]]:

@@ -15,6 +15,7 @@ import torch
 
 from swcheck.lens.architecture.anatomy import anatomy
 from swcheck.lens.architecture.storage import dequantized, first_tensor
+from swcheck.loading.parallel.shards import shared_like, whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +63,7 @@ class _MapOverride:
             )
             values = torch.nn.functional.linear(x.float(), block)
             if isinstance(bias, torch.Tensor):
-                values += bias[channels].float()
+                values += whole(bias)[channels].float()
             out[..., channels] = values.to(out.dtype)
         return (out, *output[1:]) if isinstance(output, tuple) else out
 
@@ -81,7 +82,8 @@ def parameters_replaced(model: nn.Module, values: Mapping[str, Matrix]) -> Itera
     with ExitStack() as undo:
         for name, value in values.items():
             old = model.get_parameter(name)
-            new = torch.nn.Parameter((value() if callable(value) else value).to(old), requires_grad=False)
+            given = (value() if callable(value) else value).to(old.device, old.dtype)
+            new = torch.nn.Parameter(shared_like(given, old), requires_grad=False)
             for place in places[id(old)]:
                 path, _, key = place.rpartition(".")
                 module = model.get_submodule(path)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -90,6 +91,7 @@ def load(
     offline: bool = False,
     device_map: str | None = None,
     stream: bool | None = None,
+    tensor_parallel: bool = False,
 ) -> Loaded:
     """Load a model: ``tiny``, ``tiny-pair``, a known name, a hub id, a directory, or ``engine:scheme``.
 
@@ -98,7 +100,8 @@ def load(
     instead, with accelerate; not every engine supports it. ``dtype`` None keeps the checkpoint's own.
     ``trust_remote_code`` lets a checkpoint run its own Python code, which is refused otherwise. ``offline`` forbids
     downloads. ``stream`` reads the weights from the disk each time they are used, on the CPU; None does so for a model
-    that does not fit into memory.
+    that does not fit into memory. ``tensor_parallel`` shares the weights among the processes of torchrun, which all have
+    to call this, and all that follows, in the same order.
 
     Returns a record with ``.model`` (the transformers module), ``.tokenizer`` and ``.name``. Raises
     ``UnknownModelError``, ``CheckpointError``, ``UnsafeCheckpointError``, ``ArchitectureError``, ``EngineError`` or
@@ -112,6 +115,8 @@ def load(
     if name == BUILT_IN:
         _check_engine_installed(spec)
     chosen = _with_options(import_engine(name), trust_remote_code=trust_remote_code, offline=offline)
+    if tensor_parallel:
+        chosen = _tensor_parallel(chosen, name, {"device map": device_map, "device": device, "stream": stream})
     if stream is not None:
         chosen = _streaming(chosen, name, stream, device_map)
     if device_map is not None:
@@ -130,6 +135,18 @@ def load(
             raise EngineError(
                 spec, f"a package that it needs: {brief_message(error)}", "install or repair it"
             ) from error
+
+
+def _tensor_parallel(chosen: Engine, name: str, others: Mapping[str, object]) -> Engine:
+    """Return a copy of an engine that shares a model among processes. ``others`` also say where a model is: none is given."""
+    given = next((word for word, value in others.items() if value), None)
+    if given is not None:
+        found = "two answers to where a model is"
+        raise OptionError(f"tensor parallel with a {given} of {others[given]}", found, "give one of them")
+    if not hasattr(chosen, "tensor_parallel"):
+        found = "it cannot share a model among the processes of torchrun"
+        raise EngineError(f"engine {name!r}", found, "save what it makes, and give the directory; or run one process")
+    return _with_options(chosen, tensor_parallel=True, stream=False)
 
 
 def _streaming(chosen: Engine, name: str, stream: bool, device_map: str | None) -> Engine:
@@ -297,6 +314,12 @@ def check_dtype(name: str) -> None:
 def check_device(name: str) -> None:
     """Raise ``OptionError`` unless this machine has the device. Imports torch."""
     _built_in_module().device_of(name)
+
+
+def check_tensor_parallel(spec: str) -> None:
+    """Raise ``EngineError`` unless the engine of ``spec`` can share a model among the processes of torchrun."""
+    name, _ = route(spec)
+    _tensor_parallel(import_engine(name), name, {})
 
 
 def check_device_map(name: str) -> None:

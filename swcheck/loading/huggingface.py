@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,7 @@ from swcheck.loading.checkpoint import check_directory, own_code_error
 from swcheck.loading.files.safetensors_header import read_header, safetensors_files, tensor_bytes
 from swcheck.loading.files.tokenizer_file import check_encoding, check_tokenizer
 from swcheck.loading.hub import find_directory, name_of
+from swcheck.loading.parallel.group import checked_launch, placement
 from swcheck.loading.scheme_from_config import scheme_of
 from swcheck.loading.streaming.pager import page_weights
 from swcheck.loading.streaming.streamable import StreamRequest, too_little_memory
@@ -33,7 +35,6 @@ COMPARED_PER_FILE: Final = 32
 
 A few are enough, because a kernel repacks all of them or none.
 """
-
 
 OUT_OF_MEMORY: Final = ("unable to mmap", "cannot allocate memory", "not enough memory", "out of memory")
 """What torch, safetensors and the operating system say where memory, or room for a map of a file, is lacking."""
@@ -48,7 +49,8 @@ class HuggingFace:
 
     ``trust_remote_code`` lets a checkpoint run its own Python code, ``offline`` forbids downloads. ``device_map``
     spreads a model over devices, main memory and disk with accelerate. ``stream`` reads the weights from the disk when
-    they are used; None does so for a model that does not fit into memory.
+    they are used; None does so for a model that does not fit into memory. ``tensor_parallel`` shares the weights among
+    the processes of torchrun, on the accelerator of each, else on the CPU.
     """
 
     name: str = "huggingface"
@@ -56,13 +58,15 @@ class HuggingFace:
     offline: bool = False
     device_map: str | Mapping[str, str] | None = None
     stream: bool | None = None
+    tensor_parallel: bool = False
 
     def load(
         self, spec: str, *, reference: str | None = None, device: str | None = None, dtype: str | None = None
     ) -> Loaded:
         """Load ``tiny``, a known name, a hub id or a directory: see ``swcheck.load``. ``reference`` is ignored."""
         del reference
-        target = device_of("cpu" if self.stream and device is None else device) if self.device_map is None else None
+        is_placed = self.device_map is not None or (self.tensor_parallel and checked_launch().count > 1)
+        target = None if is_placed else device_of("cpu" if self.stream and device is None else device)
         if spec in tiny.CHECKPOINTS:
             directory, text = tiny.CHECKPOINTS[spec], tiny.HELDOUT.read_text(encoding="utf-8")
         else:
@@ -72,11 +76,11 @@ class HuggingFace:
             config = _load_config(directory, self.trust_remote_code)
             _check_quantization_method(directory, config)
             _check_parameter_count(directory, config, self.trust_remote_code)
-            request = StreamRequest(directory, config.to_dict(), target, dtype, self.stream)
-            streams = request.is_granted(lambda: model_without_weights(config, trusted=self.trust_remote_code))
+            empty = partial(model_without_weights, config, trusted=self.trust_remote_code)
+            streams = StreamRequest(directory, config.to_dict(), target, dtype, self.stream).is_granted(empty)
             tokenizer = _load_tokenizer(directory, self.trust_remote_code)
-            trusted, placement = self.trust_remote_code, {"device_map": self.device_map}
-            model, unused = _load_model(directory, config, dtype or "auto", trusted, **placement)
+            placed = placement(empty(), spec) if self.tensor_parallel else {"device_map": self.device_map}
+            model, unused = _load_model(directory, config, dtype or "auto", self.trust_remote_code, **placed)
             model = _after_first_pass(model if target is None else _moved_to_device(model, target, spec), directory)
             scheme = scheme_of(config.to_dict())
         if streams:

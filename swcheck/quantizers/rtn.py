@@ -134,6 +134,7 @@ class Rtn:
     """The engine called ``rtn``."""
 
     name: str = "rtn"
+    tensor_parallel: bool = False
 
     def check(self, spec: str) -> None:
         """Raise ``OptionError`` for a ``spec`` that is no recipe, as ``load`` does, before anything is loaded."""
@@ -151,14 +152,15 @@ class Rtn:
         recipe, skipped_names = self._read(spec)
         if reference is None:
             raise OptionError(f"rtn:{spec}", "no reference to round", "pytest --model=REFERENCE --candidate=rtn:bits=4")
-        loaded = engines.load(reference, device=device, dtype=dtype)
+        loaded = engines.load(reference, device=device, dtype=dtype, tensor_parallel=self.tensor_parallel)
         skipped = skip_option.modules_to_skip(f"rtn:{spec}", loaded.model, skipped_names)
-        weights = [matrix for matrix in _weights(anatomy(loaded.model), reference) if matrix[0] not in skipped]
+        body = anatomy(loaded.model)
+        _check_plain(body, reference)
         super_weights = _super_weights(loaded) if recipe.keep == 0 else ()
-        for name, weight in weights:
-            places = [
-                (w.row, w.column) for w in super_weights if name == anatomy(loaded.model).down_name(w.layer, w.expert)
-            ]
+        for name, weight in _weights(body):
+            if name in skipped:
+                continue
+            places = [(w.row, w.column) for w in super_weights if name == body.down_name(w.layer, w.expert)]
             _round_in_place(recipe, weight, places)
         scheme = Scheme("absmax" if recipe.symmetric else "rtn", recipe.bits)
         return Loaded(loaded.model, loaded.tokenizer, f"rtn:{spec}", loaded.text, loaded.source, scheme)
@@ -167,21 +169,26 @@ class Rtn:
 ENGINE: Final = Rtn()
 
 
-def _weights(body: Anatomy, reference: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every matrix of the layers with its qualified name."""
+def _check_plain(body: Anatomy, reference: str) -> None:
+    """Raise ``OptionError`` for the first linear map of the layers that is not plain floats."""
     from torch import nn
 
-    from swcheck.lens.architecture.storage import plain_weight
-    from swcheck.lens.linear_maps import plain_matrices
+    from swcheck.lens.architecture.storage import has_plain_weight
 
     for number, layer in enumerate(body.layers):
         downs = list(body.down_maps(number))
         for path, module in layer.named_modules():
-            is_map = isinstance(module, nn.Linear) or any(module is one.module for one in downs if one.weight is None)
-            if is_map and plain_weight(module) is None:
+            is_map = isinstance(module, nn.Linear) or any(module is one.module for one in downs if not one.has_weight)
+            if is_map and not has_plain_weight(module):
                 name = f"{body.path}.{number}.{path}"
                 found = f"{reference} keeps {name} as {type(module).__name__}, not as plain floats"
                 raise OptionError("a reference to round", found, "give the model before quantization")
+
+
+def _weights(body: Anatomy) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every matrix of the layers with its qualified name."""
+    from swcheck.lens.linear_maps import plain_matrices
+
     for matrix in plain_matrices(body):
         yield f"{body.path}.{matrix.layer}.{matrix.path}", matrix.weight
 
@@ -198,7 +205,9 @@ def _super_weights(loaded: Loaded) -> tuple[SuperWeight, ...]:
 
 
 def _round_in_place(recipe: Recipe, weight: torch.Tensor, places: list[tuple[int, int]]) -> None:
+    from swcheck.loading.parallel.shards import own_rows
     from swcheck.quantizers import rounding
 
     rounded = rounding.with_kept(recipe.rounded(weight), weight, places)
-    weight.copy_(rounding.with_largest_kept(rounded, weight, min(recipe.keep or 0, weight.numel())))
+    rows = own_rows(weight)
+    rows.tensor.copy_(rows.of(rounding.with_largest_kept(rounded, weight, min(recipe.keep or 0, weight.numel()))))

@@ -83,6 +83,7 @@ OPTIONS: Final = (
     CANDIDATE,
     Option("device", "value", "NAME", "where the models run; an accelerator if there is one"),
     Option("device_map", "value", "NAME", "spread a model over devices and main memory: auto, by accelerate"),
+    Option("tensor_parallel", "flag", None, "share each model among the processes that torchrun started"),
     Option(
         "stream",
         "flag",

@@ -57,7 +57,7 @@ def entries() -> list[Path]:
 
 def is_kept(settings: Settings, spec: str) -> bool:
     """Return whether an earlier run has measured this reference; the file may still turn out to be damaged."""
-    if settings.no_cache or settings.uses_baselines or not entries():
+    if not settings.keeps_measurements or settings.uses_baselines or not entries():
         return False
     cache = ReferenceCache(settings, spec)
     return bool(cache.key) and (cache_folder() / cache.name).is_file()
@@ -84,7 +84,7 @@ class ReferenceCache:
         self.shared = Path(shared) if shared else None
         self.folders = [self.shared] if self.shared is not None else []
         folder = cache_folder()
-        self.folders += [] if settings.no_cache or (folder.exists() and not folder.is_dir()) else [folder]
+        self.folders += [] if not settings.keeps_measurements or (folder.exists() and not folder.is_dir()) else [folder]
         self.facts = {} if settings.update or not self.folders else _identity(settings, spec)
         self.key = (
             hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16] if self.facts else ""

@@ -193,6 +193,7 @@ def _load_beside(settings: Settings, spec: str, reference: str | None) -> Loaded
             dtype=settings.dtype,
             device_map=settings.device_map,
             stream=settings.streams(spec),
+            tensor_parallel=settings.tensor_parallel,
             trust_remote_code=settings.trust_remote_code,
             offline=settings.offline,
         )

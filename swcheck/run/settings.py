@@ -33,6 +33,7 @@ from swcheck.run.cost_estimate import (
     window_passes,
 )
 from swcheck.run.limit_overrides import Override
+from swcheck.run.placement import check_placement
 
 COLLAPSING_STATUSES: Final = frozenset({published_index.Status.CRITICAL, published_index.Status.JOINT})
 """The published statuses of super weights without which a model is known to collapse, alone or together with others."""
@@ -67,6 +68,7 @@ class Settings:
     require: bool = False
     kind: str = "auto"
     device_map: str | None = None
+    tensor_parallel: bool = False
     stream: bool = False
     layers: bool = False
     in_torch: bool = False
@@ -83,6 +85,11 @@ class Settings:
     def uses_baselines(self) -> bool:
         """Whether baseline files are read in place of the references: a folder was given, and no update."""
         return self.baseline is not None and not self.update
+
+    @property
+    def keeps_measurements(self) -> bool:
+        """Whether what is measured of a reference is kept for the next run. The processes of torchrun would find it at different times."""
+        return not (self.no_cache or self.tensor_parallel)
 
     @property
     def models_to_load(self) -> tuple[str, ...]:
@@ -160,6 +167,7 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
         require=bool(values.get("require")),
         kind=values.get("kind") or "auto",
         device_map=values.get("device_map"),
+        tensor_parallel=bool(values.get("tensor_parallel")),
         stream=bool(values.get("stream")),
         layers=bool(values.get("layers")),
         in_torch=bool(values.get("in_torch")),
@@ -189,17 +197,7 @@ def _check(settings: Settings) -> None:
         raise OptionError(f"--swcheck-kind={settings.kind}", f"known: {', '.join(KINDS)}", "leave it out for auto")
     if settings.dtype is not None:
         engines.check_dtype(settings.dtype)
-    if settings.stream and (settings.device_map or settings.device not in {None, "cpu"}):
-        where = (
-            f"--swcheck-device-map={settings.device_map}"
-            if settings.device_map
-            else f"--swcheck-device={settings.device}"
-        )
-        raise OptionError(f"--swcheck-stream {where}", "a streamed model runs on the CPU alone", "give one of the two")
-    if settings.device is not None:
-        engines.check_device(settings.device)
-    if settings.device_map is not None:
-        _check_device_map(settings.device_map, settings.device)
+    check_placement(settings)
     if settings.tier is not None:
         tier_named(settings.tier)
     if settings.text is not None:
@@ -207,13 +205,6 @@ def _check(settings: Settings) -> None:
     for report in filter(None, (settings.json, settings.markdown, settings.html)):
         check_writable(report)
     _check_baseline(settings)
-
-
-def _check_device_map(device_map: str, device: str | None) -> None:
-    if device is not None:
-        both = f"--swcheck-device={device} --swcheck-device-map={device_map}"
-        raise OptionError(both, "two answers to where a model is put", "give one of the two")
-    engines.check_device_map(device_map)
 
 
 def _check_unique(specs: Sequence[str], what: str) -> None:
@@ -297,7 +288,11 @@ def cost_estimate_words(settings: Settings, reference: str, loading: Sequence[st
 
 def _streamed(settings: Settings, loading: Sequence[str]) -> dict[str, str]:
     """Return the models that are read from the disk in each pass, those that do not fit with the reason why."""
-    if settings.device_map is not None or engines.device_of("cpu" if settings.stream else settings.device) != "cpu":
+    if (
+        settings.tensor_parallel
+        or settings.device_map is not None
+        or engines.device_of("cpu" if settings.stream else settings.device) != "cpu"
+    ):
         return {}
     folders = {spec: folder for spec in loading if (folder := engines.directory_of(spec)) is not None}
     return {spec: too_large(folder) for spec, folder in folders.items() if settings.stream or too_large(folder)}

@@ -282,6 +282,34 @@ def test_a_path_that_no_installed_engine_claims(tmp_path, monkeypatch, name, lin
         assert words_of(caught)[2] == line
 
 
+def test_tensor_parallelism_needs_torchrun_and_an_engine_that_knows_it(monkeypatch):
+    """A second answer to where a model is, an engine without the field, and a process that torchrun did not start."""
+    with pytest.raises(OptionError, match="tensor parallel with a device map of auto") as caught:
+        swcheck.load("tiny", tensor_parallel=True, device_map="auto")
+    assert words_of(caught)[1] == "two answers to where a model is"
+    with pytest.raises(OptionError, match="tensor parallel") as caught:
+        swcheck.load("tiny", tensor_parallel=True)
+    assert words_of(caught)[1] == "torchrun has not started this process"
+    assert words_of(caught)[2].startswith("torchrun --nproc-per-node=2 -m pytest")
+    installing(monkeypatch, "tests.loading.test_engines:HOMEMADE")
+    for refuse in (
+        lambda: swcheck.load("homemade:int4", tensor_parallel=True),
+        lambda: engines.check_tensor_parallel("homemade:int4"),
+    ):
+        with pytest.raises(EngineError, match="engine 'homemade'") as caught:
+            refuse()
+        assert words_of(caught)[1] == "it cannot share a model among the processes of torchrun"
+
+
+def test_one_process_of_torchrun_loads_a_whole_model(monkeypatch):
+    """There is nobody to share it with: the option is not refused, and nothing is joined."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    model = swcheck.load("tiny", tensor_parallel=True).model
+    assert all(type(one.data) is torch.Tensor for one in model.parameters())
+    assert not torch.distributed.is_initialized()
+
+
 def test_a_device_map_needs_accelerate_and_an_engine_that_knows_it(monkeypatch):
     """An unknown map, a missing package and an engine without the field are errors in words."""
     with pytest.raises(OptionError, match="device map 'everywhere'") as caught:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from typing import Final, Self, TextIO, TypeVar
 from weakref import WeakSet
 
+from swcheck.base.terminal.visible import is_silent
+
 Item = TypeVar("Item")
 
 DELAY: Final = 1.0
@@ -146,4 +148,5 @@ def with_bar(items: Iterable[Item], words: str, total: int) -> Iterator[Item]:
 
 
 def _stderr() -> Terminal | None:
-    return Terminal(sys.stderr) if sys.stderr is not None and sys.stderr.isatty() else None
+    shown = sys.stderr is not None and sys.stderr.isatty() and not is_silent()
+    return Terminal(sys.stderr) if shown else None

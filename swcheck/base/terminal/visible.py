@@ -6,6 +6,7 @@ the writing direction could turn a line around. All text for people passes throu
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -21,6 +22,12 @@ def visible_line(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
-def tell(line: str) -> None:
-    """Write one line to stderr, with the name of swcheck before it."""
-    sys.stderr.write(f"swcheck: {visible_line(line)}\n")
+def is_silent() -> bool:
+    """Return whether this is a process of torchrun, and another one of them, the first, speaks for it."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+
+
+def tell(line: str, *, by_all: bool = False) -> None:
+    """Write one line to stderr, with the name of swcheck before it; of several processes the first one, unless ``by_all`` do."""
+    if by_all or not is_silent():
+        sys.stderr.write(f"swcheck: {visible_line(line)}\n")

@@ -15,7 +15,7 @@ from swcheck.gate.diagnosis.evidence.reference_matrices import ADAPTER_PREFIX, m
 from swcheck.gate.diagnosis.fix_trial import Fix, Weights, try_fix
 from swcheck.gate.diagnosis.snippets import SNIPPETS, hqq_tag
 from swcheck.gate.relation.linear_maps import quantization_config_of
-from swcheck.lens.architecture.storage import plain_weight
+from swcheck.lens.architecture.storage import has_plain_weight
 from swcheck.loading import engines
 from swcheck.loading.skip_option import SKIP_OPTION, split_skip
 from swcheck.loading.spec_from_config import spec_of
@@ -172,7 +172,7 @@ def unquantized_maps(candidate: Subject) -> tuple[str, ...]:
     """Return the linear maps of the layers that a candidate keeps in plain floats; empty if it packs none."""
     path = candidate.anatomy.path
     maps = {
-        name: plain_weight(module) is not None
+        name: has_plain_weight(module)
         for name, module in candidate.module.named_modules()
         if name.startswith(f"{path}.")
         and getattr(module, "in_features", 0)

@@ -66,6 +66,13 @@ class DownMap:
         return matrix.T if self.place.is_transposed else matrix
 
     @property
+    def has_weight(self) -> bool:
+        """Whether the module keeps its weight plainly."""
+        from swcheck.lens.architecture.storage import has_plain_weight
+
+        return has_plain_weight(self.module) if self.place.parameter is None else self.weight is not None
+
+    @property
     def inner(self) -> int | None:
         """F, None where the module does not say it."""
         return self.place.inner_width(self.module)
@@ -73,7 +80,7 @@ class DownMap:
     @property
     def is_reachable(self) -> bool:
         """Whether its weights can be read and overridden: False for an expert that is computed packed, with all others."""
-        return self.index is None or self.weight is not None
+        return self.index is None or self.has_weight
 
     def check_reachable(self, asked: str) -> None:
         """Raise ``NotObservedError`` for what was ``asked`` of an expert that is not reachable."""
@@ -261,7 +268,7 @@ def checked_anatomy(model: nn.Module) -> Anatomy:
     try:
         return replace(body, structure=_traced(model, body.structure))
     except ArchitectureError:
-        if all(one.weight is not None for layer in range(len(body.layers)) for one in body.down_maps(layer)):
+        if all(one.has_weight for layer in range(len(body.layers)) for one in body.down_maps(layer)):
             raise
         places = tuple(tuple(replace(place, is_added=True) for place in layer) for layer in body.structure.places)
         return replace(body, structure=replace(body.structure, places=places))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from swcheck.loading.parallel.shards import is_shared, whole
 from swcheck.loading.streaming.pager import check_files, paging
 
 if TYPE_CHECKING:
@@ -21,23 +22,41 @@ def plain_weight(module: nn.Module) -> torch.Tensor | None:
     Ordinary are ``nn.Linear``, ``FalconLinear`` and the ``Conv1D`` of transformers, whose weight ``(in, out)`` is returned as a transposed
     view. None for packed storage, tensor subclasses, a replaced ``forward``, offloaded weights, and weights that are
     computed anew in every pass (parametrizations, ``torch.nn.utils.prune``). In those cases a write into the tensor
-    need not change what the next pass computes with. Raises ``CheckpointError`` if the file of a streamed model was changed.
+    need not change what the next pass computes with. A weight that the processes of torchrun share is a whole copy,
+    made by all of them together; ``own_rows`` of it are what a write has to go into. Raises ``CheckpointError`` if the
+    file of a streamed model was changed.
     """
-    from torch import nn
-
-    is_ordinary = type(module) is nn.Linear or is_conv1d(module) or type(module).__name__ == "FalconLinear"
-    if not is_ordinary or "forward" in vars(module):
-        return None
-    weight = dict(module.named_parameters(recurse=False)).get("weight")
-    if weight is None or not is_plain(weight):
+    weight = _plain_parameter(module)
+    if weight is None:
         return None
     check_files()
-    return weight.data.T if is_conv1d(module) else weight.data
+    values = whole(weight) if is_shared(weight) else weight.data
+    return values.T if is_conv1d(module) else values
+
+
+def has_plain_weight(module: nn.Module) -> bool:
+    """Return whether ``plain_weight`` returns one. A shared one is not put together for that."""
+    return _plain_parameter(module) is not None
+
+
+def _plain_parameter(module: nn.Module) -> torch.Tensor | None:
+    from torch import nn
+
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    is_ordinary = type(module) is nn.Linear or is_conv1d(module) or type(module).__name__ == "FalconLinear"
+    if weight is None or not is_ordinary or not is_plain(weight):
+        return None
+    # transformers replaces the forward of a map whose weight is shared; it computes with what each process keeps
+    return weight if "forward" not in vars(module) or is_shared(weight) else None
 
 
 def is_plain(parameter: torch.Tensor) -> bool:
-    """Return whether a parameter keeps floats that can be read and written where they are."""
-    return type(parameter.data) is torch.Tensor and not parameter.is_meta and parameter.is_floating_point()
+    """Return whether a parameter keeps floats that can be read and written where they are.
+
+    One that is shared counts: each process has some of its rows.
+    """
+    is_ordinary = type(parameter.data) is torch.Tensor or is_shared(parameter)
+    return is_ordinary and not parameter.is_meta and parameter.is_floating_point()
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from swcheck.lens.architecture.storage import first_tensor, input_width, is_plain
+from swcheck.loading.parallel.shards import is_shared
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,7 +84,7 @@ class Tracer(TorchFunctionMode):
             parameter.untyped_storage().data_ptr(): (module, name, parameter)
             for module in model.modules()
             for name, parameter in module.named_parameters(recurse=False)
-            if parameter.ndim in {2, 3} and is_plain(parameter)
+            if parameter.ndim in {2, 3} and is_plain(parameter) and not is_shared(parameter)
         }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

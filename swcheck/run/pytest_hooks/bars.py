@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from swcheck.base.terminal.progress import Terminal, end_bars, shown_on
+from swcheck.base.terminal.visible import is_silent
 
 
 def show_bars(config: pytest.Config) -> Callable[[], None]:
     """Show bars below the line that pytest writes, if stderr is a terminal, until the function that is returned is called."""
     stack = ExitStack()
-    if sys.stderr is not None and sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty() and not is_silent():
         copy = os.dup(sys.stderr.fileno())  # of what pytest will replace while a test runs
         stream = stack.enter_context(os.fdopen(copy, "w", encoding=sys.stderr.encoding, errors="replace"))
         is_shared = sys.stdout is not None and sys.stdout.isatty()

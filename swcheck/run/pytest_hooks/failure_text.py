@@ -14,6 +14,7 @@ import pytest
 from swcheck.base.errors import RobustnessError, SwcheckError
 from swcheck.base.terminal.visible import visible
 from swcheck.run import options
+from swcheck.run.pytest_hooks import processes
 from swcheck.run.pytest_hooks.collection import is_shipped
 from swcheck.run.pytest_hooks.stash import SETTINGS, SHOWN_ROWS, TAKEN_ALIASES, specs_of
 
@@ -65,7 +66,7 @@ def set_sections(report: pytest.TestReport, item: pytest.Item, *, repeats: bool)
         settings, (spec, candidate) = item.config.stash[SETTINGS], specs_of(item)
         candidates = settings.candidates if candidate is None else (candidate,)
         words = options.repeat_arguments(settings, spec or "", candidates, item.config.stash[TAKEN_ALIASES])
-        command = shlex.join(["pytest", *words, "--pyargs", item.nodeid.partition("[")[0]])
+        command = shlex.join([*processes.command(settings), *words, "--pyargs", item.nodeid.partition("[")[0]])
         report.sections.append(("repeat", visible(command)))
 
 

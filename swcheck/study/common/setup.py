@@ -27,6 +27,7 @@ from swcheck.lens.architecture.anatomy import MapKey
 from swcheck.lens.intervene import zeroed
 from swcheck.lens.likelihood import token_nats
 from swcheck.lens.linear_maps import LinearMap, Matrix, linear_maps, packed_maps, plain_matrices
+from swcheck.loading.parallel.shards import is_shared
 from swcheck.study.common.record import INTACT, ZEROED, Measurement
 from swcheck.study.zeroshot import harness
 from swcheck.superweights.measurements.contributions import located
@@ -187,9 +188,12 @@ def setup_of(
     """Return the setup of one model: locate its super weights, take its windows, collect the facts for the record.
 
     ``text`` replaces the model's default text. ``scorer`` and ``why_unscored`` are those of ``zero_shot``. Raises
-    ``OptionError`` for a model without super weights.
+    ``OptionError`` for a model without super weights, and for one that several processes share.
     """
     subject = as_subject(loaded)
+    if any(map(is_shared, subject.module.parameters())):
+        found = "processes of torchrun share it, and a study writes into whole matrices"
+        raise OptionError(f"a study of {subject.name}", found, "one process, without --swcheck-tensor-parallel")
     if isinstance(loaded, Loaded) and text is not None:
         subject.text = text
     weights = located(subject).super_weights

@@ -17,6 +17,7 @@ from swcheck.gate.relation.linear_maps import map_responses, why_responses_unkno
 from swcheck.lens.architecture.storage import device_of, first_tensor, is_plain, plain_weight
 from swcheck.lens.map_responses import gives_response
 from swcheck.lens.routing import routed_modules
+from swcheck.loading.parallel.shards import whole
 from swcheck.superweights.measurements.ablation import embedded_starts, window_starts
 from swcheck.superweights.measurements.configuration import configuration
 from swcheck.superweights.measurements.contributions import largest_input_columns, located, sink_tokens
@@ -107,7 +108,7 @@ def other_parameters(subject: Subject) -> dict[str, torch.Tensor]:
     """Return the plain float vectors of the decoder layers, and the vectors and matrices outside of them."""
     layers = f"{subject.anatomy.path}."
     return {
-        name: parameter.data
+        name: whole(parameter.data)
         for name, parameter in subject.module.named_parameters()
         if is_plain(parameter) and (parameter.ndim == 1 or (parameter.ndim == 2 and not name.startswith(layers)))
     }
@@ -142,7 +143,7 @@ def reference_parameter(damaged: DamagedCandidate, name: str) -> torch.Tensor | 
     reference, plain = damaged.reference, name.removeprefix(ADAPTER_PREFIX)
     if reference.held.in_memory:
         found = dict(reference.module.named_parameters(remove_duplicate=False)).get(plain)
-        return f"the reference has no {plain}" if found is None or not is_plain(found) else found.data
+        return f"the reference has no {plain}" if found is None or not is_plain(found) else whole(found.data)
     return stored_tensor(reference, plain, damaged.candidate.module)
 
 

@@ -1,0 +1,1 @@
+"""Tests of models shared among the processes of torchrun."""
