@@ -15,6 +15,7 @@ import torch
 
 import swcheck
 from swcheck import Capability, Loaded, Runtime, Scheme, SuperWeight, anatomy, observe
+from swcheck.gate.checks.kv_cache import band
 from swcheck.lens.intervene import set_to
 
 ALL = frozenset(Capability)
@@ -73,6 +74,14 @@ class InProcess(Runtime):
     def _overridden(self, values):
         with set_to(self.module, [SuperWeight(w.layer, w.row, w.column, value) for w, value in values.items()]):
             yield
+
+    def rolled_log_probabilities(self, ids, *, window, first):
+        if not self.can(Capability.EVICTION):
+            return super().rolled_log_probabilities(ids, window=window, first=first)
+        seen = band(len(ids), window - first, first)
+        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
+        with torch.no_grad():
+            return self.module(ids[None], attention_mask=mask, use_cache=False).logits[0, :-1].log_softmax(-1)
 
     def close(self) -> None:
         self.closed += 1

@@ -31,6 +31,7 @@ class Capability(StrEnum):
     TOKEN_IDS = "the token ids of a text"  # noqa: S105 - no secret
     VALUES = "the values of tensors inside a pass"
     OVERRIDE = "a pass with a weight overridden"
+    EVICTION = "a cache that loses tokens"
 
 
 class Runtime(ABC):
@@ -82,6 +83,14 @@ class Runtime(ABC):
     def overridden(self, values: Mapping[SuperWeight, float]) -> AbstractContextManager[None]:  # noqa: ARG002
         """Return a block in which scalars of down projections have other values; nothing is left of it afterwards."""
         raise self.not_shown(Capability.OVERRIDE)
+
+    def rolled_log_probabilities(self, ids: torch.Tensor, *, window: int, first: int) -> torch.Tensor:  # noqa: ARG002
+        """Return what ``log_probabilities`` does, from a key-value cache of ``window`` tokens that rolls over.
+
+        Before a token is computed that has no room in it, the oldest one behind the ``first`` leaves. Positions are not
+        shifted.
+        """
+        raise self.not_shown(Capability.EVICTION)
 
     def close(self) -> None:  # noqa: B027 - most have nothing to do
         """Free what the program holds. May be called twice."""

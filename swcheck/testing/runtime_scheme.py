@@ -23,6 +23,11 @@ TEXT: Final = "def spam(eggs=1):\n    return [eggs] * 2\n"
 SAME_NUMBERS: Final = 1e-3
 """Log-probabilities of two runs of the same window differ by less than this, in nats."""
 
+FEW: Final = 8
+"""The tokens in the small cache that is tried."""
+NEARLY: Final = 0.05
+"""Nats, in the mean, that kernels may differ by which compute fewer tokens at once; a token that has left changes more."""
+
 
 def check_runtime(case: EngineCase, loaded: Loaded, seconds: float) -> list[Reading]:
     """Check one scheme of an engine whose models run in another program; return a reading for each super weight."""
@@ -36,6 +41,8 @@ def check_runtime(case: EngineCase, loaded: Loaded, seconds: float) -> list[Read
     ids = case.ids[0].cpu()
     logs = _log_probabilities(case, runtime, ids)
     _check_stated(case, runtime, ids)
+    if runtime.can(Capability.EVICTION):
+        _check_eviction(case, runtime, ids, logs)
     readings: list[Reading] = []
     if runtime.can(Capability.VALUES):
         _check_sizes(case, runtime, ids)
@@ -69,6 +76,7 @@ def _check_stated(case: EngineCase, runtime: Runtime, ids: torch.Tensor) -> None
         Capability.TOKEN_IDS: lambda: runtime.token_ids(TEXT),
         Capability.VALUES: lambda: (runtime.values(ids, residual=[weight.layer]), runtime.weight_value(weight)),
         Capability.OVERRIDE: lambda: runtime.overridden({weight: 0.0}).__enter__(),
+        Capability.EVICTION: lambda: runtime.rolled_log_probabilities(ids, window=FEW, first=1),
     }
     for capability, attempt in attempts.items():
         if runtime.can(capability):
@@ -82,6 +90,20 @@ def _check_stated(case: EngineCase, runtime: Runtime, ids: torch.Tensor) -> None
         found = list(runtime.token_ids(TEXT))
         if not found or not all(0 <= number < runtime.vocabulary for number in found):
             case.refuse("ids of a text, of the vocabulary", str(found)[:80], "plain numbers")
+
+
+def _check_eviction(case: EngineCase, runtime: Runtime, ids: torch.Tensor, logs: torch.Tensor) -> None:
+    """Check that a cache with room for all tokens changes nothing, and a small one those behind it, and these alone."""
+    whole = runtime.rolled_log_probabilities(ids, window=len(ids), first=1)
+    small = runtime.rolled_log_probabilities(ids, window=FEW, first=1)
+    if whole.shape != logs.shape or not float((whole - logs).abs().max()) < SAME_NUMBERS:
+        case.refuse("a cache with room for all tokens changes nothing", "other log-probabilities", "remove none")
+    before, behind = ((small - logs).abs()[part].mean() for part in (slice(FEW), slice(FEW, None)))
+    if not (float(before) < NEARLY and float(behind) > NEARLY):
+        words = f"they change by {float(before):.2g} before the {FEW} are full, and by {float(behind):.2g} behind"
+        case.refuse(
+            f"a cache of {FEW} tokens changes those behind it alone", words, "remove the oldest token each time"
+        )
 
 
 def _check_sizes(case: EngineCase, runtime: Runtime, ids: torch.Tensor) -> None:

@@ -47,6 +47,20 @@ class OneRowTooMany(InProcess):
         return torch.cat([logs, logs[:1]])
 
 
+class KeepsAll(InProcess):
+    """Its cache never rolls over."""
+
+    def rolled_log_probabilities(self, ids, *, window, first):
+        return super().rolled_log_probabilities(ids, window=len(ids), first=first)
+
+
+class LosesAll(InProcess):
+    """Its cache is half as large as it is told."""
+
+    def rolled_log_probabilities(self, ids, *, window, first):
+        return super().rolled_log_probabilities(ids, window=window // 2, first=first)
+
+
 class IgnoresOverrides(InProcess):
     def overridden(self, values):
         return nullcontext()
@@ -78,6 +92,8 @@ class UntoldToken(InProcess):
         (SumsAboveOne, set(), "at most 1 together"),
         (OneRowTooMany, set(), "log-probabilities, float32"),
         (UntoldToken, set(), "every token that follows"),
+        (KeepsAll, set(Capability), "a cache of 8 tokens changes those behind it alone"),
+        (LosesAll, set(Capability), "a cache with room for all tokens changes nothing"),
         (IgnoresOverrides, set(Capability), r"writes \+395"),
         (LeavesTraces, set(Capability), "other log-probabilities"),
         (OtherLayer, set(Capability), r"tensors \(T, H\)"),

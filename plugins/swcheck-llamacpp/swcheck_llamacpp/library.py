@@ -82,6 +82,7 @@ _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "llama_set_n_threads": (None, (_POINTER, _INT, _INT)),
     "llama_get_memory": (_POINTER, (_POINTER,)),
     "llama_memory_clear": (None, (_POINTER, ctypes.c_bool)),
+    "llama_memory_seq_rm": (ctypes.c_bool, (_POINTER, _INT, _INT, _INT)),
     "llama_batch_init": (Batch, (_INT, _INT, _INT)),
     "llama_batch_free": (None, (Batch,)),
     "llama_decode": (_INT, (_POINTER, Batch)),

@@ -142,26 +142,49 @@ class Passes:
 
     def run(self, ids: torch.Tensor, watch: Watch) -> torch.Tensor:
         """Run one window, int64 ``(T,)``, from an empty cache; return all its logits, float32 ``(T, V)``."""
+        context, self._watch = self._context_for(len(ids)), watch
+        self._library.c.llama_memory_clear(self._library.c.llama_get_memory(context), True)
+        return self._decode(context, ids.tolist(), 0)
+
+    def run_rolling(self, ids: torch.Tensor, window: int, first: int, watch: Watch) -> torch.Tensor:
+        """Run one window, int64 ``(T,)``, through a cache of ``window`` tokens; return all its logits, float32 ``(T, V)``.
+
+        What fits goes in at once. Before each further token the oldest one behind the ``first`` is removed.
+        """
         context, c, self._watch = self._context_for(len(ids)), self._library.c, watch
-        c.llama_memory_clear(c.llama_get_memory(context), True)
-        with self._batch(ids.tolist()) as batch:
+        memory = c.llama_get_memory(context)
+        c.llama_memory_clear(memory, True)
+        tokens = ids.tolist()
+        parts = [self._decode(context, tokens[:window], 0)]
+        for place in range(window, len(tokens)):
+            if not c.llama_memory_seq_rm(memory, 0, first, place - window + first + 1):
+                raise CheckpointError(
+                    self._title, "its memory gives no single tokens back", "a model with attention alone"
+                )
+            parts.append(self._decode(context, tokens[place : place + 1], place))
+        return torch.cat(parts)
+
+    def _decode(self, context: Any, tokens: list[int], start: int) -> torch.Tensor:
+        """Compute tokens from the position ``start`` on, behind those in the cache; return their logits ``(T, V)``."""
+        c, watch = self._library.c, self._watch
+        with self._batch(tokens, start) as batch:
             status = c.llama_decode(context, batch)
         if watch.error is not None:
             raise watch.error
         if status:
             words = f"llama_decode answers {status}: {self._library.last_words()}"
             raise CheckpointError(self._title, words, "fewer tokens, or another file")
-        count = len(ids) * c.llama_vocab_n_tokens(c.llama_model_get_vocab(self.model))
+        count = len(tokens) * c.llama_vocab_n_tokens(c.llama_model_get_vocab(self.model))
         buffer = (ctypes.c_float * count).from_address(c.llama_get_logits(context))
-        return torch.frombuffer(buffer, dtype=torch.float32).view(len(ids), -1).clone()
+        return torch.frombuffer(buffer, dtype=torch.float32).view(len(tokens), -1).clone()
 
     @contextmanager
-    def _batch(self, tokens: list[int]) -> Iterator[Batch]:
+    def _batch(self, tokens: list[int], start: int) -> Iterator[Batch]:
         batch: Batch = self._library.c.llama_batch_init(len(tokens), 0, 1)
         try:
             batch.n_tokens = len(tokens)
             for place, token in enumerate(tokens):
-                batch.token[place], batch.pos[place], batch.logits[place] = token, place, 1
+                batch.token[place], batch.pos[place], batch.logits[place] = token, start + place, 1
                 batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
             yield batch
         finally:

@@ -24,7 +24,7 @@ class LlamaCpp(Runtime):
     ``keeps`` is held as long as the runtime: the folder of a file that was made for it.
     """
 
-    shows = frozenset({Capability.TOKEN_IDS, Capability.VALUES, Capability.OVERRIDE})
+    shows = frozenset({Capability.TOKEN_IDS, Capability.VALUES, Capability.OVERRIDE, Capability.EVICTION})
 
     def __init__(self, file: Path, settings: Settings, said: str = "", keeps: Any = None) -> None:
         self._file, self._settings, self._keeps = file, settings, keeps
@@ -39,7 +39,7 @@ class LlamaCpp(Runtime):
         self.context = int(c.llama_model_n_ctx_train(model))
         self.twin = f"gguf:{file}"
         if down is None:
-            self.shows = frozenset({Capability.TOKEN_IDS})
+            self.shows = frozenset({Capability.TOKEN_IDS, Capability.EVICTION})
         else:
             self.sizes = int(c.llama_model_n_layer(model)), int(c.llama_model_n_embd(model)), int(down.shape[0])
 
@@ -51,6 +51,11 @@ class LlamaCpp(Runtime):
     def log_probabilities(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the log-probabilities of every next token, float32 ``(T - 1, V)``."""
         return self._open().run(ids, Watch(overrides=self._overrides))[:-1].log_softmax(-1)
+
+    def rolled_log_probabilities(self, ids: torch.Tensor, *, window: int, first: int) -> torch.Tensor:
+        """Return the same from a cache of ``window`` tokens, out of which the oldest behind the ``first`` go."""
+        logits = self._open().run_rolling(ids, window, first, Watch(overrides=self._overrides))
+        return logits[:-1].log_softmax(-1)
 
     def token_ids(self, text: str) -> Sequence[int]:
         """Return the ids of a text by the tokenizer in the file, with BOS where its flag says so."""

@@ -30,6 +30,8 @@ from swcheck import (
     check_engine,
     token_windows,
 )
+from swcheck.gate.checks.kv_cache import band, masked_nats
+from swcheck.lens.likelihood import nats_of
 from swcheck.superweights.subject.as_subject import as_subject
 
 WEIGHT = SuperWeight(1, 97, 301)
@@ -156,6 +158,15 @@ def test_an_override_leaves_nothing_behind(base, files):
     assert torch.equal(runtime.log_probabilities(ids), before)
     loss, lost = (float(-logs.gather(1, ids[1:, None]).mean()) for logs in (before, zeroed))
     assert lost - loss > 5
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_cache_that_rolls_over_costs_what_torch_says(base, files, first):
+    """Tokens leave llama.cpp's own memory; a mask of a band does the same in torch."""
+    ids = token_windows(base.tokenizer, base.text, count=1, length=96)[0]
+    logs = load(files / "f32.gguf").model.rolled_log_probabilities(ids, window=32, first=first)
+    expected = masked_nats(base.model, ids[None], band(96, 32 - first, first))[0]
+    assert nats_of(logs, ids).sub(expected).abs().max() < 0.05
 
 
 def test_it_opens_again_after_closing(base, files):

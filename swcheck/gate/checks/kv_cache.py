@@ -24,7 +24,9 @@ from swcheck.base.formatting import format_ratio
 from swcheck.base.statistics import LARGEST_EXPONENT
 from swcheck.gate.relation.linear_maps import quantization_config_of
 from swcheck.lens.architecture.storage import device_of, evaluating
+from swcheck.lens.likelihood import nats_of
 from swcheck.loading.kv_cache import kv_cache
+from swcheck.loading.runtime import Capability, Runtime
 from swcheck.superweights.measurements.contributions import located
 from swcheck.superweights.measurements.inputs import windows
 from swcheck.superweights.measurements.residual_stream import super_activations
@@ -140,11 +142,15 @@ class Eviction:
 def eviction(subject: Subject, reference: Subject, window: int) -> Eviction | str:
     """Return what a cache of ``window`` tokens costs on the reference's windows; words where that is not known."""
     ids, first = windows(reference)[:EVICTION_WINDOWS], first_tokens(reference)
-    if subject.is_runtime:
-        return "the cache is that of another program"
+    if subject.is_runtime and not subject.runtime.can(Capability.EVICTION):
+        return f"this runtime does not show {Capability.EVICTION.value}"
     if not 2 * first <= window < ids.shape[1] - 1:
         return f"its windows have {ids.shape[1]} tokens, the first {first} with a super activation"
     plain = scores_against(subject, reference)[0][:EVICTION_WINDOWS]
+    if subject.is_runtime:
+        whole = plain
+        kept, lost = (_rolled_nats(subject.runtime, ids, window, kept_first) for kept_first in (first, 0))
+        return _cost(whole, kept, lost, window, first)
     try:
         whole, kept, lost = (
             masked_nats(subject.module, ids, mask)
@@ -154,9 +160,19 @@ def eviction(subject: Subject, reference: Subject, window: int) -> Eviction | st
         return f"it takes no mask: {' '.join(str(error).split())}"[:200]
     if not float((whole - plain).abs().mean()) <= SAME or torch.equal(whole, lost):
         return "it does not take the mask that it is given"
-    behind = slice(window, None)
-    costs = [float((nats - whole)[:, behind].mean()) for nats in (kept, lost)]
-    return Eviction(window, first, whole[:, behind].numel(), *costs)
+    return _cost(whole, kept, lost, window, first)
+
+
+def _cost(whole: torch.Tensor, kept: torch.Tensor, lost: torch.Tensor, window: int, first: int) -> Eviction:
+    """Return what both cost on the tokens behind the window, from nats ``(B, T - 1)``."""
+    costs = [float((nats - whole)[:, window:].mean()) for nats in (kept, lost)]
+    return Eviction(window, first, whole[:, window:].numel(), *costs)
+
+
+def _rolled_nats(runtime: Runtime, ids: torch.Tensor, window: int, first: int) -> torch.Tensor:
+    """Return the nats of every token, float64 ``(B, T - 1)``, of a program whose cache of ``window`` tokens rolls over."""
+    rows = [nats_of(runtime.rolled_log_probabilities(row, window=window, first=first), row) for row in ids]
+    return torch.stack(rows)
 
 
 def first_tokens(reference: Subject) -> int:
