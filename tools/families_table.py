@@ -23,7 +23,6 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from swcheck import (
     OptionError,
@@ -300,20 +299,21 @@ PACKED: Final[dict[str, Callable[[], Any]]] = {
 """Quantizers that are installed, each with its configuration of 8 bits."""
 
 
-def _packed(planted: nn.Module, settings: Any) -> str:
+def _packed(planted: Any, settings: Any) -> str:
     """Return the verdict on the planted model packed by a quantizer: ``green``, or what the gate says."""
     with TemporaryDirectory() as folder:
+        planted.save_pretrained(folder)
         try:
-            planted.save_pretrained(folder)
-            packed = AutoModelForCausalLM.from_pretrained(folder, quantization_config=settings, dtype=torch.float32)
+            load: Any = type(planted).from_pretrained
+            packed = load(folder, quantization_config=settings, dtype=torch.float32)
             with torch.no_grad():
-                packed(TEXT)
+                packed(TEXT, use_cache=False)
         except Exception as error:
             return f"does not run ({type(error).__name__})"
-    return _cause(packed.eval(), planted) or "green"
+    return _cause(packed.eval(), as_subject(planted, token_ids=TEXT)) or "green"
 
 
-def _cause(candidate: nn.Module, reference: nn.Module | Subject) -> str:
+def _cause(candidate: nn.Module, reference: Subject) -> str:
     try:
         assert_super_weights_preserved(as_subject(candidate, token_ids=TEXT), reference)
     except (RobustnessError, SwcheckError) as error:

@@ -17,7 +17,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from swcheck.lens.architecture.anatomy import Anatomy, DownMap, MapKey
-from swcheck.lens.architecture.storage import dequantized, device_of, evaluating, first_tensor, stream_given
+from swcheck.lens.architecture.storage import dequantized, device_of, evaluating, first_tensor, is_plain, stream_given
 from swcheck.lens.architecture.tracing import PRODUCTS, eager_experts
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class _Recorder(TorchFunctionMode):
         return output
 
     def _stack_of(self, tensor: torch.Tensor) -> tuple[int, torch.Tensor] | None:
-        return self._stacks.get(tensor.untyped_storage().data_ptr()) if tensor.is_floating_point() else None
+        return self._stacks.get(tensor.untyped_storage().data_ptr()) if is_plain(tensor) else None
 
     def _note(self, weight: torch.Tensor, read: torch.Tensor, written: torch.Tensor) -> None:
         owner, stack = self._stack_of(weight) or (0, weight)

@@ -18,6 +18,7 @@ from swcheck.lens.likelihood import token_nats
 from swcheck.lens.linear_maps import plain_matrices
 from swcheck.lens.nulls import draw_matched
 from swcheck.lens.routing import routing_recorded, routing_replaced, share_of_other_experts
+from swcheck.testing.planting import visited_experts
 from tools.small_models import EXPERTS, INNER, small_model
 
 IDS = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -147,3 +148,35 @@ def test_the_experts_of_a_layer_have_matrices_of_the_same_kinds():
     found = list(plain_matrices(body))
     assert [one.path for one in found] == ["mlp.experts.0.down", "mlp.experts.1.down"]
     assert {one.kind for one in found} == {"mlp.experts.down"}
+
+
+class Wrapped(torch.Tensor):
+    """A tensor that keeps its values in another one, as quantizers' do: it has no storage of its own."""
+
+    @staticmethod
+    def __new__(cls, whole):
+        return torch.Tensor._make_wrapper_subclass(cls, whole.shape, dtype=whole.dtype)
+
+    def __init__(self, whole):
+        self.whole = whole
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        opened = [one.whole if isinstance(one, cls) else one for one in args]
+        found = func(*opened, **(kwargs or {}))
+        return cls(found) if func is torch.ops.aten.detach.default else found
+
+
+def test_a_packed_router_beside_experts_is_no_matrix_of_theirs():
+    """What the experts read is the same where a quantizer keeps the router's matrix without a storage."""
+    model, ids = small_model("mixtral"), torch.arange(5, 29)[None]
+    key = next(down.key for down in anatomy(model).down_maps(1) if down.key.expert in visited_experts(model, 1, ids))
+    inputs = []
+    for _ in range(2):
+        with torch.no_grad(), observe(model, inputs=[key]) as sight:
+            model(ids, use_cache=False)
+        inputs.append(sight.inputs[key])
+        router = model.model.layers[1].mlp.gate
+        router.weight = torch.nn.Parameter(Wrapped(router.weight.detach()), requires_grad=False)
+    assert inputs[0].any()
+    assert torch.equal(*inputs)
