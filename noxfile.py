@@ -30,7 +30,7 @@ nox.options.default_venv_backend = "venv"
 @nox.parametrize("versions", ["oldest", "newest"])
 def tests(session: nox.Session, versions: str) -> None:
     """The fast part of the tests, with the oldest versions that are supported, or the newest that are released."""
-    session.install(".[test]", *(OLDEST if versions == "oldest" else NEWEST))
+    session.install("-e", ".[test]", *(OLDEST if versions == "oldest" else NEWEST))
     session.run("pytest", "-n", "2", "-m", "not slow and not benchmark", *session.posargs)
 
 
