@@ -346,7 +346,9 @@ What a random model does not allow is not planted, and not counted:
   to a token.
 - Zamba and Zamba 2 mix the channels behind their shared map, so that no weight of it writes a channel of the stream.
 
-A dash says that no model of the type could be planted so, or that no quantizer was installed.
+A dash says that no model of the type could be planted so, or that no quantizer was installed. Packed is the gate of a
+planted model whose linear maps are in 8 bits. "Does not run" is what the package, or transformers with it, says of so
+small a model: widths that no kernel takes, a configuration that is not read back.
 """
 """What the page says before its tables."""
 
