@@ -248,6 +248,26 @@ def test_a_lost_block_is_red_in_every_check(reference, files, tmp_path):
     assert "--tensor-type blk.1.ffn_down=f16" in found["perplexity"].attempt
 
 
+@pytest.fixture(scope="module")
+def pair():
+    """tiny-pair, measured on a few windows of its own text."""
+    loaded = swcheck.load("tiny-pair", device="cpu")
+    return as_subject(loaded, token_ids=token_windows(loaded.tokenizer, loaded.text, count=4, length=96))
+
+
+def test_of_two_super_weights_one_is_lost(pair, tmp_path):
+    """tiny-pair passes in 8 bits; with one of its two weights zeroed it is red, and that one is named."""
+    loaded = swcheck.load("tiny-pair", device="cpu")
+    sound = load("q8_0", "tiny-pair")
+    assert not [str(one) for one in all_verdicts(sound, pair).values() if one.red]
+    with swcheck.zeroed(loaded.model, [SuperWeight(1, 41, 173)]):
+        for part in (loaded.model, loaded.tokenizer):
+            part.save_pretrained(tmp_path)
+    with pytest.raises(RobustnessError, match=r"layer 1 \[41, 173\]") as caught:
+        assert_perplexity_within(load("q8_0", str(tmp_path)), pair)
+    assert caught.value.verdict.cause_kind == "super_weight"
+
+
 class WithoutMerge:
     """A tokenizer that has lost one merge, as a converter sees it."""
 
