@@ -39,6 +39,14 @@ def test_a_rise_that_is_no_number_counts_as_the_cap(ablated):
     assert ours.capped_collapse(nats(1.0), nats(ablated), 8) == math.log(8) - 1
 
 
+def test_a_share_of_a_collapse_is_never_negative():
+    """Half of the reference's rise is a half; where zeroing even helps it is none."""
+    theirs = nats(1.0, 1.0), nats(3.0, 3.0)
+    assert ours.collapse_share((nats(2.0), nats(3.0)), theirs, 1000) == 0.5
+    assert ours.collapse_share(theirs, theirs, 1000) == 1.0
+    assert ours.collapse_share((nats(5.0), nats(4.0)), theirs, 1000) == 0.0
+
+
 def test_the_ratio_of_a_collapse_is_not_capped():
     """Two nats more is e squared, 699 nats are still a number, 700 are infinite."""
     assert ours.collapse_ratio(nats(1.0), nats(3.0)) == math.exp(2.0)
