@@ -118,12 +118,15 @@ def test_processes_that_collect_other_tests_are_told_so(torchrun, tmp_path):
 
 @pytest.mark.slow
 def test_hypothesis_draws_the_same_in_every_process(torchrun, tmp_path):
-    """Else one process would run the model on a prompt, and the other on another one."""
+    """Else one process would run the model on a prompt, and the other on another one.
+
+    Numbers would also be drawn from the code of modules that are not installed, as swcheck is none here.
+    """
     (tmp_path / "test_drawn.py").write_text(
         "import os, pathlib\n"
         "from hypothesis import given, strategies\n"
         "drawn = []\n"
-        "@given(strategies.integers())\n"
+        "@given(strategies.lists(strategies.booleans()))\n"
         "def test_drawn(number):\n"
         "    drawn.append(number)\n"
         "def test_written(swcheck_session):\n"

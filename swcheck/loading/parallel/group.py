@@ -18,6 +18,12 @@ COMMAND: Final = "torchrun --nproc-per-node=2 -m pytest --model=... --swcheck-te
 POLL_SECONDS: Final = 0.02
 """So often a process looks for what another one has written."""
 
+JOINING: Final = "swcheck/joining"
+"""The beginning of the keys under which the processes meet."""
+
+JOIN_SECONDS: Final = 1800
+"""So long a process waits for the others to meet: each comes when it loads its first model."""
+
 CONFIGURATION: Final = "transformers.distributed.configuration_utils"
 
 
@@ -52,7 +58,10 @@ def wait_for(store: Store, key: str, seconds: float) -> str:
 
 
 def _join() -> None:
-    """Join the processes in one group, unless they have. The backend is gloo on CPUs, else that of the accelerator."""
+    """Join the processes in one group, unless they have. The backend is gloo on CPUs, else that of the accelerator.
+
+    They meet first: while torch joins them, a process that waits for another one looks at no signal.
+    """
     import torch
     from torch import distributed
     from torch.distributed.distributed_c10d import PrefixStore
@@ -67,9 +76,13 @@ def _join() -> None:
             raise OptionError("tensor parallel, an accelerator for each process", found, "a smaller --nproc-per-node")
         device = torch.device(accelerator.type, own.local_rank)
         torch.accelerator.set_device_index(device)
+    store = store_of_processes()
+    store.set(f"{JOINING}/{own.rank}", "here")
+    for rank in range(own.count):
+        wait_for(store, f"{JOINING}/{rank}", JOIN_SECONDS)
     distributed.init_process_group(
         None if accelerator is not None else "gloo",
-        store=PrefixStore("group", store_of_processes()),
+        store=PrefixStore("group", store),
         rank=own.rank,
         world_size=own.count,
         device_id=device,
