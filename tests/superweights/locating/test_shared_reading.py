@@ -7,12 +7,15 @@ import torch
 
 import swcheck
 from swcheck import Planting, plant_super_weights
+from swcheck.lens.architecture.layer_by_layer import logits_of_windows
+from swcheck.lens.architecture.storage import evaluating
 from swcheck.loading.streaming import pager
 from swcheck.loading.streaming.mapped_pages import can_give_back
 from swcheck.loading.streaming.pager import page_weights, pager_of
 from swcheck.superweights.locating import shared_reading
 from swcheck.superweights.locating.locate import locate
 from swcheck.superweights.locating.passes import Passes
+from tests.versions import RECENT
 from tools.families_table import GEOMETRIES, IDS
 from tools.small_models import small_model
 
@@ -103,3 +106,18 @@ def test_no_more_passes_run_side_by_side_than_their_number_allows(streamed, own_
     monkeypatch.setattr(shared_reading, "MOST_PASSES", 2)
     assert set(locate(streamed(model), token_ids=IDS).super_weights) == set(wanted)
     assert len(own_passes) == 1
+
+
+@RECENT
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["deepseek_v4", "gemma3n_text", "qwen4_exp_text"])
+def test_a_streamed_model_of_several_residual_streams_is_read_as_the_loaded_one(streamed, name):
+    """Its passes are run whole, since only the mean of the streams is kept; nats of many windows agree too."""
+    model = small_model(name)
+    wanted = GEOMETRIES["one"](model, 1, None if name == "gemma3n_text" else "shared")
+    again = streamed(model)
+    assert locate(again, token_ids=IDS).super_weights == wanted
+    windows = IDS.view(4, 6)
+    with evaluating(again):
+        expected = model(windows, use_cache=False).logits
+        torch.testing.assert_close(torch.cat([*logits_of_windows(again, windows, 2)]), expected)
