@@ -79,7 +79,7 @@ def maps_zeroed(model: nn.Module, keys: Iterable[MapKey]) -> Iterator[None]:
         torch.clear_autocast_cache()
         yield
     finally:
-        check_files()
+        check_files(weights)
         with torch.no_grad():
             for weight, bits in zip(weights, saved, strict=True):
                 weight.copy_(bits)
@@ -139,7 +139,7 @@ def scalars_zeroed(weight: torch.Tensor, places: Sequence[tuple[int, int]]) -> I
             torch.clear_autocast_cache()
             yield
         finally:
-            check_files()
+            check_files([kept.tensor])
             kept.tensor[places_here] = saved
             torch.clear_autocast_cache()
 
@@ -182,7 +182,7 @@ def _edit_in_place(undo: ExitStack, tensor: torch.Tensor, weight: SuperWeight, v
 
 
 def _set_scalar(row: torch.Tensor, weight: SuperWeight, value: torch.Tensor) -> None:
-    check_files()
+    check_files([row])
     with torch.no_grad():
         row[weight.column].copy_(value)
     torch.clear_autocast_cache()  # autocast computes with a cached copy, made before this write

@@ -2,52 +2,59 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from swcheck.base.errors import OptionError
 from swcheck.loading import engines
 from swcheck.loading.parallel.group import COMMAND
 from swcheck.loading.parallel.launch import launch
 
-if TYPE_CHECKING:
-    from swcheck.run.settings import Settings
+
+@dataclass(frozen=True)
+class Placement:
+    """What the options of a run say about where its models are put, as in ``Settings``."""
+
+    device: str | None
+    device_map: str | None
+    stream: bool
+    tensor_parallel: bool
 
 
-def check_placement(settings: Settings) -> None:
-    """Raise a ``SwcheckError`` for two answers to where a model is put, or one that this machine or run does not have."""
-    if settings.tensor_parallel:
-        _check_tensor_parallel(settings)
-    else:
-        _check_one_process(settings)
-    if settings.stream and (settings.device_map or settings.device not in {None, "cpu"}):
-        where = (
-            f"--swcheck-device-map={settings.device_map}"
-            if settings.device_map
-            else f"--swcheck-device={settings.device}"
-        )
+def check_placement(asked: Placement, specs: Sequence[str], to_load: Sequence[str]) -> None:
+    """Raise a ``SwcheckError`` for two answers to where a model is put, or one that this machine or run does not have.
+
+    ``specs`` are the models and candidates of the run, ``to_load`` those that no baseline stands for.
+    """
+    if asked.tensor_parallel:
+        _check_tensor_parallel(asked, to_load)
+    elif specs:
+        _check_one_process()
+    if asked.stream and (asked.device_map or asked.device not in {None, "cpu"}):
+        where = f"--swcheck-device-map={asked.device_map}" if asked.device_map else f"--swcheck-device={asked.device}"
         raise OptionError(f"--swcheck-stream {where}", "a streamed model runs on the CPU alone", "give one of the two")
-    if settings.device is not None:
-        engines.check_device(settings.device)
-    if settings.device_map is not None:
-        _check_device_map(settings.device_map, settings.device)
+    if asked.device is not None:
+        engines.check_device(asked.device)
+    if asked.device_map is not None:
+        _check_device_map(asked.device_map, asked.device)
 
 
-def _check_tensor_parallel(settings: Settings) -> None:
+def _check_tensor_parallel(asked: Placement, to_load: Sequence[str]) -> None:
     if launch() is None:
         raise OptionError("--swcheck-tensor-parallel", "torchrun has not started this process", COMMAND)
-    others = {"stream": settings.stream, "device-map": settings.device_map, "device": settings.device}
+    others = {"stream": asked.stream, "device-map": asked.device_map, "device": asked.device}
     other = next((name for name, value in others.items() if value), None)
     if other is not None:
         both = f"--swcheck-tensor-parallel --swcheck-{other}"
         raise OptionError(both, "two answers to where a model is put", "give one of the two")
-    for spec in settings.models_to_load:
+    for spec in to_load:
         engines.check_tensor_parallel(spec)
 
 
-def _check_one_process(settings: Settings) -> None:
+def _check_one_process() -> None:
     """Refuse several processes where each would test whole models."""
     found = launch()
-    if found is not None and found.count > 1 and settings.specs:
+    if found is not None and found.count > 1:
         each = f"{found.count} processes, each of which would test whole models and write the same reports"
         raise OptionError("torchrun", each, "--swcheck-tensor-parallel shares each model among them")
 

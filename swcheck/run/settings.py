@@ -33,7 +33,7 @@ from swcheck.run.cost_estimate import (
     window_passes,
 )
 from swcheck.run.limit_overrides import Override
-from swcheck.run.placement import check_placement
+from swcheck.run.placement import Placement, check_placement
 
 COLLAPSING_STATUSES: Final = frozenset({published_index.Status.CRITICAL, published_index.Status.JOINT})
 """The published statuses of super weights without which a model is known to collapse, alone or together with others."""
@@ -197,7 +197,8 @@ def _check(settings: Settings) -> None:
         raise OptionError(f"--swcheck-kind={settings.kind}", f"known: {', '.join(KINDS)}", "leave it out for auto")
     if settings.dtype is not None:
         engines.check_dtype(settings.dtype)
-    check_placement(settings)
+    where = Placement(settings.device, settings.device_map, settings.stream, settings.tensor_parallel)
+    check_placement(where, settings.specs, settings.models_to_load)
     if settings.tier is not None:
         tier_named(settings.tier)
     if settings.text is not None:

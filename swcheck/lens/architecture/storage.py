@@ -29,7 +29,7 @@ def plain_weight(module: nn.Module) -> torch.Tensor | None:
     weight = _plain_parameter(module)
     if weight is None:
         return None
-    check_files()
+    check_files([weight])
     values = whole(weight) if is_shared(weight) else weight.data
     return values.T if is_conv1d(module) else values
 

@@ -6,7 +6,7 @@ next ones are read from the disk while the present one is computed with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -134,13 +134,14 @@ def pager_of(model: nn.Module) -> Pager | None:
     return _PAGERS.get(model)
 
 
-def check_files() -> None:
-    """Raise ``CheckpointError`` if a file of a streamed model was written to: before weights are touched outside of a pass.
+def check_files(weights: Iterable[torch.Tensor]) -> None:
+    """Raise ``CheckpointError`` if a file that ``weights`` are maps of was written to: before they are touched outside of a pass.
 
     A file that is cut off takes with it what was written into its map, so this holds for giving weights their values back, too.
     """
     for pager in list(_PAGERS.values()):
-        pager.files.check()
+        if any(pager.pages.hold(weight.data_ptr()) for weight in weights):
+            pager.files.check()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from swcheck.loading.runtime import Runtime
-from swcheck.loading.streaming.pager import check_files
+from swcheck.loading.streaming.pager import pager_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +52,9 @@ class HeldModel:
 
         Raises ``CheckpointError`` if a file whose weights are streamed was changed.
         """
-        check_files()
+        pager = None if self._module is None or isinstance(self._module, Runtime) else pager_of(self._module)
+        if pager is not None:
+            pager.files.check()
         if self._module is None and self._reload is not None:
             self._module = self._reload()
         return self._module

@@ -250,6 +250,19 @@ def test_weights_of_a_file_that_is_cut_off_are_touched_no_more(tmp_path, block):
         plain_weight(model.model.layers[0].mlp.up_proj)
 
 
+def test_a_file_that_is_cut_off_is_no_matter_of_another_model(tmp_path):
+    """While it is still in memory, the weights of every other model are read and changed as ever."""
+    folder = checkpoints.copy_of_tiny(tmp_path / "copy")
+    spoilt = swcheck.load(folder, stream=True, dtype="bfloat16").model
+    os.truncate(folder / "model.safetensors", 4096)
+    other = swcheck.load("tiny", device="cpu").model
+    assert as_subject(other, token_ids=IDS).module is other
+    with swcheck.zeroed(other, [SUPER_WEIGHT]):
+        assert plain_weight(other.model.layers[1].mlp.down_proj)[97, 301] == 0
+    with pytest.raises(CheckpointError):
+        _ = as_subject(spoilt, token_ids=IDS).module
+
+
 @pytest.mark.slow
 def test_where_memory_runs_out_the_reason_is_told(tmp_path, monkeypatch):
     """Not that weights and config may not belong together, whatever torch says."""
