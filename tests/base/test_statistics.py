@@ -122,6 +122,11 @@ def test_near_is_within_the_slack_of_either_end():
     assert not ours.is_near(none, 0.0, 9.0)
 
 
+def test_near_is_within_three_standard_errors():
+    """A number that is less than so many inside its limit is near: it may be beyond it on another text."""
+    assert ours.STANDARD_ERRORS == 3
+
+
 def test_near_for_ratios_is_a_distance_of_logarithms():
     """x2 and x0.5 are as far from x1; an end of zero is near to nothing."""
     limit, slack = Limit(1.0, None, ""), math.log(2) + 1e-12

@@ -83,3 +83,15 @@ def test_any_bytes_are_json_or_refused(data, tmp_path_factory):
     file.write_bytes(data)
     with suppress(CheckpointError):
         read_json(file, 100, "it")
+
+
+def test_a_file_that_cannot_be_read_on_is_told_in_the_systems_words():
+    """A disk that fails in the middle: its reason alone, without the number of the error."""
+
+    class Failing:
+        def read(self, _size):
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(CheckpointError) as caught:
+        read_exactly(Failing(), 8, "it")
+    assert (caught.value.found, caught.value.attempt) == ("Input/output error", "fetch the file again")
