@@ -208,3 +208,15 @@ def test_what_just_fits_is_read(tmp_path):
         read(tmp_path, whole((), (tensor("a" * 200, (9,), 0, 0),), 32))
     with pytest.raises(CheckpointError, match=f" {'a' * 100} begins at byte 3"):
         read(tmp_path, whole((), (tensor("a" * 200, (1,), 0, 3),), 32))
+
+
+def test_lists_are_counted_together(tmp_path):
+    """Two that are small enough alone are refused if they are too large beside each other; four dimensions are read."""
+    many = 1_500_000
+    facts = [numbers(name, 0, many, bytes(many)) for name in ("a", "b")]
+    assert read(tmp_path, whole(facts[:1], ())).facts == {"a": many}
+    with pytest.raises(CheckpointError, match="1,500,000 values of 'b', at most 597,152 are read"):
+        read(tmp_path, whole(facts, ()))
+    assert read(tmp_path, whole((), (tensor("a", (2, 1, 1, 1), 0, 0),), 32)).tensors["a"].shape == (2, 1, 1, 1)
+    with pytest.raises(CheckpointError, match="a in Q8_0 has rows of 1, no multiple of 32"):
+        read(tmp_path, whole((), (tensor("a", (), 8, 0),), 64))
