@@ -15,9 +15,9 @@ def test_nothing_was_imported():
     assert "swcheck.plugin" in sys.modules
     assert sorted(name for name in sys.modules if name.startswith("swcheck")) == [
         "swcheck", "swcheck.base", "swcheck.base.errors", "swcheck.base.terminal", "swcheck.base.terminal.visible",
-        "swcheck.plugin", "swcheck.run",
+        "swcheck.loading", "swcheck.loading.parallel", "swcheck.loading.parallel.launch", "swcheck.plugin", "swcheck.run",
         "swcheck.run.options", "swcheck.run.pytest_hooks", "swcheck.run.pytest_hooks.collection", "swcheck.run.pytest_hooks.failure_text",
-        "swcheck.run.pytest_hooks.interrupt", "swcheck.run.pytest_hooks.reporter", "swcheck.run.pytest_hooks.run_errors",
+        "swcheck.run.pytest_hooks.interrupt", "swcheck.run.pytest_hooks.processes", "swcheck.run.pytest_hooks.reporter", "swcheck.run.pytest_hooks.run_errors",
         "swcheck.run.pytest_hooks.stash", "swcheck.run.pytest_hooks.workers"
     ]
 """

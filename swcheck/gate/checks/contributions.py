@@ -13,6 +13,7 @@ from swcheck.gate.checks.correspondence import corresponding, depth
 from swcheck.gate.checks.pair import Pair, passed_or_near
 from swcheck.gate.checks.red_verdict import red_verdict, with_remedy
 from swcheck.gate.diagnosis.causes.contribution import restoration_rows
+from swcheck.gate.diagnosis.causes.saturation import finding_of, saturated
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Finding
 from swcheck.gate.diagnosis.evidence.weight_change import weight_change
@@ -100,6 +101,9 @@ def _failed(
     worst = worst_of(ratios, limit)
     damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, tuple(chosen), tuple(places))
     other = None if pair.candidate.is_runtime else cause_beside_super_weights(damaged)
+    if other is None and limit.holds(stored[worst]):  # the weight is the reference's, what it writes is not
+        cut = saturated(damaged)
+        other = None if cut is None else finding_of(cut)
     if other is not None:
         detail = (*other.detail, *fields.pop("detail"))
         return pair.failed(other.cause, summary, other.advice, detail=detail, cause_kind=other.kind, **fields)
