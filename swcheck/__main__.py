@@ -10,8 +10,10 @@ def main() -> int:
 
         return run()
     except KeyboardInterrupt:
+        from swcheck.base.isolation import forget_interrupt
         from swcheck.base.terminal.visible import tell
 
+        forget_interrupt()
         tell("interrupted")
         return 2
 

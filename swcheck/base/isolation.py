@@ -111,6 +111,14 @@ def interrupts_kept() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
+def forget_interrupt() -> None:
+    """After a Ctrl-C that was caught, let Python end with its exit code: it would end itself by the signal.
+
+    CPython notes an interrupt of a text that is executed, as an import does that makes classes, until the next such text.
+    """
+    exec("")  # noqa: S102 - the next text
+
+
 @contextmanager
 def panics_as_errors() -> Iterator[None]:
     """Raise a ``RuntimeError`` where a package that is written in Rust panics: its exception is no ``Exception``."""

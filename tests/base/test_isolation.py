@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -158,3 +159,21 @@ def test_only_a_panic_becomes_an_error(error):
         raise PanicException("index 2")
     with pytest.raises(error), panics_as_errors():
         raise error
+
+
+INTERRUPTED = """
+from swcheck.base.isolation import forget_interrupt
+
+try:
+    exec("raise KeyboardInterrupt")
+except KeyboardInterrupt:
+    forget_interrupt()
+raise SystemExit(2)
+"""
+
+
+def test_an_interrupt_that_was_caught_does_not_end_the_process(tmp_path):
+    """The exit code is the one that was given, although the interrupt came while a text was executed."""
+    (tmp_path / "caught.py").write_text(INTERRUPTED, encoding="utf-8")
+    done = subprocess.run([sys.executable, "-m", "caught"], cwd=tmp_path, check=False)
+    assert done.returncode == 2

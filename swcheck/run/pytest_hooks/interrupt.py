@@ -48,7 +48,10 @@ def end_quickly(config: pytest.Config, excinfo: pytest.ExceptionInfo[BaseExcepti
     pytest would parse the source of every frame, of torch too, to show it with ``--full-trace`` alone, and Python would
     look for garbage among all that torch made.
     """
+    from swcheck.base.isolation import forget_interrupt
+
     config.stash[INTERRUPTED] = True
+    forget_interrupt()
     atexit.register(gc.freeze)
     if not config.option.fulltrace:
         excinfo.value.__suppress_context__ = True
