@@ -90,20 +90,9 @@ def test_bars_are_shown_and_leave_the_report_as_it_was(tmp_path):
 
 
 @pytest.mark.slow
-def test_no_bar_is_written_to_a_file(tmp_path):
+def test_no_bar_is_written_to_a_file(outer, tmp_path):
     """A log of CI has no bars."""
     (tmp_path / "test_slow.py").write_text(SLOW, encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "--swcheck-model=tiny",
-        "test_slow.py",
-        "-k",
-        "long",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = outer("--swcheck-model=tiny", "test_slow.py", "-k", "long")
     assert done.returncode == 0
     assert "scoring tokens" not in done.stdout + done.stderr
