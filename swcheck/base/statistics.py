@@ -49,11 +49,16 @@ def collapse_ratio(intact: torch.Tensor, ablated: torch.Tensor) -> float:
     return math.exp(rise) if rise < LARGEST_EXPONENT else math.inf
 
 
+def factor_of(nats: float) -> float:
+    """Return the ratio of two perplexities that are ``nats`` per token apart, which is no NaN; cut to ``LARGEST_EXPONENT``."""
+    return math.exp(min(LARGEST_EXPONENT, nats))
+
+
 def perplexity_of(nats: torch.Tensor) -> float:
     """Return the perplexity of these losses. NaN stays NaN; the mean is cut to ``LARGEST_EXPONENT``."""
     if math.isnan(float(nats.mean())):
         return math.nan
-    return math.exp(min(LARGEST_EXPONENT, float(nats.mean())))
+    return factor_of(float(nats.mean()))
 
 
 def ratio_of(one: float, other: float) -> float:

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from swcheck.base.errors import SwcheckError
 from swcheck.base.formatting import format_ratio
-from swcheck.base.statistics import LARGEST_EXPONENT
+from swcheck.base.statistics import factor_of
 from swcheck.gate.relation.linear_maps import quantization_config_of
 from swcheck.lens.architecture.storage import device_of, evaluating
 from swcheck.lens.likelihood import nats_of
@@ -230,4 +230,4 @@ def _words(found: Eviction) -> str:
 
 
 def _ratio(nats: float) -> str:
-    return format_ratio(math.exp(min(LARGEST_EXPONENT, nats))) if math.isfinite(nats) else f"{nats:g} nats"
+    return format_ratio(factor_of(nats)) if math.isfinite(nats) else f"{nats:g} nats"

@@ -13,8 +13,8 @@ from swcheck.base.formatting import format_perplexity, format_ratio
 from swcheck.base.limits import DEFAULTS, is_given, scaled_to_confidence
 from swcheck.base.records import Limit, Outcome, Verdict
 from swcheck.base.statistics import (
-    LARGEST_EXPONENT,
     STANDARD_ERRORS,
+    factor_of,
     is_near,
     is_near_ratio,
     percentiles,
@@ -85,7 +85,7 @@ def compare_perplexity(pair: Pair, limit: Limit, at_most: float | None) -> Verdi
     if not torch.isfinite(ours).all():
         return not_finite_nats(pair, ours)
     difference = ours - theirs
-    ratio, error = math.exp(min(LARGEST_EXPONENT, float(difference.mean()))), standard_error(difference)
+    ratio, error = factor_of(float(difference.mean())), standard_error(difference)
     value, base = perplexity_of(ours), perplexity_of(theirs)
     if at_most is not None:
         limit = Limit(None, at_most / base, f"perplexity at most {at_most:g}")
@@ -199,7 +199,7 @@ def _lost_otherwise(
     if not limit.holds(fields["measured"]):
         return None
     if cache is not None and cache.nats is not None:
-        total = math.exp(min(LARGEST_EXPONENT, math.log(fields["measured"]) + cache.nats))
+        total = factor_of(math.log(fields["measured"]) + cache.nats)
         if not (math.isfinite(cache.nats) and limit.holds(total)):
             return _lost_by_cache(pair, total, summary, fields)
     return _departing_shape(pair, limit, summary, fields) if pair.candidate.is_runtime else None
@@ -222,10 +222,10 @@ def _departing_shape(pair: Pair, limit: Limit, summary: str, fields: dict[str, A
     """Return the red verdict of a runtime that keeps whole windows and loses shorter ones beyond limit and noise."""
     length, nats = worst_shape(pair.candidate, pair.reference)
     fields["facts"]["worst_shape"] = {"tokens": length, "nats": nats}
-    total = fields["measured"] * math.exp(min(LARGEST_EXPONENT, nats)) if math.isfinite(nats) else math.inf
+    total = fields["measured"] * factor_of(nats) if math.isfinite(nats) else math.inf
     if limit.holds(total) or nats <= SHAPE_NOISE:
         return None
-    loss = format_ratio(math.exp(min(LARGEST_EXPONENT, nats)))
+    loss = format_ratio(factor_of(nats))
     cause = f"the kernels: a window of {length} tokens alone loses {loss}"
     advice = "another version or build of the runtime, or other settings of batch and attention"
     return pair.failed(cause, summary, advice, **{**fields, "measured": total}, cause_kind="kernels")
@@ -300,7 +300,7 @@ def _greedy_text(pair: Pair) -> dict[str, Any] | None:
 def _why_red_without_loss(pair: Pair, top1: float) -> str:
     """Return words for what the perplexity says beside too many other likeliest tokens."""
     theirs, ours = pair.nats()
-    ratio = math.exp(min(LARGEST_EXPONENT, float((ours - theirs).mean())))
+    ratio = factor_of(float((ours - theirs).mean()))
     more = ": hardly a loss on this text, and yet another model" if ratio <= HARDLY else ""
     return f"{format_ratio(ratio)} on the same tokens, where {1 - top1:.1%} of the likeliest tokens are others{more}"
 
@@ -317,5 +317,5 @@ def _cache_words(cache: CachePass) -> str:
     """Return words for the cost of a quantized cache, or why it is not known, for the end of a summary."""
     if cache.nats is None:
         return f"; its {cache.scheme} KV cache was not scored: {cache.reason}"
-    cost = math.exp(min(LARGEST_EXPONENT, cache.nats)) if math.isfinite(cache.nats) else cache.nats
+    cost = factor_of(cache.nats) if math.isfinite(cache.nats) else cache.nats
     return f"; through its {cache.scheme} KV cache {format_ratio(cost)} on {cache.tokens:,} tokens"

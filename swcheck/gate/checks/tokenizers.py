@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from swcheck.base.formatting import format_ratio
 from swcheck.base.records import Verdict
-from swcheck.base.statistics import LARGEST_EXPONENT
+from swcheck.base.statistics import factor_of
 from swcheck.gate.checks.pair import Pair
 from swcheck.superweights.measurements.inputs import (
     SAMPLE_TEXTS,
@@ -63,5 +61,5 @@ def _difference(pair: Pair, ours: tuple[tuple[int, ...], ...], theirs: tuple[tup
 
 def _perplexity(pair: Pair) -> str:
     theirs, ours = pair.nats()
-    ratio = math.exp(min(LARGEST_EXPONENT, float((ours - theirs).mean())))
+    ratio = factor_of(float((ours - theirs).mean()))
     return f"its perplexity is {format_ratio(ratio)} of the reference's"

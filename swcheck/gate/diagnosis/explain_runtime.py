@@ -7,14 +7,13 @@ What the super weights write is restored in the program itself.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from swcheck.base.errors import CheckpointError, SwcheckError
 from swcheck.base.formatting import format_ratio
 from swcheck.base.limits import DEFAULTS
-from swcheck.base.statistics import LARGEST_EXPONENT, ratio_of
+from swcheck.base.statistics import factor_of, ratio_of
 from swcheck.gate.diagnosis.causes import contribution, rounded_inputs, sick_reference
 from swcheck.gate.diagnosis.evidence.damaged_candidate import LITTLE_LOSS, PROVEN, DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, not_known, ruled_out
@@ -148,4 +147,4 @@ def _title(damaged: DamagedCandidate) -> str:
 
 
 def _ratio(nats: float) -> str:
-    return format_ratio(math.exp(min(LARGEST_EXPONENT, nats)))
+    return format_ratio(factor_of(nats))

@@ -18,7 +18,7 @@ import torch
 from swcheck.base.errors import brief_message
 from swcheck.base.formatting import format_ratio
 from swcheck.base.limits import collapse_class
-from swcheck.base.statistics import LARGEST_EXPONENT, capped_collapse, collapse_ratio, collapse_share, ratio_of
+from swcheck.base.statistics import capped_collapse, collapse_ratio, collapse_share, factor_of, ratio_of
 from swcheck.gate.diagnosis.evidence.reference_matrices import ROUNDED, matrix_in_memory, reference_matrix
 from swcheck.gate.relation.basis import relation
 from swcheck.lens.architecture.storage import device_of, first_tensor
@@ -143,7 +143,7 @@ def _compare(
 ) -> tuple[str, dict[str, Any]]:
     """Compare ``before`` and ``after`` the fix: nats above ``intact`` ones, contributions over ``expected`` ones."""
     lost, left = (float((one.nats - intact).mean()) for one in (before, after))
-    was, now = (math.exp(min(LARGEST_EXPONENT, nats)) for nats in (lost, left))
+    was, now = (factor_of(nats) for nats in (lost, left))
     words = f"perplexity {format_ratio(now)} (was {format_ratio(was)})"
     red, fixed = _worst_ratio(before.written, expected), _worst_ratio(after.written, expected)
     if expected:

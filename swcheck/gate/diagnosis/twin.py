@@ -5,13 +5,12 @@ The two differ by the program's kernels alone: what they round, and what is wron
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
 from swcheck.base.errors import SwcheckError
 from swcheck.base.formatting import format_ratio
-from swcheck.base.statistics import LARGEST_EXPONENT, STANDARD_ERRORS, perplexity_of, standard_error
+from swcheck.base.statistics import STANDARD_ERRORS, factor_of, perplexity_of, standard_error
 from swcheck.superweights.measurements.scores import noise_of_two_runs, scores_against
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.superweights.subject.measurement import measurement
@@ -63,7 +62,7 @@ def in_torch_words(found: dict[str, Any] | str, reference_perplexity: float) -> 
     if isinstance(found, str):
         return f"; not compared with torch: {found}"
     kernels, noise = found["kernels"], found["noise"]
-    ratio = _ratio(math.exp(min(LARGEST_EXPONENT, kernels)))
+    ratio = _ratio(factor_of(kernels))
     words = (
         "the kernels add no more than the noise" if abs(kernels) <= noise else f"the kernels make it {ratio} of that"
     )

@@ -5,11 +5,10 @@ The constant that the super weights write then comes from other weights.
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 from swcheck.base.formatting import format_ratio
-from swcheck.base.statistics import LARGEST_EXPONENT
+from swcheck.base.statistics import factor_of
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, ruled_out
 
@@ -21,7 +20,7 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
     """Compare the intact perplexities, if the red check is that of dependence."""
     if damaged.share is None:
         return ()
-    ratio = math.exp(min(LARGEST_EXPONENT, damaged.candidate_nats - damaged.reference_nats))
+    ratio = factor_of(damaged.candidate_nats - damaged.reference_nats)
     words = f"{damaged.share:.2f} of the reference's collapse, perplexity intact {format_ratio(ratio)}"
     if ratio <= HARMLESS:
         advice = "its constant may come from elsewhere: relocate in the candidate"

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from swcheck.base.formatting import format_ratio
-from swcheck.base.statistics import LARGEST_EXPONENT, STANDARD_ERRORS, ratio_of
+from swcheck.base.statistics import STANDARD_ERRORS, factor_of, ratio_of
 from swcheck.gate.diagnosis.evidence.finding import Detail
 from swcheck.lens.kl_divergence import compare_predictions
 from swcheck.lens.likelihood import token_nats
@@ -94,7 +94,7 @@ class DamagedCandidate:
         with restored(model) as other:
             each = token_nats(model if other is None else other, ids)
         nats = float(each.mean())
-        left = math.exp(min(LARGEST_EXPONENT, nats - self.reference_nats)) if math.isfinite(nats) else math.inf
+        left = factor_of(nats - self.reference_nats) if math.isfinite(nats) else math.inf
         if lost < LITTLE_LOSS:
             return self._drift_returned(restored, left)
         share = (self.candidate_nats - nats) / lost if math.isfinite(nats) else 0.0
@@ -125,7 +125,7 @@ class DamagedCandidate:
         if "candidate_nats" not in vars(self):
             return ()
         windows, length = self.ids.shape
-        ratio = format_ratio(math.exp(min(LARGEST_EXPONENT, self.candidate_nats - self.reference_nats)))
+        ratio = format_ratio(factor_of(self.candidate_nats - self.reference_nats))
         beginning = f"the first {length} tokens of {windows} window{'s' * (windows > 1)}"
         return (("tried on", f"{beginning}, where the candidate has perplexity {ratio}"),)
 
