@@ -65,6 +65,19 @@ def test_an_interrupted_run(tmp_path, update):
 
 
 @pytest.mark.slow
+def test_a_run_that_another_plugin_breaks_off(outer, tmp_path):
+    """What was measured before stands in the JSON, which says that the run did not finish."""
+    (tmp_path / "conftest.py").write_text(
+        "def pytest_runtest_logreport(report):\n    if 'test_second' in report.nodeid:\n        raise MemoryError('no room')\n"
+    )
+    (tmp_path / "test_own.py").write_text(OWN.replace("time.sleep(60)", "pass"))
+    assert outer("test_own.py", "--swcheck-model=tiny", "--swcheck-json=out.json").returncode == 3
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["interrupted"] is True
+    assert [verdict["check"] for verdict in document["verdicts"]] == ["super weights"]
+
+
+@pytest.mark.slow
 def test_an_interrupted_check(tmp_path):
     """``swcheck check`` is the run: a signal to it alone ends it with 2 and a marked JSON, and no process stays behind."""
     started = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "

@@ -82,7 +82,17 @@ def test_a_baseline_of_two_processes_is_that_of_one(torchrun, outer, tmp_path, b
 @pytest.mark.slow
 @pytest.mark.parametrize("alone", [0, 1])
 def test_what_one_process_does_alone_ends_the_run(torchrun, tmp_path, alone):
-    """The others wait for it in vain: the run ends soon, says what differed, and its JSON is marked as unfinished."""
+    """The others wait for it in vain: the run ends soon, says what differed, and its JSON is marked as unfinished.
+
+    Also where the signal of torchrun comes while the first process ends by itself.
+    """
+    (tmp_path / "conftest.py").write_text(
+        "import os, pytest, signal\n"
+        "@pytest.hookimpl(wrapper=True, tryfirst=True)\n"
+        "def pytest_keyboard_interrupt():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM) if os.environ['RANK'] == '0' else None\n"
+        "    return (yield)\n"
+    )
     (tmp_path / "test_alone.py").write_text(
         "import os, swcheck\n"
         "def test_alone(swcheck_model):\n"

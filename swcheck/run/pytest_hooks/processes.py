@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pytest
 
@@ -44,6 +44,8 @@ REPORT_SECONDS: Final = 60
 
 ERROR_SECONDS: Final = 10
 """So long until the first process has told an error of the command line. When that ends, torchrun ends the others too."""
+
+ENDED: Final = "torchrun has ended this process, because another one has failed"
 
 EXIT_DIFFERENT: Final = 3
 """The exit code where the processes differ: pytest's own for an internal error."""
@@ -102,7 +104,7 @@ class Processes:
         self.reason = ""
         self.compared = 0
         self.exit_status = 0
-        self.signalled = False
+        self.signalled = self.ending = False
         if own.is_first:  # the others have no report to write
             signal.signal(signal.SIGTERM, self.end_by_signal)
 
@@ -120,7 +122,7 @@ class Processes:
         self.outcomes, self.reason = [], ""
         result = yield
         if self.signalled:  # an exception in the middle of a test may have got lost
-            self.end_by_signal()
+            self._exit(ENDED)
         failed = any(outcome == "failed" for _, outcome, _ in self.outcomes)
         words = f"{item.nodeid} {'failed: ' + self.reason if failed else 'passed or was skipped'}"
         self._compare([item.nodeid, self.outcomes], words, FAILED_SECONDS if failed else TEST_SECONDS)
@@ -136,8 +138,7 @@ class Processes:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self) -> None:
-        """Note that the run ends early, in which nothing is measured any more. No second signal disturbs the reports."""
-        self.config.stash[INTERRUPTED] = True
+        """Let no further signal disturb the reports."""
         for number in (signal.SIGINT, signal.SIGTERM) if self.own.is_first else ():
             signal.signal(number, signal.SIG_IGN)
 
@@ -163,8 +164,10 @@ class Processes:
 
     def end_by_signal(self, *_signal: object) -> None:
         """End the run as Ctrl-C does: torchrun sends this signal where another process has failed."""
+        if self.ending:  # in which another exception would take the place of the one that ends it
+            return
         self.signalled = True
-        pytest.exit("torchrun has ended this process, because another one has failed", returncode=EXIT_DIFFERENT)
+        self._exit(ENDED)
 
     def _store(self) -> Any:
         from swcheck.loading.parallel.group import store_of_processes
@@ -191,4 +194,9 @@ class Processes:
         told = visible_line(f"the processes of torchrun differ: process {self.own.rank}: {words}; {others}")
         if not self.own.is_first:
             tell(told, by_all=True)
-        pytest.exit(told, returncode=EXIT_DIFFERENT)
+        self._exit(told)
+
+    def _exit(self, words: str) -> NoReturn:
+        """End the run early: nothing is measured any more, and the JSON is marked."""
+        self.ending = self.config.stash[INTERRUPTED] = True
+        pytest.exit(words, returncode=EXIT_DIFFERENT)

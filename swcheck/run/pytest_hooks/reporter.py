@@ -158,6 +158,10 @@ class Reporter:
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         end_quickly(self.config, excinfo)
 
+    def pytest_internalerror(self) -> None:
+        """Note that pytest, or another plugin, has broken the run off."""
+        self.config.stash[INTERRUPTED] = True
+
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.config.option.collectonly or exitstatus == pytest.ExitCode.USAGE_ERROR:
             return

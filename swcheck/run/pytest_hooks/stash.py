@@ -25,7 +25,7 @@ SHOWN_ROWS: pytest.StashKey[dict[Specs, dict[tuple[str, str], str]]] = pytest.St
 
 
 INTERRUPTED: pytest.StashKey[bool] = pytest.StashKey()
-"""Whether the run was interrupted: by Ctrl-C, or by ``pytest.exit``."""
+"""Whether the run was interrupted: by Ctrl-C, by ``pytest.exit``, or by an internal error of pytest or a plugin."""
 
 
 def settings_of(config: pytest.Config) -> Settings | None:
