@@ -5,6 +5,7 @@ Sums are kept in float64 whatever the model's dtype is; the caller divides once 
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -106,18 +107,23 @@ def generated(model: nn.Module, token_ids: torch.Tensor, count: int) -> torch.Te
 
     An end of text is a token as any other. A model that returns no cache, or fails with one, is run on all tokens each time.
     """
-    ids, cache, is_cached, place = token_ids, None, True, device_of(model)
+    ids, cache, is_cached, place, name = token_ids, None, True, device_of(model), cache_name(model)
     with evaluating(model):
         for _ in range(count):
             output: Any = None
             if is_cached:
                 try:
                     given = ids if cache is None else ids[:, -1:]
-                    output = model(given.to(place), past_key_values=cache, use_cache=True)
+                    output = model(given.to(place), **{name: cache}, use_cache=True)
                 except Exception:  # whatever the model's own code raises with a cache
                     is_cached = False
             if output is None:
                 output = model(ids.to(place), use_cache=False)
-            cache = getattr(output, "past_key_values", None)
+            cache = getattr(output, name, None)
             ids = torch.cat([ids, output.logits[:, -1].argmax(-1, keepdim=True).cpu()], dim=1)
     return ids
+
+
+def cache_name(model: nn.Module) -> str:
+    """Return what the forward pass of ``model`` calls its KV cache: ``cache`` in newer transformers, before ``past_key_values``."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

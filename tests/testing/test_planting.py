@@ -124,7 +124,7 @@ def test_a_value_among_others_as_large_is_refused():
         plant_super_weights(model, [Planting(1, 3, expert="shared")], IDS, position=11)
 
 
-@pytest.mark.parametrize("name", ["gptj", "gemma4_text"])
+@pytest.mark.parametrize("name", ["gptj", pytest.param("gemma4_text", marks=RECENT)])
 def test_another_token_is_taken_where_no_neuron_is_local_to_the_first(name):
     """The tool plants at the first token to which this random model has a local neuron; one is located there as well."""
     model = small_model(name)

@@ -24,7 +24,7 @@ from swcheck.base.formatting import format_ratio
 from swcheck.base.statistics import factor_of
 from swcheck.gate.relation.linear_maps import quantization_config_of
 from swcheck.lens.architecture.storage import device_of, evaluating
-from swcheck.lens.likelihood import nats_of
+from swcheck.lens.likelihood import cache_name, nats_of
 from swcheck.loading.kv_cache import kv_cache
 from swcheck.loading.runtime import Capability, Runtime
 from swcheck.superweights.measurements.contributions import located
@@ -107,11 +107,11 @@ def through_cache(
 
     Return the nats of every token, float64 ``(B, T - 1)``, and the keys of the first layer's cache, None if not shown.
     """
-    ids, cache, logits = token_ids.to(device_of(model)), make(), []
+    ids, cache, logits, name = token_ids.to(device_of(model)), make(), [], cache_name(model)
     with evaluating(model):
         for start in (0, *range(first, ids.shape[1], CHUNK)):
             end = first if start == 0 else start + CHUNK
-            logits.append(model(ids[:, start:end], past_key_values=cache, use_cache=True).logits.float())
+            logits.append(model(ids[:, start:end], **{name: cache}, use_cache=True).logits.float())
     whole = torch.cat(logits, 1)[:, :-1]
     nats = functional.cross_entropy(whole.transpose(1, 2), ids[:, 1:], reduction="none").double().cpu()
     layers = getattr(cache, "layers", None)

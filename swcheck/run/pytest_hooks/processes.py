@@ -95,6 +95,13 @@ def command(settings: Settings) -> tuple[str, ...]:
     return ("pytest",) if found is None else ("torchrun", f"--nproc-per-node={found.count}", "-m", "pytest")
 
 
+def store_of_run() -> Any:
+    """Return the store through which the processes compare what they have."""
+    from swcheck.loading.parallel.group import store_of_processes
+
+    return store_of_processes()
+
+
 class Processes:
     """The hooks of one process among several."""
 
@@ -152,7 +159,7 @@ class Processes:
         with suppress(Exception):  # the first one is gone: torchrun tells how it ended
             from swcheck.loading.parallel.group import wait_for
 
-            session.exitstatus = int(wait_for(self._store(), f"{STORED}/end", REPORT_SECONDS))
+            session.exitstatus = int(wait_for(store_of_run(), f"{STORED}/end", REPORT_SECONDS))
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self) -> None:
@@ -160,7 +167,7 @@ class Processes:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self.own.is_first and self.compared:
             with suppress(Exception):
-                self._store().set(f"{STORED}/end", str(self.exit_status))
+                store_of_run().set(f"{STORED}/end", str(self.exit_status))
 
     def end_by_signal(self, *_signal: object) -> None:
         """End the run as Ctrl-C does: torchrun sends this signal where another process has failed."""
@@ -169,17 +176,12 @@ class Processes:
         self.signalled = True
         self._exit(ENDED)
 
-    def _store(self) -> Any:
-        from swcheck.loading.parallel.group import store_of_processes
-
-        return store_of_processes()
-
     def _compare(self, value: object, words: str, seconds: float) -> None:
         """Raise ``pytest.exit`` unless every process comes here with an equal ``value`` in time. ``words`` say what happened here."""
         from swcheck.loading.parallel.group import wait_for
 
         self.compared += 1
-        store, mine = self._store(), json.dumps(value)
+        store, mine = store_of_run(), json.dumps(value)
         keys = {rank: f"{STORED}/{self.compared}/{rank}" for rank in range(self.own.count)}
         store.set(keys[self.own.rank], json.dumps([mine, words]))
         for rank, key in keys.items():

@@ -14,6 +14,7 @@ from swcheck.lens.architecture.anatomy import anatomy
 from swcheck.lens.map_responses import responses_of
 from swcheck.lens.tokens import token_windows
 from swcheck.superweights.subject.as_subject import as_subject
+from tests.versions import NOT_NEWER
 from tools.small_models import small_model
 
 DOWN, QUERY = "model.layers.1.mlp.down_proj", "model.layers.3.self_attn.q_proj"
@@ -114,6 +115,7 @@ def test_patterns_mean_whole_parts_of_a_name():
     assert not _matches_pattern(DOWN, "down")
 
 
+@NOT_NEWER
 def test_experts_in_one_parameter_are_no_linear_map():
     """Aria's experts declare widths as a linear map does, but also want to know which token is whose: they are left out."""
     body = anatomy(small_model("aria_text"))

@@ -34,7 +34,7 @@ def places(model, layer=-1):
         ("mixtral", [("mlp.experts", "down_proj", None)]),
         ("qwen2_moe", [("mlp.shared_expert.down_proj", None, "shared"), ("mlp.experts", "down_proj", None)]),
         ("gpt_oss", [("mlp.experts", "down_proj", None)]),
-        ("dbrx", [("ffn.experts.mlp", "w2", None)]),
+        pytest.param("dbrx", [("ffn.experts.mlp", "w2", None)], marks=RECENT),
         pytest.param("jetmoe", [("mlp.output_linear", "weight", None)], marks=RECENT),
         ("llama4_text", [("feed_forward.experts", "down_proj", None), ("feed_forward.shared_expert.down_proj", None, "shared")]),
     ],
