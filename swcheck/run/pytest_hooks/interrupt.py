@@ -63,3 +63,17 @@ def last_shown(excinfo: pytest.ExceptionInfo[BaseException]) -> Any:
     whole = excinfo.traceback
     places = [place for place, entry in enumerate(whole) if not entry.ishidden(excinfo)]
     return whole[places[-1] : places[-1] + 1] if places else whole
+
+
+class EarlyEnd:
+    """The hooks that note the early end of a run, for a plugin with its ``config``."""
+
+    config: pytest.Config
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        end_quickly(self.config, excinfo)
+
+    def pytest_internalerror(self) -> None:
+        """Note that pytest, or another plugin, has broken the run off."""
+        self.config.stash[INTERRUPTED] = True

@@ -18,7 +18,7 @@ from swcheck.base.errors import SwcheckError
 from swcheck.base.terminal.visible import visible, visible_line
 from swcheck.run.pytest_hooks.collection import is_shipped, suite_is_included
 from swcheck.run.pytest_hooks.failure_text import SWCHECK_ERRORS, format_failure, make_room_for_causes
-from swcheck.run.pytest_hooks.interrupt import end_quickly
+from swcheck.run.pytest_hooks.interrupt import EarlyEnd
 from swcheck.run.pytest_hooks.run_errors import log_run_error, unreviewed_message
 from swcheck.run.pytest_hooks.stash import INTERRUPTED, SESSION, TAKEN_ALIASES, settings_of, specs_of
 
@@ -79,7 +79,7 @@ def verdict_without_measurement(
     return Verdict(check, name, Outcome.SKIPPED, str(reason).removeprefix("Skipped: "), candidate)
 
 
-class Reporter:
+class Reporter(EarlyEnd):
     """Collects verdicts and baselines, those of xdist's workers too; prints and writes them at the end of the run.
 
     It is registered in the process that writes: under xdist in the controller, else in the only one.
@@ -153,14 +153,6 @@ class Reporter:
         """Collect the baselines that a worker of xdist measured; called when it ends."""
         for path, text in getattr(node, "workeroutput", {}).get("swcheck", {}).items():
             self.baseline_texts.setdefault(Path(path), []).append(text)
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        end_quickly(self.config, excinfo)
-
-    def pytest_internalerror(self) -> None:
-        """Note that pytest, or another plugin, has broken the run off."""
-        self.config.stash[INTERRUPTED] = True
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.config.option.collectonly or exitstatus == pytest.ExitCode.USAGE_ERROR:
