@@ -82,6 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(cleanup.close)
     if not is_worker(config):
         config.pluginmanager.register(reporter.Reporter(config, settings), "swcheck-reporter")
+        config.pluginmanager.register(interrupt.EarlyEnd(config), "swcheck-early-end")
         from swcheck.run.pytest_hooks import bars
 
         config.pluginmanager.register(bars, "swcheck-bars")

@@ -5,7 +5,6 @@ Sums are kept in float64 whatever the model's dtype is; the caller divides once 
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -17,6 +16,7 @@ from swcheck.lens.architecture.anatomy import check_module
 from swcheck.lens.architecture.layer_by_layer import logits_of_windows
 from swcheck.lens.architecture.storage import device_of, evaluating
 from swcheck.lens.tokens import check_token_ids, vocabulary_size
+from swcheck.loading.kv_cache import cache_name
 from swcheck.loading.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -122,8 +122,3 @@ def generated(model: nn.Module, token_ids: torch.Tensor, count: int) -> torch.Te
             cache = getattr(output, name, None)
             ids = torch.cat([ids, output.logits[:, -1].argmax(-1, keepdim=True).cpu()], dim=1)
     return ids
-
-
-def cache_name(model: nn.Module) -> str:
-    """Return what the forward pass of ``model`` calls its KV cache: ``cache`` in newer transformers, before ``past_key_values``."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

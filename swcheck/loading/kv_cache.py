@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from swcheck.base.errors import OptionError
+
+
+def cache_name(model: Any) -> str:
+    """Return what the forward pass of ``model`` calls its cache: ``cache`` in newer transformers, before ``past_key_values``."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def kv_cache(model: Any) -> Callable[[], Any]:

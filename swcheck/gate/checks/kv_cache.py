@@ -24,8 +24,8 @@ from swcheck.base.formatting import format_ratio
 from swcheck.base.statistics import factor_of
 from swcheck.gate.relation.linear_maps import quantization_config_of
 from swcheck.lens.architecture.storage import device_of, evaluating
-from swcheck.lens.likelihood import cache_name, nats_of
-from swcheck.loading.kv_cache import kv_cache
+from swcheck.lens.likelihood import nats_of
+from swcheck.loading.kv_cache import cache_name, kv_cache
 from swcheck.loading.runtime import Capability, Runtime
 from swcheck.superweights.measurements.contributions import located
 from swcheck.superweights.measurements.inputs import windows

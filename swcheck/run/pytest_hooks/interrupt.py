@@ -66,9 +66,10 @@ def last_shown(excinfo: pytest.ExceptionInfo[BaseException]) -> Any:
 
 
 class EarlyEnd:
-    """The hooks that note the early end of a run, for a plugin with its ``config``."""
+    """The hooks that note the early end of a run."""
 
-    config: pytest.Config
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:

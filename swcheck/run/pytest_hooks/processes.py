@@ -145,7 +145,8 @@ class Processes:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self) -> None:
-        """Let no further signal disturb the reports."""
+        """Note that the run ends early, also where no report is written. No further signal disturbs the reports."""
+        self.config.stash[INTERRUPTED] = True
         for number in (signal.SIGINT, signal.SIGTERM) if self.own.is_first else ():
             signal.signal(number, signal.SIG_IGN)
 

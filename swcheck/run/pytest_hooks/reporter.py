@@ -18,7 +18,6 @@ from swcheck.base.errors import SwcheckError
 from swcheck.base.terminal.visible import visible, visible_line
 from swcheck.run.pytest_hooks.collection import is_shipped, suite_is_included
 from swcheck.run.pytest_hooks.failure_text import SWCHECK_ERRORS, format_failure, make_room_for_causes
-from swcheck.run.pytest_hooks.interrupt import EarlyEnd
 from swcheck.run.pytest_hooks.run_errors import log_run_error, unreviewed_message
 from swcheck.run.pytest_hooks.stash import INTERRUPTED, SESSION, TAKEN_ALIASES, settings_of, specs_of
 
@@ -79,7 +78,7 @@ def verdict_without_measurement(
     return Verdict(check, name, Outcome.SKIPPED, str(reason).removeprefix("Skipped: "), candidate)
 
 
-class Reporter(EarlyEnd):
+class Reporter:
     """Collects verdicts and baselines, those of xdist's workers too; prints and writes them at the end of the run.
 
     It is registered in the process that writes: under xdist in the controller, else in the only one.

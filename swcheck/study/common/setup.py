@@ -21,7 +21,7 @@ import torch
 from swcheck.base.errors import NotObservedError, OptionError
 from swcheck.base.evaluation_text import evaluation_text
 from swcheck.base.records import Loaded, SuperWeight
-from swcheck.base.statistics import standard_error
+from swcheck.base.statistics import LARGEST_EXPONENT, standard_error
 from swcheck.gate.baseline.identity import weights_identity
 from swcheck.lens.architecture.anatomy import MapKey
 from swcheck.lens.intervene import zeroed
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 Step = TypeVar("Step")
-
-LARGEST_EXPONENT: Final = 700.0
-"""The exponential of so many nats still fits in a float64 (the largest possible exponent is 709.8)."""
 
 SNAPSHOT_COMMIT: Final = re.compile(r"snapshots/([0-9a-f]{7,40})(?:/|$)")
 """Finds the commit in the path of a hub snapshot."""

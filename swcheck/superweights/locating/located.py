@@ -5,11 +5,10 @@ T tokens, C channels.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from swcheck.base.records import Likelihood, SuperActivation, SuperWeight
-from swcheck.base.statistics import LARGEST_EXPONENT
+from swcheck.base.statistics import factor_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Strongest:
     @property
     def ratio(self) -> float:
         """The ratio of the perplexities, zeroed over intact."""
-        return math.exp(min(LARGEST_EXPONENT, self.nats))
+        return factor_of(self.nats)
 
 
 @dataclass(frozen=True)

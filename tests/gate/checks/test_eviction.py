@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 from swcheck import assert_perplexity_within, token_windows
 from swcheck.gate.checks.kv_cache import band, eviction, first_tokens, masked_nats
+from swcheck.loading.kv_cache import cache_name
 from swcheck.superweights.subject.as_subject import as_subject
 from tests.in_process_runtime import candidate
 
@@ -25,9 +26,9 @@ def rolled_nats(model, ids, window, first):
     with torch.no_grad():
         for place in range(len(ids) - 1):
             position = torch.tensor([[place]])
-            logits = model(ids[place][None, None], past_key_values=cache, position_ids=position, use_cache=True).logits[
-                0, -1
-            ]
+            logits = model(
+                ids[place][None, None], **{cache_name(model): cache}, position_ids=position, use_cache=True
+            ).logits[0, -1]
             nats.append(float(-logits.log_softmax(-1)[ids[place + 1]]))
             for layer in cache.layers:
                 held = layer.keys.shape[2]

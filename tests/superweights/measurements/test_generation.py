@@ -9,6 +9,7 @@ import torch
 
 from swcheck.base.tiers import SMOKE
 from swcheck.lens.likelihood import generated
+from swcheck.loading.kv_cache import cache_name
 from swcheck.superweights.measurements.generation import first_other_tokens, greedy_text
 from swcheck.superweights.subject.held_model import HeldModel
 from swcheck.superweights.subject.memory import Memory
@@ -39,6 +40,26 @@ class WithoutCache(torch.nn.Module):
     def forward(self, ids, past_key_values=None, use_cache=False):
         assert past_key_values is None
         return type("Output", (), {"logits": self.inner(ids, use_cache=False).logits})
+
+
+class Newer(torch.nn.Module):
+    """A model of a transformers that calls the cache ``cache``, and warns of its older name."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner, self.widths = model, []
+
+    def forward(self, ids, cache=None, use_cache=False):
+        self.widths.append(ids.shape[1])
+        output = self.inner(ids, **{cache_name(self.inner): cache}, use_cache=use_cache)
+        return type("Output", (), {"logits": output.logits, "cache": getattr(output, cache_name(self.inner))})
+
+
+def test_the_cache_is_given_by_the_name_that_the_model_has(random_llama):
+    """Each pass but the first is over one token."""
+    model = Newer(random_llama)
+    assert torch.equal(generated(model, IDS[:2, :5], 7), plain_loop(random_llama, IDS[:2, :5], 7))
+    assert model.widths == [5, 1, 1, 1, 1, 1, 1]
 
 
 def test_generation_is_the_plain_loop(random_llama):
