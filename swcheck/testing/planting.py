@@ -19,6 +19,7 @@ from swcheck.base.records import SuperWeight
 from swcheck.lens.architecture.anatomy import MapKey, checked_anatomy
 from swcheck.lens.architecture.storage import evaluating
 from swcheck.lens.architecture.tracing import is_norm
+from swcheck.lens.intervene import zeroed
 from swcheck.superweights.locating.activation_rules import DEFAULT_RULES
 from swcheck.superweights.locating.passes import Passes
 
@@ -57,13 +58,15 @@ def plant_super_weights(
     They write at token ``position`` of the prompt ``ids``, int64 ``(1, T)``. The plan for a layer is carried out after those
     for the layers below it, since it reads what these write. Raises ``OptionError`` where an expert of the plan does not
     get the token, its weights are packed, or what it writes is no super activation: large at many tokens, because no
-    inner neuron of this model is local to the token, or gone in later layers, because they norm the whole stream.
+    inner neuron of this model is local to the token, gone in later layers, because they norm the whole stream, or there
+    as well without the planted scalars, because a norm that was to amplify them amplifies other branches.
     """
     planted: dict[int, SuperWeight] = {}
     for number in sorted(range(len(plan)), key=lambda number: plan[number].layer):
         planted[number] = _plant_one(model, plan[number], ids, position, taken=tuple(planted.values()))
     for planting in plan:
         _check_activation(model, planting, ids, position)
+        _check_cause(model, planting, tuple(planted.values()), ids, position)
     return tuple(planted[number] for number in range(len(plan)))
 
 
@@ -81,7 +84,8 @@ def visited_experts(model: nn.Module, layer: int, ids: torch.Tensor, position: i
 def _plant_one(
     model: nn.Module, planting: Planting, ids: torch.Tensor, position: int, *, taken: tuple[SuperWeight, ...]
 ) -> SuperWeight:
-    one, reads, median = _writer(model, planting, ids, position)
+    seen = _writer(model, planting, ids, position)
+    one, reads = seen.written, seen.reads
     weight = one.down.weight
     if weight is None:
         raise OptionError(f"plant into {one.down.name}", "it is packed", "plant before quantization")
@@ -92,13 +96,13 @@ def _plant_one(
     written = (reads.float() @ others.T).square().mean(1, keepdim=True).sqrt().clamp_min(1e-9)  # (T, 1)
     local = reads.float() / written if not one.down.is_added else reads.float()
     column = _local_neuron(local, position, used) if planting.column is None else planting.column
-    read, wanted = float(one.read[column]), planting.size * median
+    read, wanted = float(one.read[column]), planting.size * seen.median
     if not read:
         raise OptionError(f"plant into column {column}", "the neuron reads 0 there", "another column")
     scale = float(written[position])
     with torch.no_grad():
         weight[planting.row, column] = wanted / (read * (one.gain or 1.0))
-        change = _writer(model, planting, ids, position)[0].added - one.added
+        change = _writer(model, planting, ids, position).written.added - one.added
         drowned = [other for other in mine if _drowned(model, planting, other, ids, position)]
         if drowned or not 0.5 <= change / wanted <= 2:
             raw = max(
@@ -140,21 +144,44 @@ def _check_activation(model: nn.Module, planting: Planting, ids: torch.Tensor, p
         )
 
 
+def _check_cause(
+    model: nn.Module, planting: Planting, planted: Sequence[SuperWeight], ids: torch.Tensor, position: int
+) -> None:
+    """Raise ``OptionError`` unless a channel's value at the token goes when its planted scalars are zeroed.
+
+    The oracle is a pass without them. At least half of the value has to go. The last layer may echo or cancel one.
+    """
+    mine = [one for one in planted if (one.layer, one.row) == (planting.layer, planting.row)]
+    body = checked_anatomy(model)
+    if planting.layer == len(body.layers) - 1:
+        return
+    with evaluating(model):
+        intact = Passes(model, body, ids).first.residual[planting.layer, position, planting.row]
+        with zeroed(model, mine):
+            without = Passes(model, body, ids).first.residual[planting.layer, position, planting.row]
+    if not abs(float(without)) <= abs(float(intact)) / 2 or not float(intact) * planting.size > 0:
+        raise OptionError(
+            f"plant into layer {planting.layer}, channel {planting.row}",
+            f"its {float(intact):+.4g} is {float(without):+.4g} with what was planted zeroed: another branch writes it",
+            "another token or another model",
+        )
+
+
 def _drowned(model: nn.Module, planting: Planting, other: SuperWeight, ids: torch.Tensor, position: int) -> bool:
     """Return whether a planted scalar writes next to nothing any more, because a norm follows what its map writes."""
     there = replace(planting, row=other.row)
-    one, _, median = _writer(model, there, ids, position)
+    seen = _writer(model, there, ids, position)
     weight = checked_anatomy(model).down_map(other).weight
     if weight is None:
         return False
     saved = weight[other.row, other.column].clone()
     weight[other.row, other.column] = 0
     try:
-        without = _writer(model, there, ids, position)[0].added
+        without = _writer(model, there, ids, position).written.added
     except OptionError:  # the map writes nothing into this channel without it
         without = 0.0
     weight[other.row, other.column] = saved
-    return abs(one.added - without) < abs(planting.size) * median / 4
+    return abs(seen.written.added - without) < abs(planting.size) * seen.median / 4
 
 
 def _silence_channel(model: nn.Module, planting: Planting, planted: Sequence[SuperWeight]) -> None:
@@ -179,10 +206,21 @@ def _local_neuron(reads: torch.Tensor, position: int, used: Sequence[int]) -> in
     return int(locality.argmax())
 
 
-def _writer(
-    model: nn.Module, planting: Planting, ids: torch.Tensor, position: int
-) -> tuple[Written, torch.Tensor, float]:
-    """Return what the down projection of the plan writes at the token, its input ``(T, F)``, and the stream's median."""
+@dataclass(frozen=True)
+class _Seen:
+    """What a pass showed of the down projection of a plan: what it wrote at the token, and its input ``reads`` ``(T, F)``.
+
+    ``stream`` is the residual stream there, behind its layer; ``median`` is that of the whole stream, where it is largest.
+    """
+
+    written: Written
+    reads: torch.Tensor
+    stream: float
+    median: float
+
+
+def _writer(model: nn.Module, planting: Planting, ids: torch.Tensor, position: int) -> _Seen:
+    """Return what a pass shows of the down projection of the plan. Raises ``OptionError`` where the token does not reach it."""
     body = checked_anatomy(model)
     down = body.down_map(MapKey(planting.layer, planting.expert))
     with evaluating(model):
@@ -194,44 +232,48 @@ def _writer(
             raise OptionError(f"plant into {down.name}", found, "an expert that is visited there")
         reads = first.writers.inputs_of(down)
     medians = [float(layer.abs().median()) for layer in first.residual[:-1]]
-    return mine[0], reads, max(medians)
+    stream = float(first.residual[planting.layer, position, planting.row])
+    return _Seen(mine[0], reads, stream, max(medians))
 
 
 def _amplify(model: nn.Module, planting: Planting, ids: torch.Tensor, position: int, wanted: float) -> None:
     """Set the weight of a norm that follows the down projection so that the residual stream gets ``wanted``.
 
-    Such a norm limits what one channel can be. Trained models of these families have large norm weights there.
+    Such a norm limits what one channel can be. Trained models of these families have large norm weights there. A norm that
+    moves the stream by much more than what the map adds amplifies another branch, and is left alone.
     """
     layer = checked_anatomy(model).layers[planting.layer]
-    before = _writer(model, planting, ids, position)[0].added
+    before = _writer(model, planting, ids, position)
     slopes: list[tuple[float, torch.Tensor]] = []
     for norm in (module for module in layer.modules() if is_norm(module)):
         vector: torch.Tensor = next(iter(norm.parameters(recurse=False)))
         if len(vector) > planting.row:
-            first, second = (
-                _added_with(model, planting, ids, position, vector, change) - before for change in (1.0, 2.0)
-            )
-            if abs(second - 2 * first) < abs(first) / 100:  # a norm before the map does more than scale one channel
-                slopes.append((first, vector))
+            one, two = (_added_with(model, planting, ids, position, vector, change) for change in (1.0, 2.0))
+            slope, moved = one[0] - before.written.added, one[1] - before.stream
+            # a norm before the map does more than scale one channel; a branch behind it may read that one
+            is_linear = abs(two[0] - one[0] - slope) < abs(slope) / 20
+            if is_linear and abs(moved) <= 2 * abs(slope):
+                slopes.append((slope, vector))
     slope, vector = max(slopes, key=lambda pair: abs(pair[0]), default=(0.0, torch.zeros(0)))
     if not slope:
-        found = f"it can write {before:.4g} into channel {planting.row}, {wanted:.4g} are wanted"
+        found = f"it can write {before.written.added:.4g} into channel {planting.row}, {wanted:.4g} are wanted"
         raise OptionError(f"plant into layer {planting.layer}", found, "a smaller size")
-    vector[planting.row] += (wanted - before) / slope
+    vector[planting.row] += (wanted - before.written.added) / slope
 
 
 def _added_with(
     model: nn.Module, planting: Planting, ids: torch.Tensor, position: int, vector: torch.Tensor, change: float
-) -> float:
-    """Return what the map of the plan adds while one entry of a norm's weight is larger by ``change``.
+) -> tuple[float, float]:
+    """Return what the map of the plan adds, and the stream, while one entry of a norm's weight is larger by ``change``.
 
     NaN where the token then goes to other experts: that norm lies before the map.
     """
     saved = vector[planting.row].clone()
     vector[planting.row] += change
     try:
-        return _writer(model, planting, ids, position)[0].added
+        seen = _writer(model, planting, ids, position)
+        return seen.written.added, seen.stream
     except OptionError:
-        return math.nan
+        return math.nan, math.nan
     finally:
         vector[planting.row] = saved

@@ -42,9 +42,12 @@ def wrongly_located(name, geometries):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "seed", "expert"), [("arcee", 2, None), ("mixtral", 4, 1)])
+@pytest.mark.parametrize(
+    ("name", "seed", "expert"),
+    [("arcee", 2, None), ("mixtral", 4, 1), ("aria_text", 4, "shared"), ("rwkv", 3, None)],
+)
 def test_two_layers_are_located(name, seed, expert):
-    """Both are, in a dense map and in an expert; few random models can be planted so."""
+    """Both are, in a dense map and in an expert, also where without the first one the second is largest at another token."""
     model = small_model(name, seed)
     wanted = GEOMETRIES["two layers"](model, 1, expert)
     assert {one.layer for one in wanted} == {1, 2}
@@ -116,6 +119,23 @@ def test_what_is_no_super_activation_is_refused():
         plant_super_weights(normed, [Planting(1, 3, expert=visited_experts(normed, 1, IDS)[0])], IDS)
 
 
+def test_a_value_that_another_branch_writes_is_refused():
+    """What stays when the planted scalar is zeroed is none of its doing: here the embedding of the token has it."""
+    model = small_model("llama")
+    model.model.embed_tokens.weight.data[IDS[0, 7], 3] = 100
+    with pytest.raises(OptionError, match=r"\+99[0-9.]+ with what was planted zeroed: another branch writes it"):
+        plant_super_weights(model, [Planting(1, 3, size=1000)], IDS, position=7)
+
+
+@RECENT
+@pytest.mark.parametrize("position", [0, 7, 11])
+def test_the_norm_that_is_amplified_is_that_of_the_planted_map(position):
+    """Not one that makes what another branch writes a super activation, though the map moves that as well."""
+    model = small_model("gemma4_text", 2)
+    wanted = plant_super_weights(model, [Planting(1, 3, size=-1000)], IDS, position=position)
+    assert locate(model, token_ids=IDS).super_weights == wanted
+
+
 @RECENT
 def test_a_value_among_others_as_large_is_refused():
     """Zamba mixes the channels behind its shared map: what makes one large there makes all of them large."""
@@ -124,10 +144,9 @@ def test_a_value_among_others_as_large_is_refused():
         plant_super_weights(model, [Planting(1, 3, expert="shared")], IDS, position=11)
 
 
-@pytest.mark.parametrize("name", ["gptj", pytest.param("gemma4_text", marks=RECENT)])
-def test_another_token_is_taken_where_no_neuron_is_local_to_the_first(name):
+def test_another_token_is_taken_where_no_neuron_is_local_to_the_first():
     """The tool plants at the first token to which this random model has a local neuron; one is located there as well."""
-    model = small_model(name)
+    model = small_model("gptj")
     with pytest.raises(OptionError, match="no inner neuron is local to token 0"):
         plant_super_weights(copy.deepcopy(model), [Planting(1, 3, size=-1000)], IDS)
     wanted = GEOMETRIES["negative"](model, 1, None)

@@ -32,11 +32,15 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Attributor:
-    """Attributes super activations to weights. ``intact`` are the down projections in the pass of the intact model."""
+    """Attributes super activations to weights.
+
+    ``intact`` are the down projections in the pass of the intact model, and ``activations`` its super activations.
+    """
 
     body: Anatomy
     rules: Rules
     intact: Writers
+    activations: Sequence[SuperActivation]
 
     def attribute(
         self, writers: Writers, activations: Sequence[SuperActivation], known: frozenset[SuperWeight]
@@ -77,7 +81,8 @@ class Attributor:
         """
         position, row = activation.position, activation.channel
         present = writers.of_layer(layer, position, row)
-        intact = present if writers is self.intact else self.intact.of_layer(layer, position, row)
+        is_intact = writers is self.intact
+        intact = present if is_intact else self.intact.of_layer(layer, self._intact_token(activation), row)
         intact_reads = {one.down.key: one.read for one in intact}
         total = sum(one.added for one in present)
         candidates = [
@@ -92,6 +97,19 @@ class Attributor:
             for weight, share, before in candidates
             if share >= least and before >= self.rules.drop * least / self.rules.share and weight not in known
         }
+
+    def _intact_token(self, activation: SuperActivation) -> int:
+        """Return the token at which the intact model has an activation of this channel and sign.
+
+        With other weights zeroed a channel may be largest at another token. Without such an activation, the token is
+        that of the pass at hand.
+        """
+        same = (
+            one.position
+            for one in self.activations
+            if one.channel == activation.channel and one.value * activation.value > 0
+        )
+        return next(same, activation.position)
 
     def _shares(
         self, written: Written, intact_read: torch.Tensor, row: int, total: float

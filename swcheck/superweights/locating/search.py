@@ -48,7 +48,7 @@ class Search:
             rules.above_median * self.median, rules.below_peak * _largest_local(inner, self.peaks, rules)
         )
         self.activations = spikes(residual, self.threshold, rules)
-        self.attributor = Attributor(body, rules, self.passes.first.writers)
+        self.attributor = Attributor(body, rules, self.passes.first.writers, self.activations)
         self.accepted: dict[SuperWeight, float] = {}  # with what each writes in the intact model
         self.rejected: set[SuperWeight] = set()
         self.rounds: list[Round] = []

@@ -97,7 +97,8 @@ class PassesOfOneReading(Passes):
         spikes = self._new_spikes(one, layer)
         if not spikes or len(self.side_by_side) == MOST_PASSES:
             return
-        intact = Attributor(self.body, self.rules, self.side_by_side[0].writers)
+        first = self.side_by_side[0]
+        intact = Attributor(self.body, self.rules, first.writers, self._new_spikes(first, layer))
         found = intact.attribute(one.writers, spikes, frozenset(one.removed)).written
         if found and all(weight.layer == layer for weight in found):
             length = one.length if one.removed else 1 + max(spike.position for spike in spikes)

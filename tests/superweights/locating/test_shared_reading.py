@@ -78,10 +78,12 @@ def test_what_is_found_is_what_is_found_in_the_loaded_model(streamed, geometry):
 
 
 @pytest.mark.slow
-def test_super_weights_in_two_layers_are_found_in_one_reading(streamed, own_passes):
-    """A third pass begins beside the second one where that writes a super activation of its own."""
-    model = small_model("arcee", 2)
+@pytest.mark.parametrize(("name", "seed"), [("arcee", 2), ("rwkv", 3)])
+def test_super_weights_in_two_layers_are_found_in_one_reading(streamed, own_passes, name, seed):
+    """A third pass begins beside the second one where that writes a super activation of its own, be it at another token."""
+    model = small_model(name, seed)
     wanted = GEOMETRIES["two layers"](model, 1, None)
+    own_passes.clear()
     assert set(locate(streamed(model), token_ids=IDS).super_weights) == set(wanted)
     assert own_passes == []
 
