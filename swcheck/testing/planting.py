@@ -272,8 +272,8 @@ def _added_with(
     vector[planting.row] += change
     try:
         seen = _writer(model, planting, ids, position)
-        return seen.written.added, seen.stream
     except OptionError:
         return math.nan, math.nan
     finally:
         vector[planting.row] = saved
+    return seen.written.added, seen.stream
