@@ -15,7 +15,7 @@ import torch
 
 import swcheck
 from swcheck import Capability, Loaded, Runtime, Scheme, SuperWeight, anatomy, observe
-from swcheck.gate.checks.kv_cache import band
+from swcheck.gate.checks.serving.eviction import band
 from swcheck.lens.intervene import set_to
 
 ALL = frozenset(Capability)

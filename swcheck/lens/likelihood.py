@@ -5,6 +5,8 @@ Sums are kept in float64 whatever the model's dtype is; the caller divides once 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -122,3 +124,22 @@ def generated(model: nn.Module, token_ids: torch.Tensor, count: int) -> torch.Te
             cache = getattr(output, name, None)
             ids = torch.cat([ids, output.logits[:, -1].argmax(-1, keepdim=True).cpu()], dim=1)
     return ids
+
+
+def through_cache(
+    model: nn.Module, token_ids: torch.Tensor, cache: Any, cuts: Iterable[int]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Score ``token_ids``, int64 ``(B, T)``, in one pass up to the first of ``cuts``, then on to each further one.
+
+    ``cache`` is empty, of a kind that transformers knows. Return the nats of every token, float64 ``(B, T - 1)``, and the
+    keys of the first layer's cache, None if not shown.
+    """
+    ids, logits, name = token_ids.to(device_of(model)), [], cache_name(model)
+    with evaluating(model):
+        for start, end in pairwise((0, *cuts, ids.shape[1])):
+            logits.append(model(ids[:, start:end], **{name: cache}, use_cache=True).logits.float())
+    whole = torch.cat(logits, 1)[:, :-1]
+    nats = functional.cross_entropy(whole.transpose(1, 2), ids[:, 1:], reduction="none").double().cpu()
+    layers = getattr(cache, "layers", None)
+    keys = getattr(layers[0], "keys", None) if layers else None
+    return nats, keys if isinstance(keys, torch.Tensor) else None

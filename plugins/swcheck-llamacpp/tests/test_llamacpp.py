@@ -30,7 +30,7 @@ from swcheck import (
     check_engine,
     token_windows,
 )
-from swcheck.gate.checks.kv_cache import band, masked_nats
+from swcheck.gate.checks.serving.eviction import band, masked_nats
 from swcheck.lens.likelihood import nats_of
 from swcheck.superweights.subject.as_subject import as_subject
 

@@ -22,9 +22,10 @@ from swcheck.base.statistics import (
     standard_error,
 )
 from swcheck.gate.checks.confounds import confound, not_finite_nats
-from swcheck.gate.checks.kv_cache import WINDOWS, CachePass, cache_pass, eviction_beside
 from swcheck.gate.checks.pair import Pair, passed_or_near
 from swcheck.gate.checks.red_verdict import finding, improved_verdict, red_verdict
+from swcheck.gate.checks.serving.eviction import eviction_beside
+from swcheck.gate.checks.serving.kv_cache import WINDOWS, CachePass, cache_pass
 from swcheck.gate.diagnosis.layer_costs import layer_costs
 from swcheck.gate.diagnosis.twin import in_torch, in_torch_words
 from swcheck.gate.relation.configurations import configuration_words

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from swcheck import assert_perplexity_within, token_windows
-from swcheck.gate.checks.kv_cache import band, eviction, first_tokens, masked_nats
+from swcheck.gate.checks.serving.eviction import band, eviction, first_tokens, masked_nats
 from swcheck.loading.kv_cache import cache_name
 from swcheck.superweights.subject.as_subject import as_subject
 from tests.in_process_runtime import candidate

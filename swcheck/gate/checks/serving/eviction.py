@@ -1,31 +1,22 @@
-"""Scores a model as a server runs it: a prompt in one pass, then a few tokens at a time from its key-value cache.
+"""Tells what it costs that early tokens leave the key-value cache, with the super activation's token kept in it, and without.
 
-A plain forward pass never reads a value back from a quantized cache. So checkpoints whose config says how their cache
-is quantized are scored through it too, and the nats are compared with those of the plain pass. B batch, T tokens.
-
-Where it is asked for, it is told what it costs that early tokens leave the cache, with the tokens up to the super
-activation's kept in it, and without. A cache of W tokens that rolls over is a band in the attention mask: a token attends
-to the W - 1 before it, whose keys and values were computed while they could attend to what has left since. Positions are
-not shifted.
+A cache of W tokens that rolls over is a band in the attention mask: a token attends to the W - 1 before it, whose keys and
+values were computed while they could attend to what has left since. Positions are not shifted. B batch, T tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch.nn import functional
 
-from swcheck.base.errors import SwcheckError
 from swcheck.base.formatting import format_ratio
 from swcheck.base.statistics import factor_of
-from swcheck.gate.relation.linear_maps import quantization_config_of
 from swcheck.lens.architecture.storage import device_of, evaluating
 from swcheck.lens.likelihood import nats_of
-from swcheck.loading.kv_cache import cache_name, kv_cache
 from swcheck.loading.runtime import Capability, Runtime
 from swcheck.superweights.measurements.contributions import located
 from swcheck.superweights.measurements.inputs import windows
@@ -39,89 +30,11 @@ if TYPE_CHECKING:
 
     from swcheck.superweights.subject.subject import Subject
 
-WINDOWS: Final = 4
-"""The number of windows that are scored: the pass is slow, and the error is the same in every window."""
-
-CHUNK: Final = 16
-"""Tokens in one pass after the first."""
-
 EVICTION_WINDOWS: Final = 8
 """The number of windows that are scored for a cache that rolls over, three times each."""
 
 SAME: Final = 1e-2
 """Nats per token by which a model that is given its own causal mask may differ from itself; another mask costs more."""
-
-
-@dataclass(frozen=True)
-class CachePass:
-    """The cost of a quantized cache: ``nats`` per token more than in the plain pass, the mean over ``tokens`` tokens.
-
-    ``nats`` is None if it was not scored; then ``reason`` says why. ``scheme`` says how the cache is quantized.
-    """
-
-    scheme: str
-    nats: float | None
-    tokens: int = 0
-    reason: str = ""
-
-
-def cache_scheme(model: nn.Module) -> tuple[str, float | None]:
-    """Return how a checkpoint quantizes its cache, in words, and the bits if known; empty if its config is silent."""
-    found = quantization_config_of(model).get("kv_cache_scheme")
-    if isinstance(found, Mapping):
-        return f"{found.get('num_bits', '?')}-bit {found.get('type', '')}".strip(), float(found.get("num_bits", 8))
-    generation = getattr(model, "generation_config", None)
-    if getattr(generation, "cache_implementation", None) == "quantized":
-        config: Any = getattr(generation, "cache_config", None) or {}
-        options = config if isinstance(config, Mapping) else vars(config)
-        return f"{options.get('nbits', 4)}-bit {options.get('backend', 'quanto')}", None
-    return "", None
-
-
-def cache_pass(model: nn.Module, token_ids: torch.Tensor, plain: torch.Tensor) -> CachePass | None:
-    """Score ``token_ids`` int64 ``(B, T)`` through the cache; ``plain`` float64 ``(B, T - 1)`` are the nats without it.
-
-    Return None for a checkpoint whose config names no quantized cache.
-    """
-    scheme, bits = cache_scheme(model)
-    if not scheme:
-        return None
-    try:
-        make = kv_cache(model)
-        first = max(1, token_ids.shape[1] // 4)
-        nats, keys = through_cache(model, token_ids, make, first)
-    except (SwcheckError, ImportError, RuntimeError, TypeError, ValueError) as error:
-        return CachePass(scheme, None, reason=" ".join(str(error).split())[:200])
-    if bits is not None and not is_applied(keys, bits):
-        return CachePass(
-            scheme, None, reason="nothing here applies it: the cache holds more different numbers than it has"
-        )
-    change = nats[:, first:] - plain[:, first:]
-    return CachePass(scheme, float(change.mean()), change.numel())
-
-
-def through_cache(
-    model: nn.Module, token_ids: torch.Tensor, make: Callable[[], Any], first: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Score ``first`` tokens in one pass, then ``CHUNK`` tokens at a time from the cache that ``make`` returns.
-
-    Return the nats of every token, float64 ``(B, T - 1)``, and the keys of the first layer's cache, None if not shown.
-    """
-    ids, cache, logits, name = token_ids.to(device_of(model)), make(), [], cache_name(model)
-    with evaluating(model):
-        for start in (0, *range(first, ids.shape[1], CHUNK)):
-            end = first if start == 0 else start + CHUNK
-            logits.append(model(ids[:, start:end], **{name: cache}, use_cache=True).logits.float())
-    whole = torch.cat(logits, 1)[:, :-1]
-    nats = functional.cross_entropy(whole.transpose(1, 2), ids[:, 1:], reduction="none").double().cpu()
-    layers = getattr(cache, "layers", None)
-    keys = getattr(layers[0], "keys", None) if layers else None
-    return nats, keys if isinstance(keys, torch.Tensor) else None
-
-
-def is_applied(keys: torch.Tensor | None, bits: float) -> bool:
-    """Return whether keys ``(B, heads, T, width)`` have at most ``2**bits`` values per head; True if keys is None."""
-    return keys is None or len(torch.unique(keys)) <= keys.shape[1] * 2**bits
 
 
 @dataclass(frozen=True)
