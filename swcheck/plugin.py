@@ -80,9 +80,9 @@ def pytest_configure(config: pytest.Config) -> None:
         cleanup = ExitStack()
         cleanup.enter_context(shared_by_workers())
         config.add_cleanup(cleanup.close)
+    config.pluginmanager.register(interrupt.EarlyEnd(config), "swcheck-early-end")
     if not is_worker(config):
         config.pluginmanager.register(reporter.Reporter(config, settings), "swcheck-reporter")
-        config.pluginmanager.register(interrupt.EarlyEnd(config), "swcheck-early-end")
         from swcheck.run.pytest_hooks import bars
 
         config.pluginmanager.register(bars, "swcheck-bars")

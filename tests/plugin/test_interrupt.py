@@ -112,3 +112,78 @@ def test_an_interrupt_while_workers_start(tmp_path):
     assert process.returncode == 2
     assert "KeyboardInterrupt !!!!" in out
     assert not [word for word in ("Traceback", "INTERNALERROR") if word in out]
+
+
+NOTING = """
+import gc, pytest
+
+class Noting:
+    def __init__(self, config):
+        self.folder, self.entries = config.rootpath, 0
+        self.name = "worker" if hasattr(config, "workerinput") else "run"
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_keyboard_interrupt(self, excinfo):
+        self.entries = len(excinfo.traceback)
+
+    def pytest_unconfigure(self):
+        if self.entries:  # xdist starts another worker
+            (self.folder / self.name).write_text(f"{self.entries} entry, frozen: {gc.get_freeze_count() > 0}")
+
+def pytest_configure(config):
+    config.pluginmanager.register(Noting(config))
+"""
+"""Notes how many entries an interrupt's traceback has left, and whether garbage is looked for at the end of the run."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "name"), [((), "run"), (("-n", "1"), "worker")], ids=["alone", "xdist"])
+def test_an_interrupt_leaves_out_what_takes_long(outer, tmp_path, words, name):
+    """In a worker too, which the run waits for: the source of one entry is shown, and no garbage is looked for."""
+    (tmp_path / "conftest.py").write_text(NOTING)
+    (tmp_path / "test_own.py").write_text("def test_own(swcheck_spec):\n    raise KeyboardInterrupt\n")
+    assert outer("test_own.py", "--swcheck-model=tiny", *words).returncode == 2
+    assert (tmp_path / name).read_text() == "1 entry, frozen: True"
+
+
+@pytest.mark.slow
+def test_garbage_is_looked_for_again_after_an_interrupted_run(tmp_path):
+    """The process that began the run may go on."""
+    (tmp_path / "test_own.py").write_text("def test_own(swcheck_spec):\n    raise KeyboardInterrupt\n")
+    asked = "import gc, pytest; code = pytest.main(['test_own.py', '--swcheck-model=tiny', '-p', 'no:cacheprovider'])\n"
+    asked += "print('ended with', int(code), 'frozen', gc.get_freeze_count())"
+    done = subprocess.run([sys.executable, "-c", asked], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "ended with 2 frozen 0" in done.stdout
+
+
+SWALLOWING = """
+import signal
+
+def pytest_itemcollected(item):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        pass
+"""
+"""Takes a Ctrl-C for an error of its own, as torch does while it is imported."""
+
+
+@pytest.mark.slow
+def test_an_interrupt_that_is_lost_while_the_suite_is_collected(tmp_path):
+    """It ends the run as one that is not lost."""
+    (tmp_path / "swallowing.py").write_text(SWALLOWING)
+    words = [
+        sys.executable,
+        "-c",
+        STARTED,
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "swallowing",
+        "--model=tiny",
+        "--collect-only",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr

@@ -128,7 +128,10 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     """Without a path, add the shipped suite and deselect the project's tests that use no fixture of swcheck."""
     if suite_is_included(config):
         if not any(is_shipped(item.path) for item in items):
-            items[:0] = suite_items(session)
+            from swcheck.base.isolation import interrupts_kept
+
+            with interrupts_kept():  # the modules import torch
+                items[:0] = suite_items(session)
         others = [item for item in items if not uses_swcheck(item)]
         if others:
             items[:] = [item for item in items if uses_swcheck(item)]

@@ -15,6 +15,14 @@ from swcheck.run.pytest_hooks.stash import INTERRUPTED, is_worker, settings_of
 MASK: pytest.StashKey[Iterable[int]] = pytest.StashKey()
 """The signals that were blocked before workers were started."""
 
+FROZEN: pytest.StashKey[bool] = pytest.StashKey()
+"""Set where an interrupt has taken all objects out of Python's search for garbage."""
+
+
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Let the search for garbage go on after the last cleanup of a run: what began it may live longer. Cleanups run backwards."""
+    early_config.add_cleanup(lambda: gc.unfreeze() if early_config.stash.get(FROZEN, False) else None)
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config: pytest.Config) -> None:
@@ -45,14 +53,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def end_quickly(config: pytest.Config, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
     """Note the interrupt before the fixtures end, so that no baseline is measured after it, and leave out what takes long.
 
-    pytest would parse the source of every frame, of torch too, to show it with ``--full-trace`` alone, and Python would
-    look for garbage among all that torch made.
+    pytest would parse the source of every frame, of torch too, to show it with ``--full-trace`` alone, and look for garbage
+    among all that torch made, several times, as Python does at its end.
     """
     from swcheck.base.isolation import forget_interrupt
 
     config.stash[INTERRUPTED] = True
     forget_interrupt()
     atexit.register(gc.freeze)
+    if not gc.get_freeze_count():
+        config.stash[FROZEN] = True
+        gc.freeze()
     if not config.option.fulltrace:
         excinfo.value.__suppress_context__ = True
         excinfo.traceback = last_shown(excinfo)
@@ -66,7 +77,7 @@ def last_shown(excinfo: pytest.ExceptionInfo[BaseException]) -> Any:
 
 
 class EarlyEnd:
-    """The hooks that note the early end of a run."""
+    """The hooks that note the early end of a run, in a worker of xdist too: the run waits for it to end."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
