@@ -44,7 +44,7 @@ PATIENCE: Final = 10
 """A mutant whose tests take so many times as much of the processor as they usually do, and five seconds, has made an endless loop."""
 
 LONGEST: Final = 20
-"""Tests that take more seconds of the processor are left out of the search; the last look at a survivor has them all."""
+"""Tests that take more seconds of the processor are left out of the search; the last look at a survivor has them too."""
 
 TESTS: Final[dict[str, tuple[str, ...]]] = {
     "base.limits": ("base/test_limits.py",),
@@ -67,9 +67,9 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
 """The modules that read and judge numbers, and the tests of each, relative to ``tests``."""
 
 MODEL_TESTS: Final[dict[str, tuple[str, ...]]] = {
-    "gate.checks.contributions": ("gate/checks/test_contributions.py",),
-    "gate.checks.dependence": ("gate/test_assertions.py",),
-    "gate.checks.activations": ("gate/test_assertions.py",),
+    "gate.checks.contributions": ("gate",),
+    "gate.checks.dependence": ("gate",),
+    "gate.checks.activations": ("gate",),
 }
 """Those that judge by running models."""
 
@@ -240,8 +240,10 @@ class _Seen:
 class _Collected:
     """A plugin of pytest: runs the collected tests on mutants of functions, each in a process forked from this one."""
 
-    def __init__(self, short: str, drawn: Sequence[tuple[int, Mutant]], found: Callable[[int], None]) -> None:
-        self.short, self.drawn, self.found = short, drawn, found
+    def __init__(
+        self, short: str, drawn: Sequence[tuple[int, Mutant]], notes: Path, found: Callable[[int], None]
+    ) -> None:
+        self.short, self.drawn, self.notes, self.found = short, drawn, notes, found
         self.file = str(_file_of(short))
 
     def pytest_runtestloop(self, session: Any) -> bool:
@@ -265,17 +267,32 @@ class _Collected:
 
     def _seen(self, session: Any) -> dict[str, _Seen]:
         """Run the tests as they are, in a process of its own; return what was seen of each. Raises if one fails."""
-        with tempfile.NamedTemporaryFile() as file:
 
-            def work() -> int:
-                seen: dict[str, tuple[float, list[int]]] = {}
-                failed = _failed(session, session.items, lambda item: _watched(item, self.file, seen))
-                Path(file.name).write_text(json.dumps(seen), encoding="utf-8")
-                return failed
+        def work() -> int:
+            seen: dict[str, tuple[float, list[int]]] = {}
+            failed = _failed(session, session.items, lambda item: _watched(item, self.file, seen))
+            self.notes.write_text(json.dumps(seen), encoding="utf-8")
+            return failed
 
-            if in_child(work):
-                raise AssertionError(f"the tests of {self.short} fail on the module as it is")
-            return {name: _Seen(seconds, frozenset(called)) for name, (seconds, called) in json.load(file).items()}
+        if in_child(work):
+            raise AssertionError(f"the tests of {self.short} fail on the module as it is")
+        return _seen_in(self.notes)
+
+
+def _seen_in(notes: Path) -> dict[str, _Seen]:
+    """Return what ``_Collected`` has written of each test; nothing if it had nothing to do."""
+    found = json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else {}
+    return {name: _Seen(seconds, frozenset(called)) for name, (seconds, called) in found.items()}
+
+
+def _last_look(mutant: Mutant, seen: dict[str, _Seen], paths: Sequence[str]) -> tuple[Sequence[str], tuple[int, int]]:
+    """Return the tests that a mutant is tried on with its module imported anew, and their limits in seconds.
+
+    These are the tests that call the changed function. What none calls may be used while modules are imported: it has all.
+    """
+    names = [name for name, one in seen.items() if not one.called.isdisjoint(mutant.lines)]
+    seconds = int(60 + PATIENCE * sum(one.seconds for name, one in seen.items() if not names or name in names))
+    return names or paths, (max(300, seconds), 6 * max(300, seconds))
 
 
 @contextmanager
@@ -353,12 +370,14 @@ def tried(short: str, most: int | None, state: _State) -> tuple[int, int, int]:
         known = state.known()
         return [(place, mutant) for place, mutant in drawn if keys[place] not in known]
 
-    inside = [(place, mutant) for place, mutant in left() if mutant.lines]
-    plugin = _Collected(short, inside, lambda place: state.add(keys[place]))
-    if inside and in_child(lambda: int(pytest.main([*_WORDS, *paths], plugins=[plugin]))):
-        raise AssertionError(f"the tests of {short} fail on the module as it is")
+    with tempfile.TemporaryDirectory() as folder:
+        notes = Path(folder, "seen")
+        plugin = _Collected(short, [one for one in left() if one[1].lines], notes, lambda place: state.add(keys[place]))
+        if left() and in_child(lambda: int(pytest.main([*_WORDS, *paths], plugins=[plugin]))):
+            raise AssertionError(f"the tests of {short} fail on the module as it is")
+        seen = _seen_in(notes)
     for place, mutant in left():  # a change of what is used while modules are imported is seen only here
-        if noticed_anew(short, mutant.tree, paths, (300, 1800)):
+        if noticed_anew(short, mutant.tree, *_last_look(mutant, seen, paths)):
             state.add(keys[place])
     for _, mutant in left():
         sys.stdout.write(f"survived: {short}:{mutant.line}: {mutant.change}\n")
@@ -418,8 +437,8 @@ def _write(found: dict[str, tuple[int, int, int]], arguments: str) -> None:
             every, drawn, killed = (sum(column) for column in zip(*part.values(), strict=True))
             words = f"{killed / drawn:.1%} noticed by the quick tests: "
             words += ", ".join(f"`{short}` {noticed / count:.0%}" for short, (_, count, noticed) in part.items())
-            much = f"{drawn:,} of {every:,} mutants of {len(part)} modules that {kind}"
-            rows.append(("tests of the tests: one thing changed in a module", much, words))
+            much = f"{drawn:,} of {every:,} mutants of {len(part)} modules"
+            rows.append((f"tests of the tests: one thing changed in a module of those that {kind}", much, words))
     write_rows("mutants", rows, arguments.strip())
 
 
