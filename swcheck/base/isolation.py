@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from swcheck.base.terminal.visible import visible
 
@@ -86,26 +86,46 @@ def undisturbed() -> Iterator[None]:
         random.setstate(state)
 
 
+REPEATED_SECONDS: Final = 0.1
+"""So often an interrupt that got lost is repeated."""
+
+
 @contextmanager
-def interrupts_kept() -> Iterator[None]:
+def interrupts_kept(*, repeated: bool = False) -> Iterator[None]:
     """Raise ``KeyboardInterrupt`` after the block where one was raised in it and got lost.
 
-    A package in C that is being imported takes it for a part that is missing; torch does.
+    A package in C that is being imported takes it for a part that is missing; torch does. Where it is to be ``repeated``, it
+    is raised again and again until the block ends: for blocks that have nothing to clean up.
     """
-    handler, lost = signal.getsignal(signal.SIGINT), False
+    handler, lost, ended = signal.getsignal(signal.SIGINT), False, threading.Event()
     if not callable(handler) or threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    def repeat() -> None:
+        while not ended.wait(REPEATED_SECONDS):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # type: ignore[arg-type]
+
+    repeating = threading.Thread(target=repeat, daemon=True)
+
     def note(number: int, frame: Any) -> None:
         nonlocal lost
+        if repeated and not lost and hasattr(signal, "pthread_kill"):
+            repeating.start()
         lost = True
-        handler(number, frame)
+        if not ended.is_set():
+            handler(number, frame)
 
     signal.signal(signal.SIGINT, note)
     try:
-        yield
+        try:
+            yield
+        finally:
+            ended.set()
     finally:
+        ended.set()
+        if repeating.ident is not None:  # what it has sent is taken by ``note``, which raises nothing any more
+            repeating.join()
         signal.signal(signal.SIGINT, handler)
         if lost:
             raise KeyboardInterrupt

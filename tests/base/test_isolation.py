@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -13,7 +14,14 @@ import warnings
 
 import pytest
 
-from swcheck.base.isolation import bounded, captured_output, interrupts_kept, panics_as_errors, undisturbed
+from swcheck.base.isolation import (
+    REPEATED_SECONDS,
+    bounded,
+    captured_output,
+    interrupts_kept,
+    panics_as_errors,
+    undisturbed,
+)
 
 
 def test_what_is_caught(capfd, caplog):
@@ -146,6 +154,23 @@ def test_an_interrupt_that_is_ignored_stays_so():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signal wakes another thread there")
+def test_an_interrupt_that_is_lost_is_repeated():
+    """It ends what goes on after it got lost, once; the block after it is not disturbed."""
+    went_on = False
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts_kept(repeated=True):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            time.sleep(60)
+            went_on = True
+        time.sleep(3 * REPEATED_SECONDS)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert not went_on
 
 
 class PanicException(BaseException):

@@ -115,7 +115,7 @@ def test_an_interrupt_while_workers_start(tmp_path):
 
 
 NOTING = """
-import gc, pytest
+import gc, pytest, sys
 
 class Noting:
     def __init__(self, config):
@@ -128,22 +128,23 @@ class Noting:
 
     def pytest_unconfigure(self):
         if self.entries:  # xdist starts another worker
-            (self.folder / self.name).write_text(f"{self.entries} entry, frozen: {gc.get_freeze_count() > 0}")
+            words = f"{self.entries} entry, frozen: {gc.get_freeze_count() > 0}, hypothesis: {'hypothesis' in sys.modules}"
+            (self.folder / self.name).write_text(words)
 
 def pytest_configure(config):
     config.pluginmanager.register(Noting(config))
 """
-"""Notes how many entries an interrupt's traceback has left, and whether garbage is looked for at the end of the run."""
+"""Notes of an interrupted run how many entries are shown, whether garbage is looked for at its end, and a package that it imported."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("words", "name"), [((), "run"), (("-n", "1"), "worker")], ids=["alone", "xdist"])
 def test_an_interrupt_leaves_out_what_takes_long(outer, tmp_path, words, name):
-    """In a worker too, which the run waits for: the source of one entry is shown, and no garbage is looked for."""
+    """In a worker too, which the run waits for: one entry is shown, no garbage is looked for, nothing imported."""
     (tmp_path / "conftest.py").write_text(NOTING)
     (tmp_path / "test_own.py").write_text("def test_own(swcheck_spec):\n    raise KeyboardInterrupt\n")
     assert outer("test_own.py", "--swcheck-model=tiny", *words).returncode == 2
-    assert (tmp_path / name).read_text() == "1 entry, frozen: True"
+    assert (tmp_path / name).read_text() == "1 entry, frozen: True, hypothesis: False"
 
 
 @pytest.mark.slow

@@ -130,7 +130,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         if not any(is_shipped(item.path) for item in items):
             from swcheck.base.isolation import interrupts_kept
 
-            with interrupts_kept():  # the modules import torch
+            with interrupts_kept(repeated=True):  # the modules import torch
                 items[:0] = suite_items(session)
         others = [item for item in items if not uses_swcheck(item)]
         if others:

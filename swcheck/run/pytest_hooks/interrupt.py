@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -54,7 +55,7 @@ def end_quickly(config: pytest.Config, excinfo: pytest.ExceptionInfo[BaseExcepti
     """Note the interrupt before the fixtures end, so that no baseline is measured after it, and leave out what takes long.
 
     pytest would parse the source of every frame, of torch too, to show it with ``--full-trace`` alone, and look for garbage
-    among all that torch made, several times, as Python does at its end.
+    among all that torch made, several times, as Python does at its end. hypothesis would be imported whole for its summary.
     """
     from swcheck.base.isolation import forget_interrupt
 
@@ -64,6 +65,8 @@ def end_quickly(config: pytest.Config, excinfo: pytest.ExceptionInfo[BaseExcepti
     if not gc.get_freeze_count():
         config.stash[FROZEN] = True
         gc.freeze()
+    if "hypothesis" not in sys.modules and config.pluginmanager.has_plugin("hypothesispytest"):
+        config.pluginmanager.unregister(name="hypothesispytest")
     if not config.option.fulltrace:
         excinfo.value.__suppress_context__ = True
         excinfo.traceback = last_shown(excinfo)
