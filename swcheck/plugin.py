@@ -233,7 +233,7 @@ def swcheck_candidate(
 def swcheck_study_setup(swcheck_model: Subject, swcheck_session: Session) -> Setup:
     """The setup of the paper's studies for the model under test. Skips the test if the model has no super weights."""
     from swcheck.study.common.setup import setup_of, zero_shot_scorer
-    from swcheck.superweights.measurements.contributions import located
+    from swcheck.superweights.measurements.located import located
 
     if not located(swcheck_model).super_weights:
         pytest.skip(f"no super weight: {located(swcheck_model).reason}")
@@ -244,7 +244,7 @@ def swcheck_study_setup(swcheck_model: Subject, swcheck_session: Session) -> Set
 @pytest.fixture(scope="session")
 def swcheck_super_weights(swcheck_model: Subject) -> tuple[SuperWeight, ...]:
     """The super weights of the model under test: the published ones, and those that are located in addition."""
-    from swcheck.superweights.measurements.contributions import located
+    from swcheck.superweights.measurements.located import located
 
     return located(swcheck_model).super_weights
 
@@ -252,7 +252,7 @@ def swcheck_super_weights(swcheck_model: Subject) -> tuple[SuperWeight, ...]:
 @pytest.fixture(scope="session")
 def swcheck_super_activations(swcheck_model: Subject) -> tuple[SuperActivation, ...]:
     """The super activations of the model under test, as they are located."""
-    from swcheck.superweights.measurements.contributions import located
+    from swcheck.superweights.measurements.located import located
 
     return located(swcheck_model).activations
 

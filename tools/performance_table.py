@@ -136,9 +136,10 @@ def page(folder: Path, costs: list[Cost], floor: float) -> str:
             "A search reads the file once: the pass with what was found zeroed runs beside the intact one. On this processor, without",
             "instructions for bfloat16, the products of the prompt's tokens in float32 take most of the time. Bytes are those of the",
             "pages of weights that were in memory when they were given back; some may come from the cache of the operating system.",
-            "The gate reads the reference for the prompt intact, located and zeroed, for the text, twice for the noise and once for its",
-            "linear maps, and once more since its vocabulary is larger than its tokenizer's; and the candidate for the prompt, the text",
-            "and the search for NaN. The goal of 2 reads is missed; that of memory is met.",
+            "The gate reads each file once for the prompt and once for the text. Beside the prompt the super weights of the reference are",
+            "located and zeroed, and NaN is looked for in the candidate; beside the text run what the noise is measured by, the linear maps",
+            "and, in tiers with causal checks, the reference with its super weights zeroed. What is more than two readings are the first",
+            "layers, for the prompts that were drawn, and the head, once more for each number.",
             "",
         ]
     )

@@ -26,7 +26,7 @@ import torch
 from swcheck import Loaded, Verdict, all_verdicts, anatomy, assert_perplexity_within, assert_predictions_preserved, load
 from swcheck import token_windows as windows_of
 from swcheck.lens.likelihood import token_nats
-from swcheck.superweights.measurements.contributions import located
+from swcheck.superweights.measurements.located import located
 from swcheck.superweights.subject.as_subject import as_subject
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "runtimes.md"

@@ -21,7 +21,7 @@ from swcheck.gate.checks.activations import compare_activations
 from swcheck.gate.checks.contributions import compare_contributions
 from swcheck.gate.checks.pair import Pair
 from swcheck.gate.conclusion import conclude, conclude_pair
-from swcheck.superweights.measurements.contributions import located
+from swcheck.superweights.measurements.located import located
 from swcheck.superweights.measurements.weights import check_coordinates, parameter_count
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.superweights.subject.subject import Subject

@@ -65,16 +65,39 @@ class MapResponses:
         return here.shape == self.drawn.shape and torch.allclose(here, self.drawn, rtol=0, atol=1e-5)
 
 
+class ResponseReader:
+    """Reads the outputs of the linear maps of the decoder layers for the fixed inputs, layer by layer."""
+
+    def __init__(self, body: Anatomy) -> None:
+        self._maps = list(_named_maps(body))
+        self._count = min(MOST_PER_MAP, max(FEWEST_PER_MAP, VALUES_KEPT // max(1, len(self._maps))))
+        self._read: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def visit(self, layer: int) -> None:
+        """Read the maps of one layer."""
+        for one in self._maps:
+            if one[0].startswith(f"{layer}."):
+                self._read_map(*one)
+
+    def responses(self) -> MapResponses:
+        """Return the outputs; what was not visited is read now."""
+        for one in with_bar(self._maps, "reading linear maps", len(self._maps)):
+            if one[0] not in self._read:
+                self._read_map(*one)
+        norms, values = torch.zeros(len(self._maps)), torch.zeros(len(self._maps), self._count)
+        for number, (name, *_) in enumerate(self._maps):
+            norms[number], values[number] = self._read[name]
+        widths = torch.tensor([width for *_, width in self._maps], dtype=torch.int64)
+        return MapResponses(tuple(name for name, *_ in self._maps), widths, norms, values, generator_fingerprint())
+
+    def _read_map(self, name: str, module: nn.Module, width: int) -> None:
+        output = _output_for_probes(module, width)
+        self._read[name] = output.norm(), count_sketch(output, self._count)
+
+
 def responses_of(body: Anatomy) -> MapResponses:
     """Return the outputs of every linear map of the decoder layers for the fixed inputs."""
-    maps = list(_named_maps(body))
-    count = min(MOST_PER_MAP, max(FEWEST_PER_MAP, VALUES_KEPT // max(1, len(maps))))
-    widths = torch.tensor([width for *_, width in maps], dtype=torch.int64)
-    norms, values = torch.zeros(len(maps)), torch.zeros(len(maps), count)
-    for number, (_, module, width) in enumerate(with_bar(maps, "reading linear maps", len(maps))):
-        output = _output_for_probes(module, width)
-        norms[number], values[number] = output.norm(), count_sketch(output, count)
-    return MapResponses(tuple(name for name, *_ in maps), widths, norms, values, generator_fingerprint())
+    return ResponseReader(body).responses()
 
 
 def response_errors(body: Anatomy, expected: MapResponses) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from swcheck.lens.architecture.anatomy import bare_anatomy
 from swcheck.lens.architecture.storage import evaluating, first_tensor, is_plain
 from swcheck.loading.parallel.shards import whole
 
@@ -69,19 +70,38 @@ def first_non_finite(model: nn.Module, token_ids: torch.Tensor) -> NonFinite | N
     return found[0] if found else None
 
 
-def non_finite_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return by name the first rows of each plain float parameter that holds NaN or infinity; empty where all are finite.
+class NonFiniteRows:
+    """The first rows of each plain float parameter of a model that holds NaN or infinity, found part by part.
 
     No pass shows those of an embedding or a head whose tokens no text uses.
     """
-    found: dict[str, tuple[int, ...]] = {}
-    with evaluating(model):
-        for name, parameter in model.named_parameters():
-            if is_plain(parameter) and parameter.dim():
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._layers = model, bare_anatomy(model).layers
+        self._rows: dict[int, tuple[int, ...]] = {}
+
+    def visit(self, layer: int) -> None:
+        """Look at the parameters of one layer."""
+        self._look(self._layers[layer])
+
+    def found(self) -> dict[str, tuple[int, ...]]:
+        """Return the rows by the name of the parameter; what was not visited is looked at now."""
+        with evaluating(self._model):
+            self._look(self._model)
+        named = ((name, self._rows.get(id(parameter), ())) for name, parameter in self._model.named_parameters())
+        return {name: rows for name, rows in named if rows}
+
+    def _look(self, module: nn.Module) -> None:
+        for parameter in module.parameters():
+            if id(parameter) not in self._rows and is_plain(parameter) and parameter.dim():
                 values = whole(parameter)
                 bad = [row for start in range(0, len(values), ROW_BLOCK) for row in _bad_rows(values, start)]
-                found |= {name: tuple(bad[:ROWS_NAMED])} if bad else {}
-    return found
+                self._rows[id(parameter)] = tuple(bad[:ROWS_NAMED])
+
+
+def non_finite_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return by name the first rows of each plain float parameter that holds NaN or infinity; empty where all are finite."""
+    return NonFiniteRows(model).found()
 
 
 def _bad_rows(parameter: torch.Tensor, start: int) -> list[int]:

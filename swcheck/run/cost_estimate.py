@@ -24,14 +24,10 @@ CAUSAL_PASSES: Final = 5
 of the matched null, and the null of the largest other weights."""
 
 
-REFERENCE_READS: Final = 7
-"""How often the file of a streamed reference is read in the smoke tier, measured on a Llama of 7 billion parameters: three
-passes over the prompt, the text, two for the noise, its linear maps. The prompts are read only up to the layer where the
+READS: Final = 2
+"""How often the file of a streamed model is read in the smoke tier, as a reference or as a candidate: once for the prompt,
+and once for the text, with all that can be run beside them. The prompts are read only up to the layer where the
 activation begins."""
-
-
-CANDIDATE_READS: Final = 3
-"""The same of a candidate: the prompt, the text, the search for NaN."""
 
 
 CALIBRATION_SECONDS: Final = 0.1
@@ -50,10 +46,12 @@ def window_passes(tier: Tier, *, references: int = 1, candidates: int = 0) -> fl
 
 
 def file_reads(tier: Tier, *, is_reference: bool) -> int:
-    """Return about how often the file of a streamed model is read: each causal measurement is one more reading."""
-    if is_reference:
-        return REFERENCE_READS + CAUSAL_PASSES * tier.causal
-    return CANDIDATE_READS + tier.causal
+    """Return about how often the file of a streamed model is read.
+
+    A reference is run with its super weights zeroed beside the text; its two nulls are a reading each, and what a
+    candidate has in their place is one.
+    """
+    return READS + tier.causal * (2 if is_reference else 1)
 
 
 def estimated_seconds(

@@ -16,7 +16,7 @@ from swcheck import SuperWeight, assert_super_activations_preserved, load
 from swcheck.base.records import Loaded
 from swcheck.lens.prompts import encode_prompt
 from swcheck.strategies import drawn_prompts
-from swcheck.superweights.measurements.contributions import located
+from swcheck.superweights.measurements.located import located
 from swcheck.superweights.measurements.residual_stream import super_activations
 from swcheck.superweights.subject.as_subject import as_subject
 from tests import checkpoints

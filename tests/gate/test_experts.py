@@ -25,7 +25,7 @@ from swcheck import (
 )
 from swcheck.gate.baseline.file import baseline_text, read_baseline
 from swcheck.gate.baseline.measure import measure_for_candidates
-from swcheck.superweights.measurements.contributions import located
+from swcheck.superweights.measurements.located import located
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.testing.candidates import candidate
 from tests.versions import RECENT

@@ -17,7 +17,7 @@ from swcheck.run.outline import Outline
 from swcheck.run.preflight import gate_lines, group_size, remarks
 from swcheck.run.session import Session
 from swcheck.run.settings import Settings
-from swcheck.superweights.measurements.contributions import located
+from swcheck.superweights.measurements.located import located
 from tests import checkpoints
 
 

@@ -24,8 +24,8 @@ from swcheck.gate.diagnosis.evidence.reference_matrices import matrix_in_memory
 from swcheck.loading import engines
 from swcheck.run.session import RELOADS_BEFORE_KEEPING_BOTH, Session
 from swcheck.run.settings import Settings
-from swcheck.superweights.measurements.contributions import located
 from swcheck.superweights.measurements.inputs import windows
+from swcheck.superweights.measurements.located import located
 from swcheck.superweights.measurements.weights import down_matrix, matrix_row
 from swcheck.superweights.subject.as_subject import as_subject
 from tests import checkpoints, damage, planted

@@ -26,7 +26,7 @@ from swcheck.gate.baseline.value_types import check_key, check_value, check_wind
 from swcheck.lens.kl_divergence import Predictions
 from swcheck.lens.map_responses import MapResponses
 from swcheck.superweights.locating.located import Located
-from swcheck.superweights.measurements.contributions import located
+from swcheck.superweights.measurements.located import located
 from swcheck.superweights.measurements.model_sample import ModelSample
 from swcheck.superweights.subject.measurement import TRAITS
 from swcheck.superweights.subject.memory import InBaseline, Key, Memory, name_of

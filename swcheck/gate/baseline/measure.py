@@ -14,15 +14,16 @@ from swcheck.gate.checks.pair import Pair
 from swcheck.gate.checks.predictions import compare_perplexity
 from swcheck.gate.checks.single_model import perplexity_at_most
 from swcheck.gate.relation.candidate_kind import weight_sample
-from swcheck.gate.relation.linear_maps import map_responses
 from swcheck.superweights.measurements.ablation import intact_nats
 from swcheck.superweights.measurements.configuration import configuration, generation_settings
-from swcheck.superweights.measurements.contributions import largest_input_columns, located, sink_tokens
+from swcheck.superweights.measurements.contributions import largest_input_columns, sink_tokens
 from swcheck.superweights.measurements.generation import greedy_text
 from swcheck.superweights.measurements.inputs import has_bos, id_count, prompt_ids, sample_ids, vocabulary_size
+from swcheck.superweights.measurements.located import located
 from swcheck.superweights.measurements.residual_stream import activation_profile, residual_sketch, super_activations
 from swcheck.superweights.measurements.scores import nats_among
-from swcheck.superweights.measurements.weights import matrix_row, parameter_count
+from swcheck.superweights.measurements.weights import map_responses, matrix_row, parameter_count
+from swcheck.superweights.one_reading.together import measure_text_together
 from swcheck.superweights.subject.subject import Subject
 
 
@@ -31,6 +32,8 @@ def measure_for_candidates(reference: Subject, prompts: Sequence[str | Prompt] =
 
     The activations are read on the default prompt and on ``prompts``. The numbers are kept in the reference's memory.
     """
+    located(reference)  # first: of a streamed model the passes of the search show what others would read the file for
+    measure_text_together(reference)
     compare_contributions(Pair("super weights", reference, reference), DEFAULTS["contribution"])
     for chosen in (None, prompts) if prompts else (None,):
         compare_activations(Pair("super activations", reference, reference), chosen, DEFAULTS["activation"])

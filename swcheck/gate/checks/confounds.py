@@ -18,10 +18,11 @@ from swcheck.gate.checks.tokenizers import tokenizer_confound
 from swcheck.gate.relation.linear_maps import map_errors, why_responses_unknown
 from swcheck.lens.architecture.anatomy import MapKey
 from swcheck.loading.runtime import Capability
-from swcheck.superweights.measurements.contributions import located_on
 from swcheck.superweights.measurements.inputs import prompt_ids, windows
+from swcheck.superweights.measurements.located import located_on
 from swcheck.superweights.measurements.residual_stream import answers_finite, first_non_finite
 from swcheck.superweights.measurements.weights import non_finite_parameters
+from swcheck.superweights.one_reading.together import measure_prompt_together
 
 SAME_LAYERS: Final = 0.5
 """The linear maps of two models answer alike if their median error is below this; those of unrelated ones differ by 1.4."""
@@ -54,6 +55,8 @@ def _has_the_same_layers(pair: Pair) -> bool:
 
 def _not_finite_anywhere(pair: Pair, ids: torch.Tensor) -> Verdict | None:
     """Return the verdict on a candidate or a reference with NaN or infinity, in its answer to ``ids`` or its weights."""
+    if pair.candidate is not pair.reference:
+        measure_prompt_together(pair.candidate, ids)
     if not answers_finite(pair.candidate, ids):
         return not_finite(pair, ids)
     if not answers_finite(pair.reference, ids):

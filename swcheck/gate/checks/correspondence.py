@@ -17,10 +17,10 @@ from swcheck.superweights.measurements.contributions import (
     contributions_on_default_prompt,
     down_input,
     largest_input_columns,
-    located_on,
     sink_tokens,
 )
 from swcheck.superweights.measurements.inputs import prompt_ids
+from swcheck.superweights.measurements.located import located_on
 from swcheck.superweights.measurements.model_sample import model_sample
 from swcheck.superweights.measurements.weights import check_coordinates, weight_values
 

@@ -15,7 +15,8 @@ from swcheck.base.statistics import collapse_ratio
 from swcheck.gate.checks.dependence import finite_intact_nats
 from swcheck.gate.checks.single_model import no_super_weight
 from swcheck.superweights.measurements.ablation import ablated_nats, nats_without_largest, nats_without_matched
-from swcheck.superweights.measurements.contributions import published
+from swcheck.superweights.measurements.located import published
+from swcheck.superweights.one_reading.together import measure_matched_together
 from swcheck.superweights.subject.subject import Subject
 
 
@@ -29,6 +30,7 @@ def matched_null(subject: Subject, weights: Sequence[SuperWeight], limit: Limit,
     if not weights:
         return no_super_weight("null: matched weights", subject)
     intact = finite_intact_nats(subject)
+    measure_matched_together(subject, tuple(weights), draws)
     ratios = []
     for seed in range(draws):
         drawn = nats_without_matched(subject, tuple(weights), seed)

@@ -11,7 +11,7 @@ from swcheck.base.errors import NotFiniteError
 from swcheck.base.records import Outcome, SuperWeight, Verdict
 from swcheck.gate.relation.basis import Relation, relation
 from swcheck.gate.relation.candidate_kind import Kind, kind_of
-from swcheck.superweights.measurements.contributions import located
+from swcheck.superweights.measurements.located import located
 from swcheck.superweights.measurements.scores import intact_scores, paired_nats
 from swcheck.superweights.subject.subject import Subject
 

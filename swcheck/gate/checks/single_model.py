@@ -10,9 +10,9 @@ from swcheck.base.formatting import format_perplexity
 from swcheck.base.records import Limit, Outcome, Verdict
 from swcheck.base.statistics import perplexity_of
 from swcheck.gate.checks.serving.eviction import eviction_beside
-from swcheck.superweights.measurements.contributions import located
 from swcheck.superweights.measurements.curves import labelled, layer_curves
 from swcheck.superweights.measurements.inputs import text_hash, text_name, tier_suffix, vocabulary_size
+from swcheck.superweights.measurements.located import located
 from swcheck.superweights.measurements.scores import intact_scores
 from swcheck.superweights.subject.subject import Subject
 

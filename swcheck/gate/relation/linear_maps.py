@@ -13,8 +13,9 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
 from swcheck.lens.architecture.storage import evaluating
-from swcheck.lens.map_responses import MapResponses, response_errors, responses_of
+from swcheck.lens.map_responses import response_errors
 from swcheck.loading.skip_option import split_skip
+from swcheck.superweights.measurements.weights import map_responses
 from swcheck.superweights.subject.measurement import measurement
 from swcheck.superweights.subject.memory import Cost, InBaseline
 from swcheck.superweights.subject.subject import Subject
@@ -30,13 +31,6 @@ SAME_IN_TWO_BYTES: Final = 2e-3
 
 EXCLUSION_KEYS: Final = ("modules_to_not_convert", "llm_int8_skip_modules", "ignore", "exclude", "ignored_layers")
 """The keys under which the configs of quantizers list the modules that are not quantized."""
-
-
-@measurement("echoes", Cost.LINEAR_MAPS, of_weights=True)
-def map_responses(subject: Subject) -> MapResponses:
-    """Return the outputs of every linear map of the decoder layers for fixed random inputs, as count sketches."""
-    with evaluating(subject.module):
-        return responses_of(subject.anatomy)
 
 
 def why_responses_unknown(reference: Subject) -> str:

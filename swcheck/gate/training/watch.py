@@ -21,8 +21,9 @@ from swcheck.lens.architecture.anatomy import MapKey, bare_anatomy
 from swcheck.lens.architecture.storage import device_of, evaluating
 from swcheck.lens.linear_maps import written_by
 from swcheck.lens.observe import observe
-from swcheck.superweights.measurements.contributions import located, sink_tokens
+from swcheck.superweights.measurements.contributions import sink_tokens
 from swcheck.superweights.measurements.inputs import prompt_ids
+from swcheck.superweights.measurements.located import located
 from swcheck.superweights.measurements.residual_stream import super_activations
 from swcheck.superweights.subject.as_subject import as_subject
 

@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> str:
     scores, zeroed_scores = measure(), None
     if options.zeroed:
         from swcheck.lens.intervene import zeroed
-        from swcheck.superweights.measurements.contributions import located
+        from swcheck.superweights.measurements.located import located
         from swcheck.superweights.subject.as_subject import as_subject
 
         with zeroed(loaded.model, located(as_subject(loaded)).super_weights):

@@ -39,8 +39,8 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> str:
     """Locate the super weights, and return them as text or JSON; with ``--verify`` also the perplexity without them."""
     from swcheck.superweights.locating.locate import locate
-    from swcheck.superweights.measurements.contributions import published
     from swcheck.superweights.measurements.inputs import prompt_ids, windows
+    from swcheck.superweights.measurements.located import published
     from swcheck.superweights.subject.as_subject import as_subject
 
     loaded = load_model(options)
@@ -66,8 +66,8 @@ def run(options: argparse.Namespace) -> str:
 def confirm_published(subject: Subject, name: str, prompt: str | None) -> tuple[Confirmation, ...]:
     """Return what the published super weights of ``name`` do in a model. Raises ``OptionError`` where none are published."""
     from swcheck.superweights.locating.confirm import confirm
-    from swcheck.superweights.measurements.contributions import published
     from swcheck.superweights.measurements.inputs import prompt_ids
+    from swcheck.superweights.measurements.located import published
 
     known = published(name)
     if not known:

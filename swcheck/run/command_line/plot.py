@@ -54,8 +54,8 @@ def run(options: argparse.Namespace) -> str:
 
 def all_curves(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the curves of the model, with a line of each candidate in them."""
-    from swcheck.superweights.measurements.contributions import located
     from swcheck.superweights.measurements.curves import labelled, layer_curves
+    from swcheck.superweights.measurements.located import located
     from swcheck.superweights.measurements.model_sample import model_sample
     from swcheck.superweights.subject.as_subject import as_subject
 

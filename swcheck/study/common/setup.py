@@ -30,8 +30,8 @@ from swcheck.lens.linear_maps import LinearMap, Matrix, linear_maps, packed_maps
 from swcheck.loading.parallel.shards import is_shared
 from swcheck.study.common.record import INTACT, ZEROED, Measurement
 from swcheck.study.zeroshot import harness
-from swcheck.superweights.measurements.contributions import located
 from swcheck.superweights.measurements.inputs import windows
+from swcheck.superweights.measurements.located import located
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.superweights.subject.subject import Subject
 

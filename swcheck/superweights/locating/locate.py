@@ -24,13 +24,14 @@ import torch
 from swcheck.base.errors import TextError
 from swcheck.base.records import Likelihood, SuperWeight
 from swcheck.base.terminal.progress import Bar
-from swcheck.lens.architecture.anatomy import checked_anatomy
+from swcheck.lens.architecture.anatomy import Anatomy, checked_anatomy
 from swcheck.lens.architecture.storage import evaluating
 from swcheck.lens.intervene import zeroed
 from swcheck.lens.likelihood import perplexity, token_nats
 from swcheck.lens.tokens import check_token_ids, vocabulary_size
 from swcheck.superweights.locating.activation_rules import DEFAULT_RULES, Rules
 from swcheck.superweights.locating.located import Effect, Located
+from swcheck.superweights.locating.passes import Passes
 from swcheck.superweights.locating.search import Search
 from swcheck.superweights.locating.strongest import strongest_scalar
 
@@ -71,12 +72,26 @@ def locate(
     ids = _prompt_ids(model, tokenizer, prompt, token_ids)
     if verify is not None:
         check_token_ids(verify, vocabulary_size(model))
-    with evaluating(model), Bar("locating super weights"):
-        found = Search(model, body, ids, rules).run(tuple(seeds))
+    found, _ = _search(model, body, ids, rules, seeds)
     if verify is None:
         return found
     strongest = strongest_scalar(model, body, ids, found.super_weights, verify)
     return replace(found, effect=replace(effect_of(model, found.super_weights, verify), strongest=strongest))
+
+
+def locate_with_passes(model: nn.Module, ids: torch.Tensor, seeds: Sequence[SuperWeight]) -> tuple[Located, Passes]:
+    """Do what ``locate`` does with ``token_ids``, int64 ``(1, T)``; return the passes of the search too."""
+    body = checked_anatomy(model)
+    body.check(seeds)
+    return _search(model, body, _prompt_ids(model, None, "", ids), DEFAULT_RULES, seeds)
+
+
+def _search(
+    model: nn.Module, body: Anatomy, ids: torch.Tensor, rules: Rules, seeds: Sequence[SuperWeight]
+) -> tuple[Located, Passes]:
+    with evaluating(model), Bar("locating super weights"):
+        search = Search(model, body, ids, rules)
+        return search.run(tuple(seeds)), search.passes
 
 
 def effect_of(model: nn.Module, super_weights: Sequence[SuperWeight], token_ids: torch.Tensor) -> Effect:

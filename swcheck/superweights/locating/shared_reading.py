@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -19,6 +19,7 @@ from swcheck.base.records import SuperActivation, SuperWeight
 from swcheck.lens.architecture.anatomy import Anatomy
 from swcheck.lens.architecture.storage import device_of
 from swcheck.lens.intervene import zeroed
+from swcheck.lens.likelihood import token_nats
 from swcheck.lens.observe import Observation
 from swcheck.loading.streaming.pager import Pager, pager_of
 from swcheck.superweights.locating.activation_rules import Rules, local_layers, median_of
@@ -39,6 +40,8 @@ class _Pass:
 
     length: int
     writers: Writers
+    last: list[torch.Tensor] = field(default_factory=list)
+    """The residual stream after the last layer, which the search does not use, ``(1, T, H)``."""
 
     @property
     def removed(self) -> tuple[SuperWeight, ...]:
@@ -65,9 +68,12 @@ class PassesOfOneReading(Passes):
         for layer in layers:
             with self.pager.holding():
                 for one in self.side_by_side:  # it grows: a pass that begins here runs this layer next
+                    recorded = self._run_layer(one, layer)
                     if one is first or layer < layers[-1]:
-                        self._run_layer(one, layer)
+                        _add(recorded, one.writers)
                         self._begin_without_writers(one, layer)
+                    else:
+                        one.last.append(recorded.observation.residual[layer])
         return result_of(first.writers)
 
     def run_without(self, removed: Sequence[SuperWeight], length: int) -> PassResult:
@@ -80,8 +86,24 @@ class PassesOfOneReading(Passes):
     def _new_pass(self, length: int, removed: tuple[SuperWeight, ...] = ()) -> _Pass:
         return _Pass(length, Writers(self.model, self.body, Observation(), {}, {}, removed))
 
-    def _run_layer(self, one: _Pass, layer: int) -> None:
-        """Run one layer of a pass behind those that were run."""
+    def residual_without(self, removed: Sequence[SuperWeight]) -> torch.Tensor | None:
+        """Return the residual stream of the pass with ``removed`` zeroed, float32 ``(L, T, H)``; None if none was run ahead.
+
+        It has the tokens up to the last super activation.
+        """
+        for one in self.side_by_side[1:]:
+            if set(one.removed) == set(removed) and one.last:
+                return torch.cat([result_of(one.writers).residual, one.last[0].float().cpu()])
+        return None
+
+    def is_answer_finite(self) -> bool:
+        """Return whether all nats of the prompt are finite. Of the weights those behind the layers are read."""
+        layers, residual = len(self.body.layers), self.first.observation.residual
+        with layers_skipped(self.body, layers, residual, self.ids.shape[1], self.beside):
+            return bool(torch.isfinite(token_nats(self.model, self.ids)).all())
+
+    def _run_layer(self, one: _Pass, layer: int) -> Writers:
+        """Run one layer of a pass behind those that were run; return what was recorded of it."""
         with ExitStack() as stack:
             stack.enter_context(zeroed(self.model, [weight for weight in one.removed if weight.layer == layer]))
             if not one.removed:
@@ -90,7 +112,7 @@ class PassesOfOneReading(Passes):
             before = one.writers.observation.residual
             stack.enter_context(layers_skipped(self.body, layer, before, one.length, self.beside))
             self.model(self.ids[:, : one.length].to(device_of(self.model)), use_cache=False)
-        _add(recorded, one.writers)
+        return recorded
 
     def _begin_without_writers(self, one: _Pass, layer: int) -> None:
         """Begin a pass without the weights of ``layer`` that write super activations in this pass, if there are any."""

@@ -66,6 +66,16 @@ def _ablated_nats(subject: Subject, removed: Sequence[SuperWeight], ids: torch.T
         return token_nats(model, ids)
 
 
+def measure_ablated(subject: Subject, removed: Sequence[SuperWeight]) -> None:
+    """Remember as ``ablated_nats`` what the model scores now, in a run that has ``removed`` zeroed already."""
+    _ablated_nats.recall(subject, (tuple(removed), window_starts(subject)), lambda: scored_starts(subject))
+
+
+def scored_starts(subject: Subject) -> torch.Tensor:
+    """Return the nats on the window starts as the model is now, float64 ``(B, P - 1)``."""
+    return token_nats(subject.scorer, window_starts(subject))
+
+
 def knows_ablated(subject: Subject, removed: Sequence[SuperWeight]) -> bool:
     """Return whether the nats with ``removed`` zeroed together, on the window starts, are remembered."""
     return _ablated_nats.knows(subject, tuple(removed), window_starts(subject))

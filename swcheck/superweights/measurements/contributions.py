@@ -11,15 +11,13 @@ from typing import Final
 
 import torch
 
-from swcheck.base.errors import CoordinateError, WrongModelError
 from swcheck.base.records import SuperWeight
 from swcheck.lens.architecture.anatomy import Expert, MapKey
 from swcheck.lens.architecture.storage import device_of, evaluating
+from swcheck.lens.likelihood import token_nats
 from swcheck.lens.linear_maps import written_by
 from swcheck.lens.observe import observe
-from swcheck.loading import published_index
-from swcheck.superweights.locating.locate import locate
-from swcheck.superweights.locating.located import Located
+from swcheck.lens.routing import Routing, routing_recorded
 from swcheck.superweights.measurements.in_runtime import contributions_in_runtime
 from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.subject.measurement import measurement
@@ -28,37 +26,6 @@ from swcheck.superweights.subject.subject import Subject
 
 COMPARED_COLUMNS: Final = 32
 """At most this many inner neurons of a down projection are compared, those with the largest inputs."""
-
-
-@measurement("located", Cost.LOCATE)
-def located(subject: Subject) -> Located:
-    """Return the super weights: those that are found, and the published ones of a model of this name."""
-    return _located(subject, prompt_ids(subject))
-
-
-@measurement("located", Cost.LOCATE)
-def located_on(subject: Subject, ids: torch.Tensor) -> Located:
-    """Return ``located`` on the given prompt ``ids`` ``(1, T)``, so that a candidate is searched as its reference was."""
-    return _located(subject, ids)
-
-
-def _located(subject: Subject, ids: torch.Tensor) -> Located:
-    if subject.anatomy.refusal:
-        return Located((), (), (), (), f"none found: {subject.anatomy.refusal}")
-    seeds = published(subject.name)
-    try:
-        subject.anatomy.check(seeds)
-    except CoordinateError as error:
-        raise WrongModelError(
-            f"the published super weights of {subject.name}", error.found, "check that name and checkpoint match"
-        ) from error
-    return locate(subject.module, token_ids=ids, seeds=seeds)
-
-
-def published(name: str) -> tuple[SuperWeight, ...]:
-    """Return the published super weights of a model of this name; empty for a name without an index entry."""
-    entry = published_index.find(name) if name else None
-    return entry.super_weights if entry else ()
 
 
 @measurement("columns", Cost.PROMPT)
@@ -117,6 +84,14 @@ def down_input(subject: Subject, layer: int, ids: torch.Tensor, expert: Expert =
     """
     key = MapKey(layer, expert)
     return _observed_inputs(subject, [key], ids)[key]
+
+
+@measurement("routing", Cost.WINDOW_STARTS, in_baseline=InBaseline.NO)
+def routing_on(subject: Subject, ids: torch.Tensor) -> Routing:
+    """Return to which experts the tokens of the windows ``ids``, int64 ``(B, P)``, go, by layer; empty without experts."""
+    with routing_recorded(subject.anatomy) as routing:
+        token_nats(subject.module, ids)
+    return routing
 
 
 def _keys(super_weights: Sequence[SuperWeight]) -> list[MapKey]:

@@ -15,6 +15,7 @@ import torch
 
 from swcheck.base.records import SuperActivation
 from swcheck.base.terminal.progress import with_bar
+from swcheck.lens.architecture.layer_by_layer import streams_after
 from swcheck.lens.architecture.storage import device_of, evaluating
 from swcheck.lens.observe import observe
 from swcheck.superweights.measurements.in_runtime import layer_in_runtime
@@ -142,14 +143,27 @@ def read_prompts(
         )
     found: dict[int, Reading] = {}
     batches = tuple(prompt_batches(lengths))
-    for numbers in with_bar(batches, "reading prompts", len(batches)):
-        model, width = subject.module, lengths[numbers[-1]]
-        with evaluating(model), observe(model, residual=[place.layer], stop=True) as sight:
-            model(ids[numbers, :width].to(device_of(model)), use_cache=False)
+    padded = [ids[numbers, : lengths[numbers[-1]]] for numbers in batches]
+    for numbers, residual in zip(batches, _streams_after(subject, padded, place.layer), strict=True):
         for row, number in enumerate(numbers):
-            values = sight.residual[place.layer][row, : lengths[number]].float()
+            values = residual[row, : lengths[number]].float()
             found[number] = reading_of(values, place.channel, None if positions is None else positions[number])
     return tuple(found[number] for number in range(len(lengths)))
+
+
+def _streams_after(subject: Subject, batches: Sequence[torch.Tensor], layer: int) -> Iterator[torch.Tensor]:
+    """Yield the residual stream ``(B, T, H)`` after a layer for each of ``batches``, int64 ``(B, T)``."""
+    if not batches:
+        return
+    model = subject.module
+    together = streams_after(model, batches, layer)
+    if together is not None:
+        yield from together
+        return
+    for ids in with_bar(batches, "reading prompts", len(batches)):
+        with evaluating(model), observe(model, residual=[layer], stop=True) as sight:
+            model(ids.to(device_of(model)), use_cache=False)
+        yield sight.residual[layer]
 
 
 def prompt_batches(lengths: Sequence[int], most: int = TOKENS_AT_ONCE) -> Iterator[list[int]]:

@@ -14,12 +14,13 @@ import torch
 
 from swcheck.base.count_sketch import count_sketch
 from swcheck.base.records import SuperActivation, SuperWeight
+from swcheck.lens.architecture.anatomy import MapKey
 from swcheck.lens.architecture.storage import device_of, evaluating
 from swcheck.lens.intervene import zeroed
 from swcheck.lens.likelihood import token_nats
 from swcheck.lens.non_finite import NonFinite
 from swcheck.lens.non_finite import first_non_finite as first_non_finite_module
-from swcheck.lens.observe import observe
+from swcheck.lens.observe import Observation, observe
 from swcheck.superweights.measurements.contributions import down_input
 from swcheck.superweights.measurements.in_runtime import layer_in_runtime, residual_in_runtime
 from swcheck.superweights.measurements.inputs import prompt_ids
@@ -61,16 +62,39 @@ def _whole_pass(subject: Subject, ids: torch.Tensor) -> tuple[bool, torch.Tensor
     dense = [key for key in wanted if key.expert is None]
     with observe(model, residual=layers, inputs=wanted, outputs=dense) as sight:
         nats = token_nats(model, ids)
-    for key, inputs in sight.inputs.items():
-        down_input.recall(subject, (key.layer, ids, key.expert), partial(inputs.__getitem__, 0))
-    if dense:
-        ran = [key for key in dense if key in sight.inputs]  # layers for images do not
-        peaks = tuple((key.layer, _largest(sight.inputs[key]), _largest(sight.outputs[key])) for key in ran)
-        DOWN_PEAKS.recall(subject, (ids,), lambda: peaks)
+    if wanted:
+        _remember_maps(subject, ids, sight)
     if not layers:  # of a model whose layers are not known
         return bool(torch.isfinite(nats).all()), torch.zeros(0, ids.shape[1], 1)
-    stacked = torch.stack([sight.residual[layer][0].float().cpu() for layer in layers])
-    return bool(torch.isfinite(nats).all()), stacked
+    return bool(torch.isfinite(nats).all()), _stacked(sight)
+
+
+def remember_pass(subject: Subject, ids: torch.Tensor, sight: Observation, *, is_finite: bool) -> None:
+    """Remember what a pass over the prompt ``ids`` ``(1, T)`` has shown, as if ``residual_stream`` had run it.
+
+    ``sight`` has every layer, and the inputs and outputs of every dense down projection.
+    """
+    if ids.shape[1] <= INPUTS_KEPT:
+        _remember_maps(subject, ids, sight)
+    _whole_pass.recall(subject, (ids,), lambda: (is_finite, _stacked(sight)))
+
+
+def _remember_maps(subject: Subject, ids: torch.Tensor, sight: Observation) -> None:
+    """Remember the inputs of the down projections, and the largest values of the dense ones."""
+    seen = {MapKey(key) if isinstance(key, int) else key: key for key in sight.inputs}
+    for key, name in seen.items():
+        down_input.recall(subject, (key.layer, ids, key.expert), partial(sight.inputs[name].__getitem__, 0))
+    dense = {key: name for key, name in seen.items() if key.expert is None}  # layers for images do not run
+    peaks = tuple(
+        (key.layer, _largest(sight.inputs[name]), _largest(sight.outputs[name])) for key, name in dense.items()
+    )
+    if peaks:
+        DOWN_PEAKS.recall(subject, (ids,), lambda: peaks)
+
+
+def _stacked(sight: Observation) -> torch.Tensor:
+    """Return the residual stream of every layer, float32 ``(L, T, H)`` on the CPU."""
+    return torch.stack([sight.residual[layer][0].float().cpu() for layer in sorted(sight.residual)])
 
 
 def _largest(values: torch.Tensor) -> float:
@@ -154,6 +178,17 @@ def zeroed_profile(
     with evaluating(model), zeroed(model, removed), observe(model, residual=layers, stop=True) as sight:
         model(ids.to(device_of(model)), use_cache=False)
     return tuple(float(sight.residual[layer][0, place.position, place.channel]) for layer in layers)
+
+
+def remember_zeroed_profile(
+    subject: Subject,
+    inputs: tuple[SuperActivation, tuple[SuperWeight, ...], torch.Tensor],
+    residual: torch.Tensor,
+) -> None:
+    """Remember ``zeroed_profile`` of these ``inputs``, read off the residual stream ``(L, T, H)`` of a pass that was run."""
+    place = inputs[0]
+    if place.position < residual.shape[1]:
+        zeroed_profile.recall(subject, inputs, lambda: tuple(residual[:, place.position, place.channel].tolist()))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Final
 
 import torch
 
-from swcheck.lens.architecture.storage import device_of, evaluating
+from swcheck.lens.architecture.layer_by_layer import logits_of_windows
+from swcheck.lens.architecture.storage import evaluating
 from swcheck.lens.kl_divergence import Drift, Predictions, compare_predictions, predict
 from swcheck.lens.likelihood import token_nats
 from swcheck.lens.observe import observe
@@ -79,18 +80,40 @@ def noise_floor(subject: Subject) -> tuple[float, float]:
     relative difference between a prompt alone and three copies of it in a batch, after the last layer; it is at least
     the precision of the dtype that is computed in.
     """
-    model, ids, prompt = subject.module, windows(subject), prompt_ids(subject)
-    alone, in_batch = token_nats(model, ids[:1])[0], intact_scores(subject)[0][0]
+    alone, in_batch = first_window_alone(subject), intact_scores(subject)[0][0]
     noise = abs(float(alone.mean() - in_batch.mean()))
-    body = subject.anatomy
+    found = stream_of_copies(subject)
+    if found is None:
+        return noise, torch.finfo(next(subject.module.parameters()).dtype).eps
+    expected = residual_stream(subject, prompt_ids(subject))[-1].double()
+    difference = float((found.double() - expected).norm() / expected.norm().clamp_min(1e-30))
+    return noise, max(torch.finfo(found.dtype).eps, difference)
+
+
+@measurement("alone", Cost.PROMPT, in_baseline=InBaseline.NO)
+def first_window_alone(subject: Subject) -> torch.Tensor:
+    """Return the nats of the first window, scored alone, float64 ``(T - 1,)``."""
+    return token_nats(subject.module, windows(subject)[:1])[0]
+
+
+@measurement("copies", Cost.PROMPT, in_baseline=InBaseline.NO)
+def stream_of_copies(subject: Subject) -> torch.Tensor | None:
+    """Return the residual stream after the last layer in the first of three copies of the prompt, ``(T, H)``.
+
+    It is in the dtype of the model; None where the layers are not known.
+    """
+    model, body, ids = subject.module, subject.anatomy, prompt_copies(prompt_ids(subject))
     if not body.layers:
-        return noise, torch.finfo(next(model.parameters()).dtype).eps
-    last, expected = len(body.layers) - 1, residual_stream(subject, prompt)[-1].double()
+        return None
+    last = len(body.layers) - 1
     with evaluating(model), observe(model, residual=[last], stop=True) as sight:
-        model(prompt.repeat(3, 1).to(device_of(model)), use_cache=False)
-    found, precision = sight.residual[last][0].cpu().double(), torch.finfo(sight.residual[last].dtype).eps
-    difference = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
-    return noise, max(precision, difference)
+        next(logits_of_windows(model, ids, len(ids)))
+    return sight.residual[last][0].cpu()
+
+
+def prompt_copies(ids: torch.Tensor) -> torch.Tensor:
+    """Return three copies of a prompt ``(1, T)``, ``(3, T)``."""
+    return ids.repeat(3, 1)
 
 
 @measurement("two runs", Cost.PROMPT, in_baseline=InBaseline.NO)

@@ -13,7 +13,9 @@ import torch
 
 from swcheck.base.records import SuperWeight
 from swcheck.lens.architecture.anatomy import Expert, MapKey, check_inside
+from swcheck.lens.architecture.storage import evaluating
 from swcheck.lens.linear_maps import scalar_of
+from swcheck.lens.map_responses import MapResponses, responses_of
 from swcheck.lens.non_finite import non_finite_rows
 from swcheck.loading import hub, tensor_files
 from swcheck.superweights.measurements.model_sample import model_sample
@@ -79,6 +81,13 @@ def matrix_row(subject: Subject, weight: SuperWeight) -> torch.Tensor | None:
     """Return the row of the down projection that has a super weight, float32 ``(F,)``; None where it is packed."""
     matrix = None if subject.is_runtime else subject.anatomy.down_map(weight).weight
     return None if matrix is None else matrix[weight.row].to("cpu", torch.float32, copy=True)
+
+
+@measurement("echoes", Cost.LINEAR_MAPS, of_weights=True)
+def map_responses(subject: Subject) -> MapResponses:
+    """Return the outputs of every linear map of the decoder layers for fixed random inputs, as count sketches."""
+    with evaluating(subject.module):
+        return responses_of(subject.anatomy)
 
 
 @measurement("stored non-finite", Cost.WEIGHTS, in_baseline=InBaseline.NO, of_weights=True)

@@ -31,16 +31,15 @@ from swcheck.base.errors import CheckpointError, CoordinateError, OptionError, W
 from swcheck.base.output_files import write_atomically
 from swcheck.gate.baseline import document, file, identity, measure, packing
 from swcheck.gate.relation.candidate_kind import WeightSample
-from swcheck.gate.relation.linear_maps import map_responses
 from swcheck.lens.kl_divergence import Predictions
 from swcheck.lens.map_responses import MapResponses
 from swcheck.loading.tiny import CHECKPOINT
 from swcheck.superweights.locating.located import Located
 from swcheck.superweights.measurements import ablation
-from swcheck.superweights.measurements.contributions import located
+from swcheck.superweights.measurements.located import located
 from swcheck.superweights.measurements.model_sample import ModelSample, model_sample
 from swcheck.superweights.measurements.residual_stream import sketch_of
-from swcheck.superweights.measurements.weights import matrix_row
+from swcheck.superweights.measurements.weights import map_responses, matrix_row
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.superweights.subject.held_model import HeldModel
 from swcheck.superweights.subject.measurement import TRAITS

@@ -18,7 +18,7 @@ from swcheck.lens.prompts import encode_batch, encode_prompt
 from swcheck.strategies import drawn_prompts
 from swcheck.suite import for_any_prompts
 from swcheck.superweights.measurements import prompt_readings
-from swcheck.superweights.measurements.contributions import located
+from swcheck.superweights.measurements.located import located
 from swcheck.superweights.measurements.residual_stream import super_activations
 from swcheck.superweights.subject.held_model import HeldModel
 from swcheck.superweights.subject.memory import Memory

@@ -31,7 +31,7 @@ from swcheck.lens.non_finite import first_non_finite
 from swcheck.lens.observe import observe
 from swcheck.lens.replace import maps_replaced
 from swcheck.lens.tokens import token_windows
-from swcheck.superweights.measurements.contributions import located
+from swcheck.superweights.measurements.located import located
 from swcheck.superweights.measurements.residual_stream import super_activations
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.testing.damage import bases as relatives

@@ -32,7 +32,7 @@ from swcheck.loading.spec_from_config import spec_of
 from swcheck.run.session import Session
 from swcheck.run.settings import Settings
 from swcheck.superweights.measurements.ablation import ablated_nats
-from swcheck.superweights.measurements.contributions import located
+from swcheck.superweights.measurements.located import located
 from swcheck.superweights.measurements.model_sample import model_sample
 from swcheck.superweights.measurements.scores import intact_scores
 from swcheck.superweights.subject.as_subject import as_subject

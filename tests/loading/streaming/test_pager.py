@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 import swcheck
 from swcheck.base.errors import CheckpointError, OptionError
 from swcheck.base.records import SuperWeight
-from swcheck.gate.relation.linear_maps import map_responses
 from swcheck.lens.architecture.anatomy import MapKey, checked_anatomy
 from swcheck.lens.architecture.storage import evaluating, plain_weight
 from swcheck.lens.intervene import maps_zeroed, scalars_zeroed, scaled
@@ -25,7 +24,7 @@ from swcheck.loading.streaming.free_memory import FreeMemory
 from swcheck.loading.streaming.mapped_pages import PAGE_FLAGS, MappedPages, Span, can_give_back, maps_of
 from swcheck.loading.streaming.pager import pager_of
 from swcheck.superweights.locating.locate import locate
-from swcheck.superweights.measurements.weights import non_finite_parameters
+from swcheck.superweights.measurements.weights import map_responses, non_finite_parameters
 from swcheck.superweights.subject.as_subject import as_subject
 from tests import checkpoints
 from tools.small_models import small_model

@@ -18,8 +18,8 @@ from swcheck.base.statistics import factor_of
 from swcheck.lens.architecture.storage import device_of, evaluating
 from swcheck.lens.likelihood import nats_of
 from swcheck.loading.runtime import Capability, Runtime
-from swcheck.superweights.measurements.contributions import located
 from swcheck.superweights.measurements.inputs import windows
+from swcheck.superweights.measurements.located import located
 from swcheck.superweights.measurements.residual_stream import super_activations
 from swcheck.superweights.measurements.scores import scores_against
 from swcheck.superweights.subject.measurement import measurement

@@ -11,7 +11,7 @@ from swcheck.gate.diagnosis.evidence.reference_matrices import reference_paramet
 from swcheck.gate.diagnosis.evidence.tensor_change import tensor_change
 from swcheck.lens.replace import parameters_replaced
 from swcheck.lens.routing import routed_modules, routing_replaced, share_of_other_experts
-from swcheck.superweights.measurements.routing import routing_on
+from swcheck.superweights.measurements.contributions import routing_on
 
 if TYPE_CHECKING:
     from torch import nn

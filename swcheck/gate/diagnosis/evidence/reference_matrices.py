@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.func import functional_call
 
-from swcheck.gate.relation.linear_maps import map_responses, why_responses_unknown
+from swcheck.gate.relation.linear_maps import why_responses_unknown
 from swcheck.lens.architecture.storage import device_of, first_tensor, is_plain, plain_weight
 from swcheck.lens.map_responses import gives_response
 from swcheck.lens.routing import routed_modules
 from swcheck.loading.parallel.shards import whole
 from swcheck.superweights.measurements.ablation import embedded_starts, window_starts
 from swcheck.superweights.measurements.configuration import configuration
-from swcheck.superweights.measurements.contributions import largest_input_columns, located, sink_tokens
+from swcheck.superweights.measurements.contributions import largest_input_columns, routing_on, sink_tokens
 from swcheck.superweights.measurements.inputs import prompt_ids
+from swcheck.superweights.measurements.located import located
 from swcheck.superweights.measurements.model_sample import embedding_of, model_sample
 from swcheck.superweights.measurements.residual_stream import activation_profile, residual_sketch, super_activations
-from swcheck.superweights.measurements.routing import routing_on
-from swcheck.superweights.measurements.weights import down_matrix, matrix_row, stored_tensor
+from swcheck.superweights.measurements.weights import down_matrix, map_responses, matrix_row, stored_tensor
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.gate.diagnosis.evidence.reference_matrices import reference_matrix, reference_parameters_of_layer
 from swcheck.gate.diagnosis.evidence.suspect import Suspect
-from swcheck.gate.relation.linear_maps import map_errors, map_responses, why_responses_unknown
+from swcheck.gate.relation.linear_maps import map_errors, why_responses_unknown
+from swcheck.superweights.measurements.weights import map_responses
 
 if TYPE_CHECKING:
     from swcheck.lens.map_responses import MapResponses
