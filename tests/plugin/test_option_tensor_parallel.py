@@ -21,15 +21,16 @@ SECONDS = 240
 def torchrun(tmp_path):
     """Run pytest in two processes of torchrun, on the CPU."""
 
-    def run(*args: object, wait: bool = True, **environment: str):
+    def run(*args: object, wait: bool = True, module: str = "pytest", **environment: str):
         clean = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("SWCHECK_", "PYTEST_", "CI", "GITHUB_", "COV"))
         }
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pytest"]
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", module]
+        options = ["-p", "no:cacheprovider", "-p", "no:benchmark", "--swcheck-tensor-parallel"]
         process = subprocess.Popen(
-            [*start, "-p", "no:cacheprovider", "-p", "no:benchmark", "--swcheck-tensor-parallel", *map(str, args)],
+            [*start, *(options if module == "pytest" else ()), *map(str, args)],
             cwd=tmp_path,
             env={**clean, "COLUMNS": "100", "SWCHECK_CACHE_DIR": os.devnull, **environment},
             stdout=subprocess.PIPE,
@@ -42,6 +43,21 @@ def torchrun(tmp_path):
         return subprocess.CompletedProcess(args, process.returncode, out, err)
 
     return run
+
+
+@RECENT
+@pytest.mark.slow
+def test_two_processes_locate_what_one_locates(torchrun, tmp_path):
+    """One of them prints, the same to the last digit; an error is told once, and the code is that of one process."""
+    words = [sys.executable, "-m", "swcheck", "locate", "tiny", "--json"]
+    alone = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    both = torchrun("locate", "tiny", "--json", "--tensor-parallel", module="swcheck")
+    assert (both.returncode, json.loads(both.stdout)) == (0, json.loads(alone.stdout)), both.stderr
+    missing = torchrun("locate", "./nowhere", "--tensor-parallel", module="swcheck")
+    assert missing.returncode != 0
+    assert (missing.stdout, missing.stderr.count("swcheck: ")) == ("", 1)
+    apart = torchrun("locate", "tiny", module="swcheck")
+    assert "2 processes of torchrun, each for itself" in apart.stderr
 
 
 def verdicts_in(file):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from swcheck.base.errors import OptionError
 from swcheck.base.formatting import format_number
 from swcheck.base.json_text import json_text
-from swcheck.run.command_line.common.arguments import add_json, add_loading, load_model
+from swcheck.run.command_line.common.arguments import add_json, add_loading, add_sharing, load_model
 from swcheck.run.command_line.common.layout import aligned, terminal_width, wrap_lines
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--published", nargs="?", const="", metavar="NAME", help=words)
     parser.add_argument("--exit-code", action="store_true", help="exit with 1 if no super weight is found")
     add_loading(parser)
+    add_sharing(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 

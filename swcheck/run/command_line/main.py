@@ -11,6 +11,7 @@ import errno
 import gc
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from typing import Any, Final
 
 from swcheck.base.errors import SwcheckError
 from swcheck.base.terminal.progress import end_bars
-from swcheck.base.terminal.visible import visible
+from swcheck.base.terminal.visible import is_silent, visible
 from swcheck.run.command_line import (
     accuracy,
     baseline,
@@ -37,6 +38,9 @@ from swcheck.run.command_line import (
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where nothing more can be written; it names no file then."""
 
+ERROR_SECONDS: Final = 10
+"""So long the other processes of torchrun wait with an error: when the first one ends, torchrun ends them."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand, and print what it returns; None is printed by the subcommand itself.
@@ -52,14 +56,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with redirect_stdout(sys.stderr):
             answer = _without_bars_left(run, options)
     except SwcheckError as error:
-        sys.stderr.write(f"swcheck: {error}\n")
+        _tell_error(str(error))
         return 2
     except OSError as error:  # a full disk, a file that went away: nothing of ours to look into
         if error.filename is None and error.errno not in NO_ROOM:
             raise
-        sys.stderr.write(visible(f"swcheck: {error.filename or 'a temporary file'}: {error.strerror}") + "\n")
+        _tell_error(visible(f"{error.filename or 'a temporary file'}: {error.strerror}"))
         return 2
-    return (0 if answer is None else _write(answer)) or options.code
+    return (0 if answer is None or is_silent() else _write(answer)) or options.code
+
+
+def _tell_error(words: str) -> None:
+    """Write an error to stderr, of several processes in those behind the first after time for it to tell the same."""
+    if is_silent():
+        time.sleep(ERROR_SECONDS)
+    sys.stderr.write(f"swcheck: {words}\n")
 
 
 def _without_bars_left(run: Callable[[argparse.Namespace], str | None], options: argparse.Namespace) -> str | None:
