@@ -1,22 +1,26 @@
 """Tries small models of every causal-LM type of transformers, and writes ``docs/families.md``.
 
-``python -m tools.families_table`` takes about an hour of one core. What was tried is kept in ``ROWS`` by type and seed, so
-that it goes on where it was stopped; all types come with one seed before any comes with the next. ``SEEDS`` random models
-of each type get super weights of every geometry; each has to be located, and nothing besides. A copy of the planted model has to pass the gate. A copy with the planted scalar zeroed, halved or
-moved to another row has to fail it, with the place of the super weight in its first line. The planted model packed by a
-quantizer (``PACKED``, where the package is installed) has to pass it as well.
+``python -m tools.families_table`` takes about an hour of one core; with ``--only`` and types behind it, it renews what the
+page says of these. What was tried is kept in ``ROWS`` by type and seed, so that it goes on where it was stopped; all types
+come with one seed before any comes with the next. ``SEEDS`` random models of each type get super weights of every geometry;
+each has to be located, and nothing besides. A copy of the planted model has to pass the gate. A copy with the planted scalar
+zeroed, halved or moved to another row has to fail it, with the place of the super weight in its first line. The planted model
+packed by a quantizer (``PACKED``, where the package is installed) has to pass it as well.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -44,6 +48,8 @@ PAGE: Final = Path(__file__).parents[1] / "docs" / "families.md"
 ROWS: Final = PAGE.parents[1] / "build" / "families.jsonl"
 SEEDS: Final = 5
 IDS: Final = torch.arange(5, 29)[None]
+APART: Final = ((13, 7), (19, 7), (11, 0), (19, 11), (17, 3))
+"""Where two super weights write, the first and the second, that do not write at one token."""
 TEXT: Final = torch.cat([IDS, torch.randint(3, 64, (13, IDS.shape[1]), generator=torch.Generator().manual_seed(1))])
 
 
@@ -58,18 +64,26 @@ class Row:
     green: list[bool] = field(default_factory=list)
     red: dict[str, list[bool]] = field(default_factory=dict)
     packed: dict[str, str] = field(default_factory=dict)
+    unplanted: dict[str, str] = field(default_factory=dict)
+    """Why a geometry could not be planted, at the first place and token where it could not."""
 
 
 def planted_at_some_token(
-    model: nn.Module, plan: Sequence[Planting], tokens: Sequence[int] = (0, 7, 11, 13)
+    model: nn.Module, plan: Sequence[Planting], tokens: Sequence[int] = (0, 7, 11, 13, 3, 17, 19, 21)
 ) -> tuple[SuperWeight, ...]:
-    """Plant at the first of these tokens to which an inner neuron of this random model is local. Raises ``OptionError``."""
-    saved = copy.deepcopy(model.state_dict())
-    for token in tokens[:-1]:
-        with suppress(OptionError):
+    """Plant at the first of these tokens to which an inner neuron of this random model is local.
+
+    Where there is none, raises the ``OptionError`` that is met most often.
+    """
+    saved, errors = copy.deepcopy(model.state_dict()), []
+    for token in tokens:
+        try:
             return plant_super_weights(model, plan, IDS, position=token)
-        model.load_state_dict(saved)
-    return plant_super_weights(model, plan, IDS, position=tokens[-1])
+        except OptionError as error:
+            errors.append(error)
+            model.load_state_dict(saved)
+    kinds = [re.sub(r"[\d.e+-]+", "", error.found) for error in errors]
+    raise errors[kinds.index(Counter(kinds).most_common(1)[0][0])]
 
 
 def one(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
@@ -90,29 +104,30 @@ def several_in_a_column(model: nn.Module, layer: int, expert: Expert) -> tuple[S
 
 
 def in_two_layers(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
-    """One in this layer and one in the next, at the first token where this model lets both be largest at that token.
+    """One in this layer and one in the next, where this model lets each be largest at its token.
 
-    In a random model the first one reaches all tokens a little, and what follows it then reads nearly the same everywhere.
-    The second has to write without the first as well: else it is an echo.
+    They write at one token; else the first one at a later token, which the second one's does not see. In a random model
+    the first one reaches all later tokens a little, and what follows it then reads nearly the same everywhere. The second has
+    to write without the first as well: else it is an echo.
     """
-    for size in (1000, 60):
-        for position in (0, 7, 13):
-            later = visited_experts(model, layer + 1, IDS, position)
-            if expert not in visited_experts(model, layer, IDS, position) or not later:
-                continue
-            planted = copy.deepcopy(model)
-            plan = [
-                Planting(layer, 3, expert=expert, size=size),
-                Planting(layer + 1, 9, expert=expert if expert in later else later[0], size=4 * size),
-            ]
-            with suppress(OptionError):
-                wanted = plant_super_weights(planted, plan, IDS, position=position)
-                if all(_is_local(planted, one, position) for one in wanted) and _stands_alone(
-                    planted, *wanted, position
-                ):
-                    model.load_state_dict(planted.state_dict())
-                    return wanted
-    raise OptionError(f"two layers from layer {layer}", "no token at which both are largest", "another type")
+    for (first, second), size in [*product(((0, 0), (7, 7), (13, 13)), (1000, 60)), *product(APART, (1000, 60))]:
+        later = visited_experts(model, layer + 1, IDS, second)
+        if expert not in visited_experts(model, layer, IDS, first) or not later:
+            continue
+        planted = copy.deepcopy(model)
+        with suppress(OptionError):
+            one = Planting(layer, 3, expert=expert, size=size)
+            other = Planting(layer + 1, 9, expert=expert if expert in later else later[0], size=4 * size)
+            if first == second:
+                wanted = plant_super_weights(planted, [one, other], IDS, position=first)
+            else:
+                wanted = plant_super_weights(planted, [one], IDS, position=first)
+                wanted += plant_super_weights(planted, [other], IDS, position=second)
+            are_local = _is_local(planted, wanted[0], first) and _is_local(planted, wanted[1], second)
+            if are_local and _stands_alone(planted, *wanted, second):
+                model.load_state_dict(planted.state_dict())
+                return wanted
+    raise OptionError(f"two layers from layer {layer}", "no tokens at which both are largest", "another type")
 
 
 def _is_local(model: nn.Module, weight: SuperWeight, position: int) -> bool:
@@ -134,7 +149,7 @@ def _stands_alone(model: nn.Module, first: SuperWeight, second: SuperWeight, pos
 
 
 def at_a_later_token(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
-    return planted_at_some_token(model, [Planting(layer, 3, expert=expert)], (7, 11, 13, 19))
+    return planted_at_some_token(model, [Planting(layer, 3, expert=expert)], (7, 11, 13, 19, 3, 5, 16, 21))
 
 
 def with_an_echo(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
@@ -207,6 +222,7 @@ def together(rows: list[Row]) -> Row:
     first, *others = rows
     whole = Row(first.name, first.refusal, first.places, packed=dict(first.packed))
     for row in rows:
+        whole.unplanted = {**row.unplanted, **whole.unplanted}
         whole.green += row.green
         for results, more in ((whole.located, row.located), (whole.red, row.red)):
             for name, values in more.items():
@@ -231,6 +247,11 @@ def _try_place(
             wanted = make(planted, layer, expert)
         except OptionError as error:  # no neuron of this random model is local to the token, or nothing persists
             sys.stderr.write(f"  {row.name} {geometry} layer {layer} expert {expert}: {error}\n")
+            row.unplanted.setdefault(geometry, error.found)
+            if geometry == "one":
+                for other in geometries:
+                    row.unplanted.setdefault(other, error.found)
+                return
             continue
         try:
             found = locate(planted, token_ids=IDS).super_weights
@@ -339,16 +360,12 @@ configuration are accepted. {seeds} random models of each got super weights of e
 expert and in a shared expert where they have them: how often they were located, and nothing besides. Then the gate: a
 copy is green; with the scalar zeroed, halved or moved to the next row it is red, with the place in its first line.
 
-What a random model does not allow is not planted, and not counted:
-
-- Few let a second super weight, in the next layer, be large at the same token and write the same without the first.
-- Where a norm takes the whole stream (BART and its like, the first GPT, GIT, MiniMax) no value persists, or none is local
-  to a token.
-- Zamba and Zamba 2 mix the channels behind their shared map, so that no weight of it writes a channel of the stream.
-
-A dash says that no model of the type could be planted so, or that no quantizer was installed. Packed is the gate of a
-planted model whose linear maps are in 8 bits. "Does not run" is what the package, or transformers with it, says of so
-small a model: widths that no kernel takes, a configuration that is not read back.
+What a random model does not allow is not planted, and not counted. A dash says that no model of the type could be planted
+so, for the reason below the table. Where a norm takes the whole stream in each layer (BART and its like, the first GPT, GIT,
+MiniMax), a channel is bounded by the root of the width: below a width of about 1,100 none can be 50 times the median. Zamba's
+shared map writes into what the Mamba mixer reads, and no weight of it into one channel of the stream. Packed is the gate of a planted model whose linear maps are in 8 bits. "Does not run" is
+what the package, or transformers with it, says of so small a model: widths that no kernel takes, a configuration that is
+not read back.
 """
 """What the page says before its tables."""
 
@@ -364,10 +381,10 @@ UNBUILT: Final = {
 """Why a type is not built."""
 
 TAIL: Final = """\
-Of those that are not accepted, three are decoders with MLPs: CPM-Ant puts learned tokens of its own before the prompt, so
-that positions are not the prompt's; HRM runs its two stacks of layers several times in a pass, so that a place in a layer
-has several values; Reformer hands on two streams in two tensors, of which each is computed from the other. ProphetNet
-predicts several tokens at a position and keeps a stream for each behind the prompt's.
+Of those that are not accepted, two are decoders with MLPs: HRM runs its two stacks of layers several times in a pass, so that
+a place in a layer has several values; Reformer hands on two streams in two tensors, of which each is computed from the other.
+CPM-Ant, which is meant as a decoder, lets every token see all others as transformers computes it, its own learned tokens
+before the prompt among them. ProphetNet predicts several tokens at a position and keeps a stream for each behind the prompt's.
 """
 """What the page says behind its tables."""
 
@@ -382,9 +399,41 @@ def packed_cell(verdicts: dict[str, str]) -> str:
     return "<br>".join(f"{name}: {verdict}" for name, verdict in verdicts.items()) or "-"
 
 
-def page(rows: list[Row], unbuilt: list[str]) -> str:
+@dataclass
+class Tables:
+    """The lines of the page's tables: cells behind the type, by type; a type may have several reasons for dashes."""
+
+    accepted: dict[str, list[str]] = field(default_factory=dict)
+    unplanted: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    refused: dict[str, list[str]] = field(default_factory=dict)
+    unbuilt: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, name: str, row: Row | None) -> None:
+        """Take what was seen of a type in place of what the page says; None for one that cannot be built."""
+        for table in (self.accepted, self.unplanted, self.refused, self.unbuilt):
+            table.pop(name, None)
+        if row is None:
+            self.unbuilt[name] = [UNBUILT.get(name, "its small configuration is refused")]
+        elif row.refusal:
+            self.refused[name] = [row.refusal]
+        else:
+            located = [score(row.located.get(geometry, [])) for geometry in ("none", *GEOMETRIES)]
+            gated = [score(row.green), *(score(row.red.get(damage, [])) for damage in DAMAGES)]
+            self.accepted[name] = [row.places, *located, *gated, packed_cell(row.packed)]
+            self.unplanted[name] = reasons(row)
+
+
+def reasons(row: Row) -> list[tuple[str, str]]:
+    """Return which geometries were never planted, and why: those of one reason together."""
+    found: dict[str, list[str]] = {}
+    for geometry in GEOMETRIES:
+        if not row.located.get(geometry):
+            found.setdefault(row.unplanted.get(geometry, "not tried"), []).append(geometry)
+    return [("all" if len(names) == len(GEOMETRIES) else ", ".join(names), why) for why, names in found.items()]
+
+
+def page(tables: Tables) -> str:
     """Return the page."""
-    accepted = [row for row in rows if not row.refusal]
     head = [
         "type",
         "down projections",
@@ -394,20 +443,41 @@ def page(rows: list[Row], unbuilt: list[str]) -> str:
         *(f"{name} red" for name in DAMAGES),
         "packed",
     ]
-    counts = [len(row.located["none"]) for row in accepted]
-    seeds = f"{max(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    lines = [*HEAD.format(accepted=len(accepted), rows=len(rows), seeds=seeds).splitlines(), ""]
-    lines += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for row in accepted:
-        cells = [score(row.located.get(name, [])) for name in ("none", *GEOMETRIES)]
-        cells += [score(row.green), *(score(row.red.get(name, [])) for name in DAMAGES), packed_cell(row.packed)]
-        lines.append("| " + " | ".join([row.name, row.places, *cells]) + " |")
-    lines += ["", "Not accepted:", "", "| type | why |", "| --- | --- |"]
-    lines += [f"| {row.name} | {row.refusal} |" for row in rows if row.refusal]
-    lines += ["", "Not built:", "", "| type | why |", "| --- | --- |"]
-    lines += [f"| {name} | {UNBUILT.get(name, 'its small configuration is refused')} |" for name in unbuilt]
-    lines += ["", *TAIL.splitlines(), ""]
-    return "\n".join(lines)
+    counts = sorted({int(cells[1].rpartition("/")[2]) for cells in tables.accepted.values()})
+    seeds = " to ".join(str(count) for count in (counts if len(counts) == 1 else (counts[0], counts[-1])))
+    accepted, built = len(tables.accepted), len(tables.accepted) + len(tables.refused)
+    lines = [*HEAD.format(accepted=accepted, rows=built, seeds=seeds).splitlines(), "", *_table(head, tables.accepted)]
+    together: dict[tuple[str, str], list[str]] = {}
+    for name in sorted(tables.unplanted):
+        for reason in tables.unplanted[name]:
+            together.setdefault(reason, []).append(name)
+    lines += ["", "Not planted:", "", "| geometry | type | why |", "| --- | --- | --- |"]
+    lines += [f"| {geometry} | {', '.join(names)} | {why} |" for (geometry, why), names in together.items()]
+    lines += ["", "Not accepted:", "", *_table(["type", "why"], tables.refused)]
+    lines += ["", "Not built:", "", *_table(["type", "why"], tables.unbuilt)]
+    return "\n".join([*lines, "", *TAIL.splitlines(), ""])
+
+
+def _table(head: list[str], rows: dict[str, list[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *([name, *rows[name]] for name in sorted(rows))]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
+def tables_of(text: str) -> Tables:
+    """Return the tables of a page."""
+    found, title = Tables(), "Accepted:"
+    for line in text.splitlines():
+        title = line if line.startswith("Not ") and line.endswith(":") else title
+        first, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("| ") or first in {"type", "geometry", "---"}:
+            continue
+        if title == "Not planted:":
+            for name in cells[0].split(", "):
+                found.unplanted.setdefault(name, []).append((first, cells[1]))
+        else:
+            tables = {"Accepted:": found.accepted, "Not accepted:": found.refused, "Not built:": found.unbuilt}
+            tables[title][first] = cells
+    return found
 
 
 def kept_rows() -> dict[tuple[str, int], Row | None]:
@@ -415,13 +485,6 @@ def kept_rows() -> dict[tuple[str, int], Row | None]:
     lines = ROWS.read_text(encoding="utf-8").splitlines() if ROWS.exists() else []
     kept = (json.loads(line) for line in lines)
     return {(name, seed): None if row is None else Row(**row) for name, seed, row in kept}
-
-
-def rows_of(kept: dict[tuple[str, int], Row | None]) -> tuple[list[Row], list[str]]:
-    """Return what was seen of each type, and the types that could not be built."""
-    by_type = {name: [row for (other, _), row in kept.items() if other == name] for name in TYPES}
-    rows = [together(seen) for found in by_type.values() if (seen := [row for row in found if row is not None])]
-    return rows, [name for name, found in by_type.items() if found and all(row is None for row in found)]
 
 
 def show(row: Row | None) -> None:
@@ -433,26 +496,35 @@ def show(row: Row | None) -> None:
         sys.stdout.flush()
 
 
-def main(names: list[str]) -> None:
-    """Try the named types with one seed and print them; all of them, and write the page, where none is named."""
-    warnings.filterwarnings("ignore")
-    for name in names:
-        show(tried(name, 0))
-    if names:
-        return
+def renew(names: Sequence[str]) -> None:
+    """Try types with every seed, and write what was seen of them into the page."""
     kept = kept_rows()
     ROWS.parent.mkdir(exist_ok=True)
-    for seed in range(SEEDS):
-        for name in TYPES:
-            earlier = kept.get((name, 0), Row(name))
-            if (name, seed) in kept or earlier is None or (seed and earlier.refusal):
-                continue
-            row = kept[name, seed] = tried(name, seed)
-            show(row)
-            with ROWS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([name, seed, row and asdict(row)]) + "\n")
-    PAGE.write_text(page(*rows_of(kept)), encoding="utf-8")
-    ROWS.unlink()
+    for seed, name in product(range(SEEDS), names):
+        earlier = kept.get((name, 0), Row(name))
+        if (name, seed) in kept or earlier is None or (seed and earlier.refusal):
+            continue
+        row = kept[name, seed] = tried(name, seed)
+        show(row)
+        with ROWS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([name, seed, row and asdict(row)]) + "\n")
+    tables = Tables() if set(names) == set(TYPES) else tables_of(PAGE.read_text(encoding="utf-8"))
+    for name in names:
+        seen = [row for (other, _), row in kept.items() if other == name and row is not None]
+        tables.add(name, together(seen) if seen else None)
+    PAGE.write_text(page(tables), encoding="utf-8")
+    others = [line for line in ROWS.read_text(encoding="utf-8").splitlines() if json.loads(line)[0] not in names]
+    ROWS.write_text("".join(f"{line}\n" for line in others), encoding="utf-8")
+
+
+def main(arguments: list[str]) -> None:
+    """Try the named types with one seed and print them; all of them, or those behind ``--only``, write the page."""
+    warnings.filterwarnings("ignore")
+    if not arguments or arguments[0] == "--only":
+        renew(arguments[1:] or TYPES)
+        return
+    for name in arguments:
+        show(tried(name, 0))
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def _plant_one(
                 new = SuperWeight(planting.layer, planting.row, column, None, planting.expert)
                 _silence_channel(model, planting, [*taken, new])
                 weight[planting.row, column] = math.copysign(raw, wanted) / read
-                _amplify(model, planting, ids, position, wanted)
+                _amplify(model, planting, ids, position, wanted, change)
             else:  # the norm's weight is large there already: both share it
                 weight[planting.row, column] = math.copysign(raw, wanted) / read
     return SuperWeight(planting.layer, planting.row, column, float(weight[planting.row, column]), planting.expert)
@@ -236,11 +236,14 @@ def _writer(model: nn.Module, planting: Planting, ids: torch.Tensor, position: i
     return _Seen(mine[0], reads, stream, max(medians))
 
 
-def _amplify(model: nn.Module, planting: Planting, ids: torch.Tensor, position: int, wanted: float) -> None:
+def _amplify(
+    model: nn.Module, planting: Planting, ids: torch.Tensor, position: int, wanted: float, largest: float
+) -> None:
     """Set the weight of a norm that follows the down projection so that the residual stream gets ``wanted``.
 
     Such a norm limits what one channel can be. Trained models of these families have large norm weights there. A norm that
-    moves the stream by much more than what the map adds amplifies another branch, and is left alone.
+    moves the stream by much more than what the map adds amplifies another branch, and is left alone. ``largest`` is what
+    the stream gets of a scalar that would write ``wanted`` itself.
     """
     layer = checked_anatomy(model).layers[planting.layer]
     before = _writer(model, planting, ids, position)
@@ -256,8 +259,11 @@ def _amplify(model: nn.Module, planting: Planting, ids: torch.Tensor, position: 
                 slopes.append((slope, vector))
     slope, vector = max(slopes, key=lambda pair: abs(pair[0]), default=(0.0, torch.zeros(0)))
     if not slope:
-        found = f"it can write {before.written.added:.4g} into channel {planting.row}, {wanted:.4g} are wanted"
-        raise OptionError(f"plant into layer {planting.layer}", found, "a smaller size")
+        asked = f"plant into layer {planting.layer}"
+        found = (
+            f"of {wanted:.3g} in channel {planting.row} the stream gets {largest:.3g}, and no norm amplifies it alone"
+        )
+        raise OptionError(asked, found, "a family whose residual stream gets what its down projections write")
     vector[planting.row] += (wanted - before.written.added) / slope
 
 

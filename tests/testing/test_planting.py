@@ -54,6 +54,15 @@ def test_two_layers_are_located(name, seed, expert):
     assert set(locate(model, token_ids=IDS).super_weights) == set(wanted)
 
 
+@RECENT
+def test_weights_that_write_most_at_different_tokens_are_both_located():
+    """One of a row writes more at a later token than at the planted one; without it the other one is seen at this."""
+    model = small_model("axk1")
+    plan = [Planting(1, 3, expert="shared"), Planting(1, 3, expert="shared")]
+    wanted = plant_super_weights(model, plan, IDS)
+    assert set(locate(model, token_ids=IDS).super_weights) == set(wanted)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
 def test_all_geometries_are_located(name):
@@ -134,6 +143,15 @@ def test_the_norm_that_is_amplified_is_that_of_the_planted_map(position):
     model = small_model("gemma4_text", 2)
     wanted = plant_super_weights(model, [Planting(1, 3, size=-1000)], IDS, position=position)
     assert locate(model, token_ids=IDS).super_weights == wanted
+
+
+@pytest.mark.parametrize("name", ["openai-gpt", "plbart"])
+def test_a_stream_that_a_norm_takes_whole_is_said_to_bound_a_channel(name):
+    """No scalar is large enough there: the norm behind the layer scales the channel with all that is in it."""
+    with pytest.raises(
+        OptionError, match=r"of [67]\d\d in channel 3 the stream gets \d\.\d+, and no norm amplifies it"
+    ):
+        plant_super_weights(small_model(name), [Planting(1, 3)], IDS, position=11)
 
 
 @RECENT

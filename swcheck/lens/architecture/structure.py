@@ -114,12 +114,16 @@ class _Blocks:
         tracer.running.append(key)
         seen = self.seen[key]
         seen.calls += 1
-        seen.before = next((one for one in (*args, *kwargs.values()) if _is_stream(one)), None)
+        given = [one for one in (*args, *kwargs.values()) if _is_stream(one)]
+        seen.before, seen.tensors = next(iter(given), None), len(given)
 
     def _after(self, tracer: Tracer, key: tuple[str, int], _module: nn.Module, _args: Any, output: Any) -> None:
         tracer.running.remove(key)
         self.order.append(key[0])
-        self.seen[key].after = _stream_of(output)
+        seen = self.seen[key]
+        seen.after = _stream_of(output)
+        returned = [one for one in output if _is_stream(one)] if isinstance(output, tuple | list) else []
+        seen.tensors = min(seen.tensors, sum(one.shape == returned[0].shape for one in returned))
 
     def _inside(self, key: tuple[str, int], path: str, _module: nn.Module, _args: Any, output: Any) -> None:
         stream = _stream_of(output)
@@ -178,14 +182,17 @@ def _check_chain(model: nn.Module, whole: Structure, layers: list[Block]) -> Non
             raise _refusal(model, f"{name}.{number} runs {layer.calls} times in a pass")
         if layer.before is None or layer.after is None or layer.before.shape != layer.after.shape:
             raise _refusal(model, f"{name}.{number} returns another shape than it gets")
-        shape = whole.by_stream(layer.after).shape if layer.after.ndim in {3, 4} else ()
-        if shape[:2] == (TOKENS, 2) and _looks_ahead(layer.after.transpose(0, 1)):
+        count, time = whole.by_stream(layer.after).shape[:2] if layer.after.ndim in {3, 4} else (0, 0)
+        is_encoder = (count, time) == (TOKENS, 2) and _looks_ahead(layer.after.transpose(0, 1))
+        if count == 2 and time > TOKENS:  # with tokens of its own before the prompt
+            is_encoder = _looks_ahead(whole.by_stream(layer.after)[:, :2])
+        if count == 2 and time == TOKENS and _is_encoder(model):
+            is_encoder = _looks_ahead(whole.by_stream(layer.after))
+        if is_encoder:
             raise _refusal(model, f"an encoder: what {name}.{number} returns depends on later tokens")
-        if shape[:2] != (2, TOKENS):
+        if (count, time) != (2, TOKENS):
             found = f"{name}.{number} returns {tuple(layer.after.shape)} for 2 prompts of {TOKENS} tokens"
             raise _refusal(model, found)
-        if _is_encoder(model) and _looks_ahead(whole.by_stream(layer.after)):
-            raise _refusal(model, f"an encoder: what {name}.{number} returns depends on later tokens")
 
 
 def _is_encoder(model: nn.Module) -> bool:
@@ -268,6 +275,8 @@ def _check_sums(model: nn.Module, whole: Structure, layers: list[Block]) -> None
             found = (
                 f"what {name}.{number} returns is no sum of its input and what its modules return: {error:.2%} is left"
             )
+            if layer.tensors > 1:
+                found += f"; it hands on {layer.tensors} streams, each in a tensor of its own"
             raise _refusal(model, found)
 
 

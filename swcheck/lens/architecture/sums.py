@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Block:
-    """What the pass showed of one decoder layer: its input, its output, and what the modules inside returned."""
+    """What the pass showed of one decoder layer: its input, its output, and what the modules inside returned.
+
+    ``tensors`` is how many tensors as large as its output it both gets and returns.
+    """
 
     calls: int = 0
+    tensors: int = 0
     before: torch.Tensor | None = None
     after: torch.Tensor | None = None
     inside: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -71,12 +75,18 @@ def _columns(layer: Block) -> dict[str, torch.Tensor]:
 def is_added(layer: Block, path: str) -> bool:
     """Return whether the output of a layer is what it would be without the map, plus what the map writes.
 
-    Its output, less what the map writes, has to be a sum of the input and of one more branch at most.
+    Its output, less what the map writes, has to be a sum of the input and of one more branch at most. A norm that takes
+    this sum and returns the output changes it, though next to nothing in a random model.
     """
     columns = _columns(layer)
     if path not in columns or layer.after is None:
         return False
-    rest = layer.after.reshape(columns[path].shape).double().cpu() - columns[path]
+    after = layer.after.reshape(columns[path].shape).double().cpu()
+    if any(
+        other and not f"{path}.".startswith(f"{other}.") and torch.equal(one, after) for other, one in columns.items()
+    ):
+        return False
+    rest = after - columns[path]
     others = [
         tensor for other, tensor in columns.items() if other and not other.startswith(path.split(".", maxsplit=1)[0])
     ]

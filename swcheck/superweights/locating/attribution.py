@@ -9,7 +9,7 @@ from typing import Final
 import torch
 
 from swcheck.base.records import SuperActivation, SuperWeight
-from swcheck.lens.architecture.anatomy import Anatomy, DownMap
+from swcheck.lens.architecture.anatomy import Anatomy, DownMap, MapKey
 from swcheck.lens.linear_maps import scalar_of, written_by
 from swcheck.superweights.locating.activation_rules import Rules, earliest_writer
 from swcheck.superweights.locating.writers import Writers, Written
@@ -81,15 +81,12 @@ class Attributor:
         """
         position, row = activation.position, activation.channel
         present = writers.of_layer(layer, position, row)
-        is_intact = writers is self.intact
-        intact = present if is_intact else self.intact.of_layer(layer, self._intact_token(activation), row)
-        intact_reads = {one.down.key: one.read for one in intact}
+        reads = self._intact_reads(writers, activation, layer, present)
         total = sum(one.added for one in present)
         candidates = [
             (SuperWeight(layer, row, column, scalar_of(one.down, row, column), one.down.key.expert), share, before)
             for one in present
-            if one.down.key in intact_reads
-            for column, share, before in self._shares(one, intact_reads[one.down.key], row, total)
+            for column, share, before in self._shares(one, reads[one.down.key], row, total)
         ]
         least = _least_share([share for _, share, _ in candidates], self.rules)
         return {
@@ -98,30 +95,43 @@ class Attributor:
             if share >= least and before >= self.rules.drop * least / self.rules.share and weight not in known
         }
 
-    def _intact_token(self, activation: SuperActivation) -> int:
-        """Return the token at which the intact model has an activation of this channel and sign.
+    def _intact_reads(
+        self, writers: Writers, activation: SuperActivation, layer: int, present: Sequence[Written]
+    ) -> dict[MapKey, list[torch.Tensor]]:
+        """Return what each down projection of a layer that is ``present`` reads in the intact model, ``(F,)``.
 
-        With other weights zeroed a channel may be largest at another token. Without such an activation, the token is
-        that of the pass at hand.
+        It is read at the token of the activation, and at that at which the intact model has one of the same channel and
+        sign: with other weights zeroed a channel may be largest at another token.
         """
+        if writers is self.intact:
+            return {one.down.key: [one.read] for one in present}
+        reads: dict[MapKey, list[torch.Tensor]] = {one.down.key: [] for one in present}
         same = (
             one.position
             for one in self.activations
             if one.channel == activation.channel and one.value * activation.value > 0
         )
-        return next(same, activation.position)
+        for token in dict.fromkeys((activation.position, next(same, activation.position))):
+            for one in self.intact.of_layer(layer, token, activation.channel):
+                reads.setdefault(one.down.key, []).append(one.read)
+        return reads
 
     def _shares(
-        self, written: Written, intact_read: torch.Tensor, row: int, total: float
+        self, written: Written, intact_reads: Sequence[torch.Tensor], row: int, total: float
     ) -> Iterator[tuple[int, float, float]]:
-        """Yield the inner neurons that may write most: column, share of ``total`` now, and in the intact model."""
+        """Yield the inner neurons that may write most: column, share of ``total`` now, and the largest in the intact model."""
+        if not intact_reads:
+            return
         weight = written.down.weight
         strength = (written.read.float() if weight is None else written.read.float() * weight[row].float()).abs()
         columns = strength.topk(min(self.rules.inputs, len(written.read))).indices.tolist()
-        shares = _contributions(written.down, written.read, row, columns) * written.gain / total
-        is_same = intact_read is written.read
-        intact = shares if is_same else _contributions(written.down, intact_read, row, columns) * written.gain / total
-        yield from zip(columns, shares.tolist(), intact.tolist(), strict=True)
+        scale = written.gain / total
+        shares = _contributions(written.down, written.read, row, columns) * scale
+        intact = [
+            shares if read is written.read else _contributions(written.down, read, row, columns) * scale
+            for read in intact_reads
+        ]
+        yield from zip(columns, shares.tolist(), torch.stack(intact).amax(0).tolist(), strict=True)
 
 
 def _least_share(shares: Sequence[float], rules: Rules) -> float:

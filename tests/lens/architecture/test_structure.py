@@ -73,8 +73,11 @@ def test_transposed_experts_are_told_by_what_the_pass_does():
 
 @pytest.mark.parametrize(
     ("name", "is_added"),
-    [("llama", True), ("gpt2", True), ("falcon", True), ("bloom", True), ("gemma2", False), ("olmo2", False)],
-)
+    [
+        ("llama", True), ("gpt2", True), ("falcon", True), ("bloom", True), ("gemma2", False), ("olmo2", False),
+        ("openai-gpt", False), ("plbart", False), ("git", False),
+    ],
+)  # fmt: skip
 def test_norms_between_the_map_and_the_stream_are_seen(name, is_added):
     """A model says whether the residual stream gets what its down projections write: yes before, no behind a norm."""
     body = checked_anatomy(small_model(name))
@@ -168,6 +171,21 @@ def test_layers_that_run_twice_are_refused():
     """A model that runs its layers more than once in a pass has no single place for a super activation."""
     with pytest.raises(ArchitectureError, match=r"H_module\.layers\.0 runs 2 times in a pass"):
         anatomy(small_model("hrm_text"))
+
+
+@RECENT
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("cpmant", r"an encoder: what cpmant\.encoder\.layers\.0 returns depends on later tokens"),
+        ("prophetnet", r"prophetnet\.decoder\.layers\.0 returns \(2, 15, 32\) for 2 prompts of 5 tokens"),
+        ("reformer", r"returns is no sum of .*; it hands on 2 streams, each in a tensor of its own"),
+    ],
+)
+def test_decoders_that_are_not_supported_say_why(name, found):
+    """Every token sees all others; a stream for each predicted token; two streams that are computed from each other."""
+    with pytest.raises(ArchitectureError, match=found):
+        anatomy(small_model(name))
 
 
 @RECENT

@@ -436,7 +436,8 @@ def test_a_wrong_seed_among_right_ones():
 
 
 def test_seeds_outside(random_llama):
-    """A published coordinate that lies outside the model is refused before a pass is made."""
+    """A published coordinate that lies outside the model is refused before a pass is made, but for the one that traces it."""
+    checked_anatomy(random_llama)
     with passes(random_llama) as seen, pytest.raises(CoordinateError, match="layer 9 was asked for"):
         locate(random_llama, token_ids=IDS, seeds=[SuperWeight(9, 0, 0)])
     assert seen == {}
