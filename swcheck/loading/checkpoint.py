@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from swcheck.base.errors import ArchitectureError, CheckpointError, EngineError, UnsafeCheckpointError, brief_message
-from swcheck.base.reading.bounded import open_regular
+from swcheck.base.reading.bounded import kind_of, open_regular
 from swcheck.loading.files.config_file import CONFIG, check_counts, read_config
 from swcheck.loading.files.safetensors_header import Header, read_header
 from swcheck.loading.files.shard_index import SHARD_INDEX, shards_of
@@ -47,7 +47,7 @@ def check_directory(path: Path, *, trust_remote_code: bool = False) -> None:
     ``trust_remote_code`` allows a model that only the checkpoint's own Python code can build.
     """
     if not path.is_dir():
-        raise CheckpointError(f"model directory {path}", "a file", "give the folder that holds config.json")
+        raise CheckpointError(f"model directory {path}", kind_of(path), "give the folder that holds config.json")
     try:
         _check_files(path)
     except OSError as error:

@@ -21,8 +21,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from swcheck.base.errors import EngineError, OptionError, SwcheckError, brief_message
+from swcheck.base.errors import CheckpointError, EngineError, OptionError, SwcheckError, brief_message
 from swcheck.base.isolation import captured_output, undisturbed
+from swcheck.base.reading.bounded import open_regular
 from swcheck.base.records import Engine, Loaded
 from swcheck.loading import hub, tiny
 
@@ -206,12 +207,20 @@ def _is_claimed_by(name: str, path: Path) -> bool:
 
 
 def _check_engine_installed(spec: str) -> None:
-    """Raise ``EngineError``, with an install command, if a path is of a format whose engine is not installed."""
+    """Raise ``EngineError``, with an install command, if a path is of a format whose engine is not installed.
+
+    Raises ``CheckpointError`` for what is named like a file of it, and is none.
+    """
     path = Path(os.path.expanduser(spec))  # noqa: PTH111 - as above
     if not os.path.exists(path) or (path / "config.json").exists():  # noqa: PTH110 - as above
         return
     for pattern, distribution in ENGINE_DISTRIBUTIONS:
-        if path.match(pattern) or (path / pattern).exists():
+        file = path if path.match(pattern) else path / pattern
+        if file.is_dir():
+            found, hint = "a directory that is named like a file", "give the file itself, or rename the directory"
+            raise CheckpointError(f"{pattern.strip('*')} in {spec}", found, hint)
+        if file.exists():
+            open_regular(file, f"{pattern.strip('*')} in {spec}").close()
             found = f"{pattern.strip('*')}, which none of these engines reads: {', '.join(installed_engines())}"
             raise EngineError(f"a model in {spec}", found, f"pip install {distribution}")
 

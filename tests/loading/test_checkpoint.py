@@ -54,6 +54,13 @@ def test_what_is_no_regular_file_is_refused(tmp_path, name, make, kind):
     assert (caught.value.found, name in caught.value.asked) == (kind, True)
 
 
+def test_a_device_in_the_place_of_a_directory_is_called_one():
+    """It is no file."""
+    with pytest.raises(CheckpointError, match="model directory") as caught:
+        hub.check(os.devnull)
+    assert caught.value.found == "a device"
+
+
 def test_a_device_behind_a_link_is_refused(tmp_path):
     """A link is followed to what it leads to, and that has to be a regular file."""
     folder = copy_of_tiny(tmp_path / "odd")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -280,6 +281,21 @@ def test_a_path_that_no_installed_engine_claims(tmp_path, monkeypatch, name, lin
         with pytest.raises(EngineError, match="a model in") as caught:
             refuse(spec)
         assert words_of(caught)[2] == line
+
+
+@pytest.mark.parametrize(
+    ("make", "found"), [(os.mkdir, "a directory that is named like a file"), (os.mkfifo, "a named pipe")]
+)
+@pytest.mark.parametrize("name", ["a/adapter_config.json", "a.gguf"])
+def test_what_is_named_like_a_file_and_is_none(tmp_path, name, make, found):
+    """It is said what it is; no engine would read it."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    make(path)
+    for refuse in (engines.check, swcheck.load):
+        with pytest.raises(CheckpointError, match=path.suffix) as caught:
+            refuse(str(path.parent if path.suffix == ".json" else path))
+        assert words_of(caught)[1] == found
 
 
 def test_tensor_parallelism_needs_torchrun_and_an_engine_that_knows_it(monkeypatch):

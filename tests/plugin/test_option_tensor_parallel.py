@@ -126,6 +126,30 @@ def test_what_one_process_does_alone_ends_the_run(torchrun, tmp_path, alone):
     assert json.loads((tmp_path / "out.json").read_text())["interrupted"] is True
 
 
+@RECENT
+@pytest.mark.slow
+@pytest.mark.parametrize("alone", [0, 1])
+def test_an_interrupt_of_one_process_ends_the_run(torchrun, tmp_path, alone):
+    """The other one, which waits for it in the middle of a model, is ended too; the JSON is marked as unfinished."""
+    (tmp_path / "test_alone.py").write_text(
+        "import os, signal, swcheck\n"
+        "def test_first(swcheck_model):\n"
+        "    swcheck.assert_super_weights_located(swcheck_model)\n"
+        "def test_alone(swcheck_model):\n"
+        f"    if os.environ['RANK'] == '{alone}':\n"
+        "        signal.default_int_handler(signal.SIGINT, None)\n"
+        "    swcheck.assert_perplexity_within(swcheck_model)\n"
+    )
+    started = time.monotonic()
+    result = torchrun("test_alone.py", "--model=tiny", "--swcheck-json=out.json")
+    assert time.monotonic() - started < SECONDS / 2
+    assert result.returncode != 0
+    assert "INTERNALERROR" not in result.stdout + result.stderr
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["interrupted"] is True
+    assert [verdict["check"] for verdict in document["verdicts"]] == ["super weights"]
+
+
 @pytest.mark.slow
 def test_processes_that_collect_other_tests_are_told_so(torchrun, tmp_path):
     """As with a plugin that shuffles them, each in its own order."""

@@ -20,6 +20,11 @@ _KINDS: Final = {
 }
 
 
+def kind_of(path: Path) -> str:
+    """Return in words what an existing path is: ``a file``, ``a directory``, ``a device``."""
+    return _KINDS.get(stat.S_IFMT(path.stat().st_mode), "a file")
+
+
 def open_regular(file: Path, asked: str) -> BinaryIO:
     """Open a file for reading, unbuffered. Raises ``CheckpointError`` if it cannot be opened or is not a regular file.
 
