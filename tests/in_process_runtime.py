@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 import swcheck
 from swcheck import Capability, Loaded, Runtime, Scheme, SuperWeight, anatomy, observe
 from swcheck.gate.checks.serving.eviction import band
 from swcheck.lens.intervene import set_to
+from swcheck.loading.kv_cache import cache_name
 
 ALL = frozenset(Capability)
 EIGHT_BITS = Scheme("absmax", 8)
@@ -82,6 +85,21 @@ class InProcess(Runtime):
         mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
         with torch.no_grad():
             return self.module(ids[None], attention_mask=mask, use_cache=False).logits[0, :-1].log_softmax(-1)
+
+    def chunked_log_probabilities(self, ids, *, cuts, cache=""):
+        if not self.can(Capability.CHUNKS):
+            return super().chunked_log_probabilities(ids, cuts=cuts, cache=cache)
+        past, parts = DynamicCache(config=self.module.config), []
+        with torch.no_grad():
+            for start, end in pairwise((0, *cuts, len(ids))):
+                asked = {cache_name(self.module): past}
+                parts.append(self.module(ids[None, start:end], **asked, use_cache=True).logits[0])
+        return torch.cat(parts)[:-1].log_softmax(-1)
+
+    def batched_log_probabilities(self, rows):
+        if not self.can(Capability.BATCHES):
+            return super().batched_log_probabilities(rows)
+        return [self.log_probabilities(row) for row in rows]
 
     def close(self) -> None:
         self.closed += 1

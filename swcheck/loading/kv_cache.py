@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, Final
 
 from swcheck.base.errors import OptionError
+
+BACKENDS: Final = {"quanto": "optimum.quanto", "hqq": "hqq"}
+"""What quantizes a cache in transformers, and the package of each."""
+
+STATIC: Final = ", static KV cache"
+"""What a cache of a fixed size is called in reports."""
 
 
 def cache_name(model: Any) -> str:
@@ -35,3 +43,47 @@ def kv_cache(model: Any) -> Callable[[], Any]:
         found = " ".join(str(error).split())
         raise OptionError(f"the {backend} cache of this checkpoint", found, f"pip install {backend.lower()}") from error
     return lambda: QuantizedCache(backend, config, **options)
+
+
+def cache_types(model: Any, length: int) -> dict[str, Callable[[], Any]]:
+    """Return functions that make an empty cache for ``length`` tokens, by the words for its type; empty for the model's own.
+
+    A quantized one has 4 bits, and is there where a package for it is installed. They may raise what transformers does for
+    a model that takes no such cache.
+    """
+    found: dict[str, Callable[[], Any]] = {
+        "": partial(_own, model),
+        STATIC: partial(_static, model, length),
+    }
+    backend = next((name for name, package in BACKENDS.items() if _is_installed(package)), None)
+    if backend is not None:
+        found[f", {backend} KV cache"] = partial(_quantized, model, backend)
+    return found
+
+
+def _own(model: Any) -> Any:
+    try:
+        return kv_cache(model)()
+    except OptionError:  # its package is missing: then the numbers are kept as they are
+        from transformers.cache_utils import DynamicCache
+
+        return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def _static(model: Any, length: int) -> Any:
+    from transformers.cache_utils import StaticCache
+
+    return StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=length)
+
+
+def _quantized(model: Any, backend: str) -> Any:
+    from transformers.cache_utils import QuantizedCache
+
+    return QuantizedCache(backend, model.config.get_text_config(decoder=True))
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False

@@ -32,6 +32,8 @@ class Capability(StrEnum):
     VALUES = "the values of tensors inside a pass"
     OVERRIDE = "a pass with a weight overridden"
     EVICTION = "a cache that loses tokens"
+    CHUNKS = "a window in chunks"
+    BATCHES = "several windows at once"
 
 
 class Runtime(ABC):
@@ -40,7 +42,8 @@ class Runtime(ABC):
     ``title`` names the program and how it was set up: it stands in reports. ``vocabulary`` is V. ``context`` is the
     largest number of tokens in one pass, None if that is not known. ``sizes`` are the number of layers, H and F, None if
     the program does not tell. ``twin`` is a spec by which an engine loads the same stored weights as a torch module,
-    with the reference given; empty if none does.
+    with the reference given; empty if none does. ``caches`` are the types of key-value cache that it can be given beside
+    the one that it has.
     """
 
     title: str
@@ -49,6 +52,7 @@ class Runtime(ABC):
     context: int | None = None
     sizes: tuple[int, int, int] | None = None
     twin: str = ""
+    caches: tuple[str, ...] = ()
 
     @abstractmethod
     def log_probabilities(self, ids: torch.Tensor) -> torch.Tensor:
@@ -91,6 +95,17 @@ class Runtime(ABC):
         shifted.
         """
         raise self.not_shown(Capability.EVICTION)
+
+    def chunked_log_probabilities(self, ids: torch.Tensor, *, cuts: Sequence[int], cache: str = "") -> torch.Tensor:  # noqa: ARG002
+        """Return what ``log_probabilities`` does, computed up to the first of ``cuts``, then on to each further one.
+
+        ``cache`` is one of ``caches``, empty for the type of key-value cache that the program was set up with.
+        """
+        raise self.not_shown(Capability.CHUNKS)
+
+    def batched_log_probabilities(self, rows: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:  # noqa: ARG002
+        """Return what ``log_probabilities`` does of each of ``rows``, int64 ``(T,)`` of several lengths, computed together."""
+        raise self.not_shown(Capability.BATCHES)
 
     def close(self) -> None:  # noqa: B027 - most have nothing to do
         """Free what the program holds. May be called twice."""

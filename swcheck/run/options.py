@@ -113,6 +113,7 @@ OPTIONS: Final = (
     ),
     Option("in_torch", "flag", None, "score what llama.cpp runs in torch too: what its kernels add; also if green"),
     Option("cache_window", "value", "N", "tell what a cache of N tokens costs, with the first tokens kept and without"),
+    Option("shapes", "flag", None, "score other lengths, chunks, batches and caches of torch's own kernels too"),
     Option("json", "value", "FILE", "write the verdicts to this file", "yes"),
     Option("markdown", "value", "FILE", "write the verdicts as Markdown, as for the summary of a CI job", "yes"),
     Option("html", "value", "FILE", "write the verdicts as one page of HTML", "yes"),

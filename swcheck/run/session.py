@@ -241,6 +241,7 @@ def _fields(settings: Settings, spec: str, reference: str | None, loaded: Loaded
         "rank_layers": settings.layers,
         "score_in_torch": settings.in_torch,
         "cache_window": settings.cache_window,
+        "sweep_shapes": settings.shapes,
         "limits": settings.given_limits_for(spec if reference is None else reference, spec if reference else None),
         "source": loaded.source,
         "unused_tensors": loaded.unused_tensors,

@@ -73,6 +73,7 @@ class Settings:
     layers: bool = False
     in_torch: bool = False
     cache_window: int | None = None
+    shapes: bool = False
     seed: int = 0
     origins: Mapping[str, str] = field(default_factory=dict)
 
@@ -172,6 +173,7 @@ def read_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Sett
         layers=bool(values.get("layers")),
         in_torch=bool(values.get("in_torch")),
         cache_window=_number(values.get("cache_window"), "cache-window"),
+        shapes=bool(values.get("shapes")),
         origins=origins,
     )
     _check(settings)

@@ -43,6 +43,7 @@ def check_runtime(case: EngineCase, loaded: Loaded, seconds: float) -> list[Read
     _check_stated(case, runtime, ids)
     if runtime.can(Capability.EVICTION):
         _check_eviction(case, runtime, ids, logs)
+    _check_shapes(case, runtime, ids, logs)
     readings: list[Reading] = []
     if runtime.can(Capability.VALUES):
         _check_sizes(case, runtime, ids)
@@ -77,6 +78,8 @@ def _check_stated(case: EngineCase, runtime: Runtime, ids: torch.Tensor) -> None
         Capability.VALUES: lambda: (runtime.values(ids, residual=[weight.layer]), runtime.weight_value(weight)),
         Capability.OVERRIDE: lambda: runtime.overridden({weight: 0.0}).__enter__(),
         Capability.EVICTION: lambda: runtime.rolled_log_probabilities(ids, window=FEW, first=1),
+        Capability.CHUNKS: lambda: runtime.chunked_log_probabilities(ids, cuts=[FEW]),
+        Capability.BATCHES: lambda: runtime.batched_log_probabilities([ids, ids[:FEW]]),
     }
     for capability, attempt in attempts.items():
         if runtime.can(capability):
@@ -104,6 +107,25 @@ def _check_eviction(case: EngineCase, runtime: Runtime, ids: torch.Tensor, logs:
         case.refuse(
             f"a cache of {FEW} tokens changes those behind it alone", words, "remove the oldest token each time"
         )
+
+
+def _check_shapes(case: EngineCase, runtime: Runtime, ids: torch.Tensor, logs: torch.Tensor) -> None:
+    """Check that chunks and batches give what a window alone does, and that each type of cache can be asked for."""
+    found: dict[str, torch.Tensor] = {}
+    if runtime.can(Capability.CHUNKS):
+        found["a window in chunks"] = runtime.chunked_log_probabilities(ids, cuts=[FEW, FEW + 1])
+        found |= {
+            f"{kind} cache": runtime.chunked_log_probabilities(ids, cuts=[FEW], cache=kind) for kind in runtime.caches
+        }
+    if runtime.can(Capability.BATCHES):
+        both = runtime.batched_log_probabilities([ids[:FEW], ids])
+        found["the second window of a batch"] = both[1]
+        if tuple(both[0].shape) != (FEW - 1, runtime.vocabulary):
+            case.refuse(f"{FEW - 1} rows of the first window", f"{tuple(both[0].shape)}", "as many as it has tokens")
+    for name, one in found.items():
+        likely = logs > -FEW  # a coarse type of cache changes what is unlikely by more
+        if one.shape != logs.shape or not float((one - logs)[likely].abs().mean()) < (1 if "cache" in name else NEARLY):
+            case.refuse(f"{name} gives what it gives alone", "other log-probabilities", "compute the same tokens")
 
 
 def _check_sizes(case: EngineCase, runtime: Runtime, ids: torch.Tensor) -> None:

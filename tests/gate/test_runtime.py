@@ -29,6 +29,7 @@ IDS = torch.randint(1, 1000, (3, 48), generator=torch.Generator().manual_seed(0)
 IDS[:, 0] = 0
 FLOAT = Scheme("float", 16)
 NOTHING = frozenset()
+ONE_WAY = frozenset(Capability) - {Capability.CHUNKS, Capability.BATCHES}
 CHECKS = {
     "super weights": assert_super_weights_preserved,
     "super activations": assert_super_activations_preserved,
@@ -145,7 +146,7 @@ def test_its_own_tokenizer_is_compared(ids, cause, reference):
 @pytest.mark.slow
 def test_kernels_are_blamed_if_the_stored_weights_are_fine(reference):
     """The twin in torch keeps what the program loses."""
-    verdict = judge("perplexity", candidate(tail=40, twin="tiny"), reference)
+    verdict = judge("perplexity", candidate(tail=40, twin="tiny", shows=ONE_WAY), reference)
     assert verdict.cause_kind == "kernels"
     assert "loses what the same stored weights keep in torch" in verdict.cause
     assert any(name == "proof" and "in torch" in words for name, words in verdict.detail)
@@ -228,7 +229,53 @@ def test_a_wrong_tail_of_a_kernel_is_red_though_whole_windows_pass(reference, mo
     verdict = judge("perplexity", ours, reference)
     assert verdict.outcome is Outcome.FAILED
     assert verdict.cause_kind == "kernels"
-    assert verdict.cause.startswith("the kernels: a window of 63 tokens alone loses x")
+    assert verdict.cause.startswith("the kernels of this candidate depend on the shape: 63 tokens alone x")
+
+
+class WrongChunks(InProcess):
+    """What stands in the cache is read wrongly by every chunk that does not begin at a multiple of 32."""
+
+    caches = ("q8_0", "q1_0")
+
+    def chunked_log_probabilities(self, ids, *, cuts, cache=""):
+        logs = super().chunked_log_probabilities(ids, cuts=cuts, cache=cache)
+        if cache == "q1_0":
+            raise OptionError("a q1_0 cache", "this build has none", "another one")
+        odd = [start for start in cuts if start % 32] if cache else []
+        for start in odd:
+            logs[start:] = logs[start:].roll(1, -1)
+        return logs
+
+
+@pytest.mark.slow
+def test_a_type_of_cache_of_a_runtime_is_red_by_its_name(reference, monkeypatch):
+    """Its own type gives what whole windows have; one that it does not have is said."""
+    monkeypatch.setattr("tests.in_process_runtime.InProcess", WrongChunks)
+    verdict = judge("perplexity", candidate(scheme=FLOAT), reference)
+    assert verdict.cause.startswith("the kernels of this candidate depend on the shape: ")
+    assert ", q8_0 KV cache x" in verdict.cause
+    assert verdict.facts["shapes"]["lacking"] == ["chunks, q1_0 KV cache (this build has none)"]
+
+
+class WrongRows(InProcess):
+    """The second and further windows of a batch are computed wrongly."""
+
+    def batched_log_probabilities(self, rows):
+        first, *others = super().batched_log_probabilities(rows)
+        return [first, *(one.roll(1, -1) for one in others)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shows", [ONE_WAY | {Capability.BATCHES}, ONE_WAY], ids=["batches", "alone"])
+def test_further_windows_of_a_batch_are_red_where_they_are_shown(shows, reference, monkeypatch):
+    """A runtime that shows no batches says so beside its green perplexity."""
+    monkeypatch.setattr("tests.in_process_runtime.InProcess", WrongRows)
+    verdict = judge("perplexity", candidate(scheme=FLOAT, shows=shows), reference)
+    if Capability.BATCHES in shows:
+        assert " tokens in a batch of 3 x" in verdict.cause
+    else:
+        assert verdict.outcome is Outcome.PASSED
+        assert "not in other shapes: a window in chunks and several windows at once (not shown)" in verdict.summary
 
 
 class Unsteady(InProcess):

@@ -61,6 +61,22 @@ class LosesAll(InProcess):
         return super().rolled_log_probabilities(ids, window=window // 2, first=first)
 
 
+class ForgetsChunks(InProcess):
+    """Each chunk begins with an empty cache."""
+
+    def chunked_log_probabilities(self, ids, *, cuts, cache=""):
+        logs = super().chunked_log_probabilities(ids, cuts=cuts, cache=cache)
+        logs[cuts[0] :] = super().log_probabilities(ids[cuts[0] :])
+        return logs
+
+
+class MixesRows(InProcess):
+    """The windows of a batch come back in another order."""
+
+    def batched_log_probabilities(self, rows):
+        return super().batched_log_probabilities(rows)[::-1]
+
+
 class IgnoresOverrides(InProcess):
     def overridden(self, values):
         return nullcontext()
@@ -94,6 +110,8 @@ class UntoldToken(InProcess):
         (UntoldToken, set(), "every token that follows"),
         (KeepsAll, set(Capability), "a cache of 8 tokens changes those behind it alone"),
         (LosesAll, set(Capability), "a cache with room for all tokens changes nothing"),
+        (ForgetsChunks, set(Capability), "a window in chunks gives what it gives alone"),
+        (MixesRows, set(Capability), "7 rows of the first window"),
         (IgnoresOverrides, set(Capability), r"writes \+395"),
         (LeavesTraces, set(Capability), "other log-probabilities"),
         (OtherLayer, set(Capability), r"tensors \(T, H\)"),

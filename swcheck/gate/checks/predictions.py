@@ -1,4 +1,4 @@
-"""The checks of the predictions: perplexity, also through a quantized KV cache; KL divergence and top-1 agreement."""
+"""The checks of the predictions: perplexity, also through a quantized KV cache and in other shapes; KL divergence and top-1 agreement."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from swcheck.gate.checks.pair import Pair, passed_or_near
 from swcheck.gate.checks.red_verdict import finding, improved_verdict, red_verdict
 from swcheck.gate.checks.serving.eviction import eviction_beside
 from swcheck.gate.checks.serving.kv_cache import WINDOWS, CachePass, cache_pass
+from swcheck.gate.checks.serving.shapes import is_swept, sweep
+from swcheck.gate.checks.shape_faults import lost_in_a_shape
 from swcheck.gate.diagnosis.layer_costs import layer_costs
 from swcheck.gate.diagnosis.twin import in_torch, in_torch_words
 from swcheck.gate.relation.configurations import configuration_words
@@ -44,7 +46,6 @@ from swcheck.superweights.measurements.scores import (
     noise_floor,
     noise_of_two_runs,
     scores_against,
-    worst_shape,
 )
 from swcheck.superweights.subject.measurement import Slot
 from swcheck.superweights.subject.memory import Cost, InBaseline
@@ -70,9 +71,6 @@ LEAST_RATIO: Final = 0.9
 
 FAR_FROM_GUESSING: Final = 10
 """A reference is warned of if its perplexity is above the size of the vocabulary over this."""
-
-SHAPE_NOISE: Final = 0.05
-"""Nats per token that a runtime's short windows may lose against whole ones: other kernels round otherwise."""
 
 _CACHE_PASS: Final = Slot[CachePass | None]("cache", Cost.WINDOWS, in_baseline=InBaseline.NO)
 
@@ -100,6 +98,9 @@ def compare_perplexity(pair: Pair, limit: Limit, at_most: float | None) -> Verdi
     evicted, words = eviction_beside(pair.candidate, pair.reference)
     facts |= evicted
     summary += words
+    if is_swept(pair.candidate):
+        swept = sweep(pair.candidate, pair.reference)
+        facts["shapes"], summary = swept.facts, summary + swept.words
     otherwise = _lost_otherwise(pair, limit, cache, summary, fields)
     if otherwise is not None:
         return otherwise
@@ -196,14 +197,14 @@ def _through_cache(pair: Pair, plain: torch.Tensor, facts: dict[str, Any]) -> Ca
 def _lost_otherwise(
     pair: Pair, limit: Limit, cache: CachePass | None, summary: str, fields: dict[str, Any]
 ) -> Verdict | None:
-    """Return the red verdict of a candidate that is within its limit, and not through its cache or in short windows."""
+    """Return the red verdict of a candidate that is within its limit, and not through its cache or in other shapes."""
     if not limit.holds(fields["measured"]):
         return None
     if cache is not None and cache.nats is not None:
         total = factor_of(math.log(fields["measured"]) + cache.nats)
         if not (math.isfinite(cache.nats) and limit.holds(total)):
             return _lost_by_cache(pair, total, summary, fields)
-    return _departing_shape(pair, limit, summary, fields) if pair.candidate.is_runtime else None
+    return lost_in_a_shape(pair, limit, summary, fields)
 
 
 def _lost_by_cache(pair: Pair, total: float, summary: str, fields: dict[str, Any]) -> Verdict:
@@ -217,19 +218,6 @@ def _lost_by_cache(pair: Pair, total: float, summary: str, fields: dict[str, Any
         **{**fields, "measured": total},
         cause_kind="kv_cache",
     )
-
-
-def _departing_shape(pair: Pair, limit: Limit, summary: str, fields: dict[str, Any]) -> Verdict | None:
-    """Return the red verdict of a runtime that keeps whole windows and loses shorter ones beyond limit and noise."""
-    length, nats = worst_shape(pair.candidate, pair.reference)
-    fields["facts"]["worst_shape"] = {"tokens": length, "nats": nats}
-    total = fields["measured"] * factor_of(nats) if math.isfinite(nats) else math.inf
-    if limit.holds(total) or nats <= SHAPE_NOISE:
-        return None
-    loss = format_ratio(factor_of(nats))
-    cause = f"the kernels: a window of {length} tokens alone loses {loss}"
-    advice = "another version or build of the runtime, or other settings of batch and attention"
-    return pair.failed(cause, summary, advice, **{**fields, "measured": total}, cause_kind="kernels")
 
 
 def _proven_loss(pair: Pair, ratio: float) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from swcheck.base.records import NOT_ENOUGH, Limit, Outcome, SuperWeight, Verdict
 from swcheck.gate.checks.correspondence import compared_weights
 from swcheck.gate.checks.pair import Pair
+from swcheck.gate.checks.shape_faults import shape_of_loss
 from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Finding
 from swcheck.gate.diagnosis.explain import cause_of_improvement, explain
@@ -62,8 +63,13 @@ def finding(pair: Pair, share: float | None = None) -> Finding:
     chosen, places = compared_weights(pair)
     damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, chosen, places, share)
     inputs = (pair.reference, chosen, share is not None)
-    search = explain_in_runtime if pair.candidate.is_runtime else explain
-    return _FINDING.recall(pair.candidate, inputs, lambda: search(damaged))
+    return _FINDING.recall(pair.candidate, inputs, lambda: _search(pair, damaged))
+
+
+def _search(pair: Pair, damaged: DamagedCandidate) -> Finding:
+    """Return the shape in which nothing is lost, where there is one; else the cause among weights and configuration."""
+    by_shape = shape_of_loss(pair) if damaged.share is None else None
+    return by_shape or (explain_in_runtime if pair.candidate.is_runtime else explain)(damaged)
 
 
 def improved_verdict(pair: Pair, summary: str, **fields: Any) -> Verdict | None:

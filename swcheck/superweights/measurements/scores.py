@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from typing import Final
-
 import torch
 
 from swcheck.lens.architecture.layer_by_layer import logits_of_windows
@@ -17,9 +14,6 @@ from swcheck.superweights.measurements.residual_stream import residual_stream
 from swcheck.superweights.subject.measurement import measurement
 from swcheck.superweights.subject.memory import Cost, InBaseline
 from swcheck.superweights.subject.subject import Subject
-
-SHAPES: Final = (31, 32, 33, 63, 64, 65, 127, 128, 129)
-"""The lengths around which blocks of kernels end."""
 
 
 @measurement("intact", Cost.WINDOWS, in_baseline=InBaseline.HALF)
@@ -123,18 +117,3 @@ def noise_of_two_runs(subject: Subject, reference: Subject) -> float:
         return 0.0
     again = token_nats(subject.scorer, windows(reference)[:1])[0]
     return abs(float((again - scores_against(subject, reference)[0][0]).mean()))
-
-
-@measurement("shapes", Cost.PROMPT, in_baseline=InBaseline.NO)
-def worst_shape(subject: Subject, reference: Subject) -> tuple[int, float]:
-    """Return the length at which a runtime loses most against the whole window, and the nats per token.
-
-    The beginnings of the first window with ``SHAPES`` tokens are scored alone. Under causal masking their nats are a
-    part of the window's; a kernel that is wrong at the end of a block, or at small sizes, gives others.
-    """
-    ids, whole = windows(reference)[:1], scores_against(subject, reference)[0][0]
-    found = [(0, 0.0)]
-    for length in (one for one in SHAPES if one < ids.shape[1]):
-        more = float((token_nats(subject.scorer, ids[:, :length])[0] - whole[: length - 1]).mean())
-        found.append((length, more if math.isfinite(more) else math.inf))
-    return max(found, key=lambda one: one[1])

@@ -39,7 +39,8 @@ class Subject:
     - ``memory`` holds what was measured; None from when code outside may have changed the model.
     - ``kind`` is what was done to the model: ``quantized``, ``finetuned``, ``pruned``, or ``auto`` for what its scheme
       or its weights show. ``rank_layers`` asks what each of its layers costs, ``score_in_torch`` what the weights
-      that another program runs are in torch, ``cache_window`` what a cache of so many tokens costs. ``limits`` are those of the run in place of the defaults.
+      that another program runs are in torch, ``cache_window`` what a cache of so many tokens costs,
+      ``sweep_shapes`` what other lengths, chunks and batches do, also with torch's own kernels. ``limits`` are those of the run in place of the defaults.
     - ``on_verdict`` is called with every verdict about this subject; ``notes`` are added to every one.
     - ``unused_tensors`` are the names of the tensors in its files that the model does not use.
     - ``source`` is the directory or hub id of the model, or of the reference that an engine made it from.
@@ -57,6 +58,7 @@ class Subject:
     rank_layers: bool = False
     score_in_torch: bool = False
     cache_window: int | None = None
+    sweep_shapes: bool = False
     limits: Mapping[str, Limit] = field(default_factory=dict, repr=False)
     tier: Tier = STANDARD
     memory: Memory | None = field(default=None, repr=False)

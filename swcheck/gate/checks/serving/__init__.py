@@ -1,4 +1,4 @@
-"""The same text as a server computes it: through a quantized cache, and a cache that loses tokens.
+"""The same text as a server computes it: through a quantized cache, a cache that loses tokens, and in other shapes.
 
-``eviction_beside`` and ``cache_pass`` are what the checks use.
+``eviction_beside``, ``cache_pass`` and ``sweep`` are what the checks use.
 """
