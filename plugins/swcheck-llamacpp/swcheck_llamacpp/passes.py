@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 import torch
@@ -99,7 +100,7 @@ class Passes:
 
     def __init__(self, library: Library, path: str, settings: Settings) -> None:
         self._library, self._settings, self._title = library, settings, f"llamacpp:{path}"
-        self._context, self._length, self._watch = None, 0, Watch()
+        self._context, self._length, self._made, self._watch = None, 0, (settings.cache, 1), Watch()
         self._callback = EvalCallback(self._on_tensor)
         library.said.clear()
         self.model = library.c.llama_model_load_from_file(path.encode(), library.c.llama_model_default_params())
@@ -118,17 +119,20 @@ class Passes:
             return False
         return True
 
-    def _context_for(self, length: int) -> Any:
-        if self._context is not None and length <= self._length:
+    def _context_for(self, length: int, cache: str = "", sequences: int = 1) -> Any:
+        """Return a context for so many windows of a length at once, with another type of cache than the own if it is given."""
+        made = cache or self._settings.cache, sequences
+        if self._context is not None and length <= self._length and made == self._made:
             return self._context
         self._free_context()
-        c, settings = self._library.c, self._settings
+        c, settings, self._made = self._library.c, self._settings, made
         parameters: Blob = c.llama_context_default_params()
         raw = (ctypes.c_char * ctypes.sizeof(parameters)).from_buffer(parameters)
         self._length = max(length, 512)
-        struct.pack_into("<III", raw, 0, self._length, self._length, min(settings.batch or self._length, self._length))
+        room = self._length * sequences
+        struct.pack_into("<IIII", raw, 0, room, room, min(settings.batch or room, room), sequences)
         callback = ctypes.cast(self._callback, ctypes.c_void_p).value
-        kind = CACHE_TYPES[settings.cache]
+        kind = CACHE_TYPES[made[0]]
         struct.pack_into("<QQii", raw, self._library.callback_at, callback, 0, kind, kind)
         if settings.flash is not None:
             struct.pack_into("<i", raw, self._library.flash_at, FLASH[settings.flash])
@@ -145,6 +149,20 @@ class Passes:
         context, self._watch = self._context_for(len(ids)), watch
         self._library.c.llama_memory_clear(self._library.c.llama_get_memory(context), True)
         return self._decode(context, ids.tolist(), 0)
+
+    def run_chunks(self, ids: torch.Tensor, cuts: Sequence[int], cache: str, watch: Watch) -> torch.Tensor:
+        """Run one window, int64 ``(T,)``, in passes that end at ``cuts``; return all its logits, float32 ``(T, V)``."""
+        context, self._watch = self._context_for(len(ids), cache), watch
+        self._library.c.llama_memory_clear(self._library.c.llama_get_memory(context), True)
+        tokens = ids.tolist()
+        return torch.cat([self._decode(context, tokens[a:b], a) for a, b in pairwise((0, *cuts, len(tokens)))])
+
+    def run_together(self, rows: Sequence[torch.Tensor], watch: Watch) -> list[torch.Tensor]:
+        """Run windows, int64 ``(T,)`` each, as sequences of one batch; return the logits of each, float32 ``(T, V)``."""
+        context, self._watch = self._context_for(max(map(len, rows)), sequences=len(rows)), watch
+        self._library.c.llama_memory_clear(self._library.c.llama_get_memory(context), True)
+        places = [(token, at, row) for row, ids in enumerate(rows) for at, token in enumerate(ids.tolist())]
+        return list(self._logits_of(context, places).split([len(ids) for ids in rows]))
 
     def run_rolling(self, ids: torch.Tensor, window: int, first: int, watch: Watch) -> torch.Tensor:
         """Run one window, int64 ``(T,)``, through a cache of ``window`` tokens; return all its logits, float32 ``(T, V)``.
@@ -166,26 +184,30 @@ class Passes:
 
     def _decode(self, context: Any, tokens: list[int], start: int) -> torch.Tensor:
         """Compute tokens from the position ``start`` on, behind those in the cache; return their logits ``(T, V)``."""
+        return self._logits_of(context, [(token, at, 0) for at, token in enumerate(tokens, start)])
+
+    def _logits_of(self, context: Any, places: Sequence[tuple[int, int, int]]) -> torch.Tensor:
+        """Compute tokens, each with its position and sequence; return their logits ``(T, V)``."""
         c, watch = self._library.c, self._watch
-        with self._batch(tokens, start) as batch:
+        with self._batch(places) as batch:
             status = c.llama_decode(context, batch)
         if watch.error is not None:
             raise watch.error
         if status:
             words = f"llama_decode answers {status}: {self._library.last_words()}"
             raise CheckpointError(self._title, words, "fewer tokens, or another file")
-        count = len(tokens) * c.llama_vocab_n_tokens(c.llama_model_get_vocab(self.model))
+        count = len(places) * c.llama_vocab_n_tokens(c.llama_model_get_vocab(self.model))
         buffer = (ctypes.c_float * count).from_address(c.llama_get_logits(context))
-        return torch.frombuffer(buffer, dtype=torch.float32).view(len(tokens), -1).clone()
+        return torch.frombuffer(buffer, dtype=torch.float32).view(len(places), -1).clone()
 
     @contextmanager
-    def _batch(self, tokens: list[int], start: int) -> Iterator[Batch]:
-        batch: Batch = self._library.c.llama_batch_init(len(tokens), 0, 1)
+    def _batch(self, places: Sequence[tuple[int, int, int]]) -> Iterator[Batch]:
+        batch: Batch = self._library.c.llama_batch_init(len(places), 0, 1)
         try:
-            batch.n_tokens = len(tokens)
-            for place, token in enumerate(tokens):
-                batch.token[place], batch.pos[place], batch.logits[place] = token, start + place, 1
-                batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+            batch.n_tokens = len(places)
+            for number, (token, position, sequence) in enumerate(places):
+                batch.token[number], batch.pos[number], batch.logits[number] = token, position, 1
+                batch.n_seq_id[number], batch.seq_id[number][0] = 1, sequence
             yield batch
         finally:
             self._library.c.llama_batch_free(batch)

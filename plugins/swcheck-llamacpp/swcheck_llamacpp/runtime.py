@@ -24,7 +24,7 @@ class LlamaCpp(Runtime):
     ``keeps`` is held as long as the runtime: the folder of a file that was made for it.
     """
 
-    shows = frozenset({Capability.TOKEN_IDS, Capability.VALUES, Capability.OVERRIDE, Capability.EVICTION})
+    shows = frozenset(Capability)
 
     def __init__(self, file: Path, settings: Settings, said: str = "", keeps: Any = None) -> None:
         self._file, self._settings, self._keeps = file, settings, keeps
@@ -38,8 +38,9 @@ class LlamaCpp(Runtime):
         self.vocabulary = int(c.llama_vocab_n_tokens(c.llama_model_get_vocab(model)))
         self.context = int(c.llama_model_n_ctx_train(model))
         self.twin = f"gguf:{file}"
+        self.caches = tuple(kind for kind in ("f16", "q8_0", "q4_0") if kind != settings.cache)
         if down is None:
-            self.shows = frozenset({Capability.TOKEN_IDS, Capability.EVICTION})
+            self.shows = frozenset(Capability) - {Capability.VALUES, Capability.OVERRIDE}
         else:
             self.sizes = int(c.llama_model_n_layer(model)), int(c.llama_model_n_embd(model)), int(down.shape[0])
 
@@ -56,6 +57,16 @@ class LlamaCpp(Runtime):
         """Return the same from a cache of ``window`` tokens, out of which the oldest behind the ``first`` go."""
         logits = self._open().run_rolling(ids, window, first, Watch(overrides=self._overrides))
         return logits[:-1].log_softmax(-1)
+
+    def chunked_log_probabilities(self, ids: torch.Tensor, *, cuts: Sequence[int], cache: str = "") -> torch.Tensor:
+        """Return the same in passes that end at ``cuts``, from a cache of the type ``cache``; empty for the own."""
+        logits = self._open().run_chunks(ids, cuts, cache, Watch(overrides=self._overrides))
+        return logits[:-1].log_softmax(-1)
+
+    def batched_log_probabilities(self, rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the same of several windows that are sequences of one batch."""
+        together = self._open().run_together(rows, Watch(overrides=self._overrides))
+        return [logits[:-1].log_softmax(-1) for logits in together]
 
     def token_ids(self, text: str) -> Sequence[int]:
         """Return the ids of a text by the tokenizer in the file, with BOS where its flag says so."""

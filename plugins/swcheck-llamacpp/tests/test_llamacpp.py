@@ -7,12 +7,14 @@ import json
 import shutil
 import struct
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import gguf
 import pytest
 import torch
 from swcheck_llamacpp import ENGINE, library
+from swcheck_llamacpp.passes import Passes
 from swcheck_llamacpp.writing import write
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -146,6 +148,35 @@ def test_no_length_departs(base, files, scheme, noise):
     for length in (31, 32, 33, 63, 64, 65, 127, 128, 129):
         part = runtime.log_probabilities(ids[:length])
         assert float((part - whole[: length - 1]).abs().mean()) < noise, length
+
+
+@pytest.mark.parametrize("scheme", ["f32", "q8_0", "q4_0", "q4_k"])
+def test_no_shape_departs(reference, scheme):
+    """Lengths, four sequences in one batch, chunks, single tokens, and the types of cache that llama.cpp has."""
+    scored = assert_perplexity_within(load(scheme), reference).facts["shapes"]
+    assert not scored["faults"]
+    assert not scored["lacking"]
+    assert {"single tokens", "33 tokens in a batch of 3", "chunks, q8_0 KV cache", "chunks, q4_0 KV cache"} <= set(
+        scored["scored"]
+    )
+
+
+def test_a_shape_that_departs_is_red_by_its_name(reference, files, monkeypatch):
+    """Tokens that are computed alone behind the cache get their neighbour's logits."""
+    plain = Passes.run_chunks
+
+    def wrong(self, ids, cuts, cache, watch):
+        logits = plain(self, ids, cuts, cache, watch)
+        alone = [one for one, following in pairwise((*cuts, len(ids))) if following == one + 1]
+        logits[alone] = logits[alone].roll(1, -1)
+        return logits
+
+    monkeypatch.setattr(Passes, "run_chunks", wrong)
+    with pytest.raises(
+        RobustnessError, match=r"the kernels of this candidate depend on the shape: single tokens x"
+    ) as caught:
+        assert_perplexity_within(load(files / "q8_0.gguf"), reference)
+    assert caught.value.verdict.cause_kind == "kernels"
 
 
 def test_an_override_leaves_nothing_behind(base, files):
