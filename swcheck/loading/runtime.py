@@ -132,10 +132,13 @@ class GraphRuntime(Runtime):
 
     changes: Mapping[tuple[int, int, int], float] = MappingProxyType({})
 
-    def found(self, streams: Collection[int], downs: Collection[int], tokenizer: Path | None) -> None:
+    def found(
+        self, streams: Collection[int], downs: Collection[int], tokenizer: Path | None, *, batches: bool = False
+    ) -> None:
         """State what the graph shows, from the layers whose residual stream and down projection were found in it.
 
-        ``tokenizer`` is the folder of a tokenizer beside the graph, None if there is none.
+        ``tokenizer`` is the folder of a tokenizer beside the graph, None if there is none. ``batches`` says that it takes
+        several windows at once.
         """
         self._tokenizer: Any = tokenizer
         shows = {Capability.TOKEN_IDS} if tokenizer is not None else set()
@@ -143,7 +146,22 @@ class GraphRuntime(Runtime):
             shows |= {Capability.VALUES, Capability.OVERRIDE}
             rows, columns = self._matrix(0).shape
             self.sizes = len(downs), rows, columns
-        self.shows = frozenset(shows)
+        self.shows = frozenset(shows | ({Capability.BATCHES} if batches else set()))
+
+    @abstractmethod
+    def padded_logits(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return the logits ``(B, T, V)`` of windows ``ids``, int64 ``(B, T)``, padded on the right where ``mask`` is 0."""
+
+    def batched_log_probabilities(self, rows: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Return the log-probabilities of each window, computed in one padded batch."""
+        if not self.can(Capability.BATCHES):
+            return super().batched_log_probabilities(rows)
+        from torch.nn.utils.rnn import pad_sequence
+
+        ids = pad_sequence(list(rows), batch_first=True)
+        mask = pad_sequence([one.new_ones(len(one)) for one in rows], batch_first=True)
+        logits = self.padded_logits(ids, mask)
+        return [one[: len(row) - 1].float().log_softmax(-1) for one, row in zip(logits, rows, strict=True)]
 
     @abstractmethod
     def stored_matrix(self, layer: int) -> np.ndarray[Any, Any]:

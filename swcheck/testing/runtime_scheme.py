@@ -27,6 +27,11 @@ FEW: Final = 8
 """The tokens in the small cache that is tried."""
 NEARLY: Final = 0.05
 """Nats, in the mean, that kernels may differ by which compute fewer tokens at once; a token that has left changes more."""
+COARSELY: Final = 1.0
+"""The same where inputs, or keys and values in the cache, are rounded to few bits: other tokens than its own change more."""
+
+AS_FLOATS: Final = 16
+"""Inputs of at least this many bits are not quantized."""
 
 
 def check_runtime(case: EngineCase, loaded: Loaded, seconds: float) -> list[Reading]:
@@ -43,7 +48,7 @@ def check_runtime(case: EngineCase, loaded: Loaded, seconds: float) -> list[Read
     _check_stated(case, runtime, ids)
     if runtime.can(Capability.EVICTION):
         _check_eviction(case, runtime, ids, logs)
-    _check_shapes(case, runtime, ids, logs)
+    _check_shapes(case, runtime, ids, logs, loaded.scheme)
     readings: list[Reading] = []
     if runtime.can(Capability.VALUES):
         _check_sizes(case, runtime, ids)
@@ -109,8 +114,14 @@ def _check_eviction(case: EngineCase, runtime: Runtime, ids: torch.Tensor, logs:
         )
 
 
-def _check_shapes(case: EngineCase, runtime: Runtime, ids: torch.Tensor, logs: torch.Tensor) -> None:
-    """Check that chunks and batches give what a window alone does, and that each type of cache can be asked for."""
+def _check_shapes(
+    case: EngineCase, runtime: Runtime, ids: torch.Tensor, logs: torch.Tensor, scheme: Scheme | None
+) -> None:
+    """Check that chunks and batches give what a window alone does, and that each type of cache can be asked for.
+
+    A range of all that is computed together, for inputs of few bits, may be another one in each shape.
+    """
+    coarse = scheme is not None and scheme.activation_bits < AS_FLOATS
     found: dict[str, torch.Tensor] = {}
     if runtime.can(Capability.CHUNKS):
         found["a window in chunks"] = runtime.chunked_log_probabilities(ids, cuts=[FEW, FEW + 1])
@@ -124,7 +135,9 @@ def _check_shapes(case: EngineCase, runtime: Runtime, ids: torch.Tensor, logs: t
             case.refuse(f"{FEW - 1} rows of the first window", f"{tuple(both[0].shape)}", "as many as it has tokens")
     for name, one in found.items():
         likely = logs > -FEW  # a coarse type of cache changes what is unlikely by more
-        if one.shape != logs.shape or not float((one - logs)[likely].abs().mean()) < (1 if "cache" in name else NEARLY):
+        if one.shape != logs.shape or not float((one - logs)[likely].abs().mean()) < (
+            COARSELY if coarse or "cache" in name else NEARLY
+        ):
             case.refuse(f"{name} gives what it gives alone", "other log-probabilities", "compute the same tokens")
 
 

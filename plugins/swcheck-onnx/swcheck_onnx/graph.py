@@ -29,15 +29,15 @@ LONGEST: Final = 1 << 20
 
 
 def exported(model: Any) -> Any:
-    """Return the graph of a transformers module: ids ``(1, T)`` to logits ``(1, T, V)``."""
-    length = torch.export.Dim("T", min=2, max=LONGEST)
+    """Return the graph of a transformers module: ids ``(B, T)`` to logits ``(B, T, V)``."""
+    rows, length = torch.export.Dim("B", min=1, max=LONGEST), torch.export.Dim("T", min=2, max=LONGEST)
     with torch.no_grad():
         program = torch.onnx.export(
             exportable(model),
-            (torch.zeros(1, 8, dtype=torch.int64),),
+            (torch.zeros(2, 8, dtype=torch.int64),),  # of 1 row the exporter would make a constant
             dynamo=True,
             verbose=False,
-            dynamic_shapes=({1: length},),
+            dynamic_shapes=({0: rows, 1: length},),
             input_names=["input_ids"],
             output_names=["logits"],
         )

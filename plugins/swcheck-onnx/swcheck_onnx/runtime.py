@@ -23,18 +23,19 @@ class OnnxRuntime(GraphRuntime):
         self._places = Places(proto)
         self._sessions: dict[Any, Any] = {}
         self.title = f"ONNX Runtime {onnxruntime.__version__}"
-        self.vocabulary = int(self._run(torch.tensor([0, 0]), ())[0].shape[-1])
-        self.found(self._places.streams, self._places.downs, tokenizer)
+        self.vocabulary = int(self._run(torch.tensor([[0, 0]]), ())[0].shape[-1])
+        rows = next(one for one in proto.graph.input if one.name == "input_ids").type.tensor_type.shape.dim[0]
+        self.found(self._places.streams, self._places.downs, tokenizer, batches=not rows.HasField("dim_value"))
 
-    def _run(self, ids: torch.Tensor, outputs: tuple[str, ...]) -> list[Any]:
-        """Return the logits and the tensors ``outputs`` of a pass over ``ids`` ``(T,)``."""
+    def _run(self, ids: torch.Tensor, outputs: tuple[str, ...], mask: torch.Tensor | None = None) -> list[Any]:
+        """Return the logits and the tensors ``outputs`` of a pass over ``ids`` ``(B, T)``, all of them without a ``mask``."""
         key = (outputs, tuple(self.changes.items()))
         if key not in self._sessions:
             self._sessions.clear()
             changed = with_changes(self._proto, list(outputs), self.changes) if outputs or self.changes else self._proto
             self._sessions[key] = self._session(changed)
         session = self._sessions[key]
-        fed = self._inputs(session, ids)
+        fed = self._inputs(session, ids, torch.ones_like(ids) if mask is None else mask)
         try:
             return list(session.run(["logits", *outputs], fed))
         except Exception as error:  # its errors have no common class
@@ -48,22 +49,24 @@ class OnnxRuntime(GraphRuntime):
         except Exception as error:  # as above
             raise CheckpointError(self._asked, str(error).splitlines()[0][:300], "export it again") from error
 
-    def _inputs(self, session: Any, ids: torch.Tensor) -> dict[str, np.ndarray]:
+    def _inputs(self, session: Any, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, np.ndarray]:
         """Return what the graph asks for: ids, a mask, positions, an empty cache."""
-        length, found = len(ids), {}
+        (rows, length), found = ids.shape, {}
         for one in session.get_inputs():
             kind = np.float16 if "float16" in one.type else np.float32 if "float" in one.type else np.int64
             if one.name == "input_ids":
-                found[one.name] = ids[None].numpy()
+                found[one.name] = ids.numpy()
             elif one.name == "attention_mask":
-                found[one.name] = np.ones((1, length), kind)
+                found[one.name] = mask.numpy().astype(kind)
             elif one.name in {"position_ids", "cache_position"}:
                 found[one.name] = (
-                    np.arange(length, dtype=kind)[None] if one.name == "position_ids" else np.arange(length)
+                    np.tile(np.arange(length, dtype=kind), (rows, 1))
+                    if one.name == "position_ids"
+                    else np.arange(length)
                 )
             elif one.name.startswith("past_key_values"):
                 sides = [size if isinstance(size, int) else 0 for size in one.shape]
-                found[one.name] = np.zeros([1, *sides[1:]], kind)
+                found[one.name] = np.zeros([rows, *sides[1:]], kind)
             else:
                 words = f"it asks for {one.name} {one.shape}"
                 raise CheckpointError(self._asked, words, "a graph of input_ids, attention_mask, position_ids")
@@ -75,7 +78,11 @@ class OnnxRuntime(GraphRuntime):
 
     def log_probabilities(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the log-probabilities of every next token, float32 ``(T - 1, V)``."""
-        return torch.from_numpy(self._run(ids, ())[0])[0, :-1].float().log_softmax(-1)
+        return torch.from_numpy(self._run(ids[None], ())[0])[0, :-1].float().log_softmax(-1)
+
+    def padded_logits(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return the logits ``(B, T, V)`` of a padded batch."""
+        return torch.from_numpy(self._run(ids, (), mask)[0])
 
     def values(
         self, ids: torch.Tensor, *, residual: Sequence[int] = (), inputs: Sequence[int] = ()
@@ -86,7 +93,7 @@ class OnnxRuntime(GraphRuntime):
         names = {("residual", n): self._places.streams[n] for n in residual}
         names |= {("input", n): self._places.downs[n].read for n in inputs}
         outputs = tuple(dict.fromkeys(names.values()))
-        found = dict(zip(outputs, self._run(ids, outputs)[1:], strict=True))
+        found = dict(zip(outputs, self._run(ids[None], outputs)[1:], strict=True))
         tensors = {key: torch.from_numpy(found[name])[0].float() for key, name in names.items()}
         return {n: tensors["residual", n] for n in residual}, {n: tensors["input", n] for n in inputs}
 

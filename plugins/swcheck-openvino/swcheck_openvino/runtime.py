@@ -26,11 +26,18 @@ class OpenVino(GraphRuntime):
         self._requests: dict[Any, Any] = {}
         said = "".join(f", {key}={value}" for key, value in options.items() if key != "group")
         self.title = f"OpenVINO {openvino.__version__.partition('-')[0]}{said}"
-        self.vocabulary = int(self._run(torch.tensor([0, 0]))["logits"].shape[-1])
-        self.found(self._places.streams, self._places.downs, tokenizer)
+        self.vocabulary = int(self._run(torch.tensor([[0, 0]]))["logits"].shape[-1])
+        rows = graph.input("input_ids").get_partial_shape()[0]
+        self.found(self._places.streams, self._places.downs, tokenizer, batches=rows.is_dynamic)
 
-    def _run(self, ids: torch.Tensor, residual: Sequence[int] = (), inputs: Sequence[int] = ()) -> dict[str, Any]:
-        """Return the logits and the wanted tensors of a pass over ``ids`` ``(T,)``, by their names."""
+    def _run(
+        self,
+        ids: torch.Tensor,
+        residual: Sequence[int] = (),
+        inputs: Sequence[int] = (),
+        mask: torch.Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Return the logits and the wanted tensors of a pass over ``ids`` ``(B, T)``, by their names."""
         key = (tuple(residual), tuple(inputs), tuple(self.changes.items()))
         try:
             if key not in self._requests:
@@ -40,19 +47,19 @@ class OpenVino(GraphRuntime):
                 self._requests[key] = CORE.compile_model(graph, "CPU", self._settings).create_infer_request()
             request = self._requests[key]
             request.reset_state()  # of a graph that keeps its cache
-            found = request.infer(self._inputs(request, ids))
+            found = request.infer(self._inputs(request, ids, torch.ones_like(ids) if mask is None else mask))
         except RuntimeError as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise CheckpointError(self._asked, lines[-1][:300], "convert it again") from error
         return {name: value for output, value in found.items() for name in output.names}
 
-    def _inputs(self, request: Any, ids: torch.Tensor) -> dict[str, np.ndarray]:
+    def _inputs(self, request: Any, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, np.ndarray]:
         """Return what the graph asks for: ids, a mask, positions, no reordering of beams."""
         whole = {
-            "input_ids": ids[None].numpy(),
-            "attention_mask": np.ones((1, len(ids)), np.int64),
-            "position_ids": np.arange(len(ids), dtype=np.int64)[None],
-            "beam_idx": np.zeros(1, np.int32),
+            "input_ids": ids.numpy(),
+            "attention_mask": mask.numpy(),
+            "position_ids": np.tile(np.arange(ids.shape[1], dtype=np.int64), (len(ids), 1)),
+            "beam_idx": np.arange(len(ids), dtype=np.int32),
         }
         asked = [sorted(one.names, key=lambda name: name not in whole)[0] for one in request.model_inputs]
         unknown = next((name for name in asked if name not in whole), None)
@@ -66,7 +73,11 @@ class OpenVino(GraphRuntime):
 
     def log_probabilities(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the log-probabilities of every next token, float32 ``(T - 1, V)``."""
-        return torch.from_numpy(self._run(ids)["logits"].copy())[0, :-1].float().log_softmax(-1)
+        return torch.from_numpy(self._run(ids[None])["logits"].copy())[0, :-1].float().log_softmax(-1)
+
+    def padded_logits(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return the logits ``(B, T, V)`` of a padded batch."""
+        return torch.from_numpy(self._run(ids, mask=mask)["logits"].copy())
 
     def values(
         self, ids: torch.Tensor, *, residual: Sequence[int] = (), inputs: Sequence[int] = ()
@@ -74,7 +85,7 @@ class OpenVino(GraphRuntime):
         """Return tensors of one pass by layer: the residual stream, and what the down projections read."""
         if not self.can(Capability.VALUES):
             return super().values(ids)
-        found = self._run(ids, residual, inputs)
+        found = self._run(ids[None], residual, inputs)
         both = (("residual", residual), ("input", inputs))
         streams, read = (
             {n: torch.from_numpy(found[f"swcheck {kind} {n}"].copy())[0].float() for n in layers}

@@ -9,6 +9,7 @@ import pytest
 from openvino import opset13 as ops
 from swcheck_openvino import ENGINE
 from swcheck_openvino.graph import Places, compressed, converted, scheme_of
+from swcheck_openvino.runtime import OpenVino
 
 import swcheck
 from swcheck import (
@@ -74,6 +75,43 @@ def test_parity_of_the_float_graph(files, reference):
 def test_healthy_quantizations_pass(files, reference, name):
     """As nncf compresses them."""
     assert not [str(one) for one in all_verdicts(load(files / f"{name}.xml"), reference).values() if one.red]
+
+
+def test_no_shape_departs(files, reference):
+    """Lengths, and a padded batch; chunks are not shown, which is said."""
+    verdict = assert_perplexity_within(load(files / "int8.xml"), reference)
+    assert "33 tokens in a batch of 3" in verdict.facts["shapes"]["scored"]
+    assert not verdict.facts["shapes"]["faults"]
+    assert "; not in other shapes: a window in chunks (not shown)" in verdict.summary
+
+
+def test_further_rows_of_a_batch_are_red_by_their_name(files, reference, monkeypatch):
+    """Rows but the first get their neighbours' logits, as by a kernel that steps wrongly from row to row."""
+    plain = OpenVino.padded_logits
+
+    def wrong(self, ids, mask):
+        logits = plain(self, ids, mask)
+        logits[1:] = logits[1:].roll(1, -1)
+        return logits
+
+    monkeypatch.setattr(OpenVino, "padded_logits", wrong)
+    with pytest.raises(
+        RobustnessError, match=r"the kernels of this candidate depend on the shape: \d+ tokens in a batch of 3 x"
+    ):
+        assert_perplexity_within(load(files / "int8.xml"), reference)
+
+
+def test_of_two_super_weights_one_is_lost(tmp_path):
+    """tiny-pair passes; with one of its two weights zeroed it is red, and that one is named."""
+    loaded = swcheck.load("tiny-pair", device="cpu")
+    pair = as_subject(loaded, token_ids=token_windows(loaded.tokenizer, loaded.text, count=4, length=96))
+    assert not [str(one) for one in all_verdicts(load("int8", "tiny-pair"), pair).values() if one.red]
+    with swcheck.zeroed(loaded.model, [SuperWeight(1, 41, 173)]):
+        for part in (loaded.model, loaded.tokenizer):
+            part.save_pretrained(tmp_path)
+    verdict = all_verdicts(load("int8", str(tmp_path)), pair)["super weights"]
+    assert verdict.cause.startswith("super weight at layer 1 [41, 173] rounded away")
+    assert verdict.cause_kind == "super_weight"
 
 
 def test_skip_keeps_a_matrix(graph):
