@@ -7,6 +7,7 @@ knows by the type of the model how it is made.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from swcheck.base.errors import brief_message
 from swcheck.loading.files.safetensors_header import safetensors_files, tensor_bytes
 
-__all__ = ["read_converted", "read_tensor", "tensor_bytes"]
+__all__ = ["Recipe", "read_converted", "read_tensor", "recipes", "tensor_bytes"]
 
 
 def read_tensor(directory: Path, name: str) -> torch.Tensor | str:
@@ -64,27 +65,57 @@ def read_converted(directory: Path, name: str, model: Any) -> torch.Tensor | str
 
 
 def _converted(directory: Path, name: str, model: Any) -> torch.Tensor | None:
+    found = recipes(directory, model).get(name)
+    return None if found is None else found.make().get(name)
+
+
+@dataclass
+class Recipe:
+    """How a parameter of a model is made of the tensors in the files of a checkpoint.
+
+    ``parts`` are the file, the name and the pattern of each tensor; ``converter`` is what transformers makes one of them
+    by, None for a tensor that is taken as it is stored.
+    """
+
+    name: str
+    model: Any
+    converter: Any = None
+    parts: list[tuple[Path, str, str]] = field(default_factory=list)
+
+    def make(self) -> dict[str, torch.Tensor]:
+        """Return the parameter by its name; with others, where the same tensors are cut into several."""
+        if self.converter is None:
+            file, key, _ = self.parts[0]
+            return {self.name: _read(file, key)}
+        converter = copy.deepcopy(self.converter)
+        for file, key, pattern in self.parts:
+            converter.add_tensor(self.name, key, pattern, partial(_read, file, key))
+        made: dict[str, torch.Tensor] = converter.convert(self.name, model=self.model, config=self.model.config)
+        return made
+
+
+def recipes(directory: Path, model: Any) -> dict[str, Recipe]:
+    """Return by name how the parameters of ``model`` are made, as transformers does for its type when it loads it."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, dot_natural_key
 
-    file_of = _file_of_each_tensor(directory)
+    file_of, own = _file_of_each_tensor(directory), set(model.state_dict())
     transforms = [copy.deepcopy(one) for one in get_model_conversion_mapping(model)]
     converters = [one for one in transforms if isinstance(one, WeightConverter)]
+    found: dict[str, Recipe] = {}
     for key in sorted(file_of, key=dot_natural_key):  # by number, as experts are put together
         renamed = key
         for one in transforms:
             renamed = renamed if one in converters else one.rename_source_key(renamed)[0]
-        if renamed == name:
-            return _read(file_of[key], key)
+        if renamed in own:
+            found[renamed] = Recipe(renamed, model, None, [(file_of[key], key, "")])
+            continue
         for one in converters:
             target, pattern = one.rename_source_key(renamed)
-            if pattern is not None and target == name:
-                one.add_tensor(name, key, pattern, partial(_read, file_of[key], key))
-    chosen = next((one for one in converters if one.collected_tensors), None)
-    made: torch.Tensor | None = (
-        None if chosen is None else chosen.convert(name, model=model, config=model.config).get(name)
-    )
-    return made
+            if pattern is not None:
+                found.setdefault(target, Recipe(target, model, one)).parts.append((file_of[key], key, pattern))
+                break
+    return found
 
 
 def _read(file: Path, key: str) -> torch.Tensor:

@@ -6,7 +6,7 @@ import time
 from typing import Final
 
 from swcheck.base.tiers import Tier
-from swcheck.loading.checkpoint_size import CheckpointSize
+from swcheck.loading.files.checkpoint_size import CheckpointSize
 
 PROMPT_TOKENS: Final = 6000
 """Approximate number of tokens of the drawn prompts. They are read only up to the layer where the activation begins."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from swcheck.base.errors import CheckpointError
-from swcheck.loading.checkpoint_size import checkpoint_size
+from swcheck.loading.files.checkpoint_size import checkpoint_size
 from swcheck.loading.files.config_file import CONFIG, LAYER_COUNTS, read_config
 from swcheck.loading.files.safetensors_header import read_header, safetensors_files
 

@@ -19,7 +19,7 @@ from swcheck.base.errors import CheckpointError, SwcheckError
 from swcheck.base.formatting import format_size
 from swcheck.base.reading.bounded import read_json
 from swcheck.loading import engines
-from swcheck.loading.checkpoint_size import BYTES
+from swcheck.loading.files.checkpoint_size import BYTES
 from swcheck.loading.files.config_file import LARGEST_CONFIG, read_config
 from swcheck.loading.scheme_from_config import is_installed
 from swcheck.run.outline import Outline, built_shapes, outline_of

@@ -22,7 +22,7 @@ from swcheck.base.records import Limit
 from swcheck.base.tiers import STANDARD, Tier, default_tier, tier_named
 from swcheck.gate.baseline.document import read_document_file
 from swcheck.loading import engines, published_index, tiny
-from swcheck.loading.checkpoint_size import checkpoint_size
+from swcheck.loading.files.checkpoint_size import checkpoint_size
 from swcheck.loading.streaming.streamable import too_large
 from swcheck.run import limit_overrides
 from swcheck.run.cost_estimate import (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from swcheck.base.errors import OptionError, SwcheckError
 from swcheck.base.formatting import format_size
 from swcheck.loading import engines
-from swcheck.loading.checkpoint_size import BYTES, checkpoint_size
+from swcheck.loading.files.checkpoint_size import BYTES, checkpoint_size
 from swcheck.loading.streaming.free_memory import free_memory
 from swcheck.loading.streaming.streamable import too_large
 

@@ -8,7 +8,7 @@ import pytest
 
 from swcheck.base.tiers import FULL, SMOKE, STANDARD
 from swcheck.gate.baseline.document import sealed
-from swcheck.loading.checkpoint_size import CheckpointSize
+from swcheck.loading.files.checkpoint_size import CheckpointSize
 from swcheck.run.cost_estimate import GREEDY_TOKENS, estimated_seconds, measured_rate, window_passes
 from swcheck.run.settings import Settings, cost_estimate_words, name_with_size, tier_of
 from tests import checkpoints

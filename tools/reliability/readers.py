@@ -26,8 +26,8 @@ from swcheck.gate.baseline.file import read_baseline
 from swcheck.gate.baseline.packing import pack
 from swcheck.lens.tokens import token_windows
 from swcheck.loading import checkpoint, engines
-from swcheck.loading.checkpoint_size import checkpoint_size
 from swcheck.loading.files.adapter_files import check_adapter_patterns, read_adapter
+from swcheck.loading.files.checkpoint_size import checkpoint_size
 from swcheck.loading.files.config_file import read_config
 from swcheck.loading.files.gguf_header import read_gguf_header
 from swcheck.loading.files.safetensors_header import read_header

@@ -40,9 +40,16 @@ class Pager(TorchFunctionMode):
     ``bytes_read`` counts what was given back. A part that is read again counts again.
     """
 
-    def __init__(self, parameters: Sequence[Span], pages: MappedPages, files: UnchangedFiles) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Span],
+        pages: MappedPages,
+        files: UnchangedFiles,
+        stacks: frozenset[Span] = frozenset(),
+    ) -> None:
+        """Page ``parameters``; of those of all experts of a layer, ``stacks``, nothing is read ahead of a router's choice."""
         super().__init__()
-        self.parameters, self.pages, self.files = parameters, pages, files
+        self.parameters, self.pages, self.files, self._stacks = parameters, pages, files, stacks
         self._number = {span.begin: number for number, span in enumerate(parameters)}
         self._before = [0, *accumulate(span.size for span in parameters)]
         self._next = 0
@@ -101,7 +108,7 @@ class Pager(TorchFunctionMode):
     def _read_ahead(self, span: Span) -> None:
         """Begin to read the parameters behind this one, those that were begun before left out."""
         number = self._number.get(span.begin)
-        if number is None:
+        if number is None or self.parameters[number] in self._stacks:
             self.pages.read_ahead(span)
             return
         begun = self._next if number < self._next <= number + 64 else number
@@ -112,20 +119,27 @@ class Pager(TorchFunctionMode):
             room -= self.parameters[end].size
             end += 1
         for one in self.parameters[begun:end]:
-            self.pages.read_ahead(one)
+            if one not in self._stacks:
+                self.pages.read_ahead(one)
         self._next = max(begun, end)
 
 
 def page_weights(model: nn.Module, files: Sequence[Path]) -> int:
-    """Let ``paging`` keep the weights of ``model`` out of memory; return how many bytes of them are maps of ``files``."""
+    """Let ``paging`` keep the weights of ``model`` out of memory; return how many bytes of them are maps of ``files``.
+
+    Experts are computed one after the other from now on: those that no token goes to are not read.
+    """
     pages = MappedPages(maps_of(files))
-    spans = [
-        Span(one.data_ptr(), one.data_ptr() + one.numel() * one.element_size())
+    spans = {
+        Span(one.data_ptr(), one.data_ptr() + one.numel() * one.element_size()): one.ndim
         for one in model.parameters()
         if not one.is_meta and one.device.type == "cpu"
-    ]
+    }
     mapped = [span for span in spans if pages.hold(span.begin)]
-    _PAGERS[model] = Pager(mapped, pages, UnchangedFiles.of(files))
+    stacks = frozenset(span for span in mapped if spans[span] == 3)
+    _PAGERS[model] = Pager(mapped, pages, UnchangedFiles.of(files), stacks)
+    if stacks and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # type: ignore[operator]
     return sum(span.size for span in mapped)
 
 

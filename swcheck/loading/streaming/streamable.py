@@ -54,7 +54,11 @@ class StreamRequest:
             raise OptionError(f"stream {self.directory}", found, attempt)
         if not reason:
             return True
-        what = f"cannot be streamed: {found}" if found else "its weights are read from the disk when they are used"
+        what = (
+            f"cannot be streamed: {found}{f'; try {attempt}' if attempt else ''}"
+            if found
+            else "its weights are read from the disk when they are used"
+        )
         tell(f"{self.directory} does not fit into memory ({reason}); {what}")
         return not found
 
@@ -112,7 +116,8 @@ def why_whole(directory: Path, config: Mapping[str, Any], model: nn.Module, dtyp
     shapes = {tail_of(name): tuple(one.shape) for name, one in model.named_parameters()}
     merged = [name for name, one in stored.items() if shapes.get(tail_of(name)) != one.shape]
     if sum(stored[name].end - stored[name].begin for name in merged) > MOST_COPIED * total:
-        return f"transformers makes other tensors of its own when it loads them whole, first {min(merged)}", ""
+        found = f"transformers makes other tensors of its own when it loads them whole, first {min(merged)}"
+        return found, f"swcheck merge-experts {directory} OUT, once, and OUT in its place"
     return "", ""
 
 

@@ -30,6 +30,7 @@ from swcheck.run.command_line import (
     index,
     init,
     locate,
+    merge_experts,
     plot,
     preflight,
     study,
@@ -104,7 +105,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"swcheck {version('swcheck')}")
     _add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (check, init, baseline, preflight, locate, plot, index, accuracy, study, history, cache):
+    for command in (
+        check,
+        init,
+        baseline,
+        preflight,
+        locate,
+        merge_experts,
+        plot,
+        index,
+        accuracy,
+        study,
+        history,
+        cache,
+    ):
         command.add(commands)
     return parser
 

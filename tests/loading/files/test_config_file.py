@@ -12,7 +12,7 @@ from hypothesis import given
 
 from swcheck.base.errors import SwcheckError
 from swcheck.loading import checkpoint
-from swcheck.loading.checkpoint_size import checkpoint_size
+from swcheck.loading.files.checkpoint_size import checkpoint_size
 from swcheck.loading.files.config_file import (
     LARGEST_CONFIG,
     LONGEST_NAME,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from swcheck import load
 from swcheck.loading import tiny
-from swcheck.loading.checkpoint_size import checkpoint_size
+from swcheck.loading.files.checkpoint_size import checkpoint_size
 from tests import checkpoints
 
 
