@@ -24,7 +24,7 @@ from swcheck.loading.files.tokenizer_file import check_encoding, check_tokenizer
 from swcheck.loading.hub import find_directory, name_of
 from swcheck.loading.parallel.group import checked_launch, placement
 from swcheck.loading.scheme_from_config import scheme_of
-from swcheck.loading.streaming.pager import page_weights
+from swcheck.loading.streaming.pager import page_weights, watch_files
 from swcheck.loading.streaming.streamable import StreamRequest, too_little_memory
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ class HuggingFace:
             model, unused = _load_model(directory, config, dtype or "auto", self.trust_remote_code, **placed)
             model = _after_first_pass(model if target is None else _moved_to_device(model, target, spec), directory)
             scheme = scheme_of(config.to_dict())
-        if streams:
-            page_weights(model, safetensors_files(directory))
+        (page_weights if streams else watch_files)(model, safetensors_files(directory))
         return Loaded(model, tokenizer, name_of(spec), text, str(directory), scheme, unused)
 
 

@@ -44,11 +44,14 @@ import os
 import swcheck
 
 def test_gone():
-    model = swcheck.load("model", device="cpu", dtype="bfloat16", stream=True)
+    model = swcheck.load("model", device="cpu", dtype="bfloat16", stream={stream})
     {fault}
     swcheck.assert_super_weights_located(model)
 """
 """A test whose checkpoint, which is mapped, has something done to it between loading and measuring."""
+
+
+CUT: Final = "os.truncate('model/model.safetensors', 4096)"
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Trial:
     """One run: its words, the codes that it may end with, what it says, what happens to it, and files made before.
 
     ``model`` is a folder that ``tiny`` is copied to. Words that begin with ``swcheck`` are that command, others pytest's.
+    ``told`` says how the end is told.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Trial:
     limit: Callable[[], None] | None = None
     files: tuple[tuple[str, str], ...] = ()
     model: str = ""
+    told: str = "in words"
 
 
 def _full_disk() -> None:
@@ -99,9 +104,14 @@ def trials(large: Path, need: int) -> list[Trial]:
         Trial("no network, and the model in the cache", ("--model=nobody/kept", *CHECK[1:]), (0,), "passed", None,
               (("hub/models--nobody--kept/refs/main", "0" * 40),), f"hub/models--nobody--kept/snapshots/{'0' * 40}"),
         Trial("weights that are removed while they are read", ("test_own.py",), (0,), "passed", None,
-              (("test_own.py", WEIGHTS.format(fault="os.remove('model/model.safetensors')")),), "model"),
+              (("test_own.py", WEIGHTS.format(stream=True, fault="os.remove('model/model.safetensors')")),), "model"),
         Trial("weights that are cut off while they are read", ("test_own.py",), (1,), "it was changed: 4,096 bytes", None,
-              (("test_own.py", WEIGHTS.format(fault="os.truncate('model/model.safetensors', 4096)")),), "model"),
+              (("test_own.py", WEIGHTS.format(stream=True, fault=CUT)),), "model"),
+        Trial("weights of a model that is loaded whole that are cut off between two passes", ("test_own.py",), (1,), "it was changed: 4,096 bytes",
+              None, (("test_own.py", WEIGHTS.format(stream=False, fault=CUT)),), "model"),
+        Trial("weights of a model that is loaded whole that are cut off within a pass", ("test_own.py",), (-signal.SIGBUS,), "Bus error", None,
+              (("test_own.py", WEIGHTS.format(stream=False, fault=f"model.model.model.layers[0].register_forward_hook(lambda *_: {CUT})")),), "model",
+              "in no words of swcheck"),
         Trial("no network and no cache", ("--model=nobody/nothing",), (4,), "not in the local cache|cannot be reached|downloads are forbidden"),
         Trial("a baseline that is a folder", (*CHECK[:3], "--candidate=rtn:bits=8", "--swcheck-baseline=kept"), (4,), "kept", None,
               (("kept/tiny.json/inside", ""),)),
@@ -184,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.write(f"{trial.name}: {found or 'as it should be'}\n")
                 sys.stdout.flush()
                 ended = " or ".join(signal.Signals(-code).name if code < 0 else str(code) for code in trial.codes)
-                rows.append((trial.name, "one run", found or f"ends with {ended}, in words, nothing half"))
+                rows.append((trial.name, "one run", found or f"ends with {ended}, {trial.told}, nothing half"))
     if options.write:
         write_rows("faults", rows, f"--only '{options.only}'" if options.only else "")
     return int(bool(wrong))

@@ -288,11 +288,16 @@ def _seen_in(notes: Path) -> dict[str, _Seen]:
 def _last_look(mutant: Mutant, seen: dict[str, _Seen], paths: Sequence[str]) -> tuple[Sequence[str], tuple[int, int]]:
     """Return the tests that a mutant is tried on with its module imported anew, and their limits in seconds.
 
-    These are the tests that call the changed function. What none calls may be used while modules are imported: it has all.
+    These are the tests that call the changed function; those that were tried before are left out if they take long. What no
+    test calls may be used while modules are imported: it has all.
     """
-    names = [name for name, one in seen.items() if not one.called.isdisjoint(mutant.lines)]
-    seconds = int(60 + PATIENCE * sum(one.seconds for name, one in seen.items() if not names or name in names))
-    return names or paths, (max(300, seconds), 6 * max(300, seconds))
+    reaching = {name: one.seconds for name, one in seen.items() if not one.called.isdisjoint(mutant.lines)}
+    if not reaching:
+        return paths, (3600, 7200)
+    if sum(reaching.values()) > LONGEST:
+        reaching = {name: seconds for name, seconds in reaching.items() if seconds > LONGEST}
+    seconds = int(300 + PATIENCE * sum(reaching.values()))
+    return [*reaching], (seconds, 6 * seconds)
 
 
 @contextmanager
@@ -377,7 +382,8 @@ def tried(short: str, most: int | None, state: _State) -> tuple[int, int, int]:
             raise AssertionError(f"the tests of {short} fail on the module as it is")
         seen = _seen_in(notes)
     for place, mutant in left():  # a change of what is used while modules are imported is seen only here
-        if noticed_anew(short, mutant.tree, *_last_look(mutant, seen, paths)):
+        tests, limit = _last_look(mutant, seen, paths)
+        if tests and noticed_anew(short, mutant.tree, tests, limit):
             state.add(keys[place])
     for _, mutant in left():
         sys.stdout.write(f"survived: {short}:{mutant.line}: {mutant.change}\n")

@@ -80,9 +80,9 @@ class MappedPages:
 
 @dataclass(frozen=True)
 class UnchangedFiles:
-    """Mapped files with the size and the time of change that they had when they were mapped."""
+    """Mapped files with the size, the time of change and the number that they had when they were mapped."""
 
-    stamps: Mapping[Path, tuple[int, int]]
+    stamps: Mapping[Path, tuple[int, int, int]]
 
     @staticmethod
     def of(files: Sequence[Path]) -> UnchangedFiles:
@@ -92,23 +92,23 @@ class UnchangedFiles:
     def check(self) -> None:
         """Raise ``CheckpointError`` for a file that was written to: to read behind its new end would end the process.
 
-        A file that was removed can still be read, as long as it is mapped.
+        A file that was removed, or another one put in its place, can still be read, as long as it is mapped.
         """
         for file, before in self.stamps.items():
             with suppress(FileNotFoundError):
                 now = _stamp(file)
-                if now != before:
+                if now != before and now[2] == before[2]:
                     change = (
                         f"{now[0]:,} bytes, {before[0]:,} when it was opened" if now[0] != before[0] else "written to"
                     )
                     raise CheckpointError(
-                        f"{file} while its weights are streamed", f"it was changed: {change}", "fetch it again"
+                        f"{file} while its weights are used", f"it was changed: {change}", "fetch it again"
                     )
 
 
-def _stamp(file: Path) -> tuple[int, int]:
+def _stamp(file: Path) -> tuple[int, int, int]:
     status = file.stat()
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _in_memory(begin: int, end: int) -> tuple[int, list[int]]:

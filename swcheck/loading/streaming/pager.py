@@ -16,8 +16,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.overrides import TorchFunctionMode
 
+from swcheck.base.errors import CheckpointError
 from swcheck.base.terminal.progress import Bar
-from swcheck.loading.streaming.mapped_pages import MappedPages, Span, UnchangedFiles, maps_of
+from swcheck.loading.streaming.mapped_pages import MappedPages, Span, UnchangedFiles, can_give_back, maps_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +33,10 @@ CHUNK: Final = 2**20
 """So many elements of a matrix are converted at once: they stay in the cache of a processor."""
 
 _PAGERS: Final[WeakKeyDictionary[Any, Pager]] = WeakKeyDictionary()
+
+
+_WATCHED: Final[WeakKeyDictionary[Any, tuple[MappedPages, UnchangedFiles]]] = WeakKeyDictionary()
+"""Of models that are loaded whole, and whose weights are maps of files all the same: the maps and the files."""
 
 
 class Pager(TorchFunctionMode):
@@ -148,6 +153,38 @@ def pager_of(model: nn.Module) -> Pager | None:
     return _PAGERS.get(model)
 
 
+def watch_files(model: nn.Module, files: Sequence[Path]) -> None:
+    """Let passes of a model that is loaded whole begin with a look at ``files``, if weights of it are maps of them."""
+    if not can_give_back():
+        return
+    pages = MappedPages(maps_of(files))
+    if _holds_any(pages, model.parameters()):
+        _WATCHED[model] = (pages, UnchangedFiles.of(files))
+
+
+def check_model_files(model: nn.Module) -> None:
+    """Raise ``CheckpointError`` if a file that weights of ``model`` are maps of was written to.
+
+    Looked at before a pass. What is cut off while an operation reads it ends the process by SIGBUS: no code runs after that.
+    """
+    pager = pager_of(model)
+    if pager is not None:
+        pager.files.check()
+    elif model in _WATCHED:
+        pages, files = _WATCHED[model]
+        try:
+            files.check()
+        except CheckpointError:
+            if _holds_any(pages, model.parameters()):  # else they were converted or moved since
+                raise
+
+
+def _holds_any(pages: MappedPages, weights: Iterable[torch.Tensor]) -> bool:
+    return any(
+        type(one.data) is torch.Tensor and one.device.type == "cpu" and pages.hold(one.data_ptr()) for one in weights
+    )
+
+
 def check_files(weights: Iterable[torch.Tensor]) -> None:
     """Raise ``CheckpointError`` if a file that ``weights`` are maps of was written to: before they are touched outside of a pass.
 
@@ -162,6 +199,8 @@ def check_files(weights: Iterable[torch.Tensor]) -> None:
 def paging(model: nn.Module) -> Iterator[None]:
     """Keep the weights of a streamed model out of memory in the passes inside the block; others run as they are."""
     pager = pager_of(model)
+    if pager is None:
+        check_model_files(model)
     if pager is None or pager.is_entered:
         yield
         return

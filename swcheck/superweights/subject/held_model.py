@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from swcheck.loading.runtime import Runtime
-from swcheck.loading.streaming.pager import pager_of
+from swcheck.loading.streaming.pager import check_model_files
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,11 +50,10 @@ class HeldModel:
     def obtain(self) -> nn.Module | Runtime | None:
         """Return the module or runtime, loaded again if need be; None where it was freed for good.
 
-        Raises ``CheckpointError`` if a file whose weights are streamed was changed.
+        Raises ``CheckpointError`` if a file that its weights are maps of was changed.
         """
-        pager = None if self._module is None or isinstance(self._module, Runtime) else pager_of(self._module)
-        if pager is not None:
-            pager.files.check()
+        if self._module is not None and not isinstance(self._module, Runtime):
+            check_model_files(self._module)
         if self._module is None and self._reload is not None:
             self._module = self._reload()
         return self._module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import sys
 
 import pytest
@@ -224,6 +225,25 @@ def test_a_file_that_is_cut_off_or_written_to_ends_the_pass_in_words(tmp_path, m
     again = swcheck.load(folder, stream=True, dtype="bfloat16").model
     file.unlink()
     assert torch.equal(token_nats(again, IDS), nats)
+
+
+def test_a_file_of_a_model_that_is_loaded_whole_is_looked_at_before_a_pass(tmp_path):
+    """In its own dtype its weights are maps of the file. Another file in its place, or a model that was converted, goes on."""
+    folder = checkpoints.copy_of_tiny(tmp_path / "copy")
+    file = folder / "model.safetensors"
+    whole, converted = (swcheck.load(folder, device="cpu", dtype="bfloat16", stream=False).model for _ in range(2))
+    converted.float()
+    nats = token_nats(whole, IDS)
+    shutil.copy(file, folder / "other")
+    (folder / "other").replace(file)
+    assert torch.equal(token_nats(whole, IDS), nats)
+    spoilt = swcheck.load(folder, device="cpu", dtype="bfloat16", stream=False).model
+    os.truncate(file, 4096)
+    with pytest.raises(CheckpointError, match="it was changed: 4,096 bytes"):
+        token_nats(spoilt, IDS)
+    with pytest.raises(CheckpointError, match="it was changed: 4,096 bytes"):
+        _ = as_subject(spoilt, token_ids=IDS).module
+    assert token_nats(whole, IDS).shape == token_nats(converted, IDS).shape
 
 
 SUPER_WEIGHT = SuperWeight(1, 97, 301)
