@@ -19,11 +19,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+import torch
+
 from swcheck import SuperWeight
 from swcheck.base.formatting import format_size
 from swcheck.base.output_files import write_atomically
 from swcheck.loading import tiny
 from swcheck.loading.files.safetensors_header import tensor_bytes
+from swcheck.loading.streaming.pager import is_slow
 from tools.large_checkpoint import Shape, plant_on_disk, write_checkpoint
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -113,6 +116,7 @@ def machine() -> str:
 def page(folder: Path, costs: list[Cost], floor: float) -> str:
     """Return the first part of the page."""
     size = tensor_bytes(folder)
+    products = "float32, without instructions for bfloat16" if is_slow(torch.bfloat16) else "bfloat16"
     rows = [
         f"| {one.name} | {one.seconds:.0f} s ({one.processor:.0f} s of processor) | {one.peak / 2**30:.2f} GiB "
         f"| {', '.join(f'{read / 1e9:.1f} GB ({read / size:.0%})' for read in one.read)} | {one.goal} |"
@@ -133,9 +137,10 @@ def page(folder: Path, costs: list[Cost], floor: float) -> str:
             "| --- | --- | --- | --- | --- |",
             *rows,
             "",
-            "A search reads the file once: the pass with what was found zeroed runs beside the intact one. On this processor, without",
-            "instructions for bfloat16, the products of the prompt's tokens in float32 take most of the time. Bytes are those of the",
-            "pages of weights that were in memory when they were given back; some may come from the cache of the operating system.",
+            "A search reads the file once: the pass with what was found zeroed runs beside the intact one. Its time beyond that of a",
+            f"read is imports and the products of the prompt's tokens, which this processor computes in {products}.",
+            "Bytes are those of the pages of weights that were in memory when they were given back; some may come from the cache of",
+            "the operating system.",
             "The gate reads each file once for the prompt and once for the text. Beside the prompt the super weights of the reference are",
             "located and zeroed, and NaN is looked for in the candidate; beside the text run what the noise is measured by, the linear maps",
             "and, in tiers with causal checks, the reference with its super weights zeroed. What is more than two readings are the first",
