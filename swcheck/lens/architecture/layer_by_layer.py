@@ -213,7 +213,7 @@ def _outputs_of_run(
 
 
 def _output_of_layer(model: nn.Module, layers: Sequence[nn.Module], number: int, ids: torch.Tensor, before: Any) -> Any:
-    """Return what a layer returns for ``ids`` where the layer below has returned ``before``.
+    """Return what a layer returns for ``ids`` where the layer below has returned ``before``; that, if it does not run.
 
     The model makes masks and positions itself, so nothing is assumed about the signature of a layer.
     """
@@ -227,7 +227,7 @@ def _output_of_layer(model: nn.Module, layers: Sequence[nn.Module], number: int,
             model(ids, use_cache=False)
         except _LayerDone as done:
             return done.args[0]
-    raise RuntimeError(f"layer {number} did not run")
+    return before  # a layer that reads an image, where there is none
 
 
 def _answering(layers: Sequence[nn.Module], output: Any) -> ExitStack:

@@ -112,6 +112,8 @@ class PassesOfOneReading(Passes):
             before = one.writers.observation.residual
             stack.enter_context(layers_skipped(self.body, layer, before, one.length, self.beside))
             self.model(self.ids[:, : one.length].to(device_of(self.model)), use_cache=False)
+        if layer and layer not in recorded.observation.residual:  # it reads an image, where there is none
+            recorded.observation.residual[layer] = before[layer - 1]
         return recorded
 
     def _begin_without_writers(self, one: _Pass, layer: int) -> None:

@@ -34,10 +34,24 @@ def streamed(folder, model_type):
 
 @pytest.mark.parametrize(
     "model_type",
-    ["llama", "gpt2", "gpt_neox", "gemma2", "olmo2", "opt", "falcon", pytest.param("phi", marks=RECENT), "cohere"],
+    [
+        "llama",
+        "gpt2",
+        "gpt_neox",
+        "gemma2",
+        "olmo2",
+        "opt",
+        "falcon",
+        pytest.param("phi", marks=RECENT),
+        "cohere",
+        pytest.param("mllama", marks=RECENT),
+    ],
 )
 def test_the_numbers_are_those_of_whole_passes(tmp_path, monkeypatch, model_type):
-    """For families whose layers return a tensor, or a tuple, with windows that are left over in the last batch."""
+    """For families whose layers return a tensor, or a tuple, with windows that are left over in the last batch.
+
+    The layers of Mllama that read images do not run.
+    """
     monkeypatch.setattr(layer_by_layer, "TOKENS_AT_ONCE", 24)
     monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 1)
     whole, model = streamed(tmp_path, model_type)

@@ -111,6 +111,16 @@ def test_no_more_passes_run_side_by_side_than_their_number_allows(streamed, own_
 
 
 @RECENT
+def test_layers_that_do_not_run_hand_on_what_they_get(streamed):
+    """Those of Mllama that read images."""
+    model = small_model("mllama")
+    wanted = GEOMETRIES["one"](model, 1, None)
+    found = locate(streamed(model), token_ids=IDS)
+    assert found == locate(model, token_ids=IDS)
+    assert found.super_weights == wanted
+
+
+@RECENT
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["deepseek_v4", "gemma3n_text", "qwen4_exp_text"])
 def test_a_streamed_model_of_several_residual_streams_is_read_as_the_loaded_one(streamed, name):
