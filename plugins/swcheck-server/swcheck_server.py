@@ -184,6 +184,7 @@ class _ServerRuntime(Runtime):
     vocabulary: int
     title: str = ""
     shows: frozenset[Capability] = frozenset()
+    by_prefix: bool = False
     _echoes: bool = True
     _by_text: dict[str, int] = field(default_factory=dict)
 
@@ -232,6 +233,7 @@ class _ServerRuntime(Runtime):
         if self._echoes:
             found = self._completion({"prompt": whole, "echo": True})
             self._echoes = "content" not in found
+            self.by_prefix = not self._echoes
         own, likeliest = self._of_echo(whole, found) if self._echoes else ([math.nan], [{}])
         with _client(self.address) as client:
             for place in range(len(own), len(sent)):

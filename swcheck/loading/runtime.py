@@ -43,7 +43,8 @@ class Runtime(ABC):
     largest number of tokens in one pass, None if that is not known. ``sizes`` are the number of layers, H and F, None if
     the program does not tell. ``twin`` is a spec by which an engine loads the same stored weights as a torch module,
     with the reference given; empty if none does. ``caches`` are the types of key-value cache that it can be given beside
-    the one that it has.
+    the one that it has. ``by_prefix`` says that each token is computed from a prompt of its own, so that all lengths are
+    scored with a window.
     """
 
     title: str
@@ -53,6 +54,7 @@ class Runtime(ABC):
     sizes: tuple[int, int, int] | None = None
     twin: str = ""
     caches: tuple[str, ...] = ()
+    by_prefix: bool = False
 
     @abstractmethod
     def log_probabilities(self, ids: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import openvino
@@ -12,6 +12,12 @@ import torch
 
 from swcheck import Capability, CheckpointError, GraphRuntime
 from swcheck_openvino.graph import CORE, Places, with_changes
+
+PLAIN: Final = (False, ())
+"""What the graph as it is is compiled under."""
+
+SMALL: Final = 2**30
+"""Bytes of weights up to which the plain graph stays compiled beside a changed one; more take longer to score than to compile."""
 
 
 class OpenVino(GraphRuntime):
@@ -24,6 +30,8 @@ class OpenVino(GraphRuntime):
             self._settings["INFERENCE_PRECISION_HINT"] = options["precision"]
         self._places = Places(graph)
         self._requests: dict[Any, Any] = {}
+        stored = (one.get_byte_size() for one in graph.get_ops() if one.get_type_name() == "Constant")
+        self._is_small = sum(stored) <= SMALL
         said = "".join(f", {key}={value}" for key, value in options.items() if key != "group")
         self.title = f"OpenVINO {openvino.__version__.partition('-')[0]}{said}"
         self.vocabulary = int(self._run(torch.tensor([[0, 0]]))["logits"].shape[-1])
@@ -38,13 +46,11 @@ class OpenVino(GraphRuntime):
         mask: torch.Tensor | None = None,
     ) -> dict[str, Any]:
         """Return the logits and the wanted tensors of a pass over ``ids`` ``(B, T)``, by their names."""
-        key = (tuple(residual), tuple(inputs), tuple(self.changes.items()))
+        key = (bool(residual or inputs), tuple(self.changes.items()))
         try:
             if key not in self._requests:
-                self._requests.clear()
-                plain = not (residual or inputs or self.changes)
-                graph = self._graph if plain else with_changes(self._graph, residual, inputs, self.changes)
-                self._requests[key] = CORE.compile_model(graph, "CPU", self._settings).create_infer_request()
+                self._requests = {one: kept for one, kept in self._requests.items() if one == PLAIN and self._is_small}
+                self._requests[key] = self._compiled(*key).create_infer_request()
             request = self._requests[key]
             request.reset_state()  # of a graph that keeps its cache
             found = request.infer(self._inputs(request, ids, torch.ones_like(ids) if mask is None else mask))
@@ -52,6 +58,12 @@ class OpenVino(GraphRuntime):
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise CheckpointError(self._asked, lines[-1][:300], "convert it again") from error
         return {name: value for output, value in found.items() for name in output.names}
+
+    def _compiled(self, watched: bool, changes: tuple[tuple[tuple[int, int, int], float], ...]) -> Any:
+        """Return the graph compiled: if it is ``watched`` with all tensors that may be asked for, and with ``changes``."""
+        layers = (self._places.streams, self._places.downs) if watched else ((), ())
+        graph = with_changes(self._graph, *layers, dict(changes)) if watched or changes else self._graph
+        return CORE.compile_model(graph, "CPU", self._settings)
 
     def _inputs(self, request: Any, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, np.ndarray]:
         """Return what the graph asks for: ids, a mask, positions, no reordering of beams."""

@@ -77,7 +77,7 @@ def ways_of(subject: Subject, ids: torch.Tensor, *, with_cache: bool) -> tuple[d
 
 
 def _in_runtime(runtime: Runtime, ids: torch.Tensor) -> Iterator[tuple[str, Way]]:
-    for length in _fitting(LENGTHS, ids):
+    for length in () if runtime.by_prefix else _fitting(LENGTHS, ids):
         yield f"{length} tokens alone", Way(partial(_told, runtime.log_probabilities, ids[:length]))
     if runtime.can(Capability.BATCHES):
         lengths = _fitting(IN_BATCH, ids)
