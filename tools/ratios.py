@@ -25,10 +25,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from swcheck import SuperWeight, load, locate
 from swcheck.base.output_files import write_atomically
+from swcheck.gate.checks.serving.shapes import Sweep, sweep
 from swcheck.lens.observe import observe
 from swcheck.quantizers import rounding
 from swcheck.superweights.locating.locate import PROMPT
 from swcheck.superweights.measurements.prompt_readings import read_prompts
+from swcheck.superweights.measurements.scores import intact_scores, scores_against
 from swcheck.superweights.subject.as_subject import as_subject
 from tests.planted import plant
 from tools.performance_table import PAGE, machine
@@ -243,7 +245,24 @@ def prompts_exponent() -> float:
     return exponent(sizes, seconds)
 
 
-MEASURES: Final = (observation, locating, suite, gate, growth)
+def shapes() -> list[Ratio]:
+    """Measure what scoring in other shapes takes over scoring the text of tiny once."""
+    reference = as_subject(load("tiny", device="cpu"))
+    found: list[Sweep] = []
+
+    def score() -> None:
+        scores_against(as_subject(reference.module, tokenizer=reference.tokenizer), reference)
+
+    def score_and_sweep() -> None:
+        found.append(sweep(as_subject(reference.module, tokenizer=reference.tokenizer), reference))
+
+    intact_scores(reference)
+    once, both = best(score, score_and_sweep, rounds=8)
+    name = f"{len(found[0].found)} other shapes of a candidate of tiny"
+    return [Ratio(name, f"x{both / once - 1:.2f}", f"its text scored once ({once * 1e3:.0f} ms)", "none")]
+
+
+MEASURES: Final = (observation, locating, suite, gate, shapes, growth)
 
 
 def section(rows: Sequence[Ratio]) -> str:

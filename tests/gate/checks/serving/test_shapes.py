@@ -12,6 +12,7 @@ from transformers import StaticCache
 from swcheck import Loaded, Outcome, RobustnessError, Scheme, all_verdicts, assert_perplexity_within, token_windows
 from swcheck.gate.checks.serving.shapes import has_own_kernels, is_swept, sweep
 from swcheck.lens.architecture.anatomy import anatomy
+from swcheck.superweights.measurements.scores import intact_scores
 from swcheck.superweights.subject.as_subject import as_subject
 from tests.planted import Packed
 
@@ -202,3 +203,17 @@ def test_streamed_weights_are_not_read_again_for_each_shape(reference):
     found = sweep(streamed, reference)
     assert not found.found
     assert found.words == "; not in other shapes: its weights are read again for each"
+
+
+@pytest.mark.slow
+def test_without_the_reference_chunks_are_not_judged(tiny):
+    """Of one that is known by its baseline alone the lengths and batches are scored, and what is left out is said."""
+    reference = as_subject(copy.deepcopy(tiny.model), tokenizer=tiny.tokenizer)
+    reference = as_subject(reference, token_ids=token_windows(tiny.tokenizer, tiny.text, count=2, length=160))
+    intact_scores(reference)
+    reference.owner = None
+    reference.free()
+    found = sweep(as_subject(packed(tiny, tail)), reference)
+    assert found.worst.shape == "31 tokens alone"
+    assert not any("chunks" in one.shape for one in found.found)
+    assert list(found.lacking) == ["a window in chunks (that needs the reference in memory)"]
