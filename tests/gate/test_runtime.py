@@ -64,6 +64,10 @@ def scale_norm(module):
     module.model.layers[2].post_attention_layernorm.weight.mul_(3)
 
 
+def scale_own_norm(module):
+    module.model.layers[1].post_attention_layernorm.weight.mul_(0.3)
+
+
 @pytest.fixture(scope="module")
 def healthy():
     """A candidate that computes what its reference does, and shows everything."""
@@ -124,6 +128,17 @@ def test_a_lost_super_weight_is_named_in_every_check(check, reference):
     assert verdict.cause_kind == "super_weight"
     assert any(name == "proof" and "100% of the loss returns" in words for name, words in verdict.detail)
     assert "layers.1.mlp.down_proj" in verdict.attempt
+
+
+@pytest.mark.slow
+def test_what_a_kept_super_weight_writes_is_no_fault_of_the_weight(reference):
+    """Its input has changed: no weight is named. Where one of two was zeroed, that one is, though the other is as it was."""
+    with pytest.raises(RobustnessError) as caught:
+        assert_super_weights_preserved(candidate(scale_own_norm), reference)
+    assert caught.value.verdict.cause_kind != "super_weight"
+    two = [swcheck.SuperWeight(1, 97, 301), swcheck.SuperWeight(2, 3, 4)]
+    with pytest.raises(RobustnessError, match=r"layer 1 \[97, 301\] rounded away"):
+        assert_super_weights_preserved(candidate(zero_super_weight), reference, super_weights=two)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from swcheck import (
     Outcome,
     Planting,
     RobustnessError,
+    SuperWeight,
     anatomy,
     assert_collapses_when_zeroed,
     assert_perplexity_within,
@@ -24,8 +26,9 @@ from swcheck import (
     plant_super_weights,
 )
 from swcheck.base.records import Limit
-from swcheck.base.statistics import standard_error, worst_of
+from swcheck.base.statistics import STANDARD_ERRORS, standard_error, worst_of
 from swcheck.lens.tokens import token_windows
+from swcheck.superweights.measurements.ablation import ablated_nats, intact_nats
 from swcheck.superweights.measurements.scores import noise_floor
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.testing.damage import bases as relatives
@@ -308,3 +311,76 @@ def test_half_a_scalar_is_red_whatever_multiplies_what_the_map_writes(multiplier
         assert_super_weights_preserved(halved, model, token_ids=text)
     assert error.value.verdict.measured == pytest.approx(0.5)
     assert "located again" not in error.value.verdict.summary
+
+
+# --- several super weights -----------------------------------------------------------------------------------------------
+
+BOTH = (SINK, SuperWeight(2, 6, 9, 20.0))
+
+
+def of_two(factor=1.0):
+    """A model with two super weights, the second times ``factor``."""
+    model = plant(BOTH)
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight[6, 9] *= factor
+    return model
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    ids = torch.randint(1, 64, (2, 24), generator=torch.Generator().manual_seed(0))
+    ids[:, 0] = 0
+    return ids
+
+
+def test_one_of_two_that_is_near_its_limit_makes_the_verdict_near(drawn):
+    """Though the other one writes all that it wrote."""
+    asked = {"super_weights": BOTH, "token_ids": drawn}
+    measured = assert_super_weights_preserved(of_two(0.8), of_two(), low=0.5, **asked).measured
+    assert measured == pytest.approx(0.8)
+    assert assert_super_weights_preserved(of_two(0.8), of_two(), low=measured, **asked).outcome is Outcome.NEAR
+
+
+def test_how_many_of_several_still_write_is_said(drawn):
+    """Where some do, and not where none or all do."""
+    asked = {"super_weights": BOTH, "token_ids": drawn}
+    with pytest.raises(RobustnessError) as caught:
+        assert_super_weights_preserved(of_two(0.5), of_two(), **asked)
+    assert "; 1 of 2 weights still do" in caught.value.verdict.summary
+    assert "still do" not in assert_super_weights_preserved(of_two(), of_two(), **asked).summary
+
+
+def test_a_collapse_of_several_shows_each_alone(drawn):
+    """That of one shows no row of it."""
+    together = assert_collapses_when_zeroed(of_two(), super_weights=BOTH, token_ids=drawn, factor=0.5)
+    assert [name for name, _ in together.detail] == [f"{weight} alone" for weight in BOTH]
+    one = assert_collapses_when_zeroed(of_two(), super_weights=BOTH[:1], token_ids=drawn, factor=0.5)
+    assert one.detail == ()
+
+
+def test_a_collapse_is_told_in_words(tiny, ids):
+    """What it reaches, in nats too, and only of a red one the cause."""
+    passed = assert_collapses_when_zeroed(tiny, token_ids=ids)
+    assert passed.summary.endswith("critical, worse than guessing")
+    assert passed.facts["nats"] == pytest.approx(math.log(passed.measured))
+    assert (passed.cause, passed.attempt, passed.cause_kind) == ("", "", "")
+    with pytest.raises(RobustnessError, match="on its super weights as much as asked") as caught:
+        assert_collapses_when_zeroed(tiny, token_ids=ids, factor=1e30)
+    assert (caught.value.verdict.cause_kind, caught.value.verdict.attempt[:8]) == ("dependence", "relocate")
+    with pytest.raises(RobustnessError, match=r"on its super weights \(x1") as caught:
+        assert_collapses_when_zeroed(tiny, super_weights=[SuperWeight(2, 3, 4)], token_ids=ids)
+    assert "guessing" not in caught.value.verdict.summary
+
+
+@pytest.mark.slow
+def test_a_share_within_its_standard_error_of_the_limit_is_near(tiny, ids):
+    """As far as the windows differ, not only as far as rounding does."""
+    half, place = damage.damaged(tiny, damage.halve), [damage.WEIGHT]
+    candidate, reference = as_subject(half, token_ids=ids), as_subject(tiny, token_ids=ids)
+    share = assert_collapses_when_zeroed(half, tiny, token_ids=ids).measured
+    lost = ablated_nats(candidate, place) - intact_nats(candidate)
+    width = STANDARD_ERRORS * standard_error(lost) / float(lost.mean())
+    assert width > 10 * noise_floor(reference)[0]
+    for part, outcome in ((0.8, Outcome.NEAR), (1.2, Outcome.PASSED)):
+        found = assert_collapses_when_zeroed(half, tiny, share=share * (1 - part * width), token_ids=ids)
+        assert found.outcome is outcome
