@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -14,6 +14,12 @@ import torch
 from swcheck import Capability, CheckpointError, GraphRuntime
 from swcheck_onnx.graph import Places, with_changes
 
+PLAIN: Final = (False, ())
+"""What the session of the graph as it is is kept under."""
+
+SMALL: Final = 2**30
+"""Bytes of a graph up to which its session stays beside that of a changed one; more take longer to score than to load."""
+
 
 class OnnxRuntime(GraphRuntime):
     """A graph in ONNX Runtime: all logits; tensors as further outputs; a scalar corrected behind its product."""
@@ -22,6 +28,9 @@ class OnnxRuntime(GraphRuntime):
         self._proto, self._asked, self._threads = proto, title, threads
         self._places = Places(proto)
         self._sessions: dict[Any, Any] = {}
+        self._is_small = proto.ByteSize() <= SMALL
+        reads = (down.read for down in self._places.downs.values())
+        self._shown = list(dict.fromkeys((*self._places.streams.values(), *reads)))
         self.title = f"ONNX Runtime {onnxruntime.__version__}"
         self.vocabulary = int(self._run(torch.tensor([[0, 0]]), ())[0].shape[-1])
         rows = next(one for one in proto.graph.input if one.name == "input_ids").type.tensor_type.shape.dim[0]
@@ -29,10 +38,11 @@ class OnnxRuntime(GraphRuntime):
 
     def _run(self, ids: torch.Tensor, outputs: tuple[str, ...], mask: torch.Tensor | None = None) -> list[Any]:
         """Return the logits and the tensors ``outputs`` of a pass over ``ids`` ``(B, T)``, all of them without a ``mask``."""
-        key = (outputs, tuple(self.changes.items()))
+        key = (bool(outputs), tuple(self.changes.items()))
         if key not in self._sessions:
-            self._sessions.clear()
-            changed = with_changes(self._proto, list(outputs), self.changes) if outputs or self.changes else self._proto
+            self._sessions = {one: kept for one, kept in self._sessions.items() if one == PLAIN and self._is_small}
+            shown = self._shown if outputs else []
+            changed = with_changes(self._proto, shown, self.changes) if shown or self.changes else self._proto
             self._sessions[key] = self._session(changed)
         session = self._sessions[key]
         fed = self._inputs(session, ids, torch.ones_like(ids) if mask is None else mask)
