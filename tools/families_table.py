@@ -139,13 +139,17 @@ def _is_local(model: nn.Module, weight: SuperWeight, position: int) -> bool:
 
 
 def _stands_alone(model: nn.Module, first: SuperWeight, second: SuperWeight, position: int) -> bool:
-    """Return whether the second one still writes half of its activation, with its sign, with the first one zeroed."""
+    """Return whether the second one still writes half of its activation with the first one zeroed.
+
+    Its channel has to keep its sign where it is largest then.
+    """
     body = checked_anatomy(model)
     with torch.no_grad():
         intact = Passes(model, body, IDS).first.residual[second.layer, position, second.row]
         with zeroed(model, [first]):
-            alone = Passes(model, body, IDS).first.residual[second.layer, position, second.row]
-    return bool(alone / intact >= 1 / 2)
+            alone = Passes(model, body, IDS).first.residual[second.layer, :, second.row]
+    largest = alone[alone.abs().argmax()]
+    return bool(alone[position] / intact >= 1 / 2 and largest * intact > 0)
 
 
 def at_a_later_token(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
