@@ -73,7 +73,7 @@ def planted_at_some_token(
 ) -> tuple[SuperWeight, ...]:
     """Plant at the first of these tokens to which an inner neuron of this random model is local.
 
-    Where there is none, raises the ``OptionError`` that is met most often.
+    Where there is none, raises the ``OptionError`` that is met most often, of those at tokens that reach the expert.
     """
     saved, errors = copy.deepcopy(model.state_dict()), []
     for token in tokens:
@@ -82,6 +82,7 @@ def planted_at_some_token(
         except OptionError as error:
             errors.append(error)
             model.load_state_dict(saved)
+    errors = [error for error in errors if not error.found.endswith("does not reach it")] or errors
     kinds = [re.sub(r"[\d.e+-]+", "", error.found) for error in errors]
     raise errors[kinds.index(Counter(kinds).most_common(1)[0][0])]
 
