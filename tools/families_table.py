@@ -368,9 +368,10 @@ copy is green; with the scalar zeroed, halved or moved to the next row it is red
 What a random model does not allow is not planted, and not counted. A dash says that no model of the type could be planted
 so, for the reason below the table. Where a norm takes the whole stream in each layer (BART and its like, the first GPT, GIT,
 MiniMax), a channel is bounded by the root of the width: below a width of about 1,100 none can be 50 times the median. Zamba's
-shared map writes into what the Mamba mixer reads, and no weight of it into one channel of the stream. Packed is the gate of a planted model whose linear maps are in 8 bits. "Does not run" is
-what the package, or transformers with it, says of so small a model: widths that no kernel takes, a configuration that is
-not read back.
+shared map writes into what the Mamba mixer reads, and no weight of it into one channel of the stream.
+
+Packed is the gate of a planted model whose linear maps are in 8 bits. "Does not run" is what the package, or transformers
+with it, says of so small a model: widths that no kernel takes, a configuration that is not read back.
 """
 """What the page says before its tables."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tools import families_table
-from tools.families_table import DAMAGES, GEOMETRIES, Row, main, page, tables_of
+from tools.families_table import DAMAGES, GEOMETRIES, PAGE, Row, main, page, tables_of
 
 
 def planted(name, geometries=GEOMETRIES, why="nothing is local"):
@@ -19,6 +19,16 @@ def planted(name, geometries=GEOMETRIES, why="nothing is local"):
         packed={"torchao": "green"},
         unplanted={geometry: why for geometry in GEOMETRIES if geometry not in geometries},
     )
+
+
+def test_the_page_is_read_back():
+    """What the committed page says of each type is what is written again."""
+    text = PAGE.read_text(encoding="utf-8")
+    tables = tables_of(text)
+    assert page(tables) == text
+    assert {name for name, cells in tables.accepted.items() if "-" in cells} == {
+        name for name, reasons in tables.unplanted.items() if reasons
+    }
 
 
 def test_one_type_is_renewed_and_the_others_stay(monkeypatch, tmp_path):
