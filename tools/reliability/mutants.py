@@ -443,7 +443,7 @@ def _write(found: dict[str, tuple[int, int, int]], arguments: str) -> None:
             every, drawn, killed = (sum(column) for column in zip(*part.values(), strict=True))
             words = f"{killed / drawn:.1%} noticed by the quick tests: "
             words += ", ".join(f"`{short}` {noticed / count:.0%}" for short, (_, count, noticed) in part.items())
-            much = f"{drawn:,} of {every:,} mutants of {len(part)} modules"
+            much = f"{drawn:,} of {every:,} mutants of {len(part)} module{'s' * (len(part) > 1)}"
             rows.append((f"tests of the tests: one thing changed in a module of those that {kind}", much, words))
     write_rows("mutants", rows, arguments.strip())
 
