@@ -17,7 +17,7 @@ import torch
 
 from swcheck.lens.architecture.layer_by_layer import logits_of_windows
 from swcheck.lens.architecture.storage import evaluating
-from swcheck.lens.likelihood import LOGITS_AT_ONCE, log_probabilities, nats_of
+from swcheck.lens.likelihood import log_probabilities, nats_of, windows_at_once
 from swcheck.lens.tokens import check_token_ids, vocabulary_size
 from swcheck.loading.runtime import Runtime
 
@@ -165,12 +165,12 @@ def _score(
     if isinstance(model, Runtime):
         return _score_in_runtime(model, token_ids, positions, visit)
     width = token_ids.shape[1] - 1
-    windows_at_once = max(1, LOGITS_AT_ONCE // (token_ids.shape[1] * (vocabulary_size(model) or 2**16)))
+    at_once = windows_at_once(model, token_ids)
     nats, done = [], 0
     with evaluating(model):
-        batches = logits_of_windows(model, token_ids, windows_at_once)
-        for first, logits in zip(range(0, len(token_ids), windows_at_once), batches, strict=True):
-            ids = token_ids[first : first + windows_at_once].to(logits.device)
+        batches = logits_of_windows(model, token_ids, at_once)
+        for first, logits in zip(range(0, len(token_ids), at_once), batches, strict=True):
+            ids = token_ids[first : first + at_once].to(logits.device)
             logs = logits[:, :-1].float().log_softmax(-1)
             nats.append(-logs.gather(2, ids[:, 1:, None])[..., 0].double().cpu())
             inside = positions[(positions >= first * width) & (positions < (first + len(ids)) * width)] - first * width

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swcheck.lens import kl_divergence
+from swcheck.lens import kl_divergence, likelihood
 from swcheck.lens.likelihood import token_nats
 
 
@@ -77,7 +77,7 @@ def test_batches_do_not_change_it(random_llama, other, ids, monkeypatch):
     """One window at a time gives what all at once give."""
     _, expected = kl_divergence.predict(random_llama, ids)
     whole = kl_divergence.compare_predictions(other, ids, expected)[1]
-    monkeypatch.setattr(kl_divergence, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 1)
     _, single = kl_divergence.predict(random_llama, ids)
     parts = kl_divergence.compare_predictions(other, ids, single)[1]
 
