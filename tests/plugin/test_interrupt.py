@@ -188,3 +188,36 @@ def test_an_interrupt_that_is_lost_while_the_suite_is_collected(tmp_path):
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stdout + done.stderr
+
+
+DEAF = """
+import time
+
+def test_own(swcheck_spec):
+    open("ready", "w").close()
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            time.sleep(1)
+        except KeyboardInterrupt:
+            pass
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_loses_its_interrupt_is_not_waited_for(tmp_path):
+    """xdist would wait 10 seconds for it."""
+    (tmp_path / "test_own.py").write_text(DEAF)
+    words = ["-p", "no:cacheprovider", "--swcheck-model=tiny", "-n", "1", "test_own.py"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTED, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    start = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert time.monotonic() - start < 9

@@ -7,11 +7,14 @@ import gc
 import signal
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from swcheck.run.pytest_hooks.stash import INTERRUPTED, is_worker, settings_of
+
+WORKER_SECONDS: Final = 0.5
+"""So long a run that was interrupted waits for its workers, which have nothing to write."""
 
 MASK: pytest.StashKey[Iterable[int]] = pytest.StashKey()
 """The signals that were blocked before workers were started."""
@@ -88,6 +91,9 @@ class EarlyEnd:
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         end_quickly(self.config, excinfo)
+        xdist: Any = self.config.pluginmanager.get_plugin("dsession")
+        if xdist is not None:  # it would wait 10 seconds for a worker that has lost its interrupt, before it kills it
+            xdist.nodemanager.EXIT_TIMEOUT = WORKER_SECONDS
 
     def pytest_internalerror(self) -> None:
         """Note that pytest, or another plugin, has broken the run off."""
