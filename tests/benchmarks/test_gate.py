@@ -1,24 +1,15 @@
-"""What memory a gate takes and how fast prompts are read, printed, never judged: ``pytest -m benchmark -s tests/benchmarks``."""
+"""What memory a gate takes, printed, never judged: ``pytest -m benchmark -s tests/benchmarks``."""
 
 from __future__ import annotations
 
-import copy
 import os
 import subprocess
 import sys
-import time
-from dataclasses import replace
 
 import pytest
 import torch
 
-from swcheck import SuperWeight, assert_super_activations_preserved, load
-from swcheck.base.records import Loaded
-from swcheck.lens.prompts import encode_prompt
-from swcheck.strategies import drawn_prompts
-from swcheck.superweights.measurements.located import located
-from swcheck.superweights.measurements.residual_stream import super_activations
-from swcheck.superweights.subject.as_subject import as_subject
+from swcheck import SuperWeight, load
 from tests import checkpoints
 from tests.planted import plant
 
@@ -102,50 +93,4 @@ def test_memory(wide, name):
     colour = "red" if red else "green"
     say(
         f"peak memory of a {colour} gate ({name}): {words}; with a baseline {(kept - alone) / size:+.1%} (at most 10 %)"
-    )
-
-
-@pytest.fixture
-def deep(tiny):
-    """A random model of sixteen layers with a planted super weight in layer 1, where most real ones have theirs."""
-    weight = SuperWeight(1, 97, 301, 30.0)
-    size = {"layers": 16, "hidden": 256, "inner": 512, "vocabulary": len(tiny.tokenizer)}
-    model = plant([weight], **size, tokens=[tiny.tokenizer.bos_token_id])
-    model.config.max_position_embeddings = 256
-    return Loaded(model, tiny.tokenizer, "deep")
-
-
-@pytest.mark.parametrize("name", ["tiny", "deep"])
-def test_prompts(name, request):
-    """The check of many prompts over a plain pass of each prompt through both models: at least 10 x."""
-    model = request.getfixturevalue(name)
-    reference, other = as_subject(model), as_subject(replace(model, model=copy.deepcopy(model.model)))
-    prompts = drawn_prompts()
-    assert_super_activations_preserved(other, reference, prompts=prompts)
-
-    def check(*subjects):
-        for subject in subjects:
-            for key in [key for key in subject.memory.values if key[0] in {"readings", "readings at", "padded"}]:
-                del subject.memory.values[key]
-        assert_super_activations_preserved(other, reference, prompts=prompts)
-
-    def alone():
-        with torch.no_grad():
-            for prompt in prompts:
-                ids = torch.tensor([encode_prompt(model.tokenizer, prompt)[:256] or (0,)])
-                for subject in (reference, other):
-                    subject.module(ids, use_cache=False)
-
-    actions = (lambda: check(reference, other), lambda: check(other), alone)
-    seconds = [float("inf")] * len(actions)
-    for _ in range(5):
-        for number, action in enumerate(actions):
-            start = time.perf_counter()
-            action()
-            seconds[number] = min(seconds[number], time.perf_counter() - start)
-    first, further, single = (len(prompts) / taken for taken in seconds)
-    say(
-        f"prompts a second on {name}, onset after layer {super_activations(reference, located(reference).super_weights)[0].layer} of "
-        f"{len(reference.anatomy.layers)}: {single:.0f} one a pass; {first:.0f} in the check of a new reference, "
-        f"{first / single:.1f} x; {further:.0f} of one that was measured, {further / single:.1f} x"
     )
