@@ -16,6 +16,7 @@ from swcheck.loading.streaming.mapped_pages import can_give_back
 from swcheck.loading.streaming.pager import pager_of
 from swcheck.superweights.locating.confirm import confirm
 from swcheck.superweights.locating.locate import locate
+from tests.checkpoints import copy_of_tiny, forgotten
 
 IDS = torch.arange(0, 30).view(1, -1)
 
@@ -55,10 +56,11 @@ def test_later_layers_are_not_run(tiny):
 
 
 @pytest.mark.skipif(not can_give_back(), reason="only Linux shows which pages were written to")
-def test_of_a_streamed_model_only_these_layers_are_read(monkeypatch):
+def test_of_a_streamed_model_only_these_layers_are_read(monkeypatch, tmp_path):
     """Two of tiny's five layers, and one for its structure: less than seven tenths of what locating reads (files are read in units of 16 pages)."""
     monkeypatch.setattr(pager, "LEAST", 0)
-    verified, searched = (swcheck.load("tiny", stream=True, dtype="bfloat16").model for _ in range(2))
+    folder = copy_of_tiny(tmp_path / "tiny", forgotten)
+    verified, searched = (swcheck.load(folder, stream=True, dtype="bfloat16").model for _ in range(2))
     [one] = confirm(verified, [SuperWeight(1, 97, 301)], IDS)
     assert one.is_confirmed
     locate(searched, token_ids=IDS)
