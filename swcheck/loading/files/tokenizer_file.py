@@ -26,12 +26,15 @@ PROBE: Final = "The quick brown fox.\n"
 """What every tokenizer encodes when it is loaded: some fail only then, at a character or a token that they have not."""
 
 PARTS: Final = ("normalizer", "post_processor", "decoder")
+PREFIXED: Final = ("continuing_subword_prefix", "merges")
 _STEPS: Final = ("normalizers", "processors", "decoders")
 """The fields of a sequence that hold its steps."""
 
 
 def check_tokenizer(directory: Path) -> None:
-    """Raise ``CheckpointError`` for a ``tokenizer.json`` under which a text grows too much, or that is no JSON object.
+    """Raise ``CheckpointError`` for a ``tokenizer.json`` that the package must not see.
+
+    It is one under which a text grows too much, whose merges lack the prefix that they are to have, or no JSON object.
 
     A directory without one is left alone.
     """
@@ -46,6 +49,10 @@ def check_tokenizer(directory: Path) -> None:
         if factor > MOST_GROWTH:
             found = f"its {name} makes texts {factor:,.4g} times as long, at most {MOST_GROWTH} are taken"
             raise CheckpointError(f"a tokenizer in {file}", found, "fetch the file again")
+    merge = _merge_without_prefix(value.get("model"))
+    if merge is not None:
+        found = f"the merge {merge!r} continues a word without its continuing_subword_prefix"
+        raise CheckpointError(f"a tokenizer in {file}", found, "fetch the file again")
 
 
 def check_encoding(tokenizer: Any) -> None:
@@ -62,6 +69,22 @@ def _growth(step: Any) -> float:
         return math.prod(map(_growth, inner))
     lengths = [_length(step.get("content")) / _shortest(step.get("pattern")), _length(step.get("prepend"))]
     return max(1.0, *lengths, _tokens(step))
+
+
+def _merge_without_prefix(model: Any) -> str | None:
+    """Return the second part of the first merge that lacks the prefix of parts inside a word; None where all have it.
+
+    The package cuts off as many bytes of it unseen, and ends the process where there are less.
+    """
+    prefix, merges = (model.get(name) if isinstance(model, dict) else None for name in PREFIXED)
+    if not isinstance(prefix, str) or not isinstance(merges, list):
+        return None
+    for merge in merges if prefix else ():
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        last = parts[-1] if isinstance(parts, list) and parts else None
+        if isinstance(last, str) and not last.startswith(prefix):
+            return last
+    return None
 
 
 def _length(value: Any) -> int:

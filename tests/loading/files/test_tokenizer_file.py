@@ -85,6 +85,24 @@ def test_what_multiplies_a_text_is_refused(folder, changes, said):
         check_tokenizer(folder(**changes))
 
 
+@pytest.mark.parametrize("merges", [[["a", "##b"], ["a", "b"]], ["a ##b", "a b"]])
+def test_merges_without_the_prefix_of_their_model_are_refused(folder, merges):
+    """The package cuts it off unseen, and a word that is shorter ends the process."""
+    model = {**SMALL["model"], "continuing_subword_prefix": "##", "merges": merges}
+    with pytest.raises(CheckpointError, match="the merge 'b' continues a word without its continuing_subword_prefix"):
+        check_tokenizer(folder(model=model))
+
+
+def test_merges_with_the_prefix_of_their_model_are_accepted(folder):
+    """As of a tokenizer that was trained with one."""
+    model = {
+        "vocab": {"<s>": 0, "a": 1, "##b": 2, "ab": 3},
+        "merges": [["a", "##b"]],
+        "continuing_subword_prefix": "##",
+    }
+    assert tokenizer_of(folder(model={**SMALL["model"], **model}), trusted=False)("ab")["input_ids"][-1] == 3
+
+
 def test_what_is_no_tokenizer_is_refused(tmp_path):
     """Another JSON value, steps in steps without end, a file of gigabytes; a directory without the file is left alone."""
     check_tokenizer(tmp_path)
