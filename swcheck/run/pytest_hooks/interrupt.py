@@ -13,7 +13,7 @@ import pytest
 
 from swcheck.run.pytest_hooks.stash import INTERRUPTED, is_worker, settings_of
 
-WORKER_SECONDS: Final = 0.5
+WORKER_SECONDS: Final = 0.25
 """So long a run that was interrupted waits for its workers, which have nothing to write."""
 
 MASK: pytest.StashKey[Iterable[int]] = pytest.StashKey()
