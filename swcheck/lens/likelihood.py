@@ -83,12 +83,12 @@ def _among(logs: torch.Tensor, count: int | None) -> torch.Tensor:
 
 def _batch_nats(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     """Return the nats of the predicted tokens, float64 ``(B, T - 1)``; window by window, whose logits are in one piece."""
-    targets = token_ids[:, 1:].to(logits.device)
-    nats = [
-        functional.cross_entropy(scores[:-1].float(), wanted, reduction="none")
-        for scores, wanted in zip(logits, targets, strict=True)
-    ]
-    return torch.stack(nats).double().cpu()
+    return torch.stack([nats_of_logits(scores[:-1], ids[1:]) for scores, ids in zip(logits, token_ids, strict=True)])
+
+
+def nats_of_logits(logits: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+    """Return the nats of the tokens that follow, int64 ``(n,)``, from logits ``(n, V)``: float64 ``(n,)`` on the CPU."""
+    return functional.cross_entropy(logits.float(), following.to(logits.device), reduction="none").double().cpu()
 
 
 def nats_of(logs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

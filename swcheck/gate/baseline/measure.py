@@ -18,10 +18,10 @@ from swcheck.superweights.measurements.ablation import intact_nats
 from swcheck.superweights.measurements.configuration import configuration, generation_settings
 from swcheck.superweights.measurements.contributions import largest_input_columns, sink_tokens
 from swcheck.superweights.measurements.generation import greedy_text
-from swcheck.superweights.measurements.inputs import has_bos, id_count, prompt_ids, sample_ids, vocabulary_size
+from swcheck.superweights.measurements.inputs import has_bos, prompt_ids, sample_ids, vocabulary_size
 from swcheck.superweights.measurements.located import located
 from swcheck.superweights.measurements.residual_stream import activation_profile, residual_sketch, super_activations
-from swcheck.superweights.measurements.scores import nats_among
+from swcheck.superweights.measurements.scores import nats_among, padded_ids
 from swcheck.superweights.measurements.weights import map_responses, matrix_row, parameter_count
 from swcheck.superweights.one_reading.together import measure_text_together
 from swcheck.superweights.subject.subject import Subject
@@ -56,8 +56,7 @@ def measure_for_candidates(reference: Subject, prompts: Sequence[str | Prompt] =
     sample_ids(reference)
     weight_sample(reference)
     _ = (vocabulary_size(reference), parameter_count(reference), has_bos(reference))
-    tokens = id_count(reference)
-    if 0 < tokens < vocabulary_size(reference):  # a candidate may be cut down to them
+    if (tokens := padded_ids(reference)) > 0:
         nats_among(reference, tokens)
 
 

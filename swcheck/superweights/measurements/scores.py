@@ -7,7 +7,7 @@ import torch
 from swcheck.lens.architecture.layer_by_layer import logits_of_windows
 from swcheck.lens.architecture.storage import evaluating
 from swcheck.lens.kl_divergence import Drift, Predictions, compare_predictions, predict
-from swcheck.lens.likelihood import token_nats
+from swcheck.lens.likelihood import nats_of_logits, token_nats, windows_at_once
 from swcheck.lens.observe import observe
 from swcheck.superweights.measurements.inputs import id_count, prompt_ids, vocabulary_size, windows
 from swcheck.superweights.measurements.residual_stream import residual_stream
@@ -41,6 +41,12 @@ def nats_among_against(subject: Subject, reference: Subject, count: int) -> torc
     return token_nats(subject.scorer, windows(reference), count)
 
 
+def padded_ids(subject: Subject) -> int:
+    """Return how many ids the tokenizer gives if the vocabulary has more rows, to which a candidate may be cut down; else 0."""
+    tokens = id_count(subject)
+    return tokens if tokens < vocabulary_size(subject) else 0
+
+
 def shared_ids(candidate: Subject, reference: Subject) -> int | None:
     """Return how many ids both are scored on if the candidate's vocabulary was cut down; else None: on all of their own.
 
@@ -70,12 +76,11 @@ def paired_nats(candidate: Subject, reference: Subject) -> tuple[torch.Tensor, t
 def noise_floor(subject: Subject) -> tuple[float, float]:
     """Return the noise of the mean nats per token, in nats, and the relative noise of the residual stream.
 
-    The first is the difference between a window scored alone and the same window scored in a batch. The second is the
+    The first is the difference between a window scored alone and the same window scored in a batch, whose nats are known of one. The second is the
     relative difference between a prompt alone and three copies of it in a batch, after the last layer; it is at least
     the precision of the dtype that is computed in.
     """
-    alone, in_batch = first_window_alone(subject), intact_scores(subject)[0][0]
-    noise = abs(float(alone.mean() - in_batch.mean()))
+    noise = abs(float(first_window_otherwise(subject).mean() - intact_scores(subject)[0][0].mean()))
     found = stream_of_copies(subject)
     if found is None:
         return noise, torch.finfo(next(subject.module.parameters()).dtype).eps
@@ -84,10 +89,19 @@ def noise_floor(subject: Subject) -> tuple[float, float]:
     return noise, max(torch.finfo(found.dtype).eps, difference)
 
 
-@measurement("alone", Cost.PROMPT, in_baseline=InBaseline.NO)
-def first_window_alone(subject: Subject) -> torch.Tensor:
-    """Return the nats of the first window, scored alone, float64 ``(T - 1,)``."""
-    return token_nats(subject.module, windows(subject)[:1])[0]
+@measurement("otherwise", Cost.PROMPT, in_baseline=InBaseline.NO)
+def first_window_otherwise(subject: Subject) -> torch.Tensor:
+    """Return the nats of the first window, scored in ``noise_windows``, float64 ``(T - 1,)``."""
+    model, ids = subject.module, noise_windows(subject)
+    with evaluating(model):
+        logits = next(logits_of_windows(model, ids, len(ids)))
+    return nats_of_logits(logits[0, :-1], ids[0, 1:])
+
+
+def noise_windows(subject: Subject) -> torch.Tensor:
+    """Return the first window in a batch of another size than it is scored in: alone, or where it is alone, with a copy."""
+    ids = windows(subject)
+    return ids[:1] if windows_at_once(subject.module, ids) > 1 < len(ids) else ids[:1].repeat(2, 1)
 
 
 @measurement("copies", Cost.PROMPT, in_baseline=InBaseline.NO)

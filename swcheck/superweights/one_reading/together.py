@@ -27,13 +27,15 @@ from swcheck.superweights.measurements.ablation import (
     scored_starts,
     window_starts,
 )
-from swcheck.superweights.measurements.inputs import id_count, prompt_ids, vocabulary_size, windows
+from swcheck.superweights.measurements.inputs import prompt_ids, windows
 from swcheck.superweights.measurements.located import located
 from swcheck.superweights.measurements.residual_stream import is_residual_known, residual_stream
 from swcheck.superweights.measurements.scores import (
-    first_window_alone,
+    first_window_otherwise,
     intact_scores,
     nats_among,
+    noise_windows,
+    padded_ids,
     prompt_copies,
     stream_of_copies,
 )
@@ -87,14 +89,13 @@ def measure_prompt_together(candidate: Subject, ids: torch.Tensor) -> None:
 def _intact_jobs(reference: Subject) -> list[tuple[Run, Callable[[], object]]]:
     """Return what is run without a change, and what to measure of each run."""
     jobs: list[tuple[Run, Callable[[], object]]] = []
-    ids, tokens = windows(reference), id_count(reference)
-    is_padded = 0 < tokens < vocabulary_size(reference)  # then a candidate may be cut down to them
+    ids, tokens = windows(reference), padded_ids(reference)
     if not intact_scores.knows(reference):
         jobs.append((Run(ids), lambda: intact_scores(reference)))
-    if is_padded and not nats_among.knows(reference, tokens):
+    if tokens > 0 and not nats_among.knows(reference, tokens):
         jobs.append((Run(ids), lambda: nats_among(reference, tokens)))
-    if not first_window_alone.knows(reference):
-        jobs.append((Run(ids[:1]), lambda: first_window_alone(reference)))
+    if not first_window_otherwise.knows(reference):
+        jobs.append((Run(noise_windows(reference)), lambda: first_window_otherwise(reference)))
     if not stream_of_copies.knows(reference):
         jobs.append((Run(prompt_copies(prompt_ids(reference))), lambda: stream_of_copies(reference)))
     return jobs

@@ -10,6 +10,7 @@ from swcheck.base.records import Limit
 from swcheck.base.tiers import TIERS
 from swcheck.gate.baseline.measure import measure_for_candidates
 from swcheck.gate.checks.nulls import matched_null
+from swcheck.lens import likelihood
 from swcheck.lens.architecture.anatomy import checked_anatomy
 from swcheck.lens.architecture.layer_by_layer import Run, run_together, visited
 from swcheck.lens.likelihood import token_nats
@@ -29,7 +30,13 @@ from swcheck.superweights.measurements.residual_stream import (
     super_activations,
     zeroed_profile,
 )
-from swcheck.superweights.measurements.scores import first_window_alone, intact_scores, nats_among, noise_floor
+from swcheck.superweights.measurements.scores import (
+    first_window_otherwise,
+    intact_scores,
+    nats_among,
+    noise_floor,
+    noise_windows,
+)
 from swcheck.superweights.measurements.weights import map_responses, non_finite_parameters
 from swcheck.superweights.one_reading import together as one_reading
 from swcheck.superweights.one_reading.together import measure_prompt_together
@@ -87,7 +94,7 @@ def numbers(subject):
         "zeroed": torch.tensor(zeroed_profile(subject, place, weights, ids)),
         "nats": nats,
         "logs": predictions.logs,
-        "alone": first_window_alone(subject),
+        "alone": first_window_otherwise(subject),
         "noise": torch.tensor(noise_floor(subject)),
         "ablated": ablated_nats(subject, weights),
         "maps": map_responses(subject).values,
@@ -124,13 +131,22 @@ def test_a_reference_is_read_for_the_prompt_and_for_the_text(streamed, apart):
 def test_the_nats_among_the_ids_of_the_tokenizer_share_the_reading(streamed, monkeypatch):
     """Of a model with more rows than the tokenizer has ids, to which a candidate may be cut down."""
     subject = streamed()
-    monkeypatch.setattr(one_reading, "id_count", lambda _subject: 1023)
+    monkeypatch.setattr(one_reading, "padded_ids", lambda _subject: 1023)
     one_reading.measure_text_together(subject)
     assert nats_among.knows(subject, 1023)
     assert readings(subject, lambda: nats_among(subject, 1023)) == 0
     torch.testing.assert_close(
         nats_among(subject, 1023), token_nats(subject.module, windows(subject), 1023), rtol=1e-3, atol=1e-3
     )
+
+
+def test_noise_is_that_of_a_batch_also_where_windows_are_scored_alone(streamed, monkeypatch):
+    """The first window is scored alone where it was in a batch, and beside a copy where it was alone."""
+    subject = streamed()
+    assert len(noise_windows(subject)) == 1
+    monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 1)
+    assert len(noise_windows(subject)) == 2
+    torch.testing.assert_close(first_window_otherwise(subject), intact_scores(subject)[0][0], rtol=1e-3, atol=1e-3)
 
 
 def test_all_draws_of_the_matched_null_share_a_reading(streamed, apart):

@@ -12,10 +12,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch.nn import functional
 
 from swcheck.lens.architecture.storage import device_of, evaluating
-from swcheck.lens.likelihood import nats_of, through_cache, token_nats
+from swcheck.lens.likelihood import nats_of, nats_of_logits, through_cache, token_nats
 from swcheck.loading.kv_cache import STATIC, cache_types
 from swcheck.loading.runtime import Capability, Runtime
 
@@ -118,12 +117,7 @@ def _alone(model: nn.Module, ids: torch.Tensor) -> Iterator[tuple[str, Way]]:
 def _beginning(model: nn.Module, ids: torch.Tensor, length: int) -> torch.Tensor:
     with evaluating(model):
         logits = model(ids[None, :length].to(device_of(model)), use_cache=False).logits
-    return _nats(logits[0], ids[1 : length + 1])
-
-
-def _nats(logits: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
-    """Return the nats of the tokens that follow, int64 ``(n,)``, from logits ``(n, V)``."""
-    return functional.cross_entropy(logits.float(), following.to(logits.device), reduction="none").double().cpu()
+    return nats_of_logits(logits[0], ids[1 : length + 1])
 
 
 def _in_batch(model: nn.Module, ids: torch.Tensor) -> Iterator[tuple[str, Way]]:
@@ -138,7 +132,7 @@ def _padded(model: nn.Module, ids: torch.Tensor, lengths: Sequence[int]) -> list
     rows, place = torch.where(mask, ids[: lengths[0]], ids[0]), device_of(model)
     with evaluating(model):
         logits = model(rows.to(place), attention_mask=mask.long().to(place), use_cache=False).logits
-    return [_nats(row[:length], ids[1 : length + 1]) for row, length in zip(logits, lengths, strict=True)]
+    return [nats_of_logits(row[:length], ids[1 : length + 1]) for row, length in zip(logits, lengths, strict=True)]
 
 
 def _last_window(model: nn.Module, ids: torch.Tensor) -> Mapping[str, Way]:
