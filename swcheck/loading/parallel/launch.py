@@ -11,6 +11,10 @@ MARK: Final = "TORCHELASTIC_RUN_ID"
 """The variable that torchrun alone sets; other launchers and notebooks set the rest as well."""
 
 
+ERROR_SECONDS: Final = 10
+"""So long the other processes wait with an error that the first may tell too: when that ends, torchrun ends them."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """One of the ``count`` processes that torchrun has started, on all machines together.

@@ -21,6 +21,7 @@ from typing import Any, Final
 from swcheck.base.errors import SwcheckError
 from swcheck.base.terminal.progress import end_bars
 from swcheck.base.terminal.visible import is_silent, visible
+from swcheck.loading.parallel.launch import ERROR_SECONDS
 from swcheck.run.command_line import (
     accuracy,
     baseline,
@@ -38,9 +39,6 @@ from swcheck.run.command_line import (
 
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where nothing more can be written; it names no file then."""
-
-ERROR_SECONDS: Final = 10
-"""So long the other processes of torchrun wait with an error: when the first one ends, torchrun ends them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

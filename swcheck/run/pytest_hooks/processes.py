@@ -19,7 +19,7 @@ import pytest
 
 from swcheck.base.errors import OptionError
 from swcheck.base.terminal.visible import tell, visible_line
-from swcheck.loading.parallel.launch import Launch, launch
+from swcheck.loading.parallel.launch import ERROR_SECONDS, Launch, launch
 from swcheck.run.pytest_hooks.stash import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -41,9 +41,6 @@ FAILED_SECONDS: Final = 30
 
 REPORT_SECONDS: Final = 60
 """So long the others wait until the first process has written its reports: torchrun ends all when one has failed."""
-
-ERROR_SECONDS: Final = 10
-"""So long until the first process has told an error of the command line. When that ends, torchrun ends the others too."""
 
 ENDED: Final = "torchrun has ended this process, because another one has failed"
 
