@@ -45,8 +45,10 @@ if TYPE_CHECKING:
     from swcheck.loading.engines import installed_engines, load
     from swcheck.loading.files.adapter_files import AdapterFiles, check_adapter_patterns, read_adapter
     from swcheck.loading.files.gguf_header import read_gguf_header
+    from swcheck.loading.graphs.exporting import exportable, exportable_with_cache
+    from swcheck.loading.graphs.graph_runtime import GraphRuntime
     from swcheck.loading.published_index import known_super_weights
-    from swcheck.loading.runtime import Capability, GraphRuntime, Runtime, exportable
+    from swcheck.loading.runtime import Capability, Runtime
     from swcheck.loading.skip_option import linear_maps_outside, read_skip
     from swcheck.superweights.locating.locate import locate
     from swcheck.testing.conformance import check_engine
@@ -61,7 +63,7 @@ _MODULES: Final = {
     "Engine": "base.records",
     "EngineError": "base.errors",
     "EngineRequest": "loading.engine_request",
-    "GraphRuntime": "loading.runtime",
+    "GraphRuntime": "loading.graphs.graph_runtime",
     "Loaded": "base.records",
     "OptionError": "base.errors",
     "Outcome": "base.records",
@@ -94,7 +96,8 @@ _MODULES: Final = {
     "contributions": "lens.linear_maps",
     "effective_weight": "lens.linear_maps",
     "evaluation_text": "base.evaluation_text",
-    "exportable": "loading.runtime",
+    "exportable": "loading.graphs.exporting",
+    "exportable_with_cache": "loading.graphs.exporting",
     "installed_engines": "loading.engines",
     "known_super_weights": "loading.published_index",
     "linear_maps_outside": "loading.skip_option",
@@ -156,6 +159,7 @@ __all__ = [
     "effective_weight",
     "evaluation_text",
     "exportable",
+    "exportable_with_cache",
     "installed_engines",
     "known_super_weights",
     "linear_maps_outside",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from swcheck.base.errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
 
 BACKENDS: Final = {"quanto": "optimum.quanto", "hqq": "hqq"}
 """What quantizes a cache in transformers, and the package of each."""
@@ -43,6 +46,19 @@ def kv_cache(model: Any) -> Callable[[], Any]:
         found = " ".join(str(error).split())
         raise OptionError(f"the {backend} cache of this checkpoint", found, f"pip install {backend.lower()}") from error
     return lambda: QuantizedCache(backend, config, **options)
+
+
+def cache_of(past: Sequence[torch.Tensor]) -> Any:
+    """Return a cache of transformers that holds the keys and values of each layer in turn."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    cache = DynamicCache()
+    for keys, values in zip(past[::2], past[1::2], strict=True):
+        layer = DynamicLayer()
+        layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
 
 
 def cache_types(model: Any, length: int) -> dict[str, Callable[[], Any]]:

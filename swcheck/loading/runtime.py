@@ -8,21 +8,17 @@ are the one thing that every runtime has. T tokens, V vocabulary, H residual wid
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from enum import StrEnum
-from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from swcheck.base.errors import NotObservedError
 from swcheck.base.records import SuperWeight
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from torch import nn
 
 
 class Capability(StrEnum):
@@ -125,108 +121,8 @@ class Runtime(ABC):
         )
 
 
-class GraphRuntime(Runtime):
-    """A runtime whose program holds a graph that can be given further outputs and corrected products.
+def tokenizer_in(folder: Path) -> Any:
+    """Return the tokenizer of transformers that lies in a folder."""
+    from transformers import AutoTokenizer
 
-    Derive from it, call ``found`` once the graph is read, and run each pass with ``changes``: what is added to scalars
-    of down projections, by layer, row and column.
-    """
-
-    changes: Mapping[tuple[int, int, int], float] = MappingProxyType({})
-
-    def found(
-        self, streams: Collection[int], downs: Collection[int], tokenizer: Path | None, *, batches: bool = False
-    ) -> None:
-        """State what the graph shows, from the layers whose residual stream and down projection were found in it.
-
-        ``tokenizer`` is the folder of a tokenizer beside the graph, None if there is none. ``batches`` says that it takes
-        several windows at once.
-        """
-        self._tokenizer: Any = tokenizer
-        shows = {Capability.TOKEN_IDS} if tokenizer is not None else set()
-        if streams and set(streams) == set(downs) == set(range(len(downs))):
-            shows |= {Capability.VALUES, Capability.OVERRIDE}
-            rows, columns = self._matrix(0).shape
-            self.sizes = len(downs), rows, columns
-        self.shows = frozenset(shows | ({Capability.BATCHES} if batches else set()))
-
-    @abstractmethod
-    def padded_logits(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the logits ``(B, T, V)`` of windows ``ids``, int64 ``(B, T)``, padded on the right where ``mask`` is 0."""
-
-    def batched_log_probabilities(self, rows: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Return the log-probabilities of each window, computed in one padded batch."""
-        if not self.can(Capability.BATCHES):
-            return super().batched_log_probabilities(rows)
-        from torch.nn.utils.rnn import pad_sequence
-
-        ids = pad_sequence(list(rows), batch_first=True)
-        mask = pad_sequence([one.new_ones(len(one)) for one in rows], batch_first=True)
-        logits = self.padded_logits(ids, mask)
-        return [one[: len(row) - 1].float().log_softmax(-1) for one, row in zip(logits, rows, strict=True)]
-
-    @abstractmethod
-    def stored_matrix(self, layer: int) -> np.ndarray[Any, Any]:
-        """Return the down projection of a layer ``(H, F)``, dequantized from the graph."""
-
-    @cached_property
-    def _matrices(self) -> dict[int, np.ndarray[Any, Any]]:
-        return {}
-
-    def _matrix(self, layer: int) -> np.ndarray[Any, Any]:
-        if layer not in self._matrices:
-            self._matrices[layer] = self.stored_matrix(layer)
-        return self._matrices[layer]
-
-    def token_ids(self, text: str) -> Sequence[int]:
-        """Return the ids of a text by the tokenizer beside the graph."""
-        if not self.can(Capability.TOKEN_IDS):
-            return super().token_ids(text)
-        from transformers import AutoTokenizer
-
-        if isinstance(self._tokenizer, Path):
-            self._tokenizer = AutoTokenizer.from_pretrained(self._tokenizer, local_files_only=True)
-        return list(self._tokenizer(text)["input_ids"])
-
-    def weight_value(self, weight: SuperWeight) -> float:
-        """Return a scalar of a down projection, dequantized from the graph."""
-        if not self.can(Capability.VALUES):
-            return super().weight_value(weight)
-        return float(self._matrix(weight.layer)[weight.row, weight.column])
-
-    def overridden(self, values: Mapping[SuperWeight, float]) -> AbstractContextManager[None]:
-        """Return a block in which scalars of down projections have other values."""
-        return self._overridden(values) if self.can(Capability.OVERRIDE) else super().overridden(values)
-
-    @contextmanager
-    def _overridden(self, values: Mapping[SuperWeight, float]) -> Iterator[None]:
-        before = self.changes
-        changes = {(w.layer, w.row, w.column): value - self.weight_value(w) for w, value in values.items()}
-        self.changes = {**before, **changes}
-        try:
-            yield
-        finally:
-            self.changes = before
-
-
-def exportable(model: nn.Module) -> nn.Module:
-    """Return a module of token ids, int64 ``(1, T)``, to logits ``(1, T, V)``, which exporters can trace.
-
-    It runs the transformers module ``model`` without a cache. The causal mask is written out, because the code that
-    transformers makes it with has no counterpart in most formats. So a window that slides is not exported.
-    """
-    import torch
-
-    class LogitsOfIds(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-            length = input_ids.shape[1]
-            mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None, None]
-            answer = self.model(input_ids=input_ids, attention_mask=mask.to(next(model.parameters())), use_cache=False)
-            logits: torch.Tensor = answer.logits
-            return logits
-
-    return LogitsOfIds().eval()
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 
-from swcheck import EngineError, Scheme, exportable
+from swcheck import EngineError, Scheme, exportable, exportable_with_cache
 
 DOWN: Final = re.compile(r"layers\.(\d+)/mlp/down_proj/MatMul_output_0$")
 LINEAR: Final = re.compile(r"layers\.\d+/(?:\w+/)+\w+_proj/MatMul_output_0$")
@@ -29,17 +29,31 @@ LONGEST: Final = 1 << 20
 
 
 def exported(model: Any) -> Any:
-    """Return the graph of a transformers module: ids ``(B, T)`` to logits ``(B, T, V)``."""
+    """Return the graph of a transformers module: ids ``(B, T)`` to logits ``(B, T, V)``.
+
+    It takes a key-value cache and gives it back, as optimum exports it; none where the model's cache is another.
+    """
+    cached = exportable_with_cache(model)
+    if cached is not None:
+        free = torch.export.Dim.AUTO
+        kept = [{0: free, 2: free} for _ in cached.example[3]]
+        shapes = (*({0: free, 1: free} for _ in range(3)), kept)
+        return _traced(cached.module, cached.example, shapes, cached.inputs, cached.outputs)
     rows, length = torch.export.Dim("B", min=1, max=LONGEST), torch.export.Dim("T", min=2, max=LONGEST)
+    ids = torch.zeros(2, 8, dtype=torch.int64)  # of 1 row the exporter would make a constant
+    return _traced(exportable(model), (ids,), ({0: rows, 1: length},), ["input_ids"], ["logits"])
+
+
+def _traced(module: Any, example: Any, shapes: Any, inputs: Iterable[str], outputs: Iterable[str]) -> Any:
     with torch.no_grad():
         program = torch.onnx.export(
-            exportable(model),
-            (torch.zeros(2, 8, dtype=torch.int64),),  # of 1 row the exporter would make a constant
+            module,
+            example,
             dynamo=True,
             verbose=False,
-            dynamic_shapes=({0: rows, 1: length},),
-            input_names=["input_ids"],
-            output_names=["logits"],
+            dynamic_shapes=shapes,
+            input_names=list(inputs),
+            output_names=list(outputs),
         )
     return _renamed(program.model_proto)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import numpy as np
@@ -94,11 +95,101 @@ def test_eight_bit_activations_are_all_verdicts(graphs, reference):
 
 
 def test_no_shape_departs(graphs, reference):
-    """Lengths, and a padded batch; chunks are not shown, which is said."""
+    """Lengths, a padded batch, chunks behind the cache that the graph gives back."""
     verdict = assert_perplexity_within(load(graphs / "int4.onnx"), reference)
-    assert "33 tokens in a batch of 3" in verdict.facts["shapes"]["scored"]
-    assert not verdict.facts["shapes"]["faults"]
+    shapes = verdict.facts["shapes"]
+    assert {"33 tokens in a batch of 3", "chunks of 32", "uneven chunks", "single tokens"} <= set(shapes["scored"])
+    assert not shapes["faults"]
+    assert not shapes["lacking"]
+
+
+def test_chunks_of_floats_are_the_whole_window(graphs, reference):
+    """Behind a cache of floats nothing is lost, and nothing is left of it."""
+    runtime, ids = load(graphs / "f32.onnx").model, reference.token_ids[0]
+    whole = runtime.log_probabilities(ids)
+    chunks = runtime.chunked_log_probabilities(ids, cuts=[32, 33, 70])
+    assert torch.allclose(chunks, whole, atol=1e-3)
+    assert (runtime.log_probabilities(ids) == whole).all()
+
+
+def test_chunks_of_a_graph_without_a_cache_are_said_to_be_missing(graphs, reference, tmp_path):
+    """Its outputs are the logits alone: the cache that it takes is empty."""
+    alone = onnx.load(graphs / "f32.onnx")
+    del alone.graph.output[1:]
+    onnx.save(alone, tmp_path / "alone.onnx")
+    verdict = assert_perplexity_within(load(tmp_path / "alone.onnx"), reference)
     assert "; not in other shapes: a window in chunks (not shown)" in verdict.summary
+
+
+def put_behind(graph, name, *nodes):
+    """What reads an input reads what the nodes make of it."""
+    for node in graph.node:
+        node.input[:] = ["damaged" + name if one == name else one for one in node.input]
+    for place, (kind, read, write, *more) in enumerate(nodes):
+        graph.node.insert(place, helper.make_node(kind, read, [write], **(more[0] if more else {})))
+
+
+def constants(graph):
+    """Add the numbers that the faults count with."""
+    for name, value in (("zero", np.int64(0)), ("one", np.int64(1)), ("first axis", np.array([0]))):
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+
+
+def length_of(name):
+    """The second size of an input, as a scalar that is called as it is."""
+    return (
+        ("Shape", [name], f"shape of {name}"),
+        ("Gather", [f"shape of {name}", "one"], f"length of {name}"),
+    )
+
+
+def forget_positions(graph):
+    """Each pass begins at the position 0."""
+    put_behind(
+        graph,
+        "position_ids",
+        *length_of("input_ids"),
+        ("Range", ["zero", "length of input_ids", "one"], "counted"),
+        ("Unsqueeze", ["counted", "first axis"], "damagedposition_ids"),
+    )
+
+
+def mask_off_by_one(graph):
+    """The mask ends one place too early behind a cache: its last token is not seen."""
+    put_behind(
+        graph,
+        "attention_mask",
+        *length_of("input_ids"),
+        *length_of("attention_mask"),
+        ("Range", ["zero", "length of attention_mask", "one"], "places"),
+        ("Sub", ["length of attention_mask", "length of input_ids"], "begin"),
+        ("Sub", ["begin", "one"], "last"),
+        ("Equal", ["places", "last"], "is last"),
+        ("Not", ["is last"], "is kept"),
+        ("Cast", ["is kept"], "kept", {"to": TensorProto.INT64}),
+        ("Mul", ["attention_mask", "kept"], "damagedattention_mask"),
+    )
+
+
+def round_cache(graph):
+    """What comes back from the cache is rounded to whole fours, as in 8 bits with a range that is too wide."""
+    graph.initializer.append(numpy_helper.from_array(np.float32(4), "step"))
+    for one in [one.name for one in graph.input if one.name.startswith("past")]:
+        steps = (("Div", [one, "step"], f"steps of {one}"), ("Round", [f"steps of {one}"], f"rounded {one}"))
+        put_behind(graph, one, *steps, ("Mul", [f"rounded {one}", "step"], f"damaged{one}"))
+
+
+@pytest.mark.parametrize("fault", [forget_positions, mask_off_by_one, round_cache])
+def test_a_fault_behind_the_cache_is_red_with_its_shape(graphs, reference, tmp_path, fault):
+    """Whole windows are as before, and so are all lengths alone; chunks are named."""
+    broken = onnx.load(graphs / "f32.onnx")
+    constants(broken.graph)
+    fault(broken.graph)
+    onnx.save(broken, tmp_path / "broken.onnx")
+    with pytest.raises(RobustnessError, match="the kernels of this candidate depend on the shape:") as caught:
+        assert_perplexity_within(load(tmp_path / "broken.onnx"), reference)
+    assert re.search(r"the shape: (chunks of 3\d|uneven chunks|single tokens) x", str(caught.value))
+    assert caught.value.verdict.cause_kind == "kernels"
 
 
 def test_further_rows_of_a_batch_are_red_by_their_name(graphs, reference, monkeypatch):

@@ -13,12 +13,14 @@ from swcheck import CheckpointError, EngineRequest, Loaded, OptionError, check_p
 
 SCHEMES: Final = ("f32", "int8", "int4", "int4-asym")
 PACKAGES: Final = (("openvino", "openvino>=2026.0"), ("nncf", "nncf>=3.0"))
-OPTIONS: Final = ("group", "precision", "threads")
+OPTIONS: Final = ("cache", "group", "precision", "threads")
+KNOWN: Final = {"precision": ("f32", "bf16", "f16"), "cache": ("f32", "bf16", "f16", "u8", "u4")}
+"""What computations and the key-value cache may be in."""
 
 
 @dataclass(frozen=True)
 class OpenVinoEngine:
-    """``openvino:DIRECTORY``, ``openvino:FILE.xml`` or ``openvino:SCHEME``, with ``,precision=f32,threads=2``.
+    """``openvino:DIRECTORY``, ``openvino:FILE.xml`` or ``openvino:SCHEME``, with ``,precision=f32,cache=u8,threads=2``.
 
     A scheme takes ``,group=64`` (for 4 bits) and ``,skip=NAME``.
     """
@@ -39,9 +41,13 @@ class OpenVinoEngine:
             check_packages(f"openvino:{spec}", PACKAGES)
             request = replace(request, scheme=str(_ir_in(path)), spec=spec)
         request.group_size(64)
-        precision, threads = request.options.get("precision", "f32"), request.options.get("threads", "1")
-        if precision not in {"f32", "bf16", "f16"}:
-            raise OptionError(f"precision={precision} in openvino:{spec}", "known: f32, bf16, f16", "precision=f32")
+        threads = request.options.get("threads", "1")
+        for name, known_types in KNOWN.items():
+            given = request.options.get(name, known_types[0])
+            if given not in known_types:
+                raise OptionError(
+                    f"{name}={given} in openvino:{spec}", f"known: {', '.join(known_types)}", f"{name}=f32"
+                )
         if not threads.isdecimal() or int(threads) < 1:
             raise OptionError(f"threads={threads} in openvino:{spec}", "no positive number", "threads=1")
         return request

@@ -14,8 +14,9 @@ import numpy as np
 import openvino
 import torch
 from openvino import opset13 as ops
+from openvino._offline_transformations import apply_make_stateful_transformation
 
-from swcheck import CheckpointError, EngineError, Scheme, exportable
+from swcheck import CheckpointError, EngineError, Scheme, exportable, exportable_with_cache
 
 DOWN: Final = re.compile(r"layers\.(\d+)\.mlp\.down_proj/[\w:]+/MatMul$")
 LINEAR: Final = re.compile(r"layers\.\d+\.(?:\w+\.)+\w+_proj/[\w:]+/MatMul$")
@@ -28,11 +29,51 @@ CORE: Final = openvino.Core()
 
 
 def converted(model: Any) -> Any:
-    """Return the graph of a transformers module: ids ``(1, T)`` to logits ``(1, T, V)``."""
+    """Return the graph of a transformers module: ids ``(B, T)`` to logits ``(B, T, V)``.
+
+    It keeps its key-value cache in variables, as optimum-intel writes it; without one where the model's cache is another.
+    """
+    cached = exportable_with_cache(model)
     with torch.no_grad():
-        graph = openvino.convert_model(exportable(model), example_input=torch.zeros(1, 8, dtype=torch.int64))
-    graph.outputs[0].get_tensor().set_names({"logits"})
+        if cached is None:
+            graph = openvino.convert_model(exportable(model), example_input=torch.zeros(1, 8, dtype=torch.int64))
+            graph.outputs[0].get_tensor().set_names({"logits"})
+            return graph
+        graph = openvino.convert_model(cached.module, example_input=cached.example)
+    for place, name in (
+        *zip(graph.inputs, cached.inputs, strict=True),
+        *zip(graph.outputs, cached.outputs, strict=True),
+    ):
+        place.get_tensor().set_names({name})
+    for name, example in cached.inputs.items():
+        if name.startswith("past"):
+            _, heads, _, width = example.shape
+            graph.input(name).get_node().set_partial_shape(openvino.PartialShape([-1, heads, -1, width]))
+    _keep_cache(graph, dict(zip(list(cached.inputs)[3:], cached.outputs[1:], strict=True)))
     return graph
+
+
+def _keep_cache(graph: Any, kept: Mapping[str, str]) -> None:
+    """Turn the inputs and outputs ``kept`` into variables that are reordered by ``beam_idx`` and are empty at first."""
+    beams = ops.parameter([-1], np.int32, name="beam_idx")
+    beams.output(0).get_tensor().set_names({"beam_idx"})
+    graph.add_parameters([beams])
+    for name in kept:
+        past = graph.input(name)
+        readers = list(past.get_target_inputs())
+        ordered = ops.gather(past.get_node(), beams, ops.constant(np.int64(0)))
+        for reader in readers:
+            reader.replace_source_output(ordered.output(0))
+    graph.validate_nodes_and_infer_types()
+    apply_make_stateful_transformation(graph, kept)
+    rows = ops.gather(ops.shape_of(graph.input("input_ids")), ops.constant([0]), ops.constant(0))
+    for node in graph.get_ops():
+        if node.get_type_name() == "ReadValue":
+            _, heads, _, width = node.get_output_partial_shape(0)
+            sizes = (ops.constant(np.array([size], np.int64)) for size in (heads.get_length(), 0, width.get_length()))
+            shape = ops.concat([rows, *sizes], 0)
+            node.set_arguments([ops.broadcast(ops.constant(np.float32(0)), shape)])
+    graph.validate_nodes_and_infer_types()
 
 
 def compressed(graph: Any, scheme: str, group: int, kept: Iterable[str]) -> Any:

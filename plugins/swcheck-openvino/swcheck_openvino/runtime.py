@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,68 +11,77 @@ import numpy as np
 import openvino
 import torch
 
-from swcheck import Capability, CheckpointError, GraphRuntime
+from swcheck import Capability, CheckpointError, GraphRuntime, OptionError
 from swcheck_openvino.graph import CORE, Places, with_changes
 
-PLAIN: Final = (False, ())
-"""What the graph as it is is compiled under."""
+HINTS: Final = {"precision": "INFERENCE_PRECISION_HINT", "cache": "KV_CACHE_PRECISION"}
+"""What OpenVINO calls an option."""
 
-SMALL: Final = 2**30
-"""Bytes of weights up to which the plain graph stays compiled beside a changed one; more take longer to score than to compile."""
+CACHES: Final = ("f16", "u8", "u4")
+"""The types of key-value cache that a graph with one is scored through beside its own."""
 
 
 class OpenVino(GraphRuntime):
-    """A graph in OpenVINO: all logits; tensors as further outputs; a scalar corrected behind its product."""
+    """A graph in OpenVINO: all logits; tensors as further outputs; a scalar corrected behind its product; its own cache."""
 
     def __init__(self, graph: Any, title: str, options: Mapping[str, str], tokenizer: Path | None = None) -> None:
         self._graph, self._asked = graph, title
         self._settings = {"INFERENCE_NUM_THREADS": options.get("threads", "1")}
-        if "precision" in options:
-            self._settings["INFERENCE_PRECISION_HINT"] = options["precision"]
+        self._settings |= {HINTS[name]: options[name] for name in HINTS if name in options}
         self._places = Places(graph)
-        self._requests: dict[Any, Any] = {}
         stored = (one.get_byte_size() for one in graph.get_ops() if one.get_type_name() == "Constant")
-        self._is_small = sum(stored) <= SMALL
+        self.stored_bytes = sum(stored)
+        keeps = bool(graph.get_variables())
+        if "cache" in options and not keeps:
+            raise OptionError(f"cache={options['cache']} in {title}", "this graph keeps no cache", "leave it out")
         said = "".join(f", {key}={value}" for key, value in options.items() if key != "group")
         self.title = f"OpenVINO {openvino.__version__.partition('-')[0]}{said}"
         self.vocabulary = int(self._run(torch.tensor([[0, 0]]))["logits"].shape[-1])
         rows = graph.input("input_ids").get_partial_shape()[0]
-        self.found(self._places.streams, self._places.downs, tokenizer, batches=rows.is_dynamic)
+        further = {Capability.BATCHES} if rows.is_dynamic else set()
+        if keeps:
+            own = self.program().get_compiled_model().get_property(HINTS["cache"]).get_type_name()
+            self.caches = tuple(kind for kind in CACHES if kind != own)
+            self.title += "" if "cache" in options else f", cache={own}"
+            further.add(Capability.CHUNKS)
+        self.found(self._places.streams, self._places.downs, tokenizer, further)
 
-    def _run(
-        self,
-        ids: torch.Tensor,
-        residual: Sequence[int] = (),
-        inputs: Sequence[int] = (),
-        mask: torch.Tensor | None = None,
-    ) -> dict[str, Any]:
-        """Return the logits and the wanted tensors of a pass over ``ids`` ``(B, T)``, by their names."""
-        key = (bool(residual or inputs), tuple(self.changes.items()))
-        try:
-            if key not in self._requests:
-                self._requests = {one: kept for one, kept in self._requests.items() if one == PLAIN and self._is_small}
-                self._requests[key] = self._compiled(*key).create_infer_request()
-            request = self._requests[key]
+    def _run(self, ids: torch.Tensor, mask: torch.Tensor | None = None, *, watched: bool = False) -> dict[str, Any]:
+        """Return the logits and, if ``watched``, all tensors of a pass over ``ids`` ``(B, T)``, by their names."""
+        with self._in_words():
+            request = self.program(watched=watched)
             request.reset_state()  # of a graph that keeps its cache
-            found = request.infer(self._inputs(request, ids, torch.ones_like(ids) if mask is None else mask))
+            return self._pass(request, ids, torch.ones_like(ids) if mask is None else mask)
+
+    def _pass(self, request: Any, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+        """Return what the graph computes of ``ids`` ``(B, T)`` behind what it has kept, with a ``mask`` over both."""
+        found = request.infer(self._inputs(request, ids, mask))
+        return {name: value for output, value in found.items() for name in output.names}
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
         except RuntimeError as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise CheckpointError(self._asked, lines[-1][:300], "convert it again") from error
-        return {name: value for output, value in found.items() for name in output.names}
 
-    def _compiled(self, watched: bool, changes: tuple[tuple[tuple[int, int, int], float], ...]) -> Any:
-        """Return the graph compiled: if it is ``watched`` with all tensors that may be asked for, and with ``changes``."""
+    def compiled(self, *, watched: bool, cache: str) -> Any:
+        """Return a request of the graph compiled: if ``watched`` with all tensors that may be asked for."""
         layers = (self._places.streams, self._places.downs) if watched else ((), ())
-        graph = with_changes(self._graph, *layers, dict(changes)) if watched or changes else self._graph
-        return CORE.compile_model(graph, "CPU", self._settings)
+        is_changed = watched or self.changes
+        graph = with_changes(self._graph, *layers, self.changes) if is_changed else self._graph
+        settings = {**self._settings, **({HINTS["cache"]: cache} if cache else {})}
+        return CORE.compile_model(graph, "CPU", settings).create_infer_request()
 
     def _inputs(self, request: Any, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, np.ndarray]:
-        """Return what the graph asks for: ids, a mask, positions, no reordering of beams."""
+        """Return what the graph asks for: ids, a mask, the positions of its last places, no reordering of beams."""
+        (rows, length), end = ids.shape, mask.shape[1]
         whole = {
             "input_ids": ids.numpy(),
             "attention_mask": mask.numpy(),
-            "position_ids": np.tile(np.arange(ids.shape[1], dtype=np.int64), (len(ids), 1)),
-            "beam_idx": np.arange(len(ids), dtype=np.int32),
+            "position_ids": np.tile(np.arange(end - length, end, dtype=np.int64), (rows, 1)),
+            "beam_idx": np.arange(rows, dtype=np.int32),
         }
         asked = [sorted(one.names, key=lambda name: name not in whole)[0] for one in request.model_inputs]
         unknown = next((name for name in asked if name not in whole), None)
@@ -89,7 +99,16 @@ class OpenVino(GraphRuntime):
 
     def padded_logits(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return the logits ``(B, T, V)`` of a padded batch."""
-        return torch.from_numpy(self._run(ids, mask=mask)["logits"].copy())
+        return torch.from_numpy(self._run(ids, mask)["logits"].copy())
+
+    def logits_in_chunks(self, chunks: Sequence[torch.Tensor], cache: str) -> Iterator[torch.Tensor]:
+        """Yield the logits ``(t, V)`` of each chunk, behind what the graph has kept of those before."""
+        with self._in_words():
+            request, end = self.program(cache=cache), 0
+            request.reset_state()
+            for ids in chunks:
+                end += ids.shape[1]
+                yield torch.from_numpy(self._pass(request, ids, ids.new_ones(1, end))["logits"][0].copy())
 
     def values(
         self, ids: torch.Tensor, *, residual: Sequence[int] = (), inputs: Sequence[int] = ()
@@ -97,14 +116,10 @@ class OpenVino(GraphRuntime):
         """Return tensors of one pass by layer: the residual stream, and what the down projections read."""
         if not self.can(Capability.VALUES):
             return super().values(ids)
-        found = self._run(ids[None], residual, inputs)
+        found = self._run(ids[None], watched=True)
         both = (("residual", residual), ("input", inputs))
         streams, read = (
             {n: torch.from_numpy(found[f"swcheck {kind} {n}"].copy())[0].float() for n in layers}
             for kind, layers in both
         )
         return streams, read
-
-    def close(self) -> None:
-        """Free the compiled graphs; they are compiled again when they are needed."""
-        self._requests.clear()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
+import numpy as np
 import openvino
 import pytest
+import torch
 from openvino import opset13 as ops
 from swcheck_openvino import ENGINE
 from swcheck_openvino.graph import Places, compressed, converted, scheme_of
@@ -22,6 +25,7 @@ from swcheck import (
     all_verdicts,
     assert_perplexity_within,
     check_engine,
+    exportable,
     token_windows,
 )
 from swcheck.superweights.subject.as_subject import as_subject
@@ -78,11 +82,104 @@ def test_healthy_quantizations_pass(files, reference, name):
 
 
 def test_no_shape_departs(files, reference):
-    """Lengths, and a padded batch; chunks are not shown, which is said."""
+    """Lengths, a padded batch, chunks behind the kept cache, and each type of it."""
     verdict = assert_perplexity_within(load(files / "int8.xml"), reference)
-    assert "33 tokens in a batch of 3" in verdict.facts["shapes"]["scored"]
-    assert not verdict.facts["shapes"]["faults"]
+    shapes = verdict.facts["shapes"]
+    assert {"33 tokens in a batch of 3", "chunks of 32", "single tokens", "chunks, u4 KV cache"} <= set(
+        shapes["scored"]
+    )
+    assert not shapes["faults"]
+    assert not shapes["lacking"]
+
+
+def test_chunks_of_floats_are_the_whole_window(graph, reference):
+    """Behind a cache of floats, to the bits of a cache of halves behind another."""
+    runtime, ids = OpenVino(graph, "openvino:f32", {"precision": "f32", "cache": "f32"}), reference.token_ids[0]
+    whole = runtime.log_probabilities(ids)
+    for cache, within in (("", 1e-3), ("f16", 0.1), ("u4", 10)):
+        apart = (runtime.chunked_log_probabilities(ids, cuts=[32, 33, 70], cache=cache) - whole).abs().max()
+        assert 0 < apart < within
+        assert cache != "u4" or apart > 0.1
+    assert (runtime.log_probabilities(ids) == whole).all()
+
+
+def test_the_type_of_the_cache_stands_in_the_title(files):
+    """The one that OpenVINO chose, or the one that was asked for; it is not swept again."""
+    for given, own in (("", "u8"), (",cache=u4", "u4")):
+        runtime = load(f"{files / 'int8.xml'}{given}").model
+        assert f"cache={own}" in runtime.title
+        assert {*runtime.caches, own} == {"f16", "u8", "u4"}
+
+
+def test_chunks_of_a_graph_without_a_cache_are_said_to_be_missing(reference, tmp_path):
+    """As OpenVINO's converter makes one of a module that takes ids alone."""
+    alone = exportable(swcheck.load("tiny", device="cpu").model)
+    plain = openvino.convert_model(alone, example_input=torch.zeros(1, 8, dtype=torch.int64))
+    plain.outputs[0].get_tensor().set_names({"logits"})
+    openvino.save_model(plain, tmp_path / "plain.xml")
+    verdict = assert_perplexity_within(load(tmp_path / "plain.xml"), reference)
     assert "; not in other shapes: a window in chunks (not shown)" in verdict.summary
+    with pytest.raises(OptionError, match="this graph keeps no cache"):
+        load(f"{tmp_path / 'plain.xml'},cache=u8")
+
+
+def put_before(output, make):
+    """What reads an output reads what is made of it."""
+    readers = list(output.get_target_inputs())
+    made = make(output).output(0)
+    for reader in readers:
+        reader.replace_source_output(made)
+
+
+def length_of(graph, name):
+    """The second size of an input."""
+    return ops.gather(ops.shape_of(graph.input(name)), ops.constant(1), ops.constant(0))
+
+
+def forget_positions(graph):
+    """Each pass begins at the position 0."""
+    zero, one = ops.constant(np.int64(0)), ops.constant(np.int64(1))
+    counted = ops.unsqueeze(ops.range(zero, length_of(graph, "input_ids"), one, "i64"), zero)
+    put_before(graph.input("position_ids").get_node().output(0), lambda _: counted)
+
+
+def mask_off_by_one(graph):
+    """The mask ends one place too early behind a cache: its last token is not seen."""
+    zero, one = ops.constant(np.int64(0)), ops.constant(np.int64(1))
+
+    def shorter(mask):
+        places, new = (length_of(graph, name) for name in ("attention_mask", "input_ids"))
+        last = ops.subtract(ops.subtract(places, new), one)
+        kept = ops.not_equal(ops.range(zero, places, one, "i64"), last)
+        return ops.multiply(mask, ops.convert(kept, "i64"))
+
+    put_before(graph.input("attention_mask").get_node().output(0), shorter)
+
+
+def round_cache(graph):
+    """What comes back from the cache is rounded to whole fours, as in 8 bits with a range that is too wide."""
+    step = ops.constant(np.float32(4))
+    for node in graph.get_ops():
+        if node.get_type_name() == "ReadValue":
+            put_before(
+                node.output(0), lambda past: ops.multiply(ops.round(ops.divide(past, step), "half_to_even"), step)
+            )
+
+
+@pytest.mark.parametrize("fault", [forget_positions, mask_off_by_one, round_cache])
+def test_a_fault_behind_the_cache_is_red_with_its_shape(graph, reference, tmp_path, fault):
+    """Whole windows are as before; chunks are named, and every length alone agrees."""
+    broken = graph.clone()
+    fault(broken)
+    broken.validate_nodes_and_infer_types()
+    openvino.save_model(broken, tmp_path / "broken.xml", compress_to_fp16=False)
+    with pytest.raises(RobustnessError, match="the kernels of this candidate depend on the shape:") as caught:
+        assert_perplexity_within(load(tmp_path / "broken.xml"), reference)
+    verdict = caught.value.verdict
+    assert re.search(
+        r"the shape: (chunks of 3\d|uneven chunks|single tokens|chunks, \w+ KV cache) x", str(caught.value)
+    )
+    assert verdict.cause_kind == "kernels"
 
 
 def test_further_rows_of_a_batch_are_red_by_their_name(files, reference, monkeypatch):
@@ -211,7 +308,8 @@ def test_bad_directories_are_refused_in_words(tmp_path, make, words):
         ("./nowhere", CheckpointError, "no such file"),
         ("int4,threads=0", OptionError, "no positive number"),
         ("int4,precision=f8", OptionError, "known: f32, bf16"),
-        ("int4,colour=red", OptionError, "options here: group"),
+        ("int4,cache=q8_0", OptionError, "known: f32, bf16, f16, u8, u4"),
+        ("int4,colour=red", OptionError, "options here: cache"),
     ],
 )
 def test_what_makes_no_sense_is_said_at_once(spec, kind, words):
