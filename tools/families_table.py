@@ -38,6 +38,7 @@ from swcheck import (
     zeroed,
 )
 from swcheck.lens.architecture.anatomy import Expert, anatomy, checked_anatomy
+from swcheck.superweights.locating.activation_rules import DEFAULT_RULES
 from swcheck.superweights.locating.passes import Passes
 from swcheck.superweights.subject.as_subject import as_subject
 from swcheck.superweights.subject.subject import Subject
@@ -105,7 +106,8 @@ def several_in_a_column(model: nn.Module, layer: int, expert: Expert) -> tuple[S
 
 
 def in_two_layers(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWeight, ...]:
-    """One in this layer and one in the next, where this model lets each be largest at its token.
+    """One in this layer and one in the next, where this model lets each be largest at its token, and at least a tenth of
+    the other: a smaller value is no super activation.
 
     They write at one token; else the first one at a later token, which the second one's does not see. In a random model
     the first one reaches all later tokens a little, and what follows it then reads nearly the same everywhere. The second has
@@ -124,19 +126,23 @@ def in_two_layers(model: nn.Module, layer: int, expert: Expert) -> tuple[SuperWe
             else:
                 wanted = plant_super_weights(planted, [one], IDS, position=first)
                 wanted += plant_super_weights(planted, [other], IDS, position=second)
-            are_local = _is_local(planted, wanted[0], first) and _is_local(planted, wanted[1], second)
-            if are_local and _stands_alone(planted, *wanted, second):
+            sizes = [_size(planted, weight, token) for weight, token in zip(wanted, (first, second), strict=True)]
+            are_large = min(sizes) >= DEFAULT_RULES.below_peak * max(sizes) > 0
+            if are_large and _stands_alone(planted, *wanted, second):
                 model.load_state_dict(planted.state_dict())
                 return wanted
-    raise OptionError(f"two layers from layer {layer}", "no tokens at which both are largest", "another type")
+    raise OptionError(
+        f"two layers from layer {layer}",
+        "no tokens at which each is largest, and at least a tenth of the other",
+        "another type",
+    )
 
 
-def _is_local(model: nn.Module, weight: SuperWeight, position: int) -> bool:
-    """Return whether its channel is largest at the token."""
+def _size(model: nn.Module, weight: SuperWeight, position: int) -> float:
+    """Return the magnitude in the weight's channel at the token; 0 where it is larger at another token."""
     with torch.no_grad():
         found = Passes(model, checked_anatomy(model), IDS).first.residual[weight.layer, :, weight.row].abs()
-    here, others = found[position], torch.cat([found[:position], found[position + 1 :]])
-    return bool(here >= others.max())
+    return float(found[position]) if found[position] >= found.max() else 0.0
 
 
 def _stands_alone(model: nn.Module, first: SuperWeight, second: SuperWeight, position: int) -> bool:

@@ -7,7 +7,7 @@ pure functions of recorded tensors. T tokens, H residual width, L layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -79,6 +79,28 @@ def spikes(
                 found.append(SuperActivation(layers[0], channel, position, value, median, layers[1]))
                 break
     return tuple(sorted(found, key=lambda spike: -abs(spike.value)))
+
+
+def left_standing(
+    spikes: Sequence[SuperActivation],
+    intact: Sequence[SuperActivation],
+    values: Sequence[float],
+    threshold: float,
+    rules: Rules,
+) -> tuple[SuperActivation, ...]:
+    """Return the super activations of a pass with weights zeroed, largest first, at most one per channel.
+
+    ``spikes`` are those that this pass has by itself. ``intact`` are those of the intact model, and ``values`` what stands
+    at their layers, tokens and channels in this pass: one that kept ``rules.band`` of its value has to be explained, so it
+    takes the place of a spike of its channel at another token, which the zeroing may have raised.
+    """
+    standing = {
+        one.channel: replace(one, value=value)
+        for one, value in zip(intact, values, strict=True)
+        if abs(value) >= threshold and value / one.value >= rules.band
+    }
+    raised = [spike for spike in spikes if spike.channel not in standing]
+    return tuple(sorted([*standing.values(), *raised], key=lambda spike: -abs(spike.value)))
 
 
 def _carrying_layers(series: Sequence[float], local: Sequence[bool], rules: Rules) -> tuple[int, int] | None:

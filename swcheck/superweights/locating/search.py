@@ -18,7 +18,7 @@ from swcheck.base.records import SuperActivation, SuperWeight
 from swcheck.lens.architecture.anatomy import Anatomy, MapKey
 from swcheck.lens.architecture.attention_sinks import sink_mechanisms
 from swcheck.lens.observe import Observation
-from swcheck.superweights.locating.activation_rules import Rules, local_layers, median_of, spikes
+from swcheck.superweights.locating.activation_rules import Rules, left_standing, local_layers, median_of, spikes
 from swcheck.superweights.locating.attribution import Attributor
 from swcheck.superweights.locating.confirm import reading_of, same_value
 from swcheck.superweights.locating.located import LayerPeaks, Located, Peak, Round
@@ -89,7 +89,9 @@ class Search:
         result = self.passes.run_without((*self.accepted, *found), end)
         # ``spikes`` leaves the last layer out. It was not run, so the one before it is repeated in its place.
         residual = torch.cat([result.residual, result.residual[-1:]])
-        return result, spikes(residual, self.threshold, self.rules, first=self.passes.first.residual)
+        raised = spikes(residual, self.threshold, self.rules, first=self.passes.first.residual)
+        values = [float(residual[one.layer, one.position, one.channel]) for one in self.activations]
+        return result, left_standing(raised, self.activations, values, self.threshold, self.rules)
 
     def _accept(self, found: dict[SuperWeight, float], before: dict[int, float], after: dict[int, float]) -> None:
         """Accept the weights whose activation fell when they were zeroed, and reject the others.

@@ -22,7 +22,7 @@ from swcheck.lens.intervene import zeroed
 from swcheck.lens.likelihood import token_nats
 from swcheck.lens.observe import Observation
 from swcheck.loading.streaming.pager import Pager, pager_of
-from swcheck.superweights.locating.activation_rules import Rules, local_layers, median_of
+from swcheck.superweights.locating.activation_rules import Rules, left_standing, local_layers, median_of
 from swcheck.superweights.locating.attribution import Attributor
 from swcheck.superweights.locating.passes import Passes, PassResult, copy_layers, layers_skipped, result_of
 from swcheck.superweights.locating.writers import Writers
@@ -118,17 +118,27 @@ class PassesOfOneReading(Passes):
 
     def _begin_without_writers(self, one: _Pass, layer: int) -> None:
         """Begin a pass without the weights of ``layer`` that write super activations in this pass, if there are any."""
-        spikes = self._new_spikes(one, layer)
+        first = self.side_by_side[0]
+        intact = self._new_spikes(first, layer)
+        spikes = intact if one is first else self._new_spikes_without(one, layer, intact)
         if not spikes or len(self.side_by_side) == MOST_PASSES:
             return
-        first = self.side_by_side[0]
-        intact = Attributor(self.body, self.rules, first.writers, self._new_spikes(first, layer))
-        found = intact.attribute(one.writers, spikes, frozenset(one.removed)).written
+        attributor = Attributor(self.body, self.rules, first.writers, intact)
+        found = attributor.attribute(one.writers, spikes, frozenset(one.removed)).written
         if found and all(weight.layer == layer for weight in found):
             length = one.length if one.removed else 1 + max(spike.position for spike in spikes)
             begun = self._new_pass(length, (*one.removed, *found))
             copy_layers(one.writers, begun.writers, layer, length)
             self.side_by_side.append(begun)
+
+    def _new_spikes_without(
+        self, one: _Pass, layer: int, intact: Sequence[SuperActivation]
+    ) -> Sequence[SuperActivation]:
+        """Return those of a pass with weights zeroed, as the search takes them."""
+        reached, stream = [spike for spike in intact if spike.position < one.length], one.stream_after(layer)
+        values = [float(stream[spike.position, spike.channel]) for spike in reached]
+        threshold = max((self.rules.above_median * spike.median for spike in reached), default=0.0)
+        return left_standing(self._new_spikes(one, layer), reached, values, threshold, self.rules)
 
     def _new_spikes(self, one: _Pass, layer: int) -> list[SuperActivation]:
         """Return the values after a layer that are large at few tokens, and were not so after the layer before."""

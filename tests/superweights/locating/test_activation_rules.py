@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from swcheck.base.records import SuperActivation
-from swcheck.superweights.locating.activation_rules import Rules, earliest_writer, local_layers, median_of, spikes
+from swcheck.superweights.locating.activation_rules import (
+    Rules,
+    earliest_writer,
+    left_standing,
+    local_layers,
+    median_of,
+    spikes,
+)
 
 RULES = Rules()
 
@@ -119,6 +126,23 @@ def test_local_in_the_first_look():
     prefix = whole[:, :1]
     assert [spike[0] for spike in found(prefix)] == [2]
     assert found(prefix, first=whole) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "place"), [(21.0, (0, 21.0)), (10.0, (0, 10.0)), (9.0, (6, -90.0)), (-21.0, (6, -90.0))]
+)
+def test_what_is_left_standing(value, place):
+    """With a weight zeroed, what keeps half of its value is looked at where it stands, not where its channel is larger now."""
+    intact, raised = SuperActivation(1, 1, 0, 20.0, 0.1, 4), SuperActivation(1, 1, 6, -90.0, 0.1, 4)
+    (seen,) = left_standing([raised], [intact], [value], 5.0, RULES)
+    assert (seen.position, seen.value) == place
+    assert left_standing([], [intact], [value], 25.0, RULES) == ()
+
+
+def test_other_channels_beside_one_left_standing():
+    """They stay, and the largest is first."""
+    intact, other = SuperActivation(1, 1, 0, 20.0, 0.1, 4), SuperActivation(1, 2, 3, 40.0, 0.1, 4)
+    assert [seen.channel for seen in left_standing([other], [intact], [20.0], 5.0, RULES)] == [2, 1]
 
 
 @pytest.mark.parametrize(("layers", "kept"), [(1, [1]), (2, [1]), (3, [])])

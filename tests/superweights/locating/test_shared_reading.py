@@ -78,7 +78,7 @@ def test_what_is_found_is_what_is_found_in_the_loaded_model(streamed, geometry):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "seed"), [("arcee", 2), ("rwkv", 3)])
+@pytest.mark.parametrize(("name", "seed"), [("arcee", 2), ("llama", 2), ("rwkv", 3)])
 def test_super_weights_in_two_layers_are_found_in_one_reading(streamed, own_passes, name, seed):
     """A third pass begins beside the second one where that writes a super activation of its own, be it at another token."""
     model = small_model(name, seed)
