@@ -101,6 +101,11 @@ class InProcess(Runtime):
             return super().batched_log_probabilities(rows)
         return [self.log_probabilities(row) for row in rows]
 
+    def set_log_probabilities(self, ids, *, setting):
+        if not self.can(Capability.SETTINGS):
+            return super().set_log_probabilities(ids, setting=setting)
+        return self.log_probabilities(ids)
+
     def close(self) -> None:
         self.closed += 1
 

@@ -30,6 +30,7 @@ class Capability(StrEnum):
     EVICTION = "a cache that loses tokens"
     CHUNKS = "a window in chunks"
     BATCHES = "several windows at once"
+    SETTINGS = "a window under other settings"
 
 
 class Runtime(ABC):
@@ -39,7 +40,8 @@ class Runtime(ABC):
     largest number of tokens in one pass, None if that is not known. ``sizes`` are the number of layers, H and F, None if
     the program does not tell. ``twin`` is a spec by which an engine loads the same stored weights as a torch module,
     with the reference given; empty if none does. ``caches`` are the types of key-value cache that it can be given beside
-    the one that it has. ``by_prefix`` says that each token is computed from a prompt of its own, so that all lengths are
+    the one that it has. ``settings`` are other ways in which it can be set to compute a window, in words that follow "129
+    tokens": "in physical batches of 32". ``by_prefix`` says that each token is computed from a prompt of its own, so that all lengths are
     scored with a window.
     """
 
@@ -50,6 +52,7 @@ class Runtime(ABC):
     sizes: tuple[int, int, int] | None = None
     twin: str = ""
     caches: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
     by_prefix: bool = False
 
     @abstractmethod
@@ -104,6 +107,10 @@ class Runtime(ABC):
     def batched_log_probabilities(self, rows: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:  # noqa: ARG002
         """Return what ``log_probabilities`` does of each of ``rows``, int64 ``(T,)`` of several lengths, computed together."""
         raise self.not_shown(Capability.BATCHES)
+
+    def set_log_probabilities(self, ids: torch.Tensor, *, setting: str) -> torch.Tensor:  # noqa: ARG002
+        """Return what ``log_probabilities`` does, computed under one of ``settings``."""
+        raise self.not_shown(Capability.SETTINGS)
 
     def close(self) -> None:  # noqa: B027 - most have nothing to do
         """Free what the program holds. May be called twice."""

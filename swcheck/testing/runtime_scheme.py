@@ -85,6 +85,7 @@ def _check_stated(case: EngineCase, runtime: Runtime, ids: torch.Tensor) -> None
         Capability.EVICTION: lambda: runtime.rolled_log_probabilities(ids, window=FEW, first=1),
         Capability.CHUNKS: lambda: runtime.chunked_log_probabilities(ids, cuts=[FEW]),
         Capability.BATCHES: lambda: runtime.batched_log_probabilities([ids, ids[:FEW]]),
+        Capability.SETTINGS: lambda: runtime.set_log_probabilities(ids, setting=""),
     }
     for capability, attempt in attempts.items():
         if runtime.can(capability):
@@ -133,6 +134,8 @@ def _check_shapes(
         found["the second window of a batch"] = both[1]
         if tuple(both[0].shape) != (FEW - 1, runtime.vocabulary):
             case.refuse(f"{FEW - 1} rows of the first window", f"{tuple(both[0].shape)}", "as many as it has tokens")
+    for setting in runtime.settings if runtime.can(Capability.SETTINGS) else ():
+        found[f"a window {setting}"] = runtime.set_log_probabilities(ids, setting=setting)
     for name, one in found.items():
         likely = logs > -FEW  # a coarse type of cache changes what is unlikely by more
         if one.shape != logs.shape or not float((one - logs)[likely].abs().mean()) < (

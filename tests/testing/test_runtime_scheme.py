@@ -77,6 +77,15 @@ class MixesRows(InProcess):
         return super().batched_log_probabilities(rows)[::-1]
 
 
+class LosesSetting(InProcess):
+    """Under its other setting all tokens but the first are lost."""
+
+    settings = ("in physical batches of 32",)
+
+    def set_log_probabilities(self, ids, *, setting):
+        return super().set_log_probabilities(ids * 0 + ids[0], setting=setting)
+
+
 class IgnoresOverrides(InProcess):
     def overridden(self, values):
         return nullcontext()
@@ -112,6 +121,7 @@ class UntoldToken(InProcess):
         (LosesAll, set(Capability), "a cache with room for all tokens changes nothing"),
         (ForgetsChunks, set(Capability), "a window in chunks gives what it gives alone"),
         (MixesRows, set(Capability), "7 rows of the first window"),
+        (LosesSetting, set(Capability), "a window in physical batches of 32 gives what it gives alone"),
         (IgnoresOverrides, set(Capability), r"writes \+395"),
         (LeavesTraces, set(Capability), "other log-probabilities"),
         (OtherLayer, set(Capability), r"tensors \(T, H\)"),

@@ -6,7 +6,8 @@ import ctypes
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Final
 
@@ -39,6 +40,11 @@ class Watch:
     overrides: Mapping[SuperWeight, tuple[float, float]] = field(default_factory=dict)
     read: dict[tuple[str, int], list[torch.Tensor]] = field(default_factory=dict)
     error: Exception | None = None
+
+    @cached_property
+    def is_blind(self) -> bool:
+        """Whether no tensor is wanted: llama.cpp asks for each that it computes."""
+        return not (self.residual or self.inputs or self.overrides)
 
     def layer_of(self, tensor: Tensor) -> tuple[str, int] | None:
         """Return what a tensor is, if it is wanted: ``residual`` or ``down`` (a down projection's output), its layer."""
@@ -100,7 +106,7 @@ class Passes:
 
     def __init__(self, library: Library, path: str, settings: Settings) -> None:
         self._library, self._settings, self._title = library, settings, f"llamacpp:{path}"
-        self._context, self._length, self._made, self._watch = None, 0, (settings.cache, 1), Watch()
+        self._context, self._length, self._made, self._watch = None, 0, (settings, 1), Watch()
         self._callback = EvalCallback(self._on_tensor)
         library.said.clear()
         self.model = library.c.llama_model_load_from_file(path.encode(), library.c.llama_model_default_params())
@@ -109,6 +115,8 @@ class Passes:
 
     def _on_tensor(self, at: int, ask: bool, _data: Any) -> bool:
         """Say whether a tensor is wanted, or visit it; an error stops the pass, and is raised behind it."""
+        if ask and self._watch.is_blind:
+            return False
         try:
             tensor = Tensor(self._library.c, at)
             if ask:
@@ -119,20 +127,21 @@ class Passes:
             return False
         return True
 
-    def _context_for(self, length: int, cache: str = "", sequences: int = 1) -> Any:
-        """Return a context for so many windows of a length at once, with another type of cache than the own if it is given."""
-        made = cache or self._settings.cache, sequences
+    def _context_for(self, length: int, settings: Settings | None = None, sequences: int = 1) -> Any:
+        """Return a context for so many windows of a length at once, with other settings than the own if they are given."""
+        settings = settings or self._settings
+        made = settings, sequences
         if self._context is not None and length <= self._length and made == self._made:
             return self._context
         self._free_context()
-        c, settings, self._made = self._library.c, self._settings, made
+        c, self._made = self._library.c, made
         parameters: Blob = c.llama_context_default_params()
         raw = (ctypes.c_char * ctypes.sizeof(parameters)).from_buffer(parameters)
         self._length = max(length, 512)
         room = self._length * sequences
         struct.pack_into("<IIII", raw, 0, room, room, min(settings.batch or room, room), sequences)
         callback = ctypes.cast(self._callback, ctypes.c_void_p).value
-        kind = CACHE_TYPES[made[0]]
+        kind = CACHE_TYPES[settings.cache]
         struct.pack_into("<QQii", raw, self._library.callback_at, callback, 0, kind, kind)
         if settings.flash is not None:
             struct.pack_into("<i", raw, self._library.flash_at, FLASH[settings.flash])
@@ -144,15 +153,19 @@ class Passes:
         c.llama_set_n_threads(self._context, settings.threads, settings.threads)
         return self._context
 
-    def run(self, ids: torch.Tensor, watch: Watch) -> torch.Tensor:
-        """Run one window, int64 ``(T,)``, from an empty cache; return all its logits, float32 ``(T, V)``."""
-        context, self._watch = self._context_for(len(ids)), watch
+    def run(self, ids: torch.Tensor, watch: Watch, settings: Settings | None = None) -> torch.Tensor:
+        """Run one window, int64 ``(T,)``, from an empty cache; return all its logits, float32 ``(T, V)``.
+
+        With other ``settings`` than the own if they are given.
+        """
+        context, self._watch = self._context_for(len(ids), settings), watch
         self._library.c.llama_memory_clear(self._library.c.llama_get_memory(context), True)
         return self._decode(context, ids.tolist(), 0)
 
     def run_chunks(self, ids: torch.Tensor, cuts: Sequence[int], cache: str, watch: Watch) -> torch.Tensor:
         """Run one window, int64 ``(T,)``, in passes that end at ``cuts``; return all its logits, float32 ``(T, V)``."""
-        context, self._watch = self._context_for(len(ids), cache), watch
+        settings = replace(self._settings, cache=cache) if cache else None
+        context, self._watch = self._context_for(len(ids), settings), watch
         self._library.c.llama_memory_clear(self._library.c.llama_get_memory(context), True)
         tokens = ids.tolist()
         return torch.cat([self._decode(context, tokens[a:b], a) for a, b in pairwise((0, *cuts, len(tokens)))])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ from swcheck_llamacpp.library import library
 from swcheck_llamacpp.passes import Passes, Settings, Watch
 
 DOWN: Final = "blk.{}.ffn_down.weight"
+FEW: Final = 32
+"""Tokens in a physical batch that is smaller than a window: a block of most kernels."""
 
 
 class LlamaCpp(Runtime):
@@ -39,6 +42,8 @@ class LlamaCpp(Runtime):
         self.context = int(c.llama_model_n_ctx_train(model))
         self.twin = f"gguf:{file}"
         self.caches = tuple(kind for kind in ("f16", "q8_0", "q4_0") if kind != settings.cache)
+        self._other = {**_batches(settings), **_flash(settings)}
+        self.settings = tuple(self._other)
         if down is None:
             self.shows = frozenset(Capability) - {Capability.VALUES, Capability.OVERRIDE}
         else:
@@ -67,6 +72,10 @@ class LlamaCpp(Runtime):
         """Return the same of several windows that are sequences of one batch."""
         together = self._open().run_together(rows, Watch(overrides=self._overrides))
         return [logits[:-1].log_softmax(-1) for logits in together]
+
+    def set_log_probabilities(self, ids: torch.Tensor, *, setting: str) -> torch.Tensor:
+        """Return the same with smaller physical batches, or with the other kernels of attention."""
+        return self._open().run(ids, Watch(overrides=self._overrides), self._other[setting])[:-1].log_softmax(-1)
 
     def token_ids(self, text: str) -> Sequence[int]:
         """Return the ids of a text by the tokenizer in the file, with BOS where its flag says so."""
@@ -108,6 +117,18 @@ class LlamaCpp(Runtime):
         if self._passes is not None:
             self._passes.close()
         self._passes = None
+
+
+def _batches(own: Settings) -> dict[str, Settings]:
+    """Return the settings of a physical batch that splits a window, by words; none where the own is as small."""
+    is_small = own.batch is not None and own.batch <= FEW
+    return {} if is_small else {f"in physical batches of {FEW}": replace(own, batch=FEW)}
+
+
+def _flash(own: Settings) -> dict[str, Settings]:
+    """Return the settings of flash attention beside the own, by words."""
+    words = {"on": "with flash attention", "off": "without flash attention"}
+    return {said: replace(own, flash=kind) for kind, said in words.items() if kind != own.flash}
 
 
 def read(file: Path) -> Any:

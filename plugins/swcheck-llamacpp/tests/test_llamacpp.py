@@ -152,13 +152,49 @@ def test_no_length_departs(base, files, scheme, noise):
 
 @pytest.mark.parametrize("scheme", ["f32", "q8_0", "q4_0", "q4_k"])
 def test_no_shape_departs(reference, scheme):
-    """Lengths, four sequences in one batch, chunks, single tokens, and the types of cache that llama.cpp has."""
+    """Lengths, four sequences in one batch, chunks, single tokens, the types of cache and settings that llama.cpp has."""
     scored = assert_perplexity_within(load(scheme), reference).facts["shapes"]
     assert not scored["faults"]
     assert not scored["lacking"]
-    assert {"single tokens", "33 tokens in a batch of 3", "chunks, q8_0 KV cache", "chunks, q4_0 KV cache"} <= set(
-        scored["scored"]
-    )
+    wanted = {"single tokens", "33 tokens in a batch of 3", "chunks, q8_0 KV cache", "chunks, q4_0 KV cache"}
+    settings = {"in physical batches of 32", "with flash attention", "without flash attention"}
+    assert {*wanted, *(f"65 tokens {setting}" for setting in settings)} <= set(scored["scored"])
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ("batch=16,flash=on", {"without flash attention"}),
+        ("batch=64,flash=off", {"in physical batches of 32", "with flash attention"}),
+    ],
+)
+def test_settings_that_are_its_own_are_not_swept(files, options, settings):
+    """Neither the kind of attention, nor a physical batch that is as small."""
+    assert set(load(f"{files / 'q8_0.gguf'},{options}").model.settings) == settings
+
+
+def test_a_setting_that_a_file_cannot_have_is_said(reference, files):
+    """A cache of 8 bits needs flash attention: llama.cpp's own words stand in the summary, and nothing is red."""
+    verdict = assert_perplexity_within(load(f"{files / 'q8_0.gguf'},cache=q8_0"), reference)
+    (lacking,) = verdict.facts["shapes"]["lacking"]
+    assert lacking.startswith("65 tokens without flash attention (no context: ")
+    assert lacking in verdict.summary
+
+
+def test_physical_batches_that_depart_are_red_by_their_name(reference, files, monkeypatch):
+    """Behind the first physical batch each token gets its neighbour's logits."""
+    plain = Passes.run
+
+    def wrong(self, ids, watch, settings=None):
+        logits = plain(self, ids, watch, settings)
+        if settings is not None and settings.batch == 32:
+            logits[32:] = logits[32:].roll(1, -1)
+        return logits
+
+    monkeypatch.setattr(Passes, "run", wrong)
+    words = r"the kernels of this candidate depend on the shape: 65 tokens in physical batches of 32 x"
+    with pytest.raises(RobustnessError, match=words):
+        assert_perplexity_within(load(files / "q8_0.gguf"), reference)
 
 
 def test_a_shape_that_departs_is_red_by_its_name(reference, files, monkeypatch):

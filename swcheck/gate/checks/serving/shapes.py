@@ -33,7 +33,7 @@ class Departure:
     """What a shape costs against whole windows: ``nats`` per token, the mean over the first ``tokens`` of window ``row``.
 
     ``nats`` is infinite where one of them is not finite, or where the shape ended in an error; ``reason`` says in which.
-    It is 0 where a package says that it does not have this type of cache.
+    It is 0 where a package or a runtime says that it does not have this type of cache, or this setting.
     """
 
     shape: str
@@ -160,7 +160,7 @@ def _departure(name: str, way: Way, whole: torch.Tensor) -> Departure:
     try:
         nats = way.score()
     except SwcheckError as error:
-        if "cache" not in name:
+        if not way.may_lack:
             raise
         return Departure(name, 0.0, reason=f"{error.found}"[:120])
     except Exception as error:  # kernels, and the model's own code, raise whatever they like for a shape

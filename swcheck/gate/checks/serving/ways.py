@@ -29,6 +29,9 @@ LENGTHS: Final = (31, 32, 33, 63, 64, 65, 127, 128, 129)
 IN_BATCH: Final = (129, 65, 33, 31)
 """The lengths that are scored in one padded batch."""
 
+SET: Final = 65
+"""The tokens that are scored under each other setting of a runtime: two blocks, and one more."""
+
 CHUNKS: Final = (32, 33)
 """The tokens in each pass of those that are scored behind a cache."""
 
@@ -50,12 +53,14 @@ class Way:
     """Scores a shape: ``score`` returns the nats of the first tokens of the window ``row``, float64 ``(n,)``.
 
     ``places`` are those of them that are computed in the shape; all where it is None. ``noise`` is what they may differ by.
+    ``may_lack`` says that an error of swcheck's own there means that there is no such shape.
     """
 
     score: Callable[[], torch.Tensor]
     row: int = 0
     places: Sequence[int] | None = None
     noise: float = NOISE
+    may_lack: bool = False
 
 
 def ways_of(subject: Subject, ids: torch.Tensor, *, with_cache: bool) -> tuple[dict[str, Way], list[str]]:
@@ -82,6 +87,10 @@ def _in_runtime(runtime: Runtime, ids: torch.Tensor) -> Iterator[tuple[str, Way]
         lengths = _fitting(IN_BATCH, ids)
         scored = cache(lambda: runtime.batched_log_probabilities([ids[:length] for length in lengths]))
         yield from _of_batch(lengths, lambda place: nats_of(scored()[place], ids[: lengths[place]]))
+    part = ids[:SET]
+    for setting in runtime.settings if runtime.can(Capability.SETTINGS) else ():
+        score = partial(_told, partial(runtime.set_log_probabilities, setting=setting), part)
+        yield f"{len(part)} tokens {setting}", Way(score, may_lack=True)
     if runtime.can(Capability.CHUNKS):
         for kind in ("", *runtime.caches):
             asked = partial(runtime.chunked_log_probabilities, cache=kind)
@@ -158,7 +167,7 @@ def _of_chunks(
         cuts = _fitting(OTHER_CACHE, part)
         if cuts:
             behind, noise = range(cuts[0], len(part) - 1), NOISE if words == STATIC else COARSE_NOISE
-            yield f"chunks{words}", Way(partial(nats, part, cuts), places=behind, noise=noise)
+            yield f"chunks{words}", Way(partial(nats, part, cuts), places=behind, noise=noise, may_lack=True)
         return
     for size in _fitting(CHUNKS, part):
         yield f"chunks of {size}", Way(partial(nats, part, range(size, len(part), size)))

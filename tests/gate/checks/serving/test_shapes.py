@@ -9,11 +9,22 @@ import pytest
 import torch
 from transformers import StaticCache
 
-from swcheck import Loaded, Outcome, RobustnessError, Scheme, all_verdicts, assert_perplexity_within, token_windows
+import swcheck
+from swcheck import (
+    CheckpointError,
+    Loaded,
+    Outcome,
+    RobustnessError,
+    Scheme,
+    all_verdicts,
+    assert_perplexity_within,
+    token_windows,
+)
 from swcheck.gate.checks.serving.shapes import has_own_kernels, is_swept, sweep
 from swcheck.lens.architecture.anatomy import anatomy
 from swcheck.superweights.measurements.scores import intact_scores
 from swcheck.superweights.subject.as_subject import as_subject
+from tests.in_process_runtime import InProcess
 from tests.planted import Packed
 
 ALONE, IN_BATCH = 9, 4
@@ -144,6 +155,30 @@ def test_a_type_of_cache_that_loses_is_red_by_its_name(tiny, reference):
     verdict = judged(candidate, reference)
     assert verdict.cause_kind == "kernels"
     assert ", static KV cache x" in verdict.cause
+
+
+@pytest.mark.slow
+def test_a_setting_of_a_runtime_that_loses_is_red_by_its_name(reference):
+    """What it computes under that alone is lost; a setting that it cannot have is said, and is not red."""
+
+    class Sets(InProcess):
+        settings = ("in physical batches of 32", "without flash attention", "with flash attention")
+        lost = ""
+
+        def set_log_probabilities(self, ids, *, setting):
+            if setting == "without flash attention":
+                raise CheckpointError("a context", "none without it", "with it")
+            logs = super().set_log_probabilities(ids, setting=setting)
+            return logs.roll(1, -1) if setting == self.lost else logs
+
+    runtime = Sets(swcheck.load("tiny", device="cpu"))
+    candidate = Loaded(runtime, reference.tokenizer, "sets", reference.text, scheme=Scheme("absmax", 8))
+    verdict = judged(candidate, reference)
+    assert verdict.outcome is Outcome.PASSED
+    assert "; not in other shapes: 65 tokens without flash attention (none without it)" in verdict.summary
+    runtime.lost = "in physical batches of 32"
+    verdict = judged(candidate, reference)
+    assert verdict.cause.startswith("the kernels of this candidate depend on the shape: 65 tokens in physical batches")
 
 
 @pytest.mark.slow
