@@ -106,6 +106,11 @@ class InProcess(Runtime):
             return super().set_log_probabilities(ids, setting=setting)
         return self.log_probabilities(ids)
 
+    def concurrent_log_probabilities(self, rows):
+        if not self.can(Capability.REQUESTS):
+            return super().concurrent_log_probabilities(rows)
+        return [self.log_probabilities(row) for row in rows]
+
     def close(self) -> None:
         self.closed += 1
 

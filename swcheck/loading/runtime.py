@@ -31,6 +31,7 @@ class Capability(StrEnum):
     CHUNKS = "a window in chunks"
     BATCHES = "several windows at once"
     SETTINGS = "a window under other settings"
+    REQUESTS = "several requests at once"
 
 
 class Runtime(ABC):
@@ -41,8 +42,9 @@ class Runtime(ABC):
     the program does not tell. ``twin`` is a spec by which an engine loads the same stored weights as a torch module,
     with the reference given; empty if none does. ``caches`` are the types of key-value cache that it can be given beside
     the one that it has. ``settings`` are other ways in which it can be set to compute a window, in words that follow "129
-    tokens": "in physical batches of 32". ``by_prefix`` says that each token is computed from a prompt of its own, so that all lengths are
-    scored with a window.
+    tokens": "in physical batches of 32". ``by_prefix`` says that each token is computed from a prompt of its own, so that all
+    lengths are scored with a window. ``advice`` says how the program is set up to show more; it stands where a check is not
+    applicable.
     """
 
     title: str
@@ -54,6 +56,7 @@ class Runtime(ABC):
     caches: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     by_prefix: bool = False
+    advice: str = ""
 
     @abstractmethod
     def log_probabilities(self, ids: torch.Tensor) -> torch.Tensor:
@@ -112,6 +115,10 @@ class Runtime(ABC):
         """Return what ``log_probabilities`` does, computed under one of ``settings``."""
         raise self.not_shown(Capability.SETTINGS)
 
+    def concurrent_log_probabilities(self, rows: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:  # noqa: ARG002
+        """Return what ``log_probabilities`` does of each of ``rows``, asked for in requests that wait at the same time."""
+        raise self.not_shown(Capability.REQUESTS)
+
     def close(self) -> None:  # noqa: B027 - most have nothing to do
         """Free what the program holds. May be called twice."""
 
@@ -124,7 +131,7 @@ class Runtime(ABC):
         return NotObservedError(
             f"{capability.value}, of {self.title}",
             f"it shows {', '.join(sorted(one.value for one in self.shows)) or 'log-probabilities alone'}",
-            "compare predictions, or load the same weights in torch",
+            self.advice or "compare predictions, or load the same weights in torch",
         )
 
 

@@ -86,6 +86,7 @@ def _check_stated(case: EngineCase, runtime: Runtime, ids: torch.Tensor) -> None
         Capability.CHUNKS: lambda: runtime.chunked_log_probabilities(ids, cuts=[FEW]),
         Capability.BATCHES: lambda: runtime.batched_log_probabilities([ids, ids[:FEW]]),
         Capability.SETTINGS: lambda: runtime.set_log_probabilities(ids, setting=""),
+        Capability.REQUESTS: lambda: runtime.concurrent_log_probabilities([ids, ids[:FEW]]),
     }
     for capability, attempt in attempts.items():
         if runtime.can(capability):
@@ -129,11 +130,16 @@ def _check_shapes(
         found |= {
             f"{kind} cache": runtime.chunked_log_probabilities(ids, cuts=[FEW], cache=kind) for kind in runtime.caches
         }
-    if runtime.can(Capability.BATCHES):
-        both = runtime.batched_log_probabilities([ids[:FEW], ids])
-        found["the second window of a batch"] = both[1]
-        if tuple(both[0].shape) != (FEW - 1, runtime.vocabulary):
-            case.refuse(f"{FEW - 1} rows of the first window", f"{tuple(both[0].shape)}", "as many as it has tokens")
+    for capability, compute, what in (
+        (Capability.BATCHES, runtime.batched_log_probabilities, "window of a batch"),
+        (Capability.REQUESTS, runtime.concurrent_log_probabilities, "of two requests at once"),
+    ):
+        if runtime.can(capability):
+            both = compute([ids[:FEW], ids])
+            found[f"the second {what}"] = both[1]
+            if tuple(both[0].shape) != (FEW - 1, runtime.vocabulary):
+                words = f"{FEW - 1} rows of the first {what}"
+                case.refuse(words, f"{tuple(both[0].shape)}", "as many as it has tokens")
     for setting in runtime.settings if runtime.can(Capability.SETTINGS) else ():
         found[f"a window {setting}"] = runtime.set_log_probabilities(ids, setting=setting)
     for name, one in found.items():

@@ -8,6 +8,7 @@ import torch
 import swcheck
 from swcheck import (
     Capability,
+    CheckpointError,
     OptionError,
     Outcome,
     RobustnessError,
@@ -98,6 +99,19 @@ def test_what_is_not_shown_is_not_applicable(check, lacking, words, reference):
     verdict = judge(check, candidate(shows=frozenset(Capability) - {lacking}), reference)
     assert verdict.outcome is Outcome.NOT_APPLICABLE
     assert verdict.summary == f"this runtime does not show {words} (a runtime of the tests)"
+
+
+class CouldShowMore(InProcess):
+    advice = "start it with --all"
+
+
+def test_how_a_program_would_show_more_is_said(reference, monkeypatch):
+    """Beside what it does not show."""
+    monkeypatch.setattr("tests.in_process_runtime.InProcess", CouldShowMore)
+    ours = candidate(shows=())
+    verdict = judge("super weights", ours, reference)
+    assert verdict.summary.endswith("(a runtime of the tests); start it with --all")
+    assert ours.model.not_shown(Capability.VALUES).attempt == "start it with --all"
 
 
 @pytest.mark.slow
@@ -291,6 +305,34 @@ def test_further_windows_of_a_batch_are_red_where_they_are_shown(shows, referenc
     else:
         assert verdict.outcome is Outcome.PASSED
         assert "not in other shapes: a window in chunks and several windows at once (not shown)" in verdict.summary
+
+
+class WrongRequests(InProcess):
+    """What waits beside another request is computed wrongly."""
+
+    def concurrent_log_probabilities(self, rows):
+        first, *others = super().concurrent_log_probabilities(rows)
+        return [first, *(one.roll(1, -1) for one in others)]
+
+
+class OneAtATime(InProcess):
+    """It takes no second request."""
+
+    def concurrent_log_probabilities(self, rows):
+        raise CheckpointError("the tests", "it answers 429", "ask later")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", [WrongRequests, OneAtATime])
+def test_requests_at_once_are_red_where_they_are_wrong_and_not_where_they_are_refused(runtime, reference, monkeypatch):
+    """A program that takes one request after another has no fault; the report says that the shape was not scored."""
+    monkeypatch.setattr("tests.in_process_runtime.InProcess", runtime)
+    verdict = judge("perplexity", candidate(scheme=FLOAT), reference)
+    if runtime is WrongRequests:
+        assert " tokens in 3 requests at once x" in verdict.cause
+    else:
+        assert verdict.outcome is Outcome.PASSED
+        assert "33 tokens in 3 requests at once (it answers 429)" in verdict.facts["shapes"]["lacking"]
 
 
 class Unsteady(InProcess):

@@ -86,6 +86,13 @@ class LosesSetting(InProcess):
         return super().set_log_probabilities(ids * 0 + ids[0], setting=setting)
 
 
+class MixesRequests(InProcess):
+    """The answers to requests come back in another order."""
+
+    def concurrent_log_probabilities(self, rows):
+        return super().concurrent_log_probabilities(rows)[::-1]
+
+
 class IgnoresOverrides(InProcess):
     def overridden(self, values):
         return nullcontext()
@@ -120,7 +127,8 @@ class UntoldToken(InProcess):
         (KeepsAll, set(Capability), "a cache of 8 tokens changes those behind it alone"),
         (LosesAll, set(Capability), "a cache with room for all tokens changes nothing"),
         (ForgetsChunks, set(Capability), "a window in chunks gives what it gives alone"),
-        (MixesRows, set(Capability), "7 rows of the first window"),
+        (MixesRows, set(Capability), "7 rows of the first window of a batch"),
+        (MixesRequests, set(Capability), "7 rows of the first of two requests at once"),
         (LosesSetting, set(Capability), "a window in physical batches of 32 gives what it gives alone"),
         (IgnoresOverrides, set(Capability), r"writes \+395"),
         (LeavesTraces, set(Capability), "other log-probabilities"),

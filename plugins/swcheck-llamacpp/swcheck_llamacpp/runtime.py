@@ -27,7 +27,7 @@ class LlamaCpp(Runtime):
     ``keeps`` is held as long as the runtime: the folder of a file that was made for it.
     """
 
-    shows = frozenset(Capability)
+    shows = frozenset(Capability) - {Capability.REQUESTS}
 
     def __init__(self, file: Path, settings: Settings, said: str = "", keeps: Any = None) -> None:
         self._file, self._settings, self._keeps = file, settings, keeps
@@ -45,7 +45,7 @@ class LlamaCpp(Runtime):
         self._other = {**_batches(settings), **_flash(settings)}
         self.settings = tuple(self._other)
         if down is None:
-            self.shows = frozenset(Capability) - {Capability.VALUES, Capability.OVERRIDE}
+            self.shows -= {Capability.VALUES, Capability.OVERRIDE}
         else:
             self.sizes = int(c.llama_model_n_layer(model)), int(c.llama_model_n_embd(model)), int(down.shape[0])
 

@@ -104,7 +104,8 @@ def _not_shown(pair: Pair, needed: Capability) -> Verdict | None:
     """Return the verdict on a candidate whose runtime does not have a capability, or no down projections of experts."""
     runtime = pair.candidate.runtime
     if not runtime.can(needed):
-        return pair.verdict(Outcome.NOT_APPLICABLE, f"this runtime does not show {needed.value} ({runtime.title})")
+        words = f"this runtime does not show {needed.value} ({runtime.title})"
+        return pair.verdict(Outcome.NOT_APPLICABLE, f"{words}; {runtime.advice}" if runtime.advice else words)
     routed = next((weight for weight in pair.weights if weight.expert is not None), None)
     if routed is not None:
         return pair.verdict(Outcome.NOT_APPLICABLE, f"{routed.place}: experts are not read in {runtime.title}")

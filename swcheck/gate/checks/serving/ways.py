@@ -84,9 +84,9 @@ def _in_runtime(runtime: Runtime, ids: torch.Tensor) -> Iterator[tuple[str, Way]
     for length in () if runtime.by_prefix else _fitting(LENGTHS, ids):
         yield f"{length} tokens alone", Way(partial(_told, runtime.log_probabilities, ids[:length]))
     if runtime.can(Capability.BATCHES):
-        lengths = _fitting(IN_BATCH, ids)
-        scored = cache(lambda: runtime.batched_log_probabilities([ids[:length] for length in lengths]))
-        yield from _of_batch(lengths, lambda place: nats_of(scored()[place], ids[: lengths[place]]))
+        yield from _together(runtime.batched_log_probabilities, ids, "a batch of {}")
+    if runtime.can(Capability.REQUESTS):
+        yield from _together(runtime.concurrent_log_probabilities, ids, "{} requests at once", may_lack=True)
     part = ids[:SET]
     for setting in runtime.settings if runtime.can(Capability.SETTINGS) else ():
         score = partial(_told, partial(runtime.set_log_probabilities, setting=setting), part)
@@ -96,6 +96,19 @@ def _in_runtime(runtime: Runtime, ids: torch.Tensor) -> Iterator[tuple[str, Way]
             asked = partial(runtime.chunked_log_probabilities, cache=kind)
             words = f", {kind} KV cache" if kind else ""
             yield from _of_chunks(ids, words, partial(_told_in_chunks, asked))
+
+
+def _together(
+    log_probabilities: Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]],
+    ids: torch.Tensor,
+    words: str,
+    *,
+    may_lack: bool = False,
+) -> Iterator[tuple[str, Way]]:
+    """Yield the shapes of beginnings of one window that a runtime computes together."""
+    lengths = _fitting(IN_BATCH, ids)
+    scored = cache(lambda: log_probabilities([ids[:length] for length in lengths]))
+    yield from _of_batch(lengths, lambda place: nats_of(scored()[place], ids[: lengths[place]]), words, may_lack)
 
 
 def _told(log_probabilities: Callable[[torch.Tensor], torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
@@ -108,9 +121,14 @@ def _told_in_chunks(
     return nats_of(log_probabilities(ids, cuts=cuts), ids)
 
 
-def _of_batch(lengths: Sequence[int], nats: Callable[[int], torch.Tensor]) -> Iterator[tuple[str, Way]]:
+def _of_batch(
+    lengths: Sequence[int],
+    nats: Callable[[int], torch.Tensor],
+    words: str = "a batch of {}",
+    may_lack: bool = False,
+) -> Iterator[tuple[str, Way]]:
     for place, length in enumerate(lengths if len(lengths) > 1 else ()):
-        yield f"{length} tokens in a batch of {len(lengths)}", Way(partial(nats, place))
+        yield f"{length} tokens in {words.format(len(lengths))}", Way(partial(nats, place), may_lack=may_lack)
 
 
 def _fitting(lengths: Sequence[int], ids: torch.Tensor) -> list[int]:
