@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gc
-import json
 import socket
 import threading
 import time
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from server_double import Served, serving
 from swcheck_server import ENGINE, read_address
 
 import swcheck
@@ -34,84 +33,6 @@ from swcheck import (
 from swcheck.superweights.subject.as_subject import as_subject
 
 WEIGHT = SuperWeight(1, 97, 301)
-
-
-class Served:
-    """What a server does: its model, its tokenizer, and what is wrong with it."""
-
-    def __init__(
-        self, loaded, *, as_text=False, change=lambda answer: answer, status=200, raw=None, wait=0.0, bos=True,
-        room=None,
-    ):  # fmt: skip
-        self.loaded, self.as_text, self.change = loaded, as_text, change
-        self.status, self.raw, self.wait, self.bos, self.room = status, raw, wait, bos, room
-        self.paths = []
-
-    def answer(self, path, body):
-        if path == "/v1/models":
-            return {"data": [{"id": "tiny", "max_model_len": self.room}]}
-        if path == "/tokenize":
-            ids = self.loaded.tokenizer(body["prompt"])["input_ids"]
-            return {"tokens": ids if self.bos else ids[1:]}
-        ids = torch.tensor([body["prompt"]])
-        with torch.no_grad():
-            logs = self.loaded.model(ids).logits[0].float().log_softmax(-1)
-        assert self.room is None or len(body["prompt"]) < self.room, "no room for an answer"
-        name = (lambda n: self.loaded.tokenizer.decode([n])) if self.as_text else (lambda n: f"token_id:{n}")
-        top = logs.topk(body["logprobs"])
-        likeliest = [
-            {name(n): v for n, v in zip(row.tolist(), values.tolist(), strict=True)}
-            for row, values in zip(top.indices, top.values, strict=True)
-        ]
-        own = [float(logs[place, number]) for place, number in enumerate(body["prompt"][1:])]
-        chosen = int(next(iter(body.get("logit_bias", {0: 0}))))
-        found = {
-            "tokens": [name(n) for n in [*body["prompt"], chosen]],
-            "token_logprobs": [None, *own, float(logs[-1, chosen])],
-            "top_logprobs": [None, *likeliest],
-        }
-        if not body.get("echo"):
-            found = {key: values[-1:] for key, values in found.items()}
-        return self.change({"model": "tiny", "choices": [{"logprobs": found}]})
-
-
-@contextmanager
-def serving(served):
-    """Run a server on a free local port; yield its address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_args):
-            pass
-
-        def do_GET(self):
-            self.respond(None)
-
-        def do_POST(self):
-            self.respond(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
-        def respond(self, body):
-            served.paths.append(self.path)
-            faulty = self.path == "/v1/completions"
-            if faulty:
-                time.sleep(served.wait)
-            status = served.status if faulty else 200
-            content = json.dumps(served.answer(self.path, body)).encode()
-            if faulty and served.raw is not None:
-                content = served.raw(content)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content) if not (faulty and served.raw) else len(content) + 5))
-            self.end_headers()
-            self.wfile.write(content)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +69,7 @@ def test_the_same_model_behind_a_server_passes(base, reference, as_text):
             shown = check(candidate, reference)
             assert shown.outcome is Outcome.NOT_APPLICABLE
             assert "this runtime does not show" in shown.summary
+            assert "; vLLM shows more if it is started with VLLM_SERVER_DEV_MODE=1" in shown.summary
 
 
 def test_a_damaged_model_behind_a_server_is_red(reference):
@@ -253,11 +175,97 @@ def test_a_bad_answer_to_the_last_token_is_worded(base, change, words):
 
 
 def test_nothing_is_asked_but_what_is_needed(base):
-    """The paths of a load and a score are the three that the page names."""
+    """The paths of a load and a score are those that the page names."""
     served = Served(base)
     with serving(served) as url:
         load(url).model.log_probabilities(torch.tensor([0, 5, 9]))
-    assert set(served.paths) == {"/v1/models", "/tokenize", "/v1/completions"}
+    assert set(served.paths) == {"/v1/models", "/tokenize", "/v1/completions", "/collective_rpc"}
+
+
+# --- several prompts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def longer(base):
+    """tiny, measured on windows that have three of the lengths of a batch."""
+    return as_subject(base, token_ids=token_windows(base.tokenizer, base.text, count=2, length=80))
+
+
+def test_several_prompts_are_one_request_and_give_what_each_gives_alone(base):
+    """Of three lengths, in the order in which they were asked for, though the answers come in another."""
+    served = Served(base)
+    rows = [torch.arange(length) * 7 % 1000 for length in (9, 4, 6)]
+    with serving(served) as url:
+        runtime = load(url).model
+        before = len(served.asked)
+        found = runtime.batched_log_probabilities(rows)
+        assert [len(body["prompt"]) for body in served.asked[before:]] == [3]
+        for one, row in zip(found, rows, strict=True):
+            assert torch.allclose(one.exp(), runtime.log_probabilities(row).exp(), atol=1e-6)
+
+
+def wrong_rows(number, logs):
+    """All rows but the first get their neighbours' logits, as by a kernel that steps wrongly from row to row."""
+    return logs.roll(1, -1) if number else logs
+
+
+def test_further_prompts_of_a_request_are_red_by_their_name(base, longer):
+    """The first prompt of each request is right, and so is every window alone."""
+    words = r"the kernels of this candidate depend on the shape: \d+ tokens in a batch of 3 x"
+    with serving(Served(base, row=wrong_rows)) as url, pytest.raises(RobustnessError, match=words) as caught:
+        assert_perplexity_within(load(url), longer)
+    assert caught.value.verdict.cause_kind == "kernels"
+
+
+class Crowd:
+    """Whether a request waits while others do: one of a length that was asked for before stays until three have come."""
+
+    def __init__(self):
+        self.seen, self.all_here = [], threading.Barrier(3, timeout=60)
+
+    def __call__(self, prompts):
+        length = len(prompts[0]) if len(prompts) == 1 else 0
+        self.seen.append(length)
+        return self.all_here.wait() if length in {65, 33, 31} and self.seen.count(length) == 2 else 0
+
+
+def test_requests_at_once_are_red_by_their_name(base, longer):
+    """What two of three that wait together are told is wrong; each of them alone, and in one request, is right."""
+    row = lambda number, logs: logs.roll(1, -1) if number >= 10 else logs  # noqa: E731
+    crowd = Crowd()
+    served = Served(base, row=row, together=lambda prompts: 10 * crowd(prompts))
+    words = r"the kernels of this candidate depend on the shape: \d+ tokens in 3 requests at once x"
+    with serving(served) as url, pytest.raises(RobustnessError, match=words):
+        assert_perplexity_within(load(url), longer)
+
+
+def test_a_server_of_one_prompt_a_request_is_not_scored_in_a_batch(base, longer):
+    """The report says so; requests at once are scored."""
+    with serving(Served(base, several=False)) as url:
+        verdict = assert_perplexity_within(load(url), longer)
+    assert "several windows at once (not shown)" in verdict.summary
+    scored = verdict.facts["shapes"]["scored"]
+    assert "33 tokens in 3 requests at once" in scored
+    assert not any("batch" in name for name in scored)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda answer: {**answer, "choices": answer["choices"][:1]}, "1 answers to 2 prompts"),
+        (lambda answer: {**answer, "choices": answer["choices"][:1] * 2}, "2 answers to 2 prompts, of the numbers"),
+        (lambda answer: {**answer, "choices": [7, *answer["choices"][1:]]}, "1 answers to 2 prompts"),
+    ],
+    ids=["few", "twice", "none"],
+)
+def test_bad_answers_to_several_prompts_are_worded(base, change, words):
+    """One is missing, comes twice, or is none."""
+    served = Served(base)
+    with serving(served) as url:
+        runtime = load(url).model
+        served.change = change
+        with pytest.raises(CheckpointError, match=words):
+            runtime.batched_log_probabilities([torch.tensor([0, 5, 9]), torch.tensor([0, 5])])
 
 
 # --- llama.cpp's own server ----------------------------------------------------------------------------------------------
@@ -307,6 +315,11 @@ def test_llama_cpp_s_server_passes_with_the_reference_s_numbers(base, short, ggu
         verdict = assert_predictions_preserved(candidate, short)
         assert verdict.measured < 1e-4
         assert verdict.facts["top1"] == 1
+        shapes = assert_perplexity_within(candidate, short).facts["shapes"]
+        assert sorted(shapes["scored"]) == [
+            f"{n} tokens in {words}" for n in (31, 33) for words in ("2 requests at once", "a batch of 2")
+        ]
+        assert candidate.runtime.advice == ""
 
 
 def test_a_destroyed_file_in_llama_cpp_s_server_is_red(short, gguf_file):
