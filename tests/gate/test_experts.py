@@ -300,3 +300,22 @@ def test_routing_is_given_back_on_whole_windows_where_little_was_lost(speaking):
     verdict = caught.value.verdict
     assert verdict.cause_kind == "router"
     assert "the reference's routing given back through a hook" in str(verdict.detail)
+
+
+def test_a_candidate_without_the_expert_is_red_and_says_which_it_has():
+    """It was made with fewer experts: none is packed, and the one that is asked for is not there."""
+    model = small_model("mixtral")
+    [weight] = plant_super_weights(model, [Planting(1, 3, expert=max(_visited(model)))], IDS)
+    fewer = copy.deepcopy(model)
+    mlp = fewer.model.layers[1].mlp
+    with torch.no_grad():
+        for name in ("gate_up_proj", "down_proj"):
+            setattr(mlp.experts, name, torch.nn.Parameter(getattr(mlp.experts, name)[: weight.expert]))
+        mlp.gate.weight = torch.nn.Parameter(mlp.gate.weight[: weight.expert])
+    mlp.experts.num_experts = mlp.gate.num_experts = weight.expert
+
+    with pytest.raises(RobustnessError) as caught:
+        assert_super_weights_preserved(fewer, model, token_ids=TEXT)
+
+    has = f"layer 1 has experts 0 to {weight.expert - 1}"
+    assert caught.value.verdict.cause == f"no place for the super weight at {weight.place}: {has}"

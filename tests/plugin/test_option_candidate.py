@@ -176,6 +176,28 @@ def test_the_whole_cause_is_in_the_summary_under_ci(inner, zeroed, monkeypatch):
 
 
 @pytest.mark.slow
+def test_one_that_ends_before_the_layer_of_the_super_weight_is_red(inner, tmp_path, brief):
+    """It is smaller, and no usage error: what it has is said in every form, and its perplexity is measured."""
+    behind = [f".layers.{number}." for number in range(1, 5)]
+    kept = checkpoints.tensors(lambda found: {n: one for n, one in found.items() if not any(b in n for b in behind)})
+    cut = checkpoints.copy_of_tiny(tmp_path / "cut", kept, checkpoints.config(num_hidden_layers=1))
+    result = inner(
+        "--model=tiny", f"--candidate={cut}", brief, "-k", "test_candidate and not predictions",
+        "--swcheck-json=out.json", "--swcheck-html=out.html",
+    )  # fmt: skip
+    result.assert_outcomes(failed=4, deselected=7)
+    words = "no place for the super weight at layer 1 [97, 301]: the candidate has layer 0 alone"
+    assert result.outlines[next(n for n, line in enumerate(result.outlines) if line.startswith("_")) + 1].startswith(
+        words
+    )
+    verdicts = {verdict["check"]: verdict for verdict in json.loads(Path("out.json").read_text())["verdicts"]}
+    assert {verdict["outcome"] for verdict in verdicts.values()} == {"failed"}
+    assert all(words in verdict["cause"] for verdict in verdicts.values())
+    assert verdicts["perplexity"]["measured"] > 2
+    assert words in Path("out.html").read_text()
+
+
+@pytest.mark.slow
 def test_nan_is_a_failing_test(inner, poisoned):
     """A candidate with NaN loads and fails every check, exit code 1, with ``not finite`` first, also under -W error."""
     result = inner(

@@ -11,18 +11,16 @@ from typing import Any, Final
 from swcheck.base.records import Limit, Outcome, Prompt, SuperWeight, Verdict
 from swcheck.base.statistics import is_near_ratio, ratio_of
 from swcheck.gate.checks.confounds import obstacle
-from swcheck.gate.checks.correspondence import SAME_CONTRIBUTION, corresponding, depth
+from swcheck.gate.checks.correspondence import SAME_CONTRIBUTION, damaged_candidate, depth
 from swcheck.gate.checks.pair import Pair, passed_or_near
 from swcheck.gate.checks.prompted_activations import PromptedActivations
-from swcheck.gate.checks.red_verdict import red_verdict, with_remedy
+from swcheck.gate.checks.red_verdict import cause_beside, red_verdict, with_remedy
 from swcheck.gate.diagnosis.causes.activation import first_losing_layer
 from swcheck.gate.diagnosis.causes.contribution import restoration_rows
 from swcheck.gate.diagnosis.causes.saturation import finding_of, saturated, share_of_float16
-from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
+from swcheck.gate.diagnosis.evidence.damaged_candidate import KEEP_PLACE, DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Finding
 from swcheck.gate.diagnosis.evidence.worst_maps import worst_maps_of_layer
-from swcheck.gate.diagnosis.explain import cause_beside_super_weights
-from swcheck.superweights.measurements.contributions import contributions_on_default_prompt
 from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.measurements.residual_stream import super_activations, token_norm
 from swcheck.superweights.measurements.scores import noise_floor
@@ -43,6 +41,8 @@ def compare_activations(pair: Pair, prompts: Sequence[str | Prompt] | None, limi
     chosen = pair.weights
     if pair.relation.kind == "rotated":
         return _compare_norms(pair, chosen, limit)
+    if any(place.layer >= depth(pair) for place in super_activations(pair.reference, chosen)):
+        return _without_layer(pair, chosen, limit)
     prompted = PromptedActivations(pair.candidate, pair.reference, chosen, pair.relation.channels)
     outcome, summary, fields = prompted.compare(prompts, limit)
     if outcome is Outcome.PASSED:
@@ -51,20 +51,26 @@ def compare_activations(pair: Pair, prompts: Sequence[str | Prompt] | None, limi
         summary += _near_overflow(pair, chosen, fields["facts"])
     if outcome is not Outcome.FAILED:
         return pair.verdict(outcome, summary, **fields)
-    return _failed(pair, chosen, summary, fields)
+    return _failed(pair, summary, fields)
 
 
-def _failed(pair: Pair, chosen: Sequence[SuperWeight], summary: str, fields: dict[str, Any]) -> Verdict:
+def _without_layer(pair: Pair, chosen: Sequence[SuperWeight], limit: Limit) -> Verdict:
+    """Return the red verdict on a candidate that ends before the layer after which a super activation stands."""
+    last = depth(pair) - 1
+    place = next(one for one in super_activations(pair.reference, chosen) if one.layer > last)
+    summary = (
+        f"channel {place.channel} at token {place.position} after layer {place.layer}: not there for {place.value:+.4g}"
+    )
+    cause = f"no layer {place.layer}, after which the super activation stands: the candidate has layers 0 to {last}"
+    found = cause_beside(damaged_candidate(pair)) or Finding(cause, (), (), KEEP_PLACE, kind="super_activation")
+    fields: dict[str, Any] = {"measured": 0.0, "limit": limit, "unit": "x", "detail": found.detail}
+    return pair.failed(found.cause, summary, found.advice, cause_kind=found.kind, **fields)
+
+
+def _failed(pair: Pair, summary: str, fields: dict[str, Any]) -> Verdict:
     """Return the red verdict: how the super weights that write the activation changed, or the layer that loses it."""
-    counterparts = corresponding(pair, chosen)
-    ratios = [
-        ratio_of(one, other)
-        for one, other in zip(
-            counterparts.written, contributions_on_default_prompt(pair.reference, chosen), strict=True
-        )
-    ]
-    damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, tuple(chosen), counterparts.places)
-    other = None if pair.candidate.is_runtime else cause_beside_super_weights(damaged)
+    damaged = damaged_candidate(pair)
+    other = cause_beside(damaged)
     if other is not None:
         fields |= {"cause": other.cause, "attempt": other.advice, "detail": other.detail, "cause_kind": other.kind}
         return pair.verdict(Outcome.FAILED, summary, **fields)
@@ -74,12 +80,10 @@ def _failed(pair: Pair, chosen: Sequence[SuperWeight], summary: str, fields: dic
         detail = (*found.detail, *fields.get("detail", ()))
         fields |= {"cause": found.cause, "attempt": found.advice, "detail": detail, "cause_kind": found.kind}
         return pair.verdict(Outcome.FAILED, summary, **fields)
-    contributions = "what the super weights write is " + ", ".join(f"x{ratio:z.3f}" for ratio in ratios)
+    contributions = "what the super weights write is " + ", ".join(f"x{ratio:z.3f}" for ratio in damaged.ratios)
     lost = first_losing_layer(damaged)
     changed = [
-        w
-        for w, ratio in zip(counterparts.places, ratios, strict=True)
-        if not SAME_CONTRIBUTION.holds(ratio) and w.layer < depth(pair)
+        place for number, place in enumerate(damaged.places) if not SAME_CONTRIBUTION.holds(damaged.ratios[number])
     ]
     if pair.candidate.is_runtime and not changed:
         del fields["cause"], fields["attempt"]
@@ -91,9 +95,7 @@ def _failed(pair: Pair, chosen: Sequence[SuperWeight], summary: str, fields: dic
     fields["detail"] = (*restoration_rows(damaged), *fields.get("detail", ()), ("written", contributions))
     cause, attempt = fields.pop("cause"), fields.pop("attempt")
     kind = "super_weight" if changed else "super_activation"
-    return with_remedy(
-        pair, Finding(cause, (), names, attempt, kind=kind), summary, (chosen, counterparts.places), **fields
-    )
+    return with_remedy(pair, Finding(cause, (), names, attempt, kind=kind), summary, damaged, **fields)
 
 
 def _near_overflow(pair: Pair, chosen: Sequence[SuperWeight], facts: dict[str, Any]) -> str:

@@ -123,7 +123,8 @@ def _unreachable(pair: Pair) -> Verdict | None:
         if isinstance(weight.expert, int) and weight.layer < len(body.layers):
             maps = {down.key: down for down in body.down_maps(weight.layer)}
             down = maps.get(MapKey(weight.layer, weight.expert))
-            if down is None or not down.is_reachable:
+            others = any(isinstance(key.expert, int) for key in maps)  # then this one is no part of the candidate
+            if not (others if down is None else down.is_reachable):
                 words = "the candidate keeps its experts packed, and computes them in a kernel that no hook reaches"
                 return pair.verdict(Outcome.NOT_APPLICABLE, f"{weight.place}: {words}")
     return None

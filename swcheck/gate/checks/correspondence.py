@@ -7,10 +7,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from swcheck.base.errors import CoordinateError
 from swcheck.base.limits import DEFAULTS
 from swcheck.base.records import SuperWeight
 from swcheck.base.statistics import ratio_of
 from swcheck.gate.checks.pair import Pair
+from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
 from swcheck.loading.runtime import Capability
 from swcheck.superweights.measurements.contributions import (
     contributions_at,
@@ -36,11 +38,13 @@ SAME_INPUT: Final = 0.1
 class Correspondence:
     """The super weights in the candidate: ``places`` are their coordinates, ``written`` what each writes there.
 
-    ``notes`` say what was permuted, in words.
+    ``absent`` says in words what the candidate has in place of a layer, column or expert of one that it lacks, and is
+    empty for one whose place it has. What is absent writes 0. ``notes`` say what was permuted, in words.
     """
 
     places: tuple[SuperWeight, ...]
     written: tuple[float, ...]
+    absent: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -49,8 +53,7 @@ def corresponding(pair: Pair, chosen: Sequence[SuperWeight]) -> Correspondence:
 
     If a weight writes little at its own column, and another inner neuron of the same row writes what it wrote in the
     reference, its neuron was permuted, which is harmless. A place belongs to one super weight only: those that are
-    kept where they were come first. Raises ``OptionError`` for a coordinate outside the
-    candidate.
+    kept where they were come first.
     """
     expected, ids = contributions_on_default_prompt(pair.reference, chosen), prompt_ids(pair.reference)
     sinks = [sink_tokens(pair.reference, (weight,), ids)[0] for weight in chosen]
@@ -70,18 +73,33 @@ def corresponding(pair: Pair, chosen: Sequence[SuperWeight]) -> Correspondence:
         places.append(place)
         values.append(value)
         notes += [note] if note else []
-    return Correspondence(tuple(places), tuple(values), tuple(notes))
+    absent = tuple(_absence(pair, place) for place in places)
+    return Correspondence(tuple(places), tuple(values), absent, tuple(notes))
 
 
-def compared_weights(pair: Pair) -> tuple[tuple[SuperWeight, ...], tuple[SuperWeight, ...]]:
-    """Return the super weights in the reference's and in the candidate's coordinates; both empty if it is rotated."""
+def damaged_candidate(pair: Pair, share: float | None = None) -> DamagedCandidate:
+    """Return the candidate for a diagnosis, with the super weights that it has a place for; with none if it is rotated.
+
+    ``share`` is the dependence that is left, given only if that is red.
+    """
     chosen = () if pair.relation.kind == "rotated" else pair.weights
-    return chosen, corresponding(pair, chosen).places if chosen else ()
+    found = corresponding(pair, chosen) if chosen else Correspondence((), (), (), ())
+    rows = [*zip(chosen, found.places, found.absent, strict=True)]
+    return DamagedCandidate(
+        pair.candidate,
+        pair.reference,
+        pair.relation,
+        tuple(weight for weight, _, absent in rows if not absent),
+        tuple(place for _, place, absent in rows if not absent),
+        share,
+        tuple((weight, absent) for weight, _, absent in rows if absent),
+    )
 
 
 def depth(pair: Pair) -> int:
-    """Return the number of layers of the candidate."""
-    return model_sample(pair.candidate).layers
+    """Return the number of layers of the candidate; the reference's if a runtime does not tell it."""
+    is_told = not pair.candidate.is_runtime or pair.candidate.runtime.sizes is not None
+    return model_sample(pair.candidate if is_told else pair.reference).layers
 
 
 def _in_channels(pair: Pair, weights: Sequence[SuperWeight]) -> tuple[SuperWeight, ...]:
@@ -90,10 +108,22 @@ def _in_channels(pair: Pair, weights: Sequence[SuperWeight]) -> tuple[SuperWeigh
     return tuple(replace(weight, row=channels[weight.row]) for weight in weights) if channels else tuple(weights)
 
 
-def _fits(pair: Pair, weight: SuperWeight) -> bool:
-    """Return whether the candidate has the layer and the inner neuron of a weight."""
-    inner = model_sample(pair.candidate).inner
-    return weight.layer < depth(pair) and (inner is None or weight.column < inner)
+def _absence(pair: Pair, weight: SuperWeight) -> str:
+    """Return what the candidate has where it lacks the place of a weight, in words; empty if it has that.
+
+    A runtime that does not tell its sizes is taken to have it.
+    """
+    candidate = pair.candidate
+    if candidate.is_runtime and candidate.runtime.sizes is None:
+        return ""
+    try:
+        if candidate.is_runtime:
+            check_coordinates(candidate, [weight])
+        else:
+            candidate.anatomy.check([weight])
+    except CoordinateError as error:
+        return error.found.replace("this model", "the candidate")
+    return ""
 
 
 def _written_at(pair: Pair, weight: SuperWeight, sink: int) -> float:
@@ -101,7 +131,7 @@ def _written_at(pair: Pair, weight: SuperWeight, sink: int) -> float:
     if pair.candidate.is_runtime and not pair.candidate.runtime.can(Capability.VALUES):
         return math.nan
     ids = prompt_ids(pair.reference)
-    return contributions_at(pair.candidate, (weight,), ids, (sink,))[0] if _fits(pair, weight) else 0.0
+    return contributions_at(pair.candidate, (weight,), ids, (sink,))[0] if not _absence(pair, weight) else 0.0
 
 
 def _kept(pair: Pair, weight: SuperWeight, expected: float, sink: int) -> float | None:
@@ -121,8 +151,8 @@ def _find(
     ids, value = prompt_ids(pair.reference), _written_at(pair, weight, sink)
     if pair.candidate.is_runtime:  # a conversion keeps every weight at its place
         return weight, value, ""
-    stands = _fits(pair, weight) and _neuron_stands(pair, weight, original, expected, sink)
-    if weight.layer < depth(pair) and not stands:
+    stands = not _absence(pair, weight) and _neuron_stands(pair, weight, original, expected, sink)
+    if not stands and not _absence(pair, replace(weight, column=0)):
         free = (
             (column, found)
             for column, found in largest_input_columns(pair.candidate, weight, ids, sink)
@@ -148,8 +178,6 @@ def _find(
         if SAME_CONTRIBUTION.holds(ratio_of(found, expected)):
             note = f"located again in the candidate: {other.place}"
             return other, found, note
-    if not _fits(pair, weight):
-        check_coordinates(pair.candidate, [weight])
     return weight, value, ""
 
 

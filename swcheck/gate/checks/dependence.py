@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from swcheck.base.statistics import (
     standard_error,
 )
 from swcheck.gate.checks.confounds import not_finite_nats, obstacle
-from swcheck.gate.checks.correspondence import corresponding
+from swcheck.gate.checks.correspondence import damaged_candidate
 from swcheck.gate.checks.pair import Pair, passed_or_near
 from swcheck.gate.checks.red_verdict import red_verdict
 from swcheck.gate.checks.single_model import no_super_weight
@@ -51,7 +50,7 @@ def collapse(subject: Subject, weights: Sequence[SuperWeight], limit: Limit) -> 
     ratio = collapse_ratio(intact, ablated)
     nats = float(ablated.mean() - intact.mean())
     alone = [ratio] if len(weights) == 1 else [collapse_ratio(intact, ablated_nats(subject, [w])) for w in weights]
-    passed = limit.holds(ratio) or (limit.low is not None and not math.isfinite(ratio))
+    passed = limit.holds(ratio)
     degree = " as much as asked" if collapse_class(ratio) == "critical" else ""
     worse = ", worse than guessing" if perplexity_of(ablated) > vocabulary_size(subject) else ""
     change = f"perplexity {format_ratio(ratio)} ({nats:+.2f} nats) on {ablated.numel():,} tokens"
@@ -111,7 +110,8 @@ def compare_dependence(pair: Pair, limit: Limit) -> Verdict:
     if not torch.isfinite(whole).all():
         return not_finite_nats(pair, whole)
     intact = intact_nats_against(pair.candidate, pair.reference)
-    after = (intact, ablated_nats(pair.candidate, corresponding(pair, chosen).places, ids))
+    places = damaged_candidate(pair).places
+    after = (intact, ablated_nats(pair.candidate, places, ids) if places else intact)
     share = collapse_share(after, before, size)
     left = f"{share:.2f} of its capped nats"
     if perplexity_of(intact) >= size:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final
 
-from swcheck.base.records import NOT_ENOUGH, Limit, Outcome, SuperWeight, Verdict
-from swcheck.gate.checks.correspondence import compared_weights
+from swcheck.base.records import NOT_ENOUGH, Limit, Outcome, Verdict
+from swcheck.gate.checks.correspondence import damaged_candidate
 from swcheck.gate.checks.pair import Pair
 from swcheck.gate.checks.shape_faults import shape_of_loss
-from swcheck.gate.diagnosis.evidence.damaged_candidate import DamagedCandidate
+from swcheck.gate.diagnosis.evidence.damaged_candidate import KEEP_PLACE, DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Finding
-from swcheck.gate.diagnosis.explain import cause_of_improvement, explain
+from swcheck.gate.diagnosis.explain import cause_beside_super_weights, cause_of_improvement, explain
 from swcheck.gate.diagnosis.explain_runtime import explain_in_runtime
 from swcheck.gate.diagnosis.remedy import remedy
 from swcheck.superweights.subject.measurement import Slot
@@ -43,13 +42,22 @@ def red_verdict(pair: Pair, summary: str, *, share: float | None = None, **field
             "distil longer, on more text, or into a larger student",
         )
         return pair.failed(cause, summary, advice, cause_kind="distillation", **fields)
-    found = finding(pair, share)
+    damaged = damaged_candidate(pair, share)
+    found = _finding(pair, damaged)
     fields["detail"] = (*found.detail, *fields.get("detail", ()))
     if found.blame == "reference":
         return pair.verdict(
             Outcome.INCONCLUSIVE, summary, cause=found.cause, attempt=found.advice, cause_kind=found.kind, **fields
         )
-    return with_remedy(pair, found, summary, compared_weights(pair), **fields)
+    return with_remedy(pair, found, summary, damaged, **fields)
+
+
+def cause_beside(damaged: DamagedCandidate) -> Finding | None:
+    """Return the proven cause that only looks like a change of a super weight, or that there is no place for one."""
+    other = None if damaged.candidate.is_runtime else cause_beside_super_weights(damaged)
+    if other is not None or not damaged.absent:
+        return other
+    return Finding(damaged.absence, (), (), KEEP_PLACE, kind="super_weight")
 
 
 def is_nearer(limit: Limit, value: float, than: float) -> bool:
@@ -60,9 +68,11 @@ def is_nearer(limit: Limit, value: float, than: float) -> bool:
 
 def finding(pair: Pair, share: float | None = None) -> Finding:
     """Return the cause. It is searched once for all checks, but separately for a lost dependence (``share``)."""
-    chosen, places = compared_weights(pair)
-    damaged = DamagedCandidate(pair.candidate, pair.reference, pair.relation, chosen, places, share)
-    inputs = (pair.reference, chosen, share is not None)
+    return _finding(pair, damaged_candidate(pair, share))
+
+
+def _finding(pair: Pair, damaged: DamagedCandidate) -> Finding:
+    inputs = (pair.reference, damaged.weights, damaged.absent, damaged.share is not None)
     return _FINDING.recall(pair.candidate, inputs, lambda: _search(pair, damaged))
 
 
@@ -76,28 +86,20 @@ def improved_verdict(pair: Pair, summary: str, **fields: Any) -> Verdict | None:
     """Return the red verdict on a perplexity that improves, with its cause; None where no change is proven."""
     if pair.candidate.is_runtime:
         return None
-    weights = compared_weights(pair)
-    found = cause_of_improvement(DamagedCandidate(pair.candidate, pair.reference, pair.relation, *weights))
+    damaged = damaged_candidate(pair)
+    found = cause_of_improvement(damaged)
     if found is None:
         return None
     fields["detail"] = (*found.detail, ("perplexity", "it improves, which no quantization does"))
-    return with_remedy(pair, found, summary, weights, **fields)
+    return with_remedy(pair, found, summary, damaged, **fields)
 
 
-def with_remedy(
-    pair: Pair,
-    found: Finding,
-    summary: str,
-    weights: tuple[Sequence[SuperWeight], Sequence[SuperWeight]],
-    **fields: Any,
-) -> Verdict:
-    """Return a red verdict. If the finding names matrices, it has a snippet that keeps them, its price and proof.
-
-    ``weights`` are the super weights, in the reference's and in the candidate's coordinates.
-    """
+def with_remedy(pair: Pair, found: Finding, summary: str, damaged: DamagedCandidate, **fields: Any) -> Verdict:
+    """Return a red verdict. If the finding names matrices, it has a snippet that keeps them, its price and proof."""
     fields["cause_kind"] = found.kind
     if not found.matrices:
         return pair.failed(found.cause, summary, found.advice, **fields)
+    weights = damaged.weights, damaged.places
     fix = remedy(pair.candidate, pair.reference, found.matrices, weights, kind=pair.kind.name)
     name = JUDGED_FACT.get(pair.check, "")
     fixed = None if name == "kl" and fields["unit"] != "nats" else fix.facts.get(name)  # else the top token is judged

@@ -15,6 +15,7 @@ from swcheck.base.formatting import format_ratio
 from swcheck.base.limits import DEFAULTS
 from swcheck.base.statistics import factor_of, ratio_of
 from swcheck.gate.diagnosis.causes import contribution, rounded_inputs, sick_reference
+from swcheck.gate.diagnosis.causes.rest_of_the_model import other_shape
 from swcheck.gate.diagnosis.evidence.damaged_candidate import LITTLE_LOSS, PROVEN, DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, not_known, ruled_out
 from swcheck.gate.diagnosis.explain import explain
@@ -46,7 +47,7 @@ def explain_in_runtime(damaged: DamagedCandidate) -> Finding:
         if isinstance(answer, Finding):
             return replace(answer, detail=(*answer.detail, *damaged.tried_on, *rows))
         rows = (*rows, *answer)
-    found = _first_departure(damaged)
+    found = other_shape(damaged) or _first_departure(damaged)
     return replace(found, detail=(*found.detail, *damaged.tried_on, *rows))
 
 
@@ -127,6 +128,8 @@ def _departure_rows(damaged: DamagedCandidate) -> Detail:
     """Return a row with the first layer after which the residual stream departs; of a quantized one, departs most."""
     if not _shows(damaged, Capability.VALUES) or damaged.relation.kind == "other shape":
         return not_known(f"which layer: {_title(damaged)} shows none")
+    if other_shape(damaged) is not None:
+        return not_known("which layer: it has another number of them, or of inner neurons, than the reference")
     errors = residual_errors(damaged.candidate, damaged.reference)
     rises = [now - before for before, now in zip([0.0, *errors], errors, strict=False)]
     first = next((layer for layer, error in enumerate(errors) if not error <= DEPARTS), None)

@@ -179,7 +179,8 @@ def kind_from_weights(candidate: WeightSample, reference: WeightSample) -> Kind:
     """Return the kind that follows from a comparison of plain weights with the reference's."""
     if candidate.layers != reference.layers:
         name = "pruned" if candidate.layers < reference.layers else "finetuned"
-        return Kind(name, f"{candidate.layers} layers where the reference has {reference.layers}", sure=False)
+        count = f"{candidate.layers} layer{'s' * (candidate.layers != 1)}"
+        return Kind(name, f"{count} where the reference has {reference.layers}", sure=False)
     numbers = {name: number for number, name in enumerate(candidate.names)}
     common = [(name, numbers[name], number) for number, name in enumerate(reference.names) if name in numbers]
     reshaped = [name for name, ours, theirs in common if candidate.shapes[ours] != reference.shapes[theirs]]

@@ -12,7 +12,7 @@ import torch
 from swcheck.base.limits import DEFAULTS
 from swcheck.base.statistics import ratio_of
 from swcheck.gate.diagnosis.causes.saturation import END, saturated
-from swcheck.gate.diagnosis.evidence.damaged_candidate import PROVEN, DamagedCandidate
+from swcheck.gate.diagnosis.evidence.damaged_candidate import KEEP_PLACE, PROVEN, DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, not_known, ruled_out
 from swcheck.gate.diagnosis.evidence.worst_maps import worst_maps_of_layer
 from swcheck.lens.replace import residual_replaced
@@ -33,7 +33,8 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
     if cut is not None:
         words = f"the super activation of channel {cut.channel}, which float16 cuts off at {END:,.0f}, is the cause"
         return not_known(f"whether {words}: it cannot be given back in float16")
-    for place in super_activations(damaged.reference, damaged.weights) if damaged.weights else ():
+    weights = (*damaged.weights, *(weight for weight, _ in damaged.absent))
+    for place in super_activations(damaged.reference, weights) if weights else ():
         there = damaged.place_of(place)
         lost = losing_layer(damaged.candidate, damaged.reference, place, there)
         if isinstance(lost, str):
@@ -55,6 +56,9 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
 
 
 def _finding(damaged: DamagedCandidate, layer: int, what: str, detail: Detail) -> Finding:
+    if damaged.absent:
+        cause = f"{damaged.absence}; layer {layer} loses the super activation of {what}"
+        return Finding(cause, detail, (), KEEP_PLACE, kind="super_weight")
     kept = all(DEFAULTS["contribution"].holds(ratio) for ratio in damaged.ratios)
     cause = f"layer {layer} loses the super activation of {what}"
     cause += ", what the super weights write is kept" if kept else ""

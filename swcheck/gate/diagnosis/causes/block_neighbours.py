@@ -56,7 +56,8 @@ def find(damaged: DamagedCandidate) -> Finding | Detail:
 
 def _moved(damaged: DamagedCandidate) -> str:
     """Return words for super weights whose values stand in other columns, where they do harm; empty if none does."""
-    columns = {weight: new_column(damaged.candidate, damaged.reference, weight) for weight in damaged.weights}
+    pairs = zip(damaged.weights, damaged.places, strict=True)
+    columns = {weight: new_column(damaged.candidate, damaged.reference, weight, there) for weight, there in pairs}
     return ", ".join(f"{weight.place} to column {new}" for weight, new in columns.items() if new is not None)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from swcheck.base.limits import DEFAULTS
 from swcheck.gate.diagnosis.causes import activation
 from swcheck.gate.diagnosis.evidence.damaged_candidate import PROVEN, DamagedCandidate
-from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, ruled_out
+from swcheck.gate.diagnosis.evidence.finding import Detail, Finding, not_known, ruled_out
 from swcheck.gate.diagnosis.evidence.weight_change import contribution_change
 from swcheck.lens.intervene import set_to
 from swcheck.superweights.measurements.contributions import (
@@ -17,13 +17,14 @@ from swcheck.superweights.measurements.contributions import (
     sink_tokens,
 )
 from swcheck.superweights.measurements.inputs import prompt_ids
-from swcheck.superweights.measurements.model_sample import model_sample
 from swcheck.superweights.measurements.weights import weight_values
 
 
 def find(damaged: DamagedCandidate) -> Finding | Detail:
     """Restore what all super weights write, and see whether the loss returns."""
     if not damaged.weights:
+        if damaged.absent:
+            return not_known(f"whether the super weights are the cause: {damaged.absence}")
         why = damaged.relation.words if damaged.relation.kind == "rotated" else "the reference has none"
         return ruled_out(f"the super weights: {why}")
     share, words = _share_restored(damaged)
@@ -43,8 +44,7 @@ def restoration_rows(damaged: DamagedCandidate) -> Detail:
     If they write as much as in the reference, the super activation is restored after the layer that loses it instead. A
     row is called a proof if at least half of the loss returns.
     """
-    layers = model_sample(damaged.candidate).layers
-    if not damaged.weights or any(weight.layer >= layers for weight in damaged.places):
+    if not damaged.weights:
         return ()
     if all(DEFAULTS["contribution"].holds(ratio) for ratio in damaged.ratios):
         found = () if damaged.candidate.is_runtime else activation.find(damaged)

@@ -57,9 +57,9 @@ RANGE_OF_A_GROUP: Final = 0.75
 def find(damaged: DamagedCandidate) -> Finding:
     """Find the linear maps that stand out, or how coarse all of them are rounded, and give back the reference's."""
     candidate, reference = damaged.candidate, damaged.reference
-    depths = model_sample(candidate).layers, model_sample(reference).layers
-    if depths[0] != depths[1]:
-        return _other_depth(damaged, depths)
+    smaller = other_shape(damaged)
+    if smaller is not None:
+        return smaller
     if candidate.anatomy.refusal or damaged.relation.kind == "rotated":
         cannot = candidate.anatomy.refusal or f"which layer and matrices: {damaged.relation.words}"
         advice = "" if candidate.anatomy.refusal else "gate it before it is rotated"
@@ -94,16 +94,41 @@ def find(damaged: DamagedCandidate) -> Finding:
 
 
 def _beside(damaged: DamagedCandidate, cause: str) -> str:
-    """Return the cause, after the words that it is not the super weights where the reference has any."""
+    """Return the cause with whether it is the super weights: not those that were tried; what is absent was not."""
+    if damaged.absent:
+        return f"{cause}; {damaged.absence}"
     return f"{NOT_THE_SUPER_WEIGHTS}, but {cause}" if damaged.weights else cause
+
+
+def other_shape(damaged: DamagedCandidate) -> Finding | None:
+    """Return the finding on a candidate with another number of layers, or another inner width; None for others.
+
+    A runtime that does not tell its sizes is taken to have the reference's.
+    """
+    if damaged.candidate.is_runtime and damaged.candidate.runtime.sizes is None:
+        return None
+    ours, theirs = model_sample(damaged.candidate), model_sample(damaged.reference)
+    if ours.layers != theirs.layers:
+        return _other_depth(damaged, (ours.layers, theirs.layers))
+    if ours.inner and theirs.inner and ours.inner != theirs.inner:
+        return _other_width(damaged, ours.inner, theirs.inner)
+    return None
 
 
 def _other_depth(damaged: DamagedCandidate, depths: tuple[int, int]) -> Finding:
     missing = missing_layers(damaged)
     what = f"without the reference's layer {', '.join(map(str, missing))}" if missing else "another depth"
-    words = f"{depths[0]} layers, where the reference has {depths[1]}: compared layer by layer they mean nothing"
+    count = f"{depths[0]} layer{'s' * (depths[0] != 1)}"
+    words = f"{count}, where the reference has {depths[1]}: compared layer by layer they mean nothing"
     advice = "heal a pruned depth by training, or raise the limit"
     return Finding(_beside(damaged, what), (("depth", words),), (), advice, kind="depth")
+
+
+def _other_width(damaged: DamagedCandidate, ours: int, theirs: int) -> Finding:
+    what = f"{ours} inner neurons, where the reference has {theirs}"
+    words = "its linear maps have another size: compared one by one they mean nothing"
+    advice = "heal a pruned width by training, or raise the limit"
+    return Finding(_beside(damaged, what), (("width", words),), (), advice, kind="pruning")
 
 
 def _why_maps_unknown(damaged: DamagedCandidate) -> tuple[str, str]:
@@ -128,7 +153,7 @@ def _named_maps(damaged: DamagedCandidate, names: Sequence[str], detail: Detail)
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     path = damaged.candidate.anatomy.path
     matrices = tuple(f"{path}.{name}" for name in names)
-    cause = f"{NOT_THE_SUPER_WEIGHTS}, but {first}{more}" if damaged.weights else f"linear map {first}{more}"
+    cause = _beside(damaged, f"{'' if damaged.weights else 'linear map '}{first}{more}")
     weights = [plain_weight(damaged.candidate.module.get_submodule(name)) for name in matrices]
     if damaged.candidate.scheme is None and all(
         weight is not None and not is_on_grid(weight[:ROWS]) for weight in weights

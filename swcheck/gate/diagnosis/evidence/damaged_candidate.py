@@ -43,6 +43,9 @@ LITTLE_LOSS: Final = 0.1
 NO_LOSS: Final = 1e-4
 """Fewer lost nats per token than this, a hundredth of the tightest limit, count as no loss and prove nothing."""
 
+KEEP_PLACE: Final = "keep that layer, column or expert where the model is made smaller"
+"""What to do about a super weight that the candidate has no place for."""
+
 _CONTRIBUTIONS_RESTORED: Final = Slot[tuple[float, str]](
     "contributions restored", Cost.WINDOW_STARTS, in_baseline=InBaseline.NO
 )
@@ -53,7 +56,9 @@ class DamagedCandidate:
     """A red candidate and its reference. B windows, P tokens of a window start.
 
     ``weights`` are the super weights in the reference's coordinates, ``places`` the same in the candidate's. ``share``
-    is the share of the reference's collapse that the candidate still shows, given only if that is red.
+    is the share of the reference's collapse that the candidate still shows, given only if that is red. ``absent`` are
+    further super weights of the reference, whose layer, column or expert the candidate lacks, each with words for what
+    it has instead.
     """
 
     candidate: Subject
@@ -62,6 +67,7 @@ class DamagedCandidate:
     weights: tuple[SuperWeight, ...] = ()
     places: tuple[SuperWeight, ...] = ()
     share: float | None = None
+    absent: tuple[tuple[SuperWeight, str], ...] = ()
 
     @cached_property
     def ids(self) -> torch.Tensor:
@@ -138,6 +144,15 @@ class DamagedCandidate:
             ratio_of(one, other)
             for one, other in zip(ours, contributions_on_default_prompt(self.reference, self.weights), strict=True)
         )
+
+    @property
+    def absence(self) -> str:
+        """Words for the super weights that the candidate has no place for; empty if it has one for each."""
+        if not self.absent:
+            return ""
+        places = ", ".join(weight.place for weight, _ in self.absent)
+        found = ", ".join(dict.fromkeys(words for _, words in self.absent))
+        return f"no place for the super weight{'s' * (len(self.absent) > 1)} at {places}: {found}"
 
     def matrix_names(self) -> tuple[str, ...]:
         """Return the qualified names of the matrices that have the super weights."""

@@ -65,7 +65,10 @@ def reference_matrix(candidate: Subject, reference: Subject, name: str) -> Matri
     """Return the plain weight ``(H, F)`` of the map called ``name`` in the candidate, or words why there is none."""
     inner = name.removeprefix(f"{candidate.anatomy.path}.")
     if reference.held.in_memory:
-        return matrix_in_memory(reference, inner)
+        found = matrix_in_memory(reference, inner)
+        if isinstance(found, str) or _is_of_its_size(found, candidate.module.get_submodule(name)):
+            return found
+        return f"the reference's layers.{inner} is {' x '.join(map(str, found.shape))}"
     weight = stored_tensor(reference, f"{name}.weight", candidate.module)
     if isinstance(weight, str):
         return weight
@@ -75,6 +78,7 @@ def reference_matrix(candidate: Subject, reference: Subject, name: str) -> Matri
     else:
         bias = stored_tensor(reference, f"{name}.bias")
         fits = gives_response(weight, None if isinstance(bias, str) else bias, inner, map_responses(reference))
+        fits = fits and _is_of_its_size(weight, candidate.module.get_submodule(name))
         other = "hold another matrix than was measured, or keep it packed"
     return partial(_read_stored, reference, name, candidate.module) if fits else f"the reference's files {other}"
 
@@ -160,6 +164,12 @@ def map_sizes(module: Any) -> tuple[int, ...]:
     return tuple(
         int(getattr(module, f"{side}_features", getattr(module, f"{side}features", 0))) for side in ("out", "in")
     )
+
+
+def _is_of_its_size(weight: torch.Tensor, module: nn.Module) -> bool:
+    """Return whether a linear map has the size of ``weight``, so that it can take its place; True if it is not told."""
+    own, sizes = plain_weight(module), map_sizes(module)
+    return tuple(weight.shape) == (sizes if own is None else tuple(own.shape)) or (own is None and 0 in sizes)
 
 
 def _read_stored(reference: Subject, name: str, model: nn.Module) -> torch.Tensor:

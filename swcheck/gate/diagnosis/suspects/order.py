@@ -81,7 +81,7 @@ def missing_layers(damaged: DamagedCandidate) -> tuple[int, ...]:
 
     A layer of the candidate is the reference's layer in which most of its maps have their nearest answers.
     """
-    if why_responses_unknown(damaged.reference):
+    if damaged.candidate.is_runtime or why_responses_unknown(damaged.reference):
         return ()
     ours, theirs = map_responses(damaged.candidate), map_responses(damaged.reference)
     votes: dict[int, Counter[int]] = {}
