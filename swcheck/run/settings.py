@@ -28,6 +28,7 @@ from swcheck.run import limit_overrides
 from swcheck.run.cost_estimate import (
     estimated_seconds,
     file_reads,
+    is_swept,
     measured_rate,
     streamed_product_dtype,
     window_passes,
@@ -275,13 +276,15 @@ def cost_estimate_words(settings: Settings, reference: str, loading: Sequence[st
             return ""
         tier = tier_of(settings, reference)
         count, length = tier.shape(weights.context)
-        passes = window_passes(tier, references=references, candidates=candidates)
         streamed = _streamed(settings, loading)
+        asked = (spec for spec in loading if spec != reference and spec not in streamed)
+        swept = sum(settings.shapes or is_swept(spec) for spec in asked)
+        passes = window_passes(tier, references=references, candidates=candidates, swept=swept)
         dtype = settings.dtype or weights.dtype
         if reference in streamed:
             dtype = streamed_product_dtype(dtype)
         rate = measured_rate(weights, engines.device_of(settings.device), dtype)
-        total = estimated_seconds(weights, tier, rate, references=references, candidates=candidates)
+        total = estimated_seconds(weights, tier, rate, references=references, candidates=candidates, swept=swept)
         words = (
             f"{tier.name} tier: {count} windows of {length} tokens, about {passes:.1f} passes, {format_duration(total)}"
         )

@@ -9,7 +9,14 @@ import pytest
 from swcheck.base.tiers import FULL, SMOKE, STANDARD
 from swcheck.gate.baseline.document import sealed
 from swcheck.loading.files.checkpoint_size import CheckpointSize
-from swcheck.run.cost_estimate import GREEDY_TOKENS, estimated_seconds, measured_rate, window_passes
+from swcheck.run.cost_estimate import (
+    GREEDY_TOKENS,
+    SWEPT_TOKENS,
+    estimated_seconds,
+    is_swept,
+    measured_rate,
+    window_passes,
+)
 from swcheck.run.settings import Settings, cost_estimate_words, name_with_size, tier_of
 from tests import checkpoints
 
@@ -21,6 +28,8 @@ def test_passes_and_time():
     assert window_passes(SMOKE) == 1
     assert window_passes(STANDARD) == 2.25
     assert window_passes(STANDARD, references=0, candidates=2) == 2.5
+    sweep = SWEPT_TOKENS / (STANDARD.windows * STANDARD.length)
+    assert window_passes(STANDARD, references=0, candidates=2, swept=2) == 2.5 + 2 * sweep
     assert (
         estimated_seconds(weights, FULL, 1e9)
         > estimated_seconds(weights, STANDARD, 1e9)
@@ -33,6 +42,31 @@ def test_passes_and_time():
     assert estimated_seconds(weights, SMOKE, 2e9) == estimated_seconds(weights, SMOKE, 1e9) / 2
     assert measured_rate(weights, "cpu") > 0
     assert measured_rate(weights, "cpu", "bfloat16") > 0
+
+
+@pytest.mark.whole_text
+def test_other_shapes_are_counted_where_they_are_scored(tmp_path, monkeypatch):
+    """Of an engine's candidates and of packed checkpoints, and of all with the option: more passes, and more time."""
+    packed = checkpoints.copy_of_tiny(tmp_path / "packed")
+    config = json.loads((packed / "config.json").read_text(encoding="utf-8"))
+    (packed / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}), encoding="utf-8"
+    )
+    plain = checkpoints.copy_of_tiny(tmp_path / "plain")
+    found = {spec: is_swept(spec) for spec in (str(plain), str(packed), "rtn:bits=4", "openvino:int4", "./not-there")}
+    assert list(found.values()) == [False, True, False, True, False]
+
+    monkeypatch.setattr("swcheck.run.settings.measured_rate", lambda *_: 2e10)
+    words = {
+        (spec, shapes): cost_estimate_words(
+            Settings(models=("tiny",), candidates=(spec,), shapes=shapes, device="cpu"), "tiny", ["tiny", spec]
+        )
+        for spec in (str(plain), str(packed))
+        for shapes in (False, True)
+    }
+    assert "about 3.5 passes" in words[str(plain), False]
+    assert "about 3.9 passes" in words[str(packed), False] == words[str(packed), True] == words[str(plain), True]
+    assert words[str(packed), False].rpartition("~")[2] != words[str(plain), False].rpartition("~")[2]
 
 
 @pytest.mark.whole_text
