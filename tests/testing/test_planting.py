@@ -44,10 +44,17 @@ def wrongly_located(name, geometries):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "seed", "expert"),
-    [("arcee", 2, None), ("llama", 2, None), ("mixtral", 4, 1), ("aria_text", 4, "shared"), ("rwkv", 3, None)],
+    [
+        ("arcee", 2, None),
+        ("llama", 2, None),
+        ("mixtral", 4, 1),
+        ("aria_text", 4, "shared"),
+        ("deepseek_v2", 1, "shared"),
+        ("rwkv", 3, None),
+    ],
 )
 def test_two_layers_are_located(name, seed, expert):
-    """Both are, in a dense map and in an expert, also where without the first one the second is larger at another token."""
+    """Both are, in a dense map and in an expert, also where without the first one the second is larger, at its own or another token."""
     model = small_model(name, seed)
     wanted = GEOMETRIES["two layers"](model, 1, expert)
     assert {one.layer for one in wanted} == {1, 2}

@@ -89,11 +89,21 @@ class Attributor:
             for column, share, before in self._shares(one, reads[one.down.key], row, total)
         ]
         least = _least_share([share for _, share, _ in candidates], self.rules)
+        least_before = self.rules.drop * least / self.rules.share * self._part_of_intact(activation, total)
         return {
             weight: before * total
             for weight, share, before in candidates
-            if share >= least and before >= self.rules.drop * least / self.rules.share and weight not in known
+            if share >= least and before >= least_before and weight not in known
         }
+
+    def _part_of_intact(self, activation: SuperActivation, total: float) -> float:
+        """Return the intact activation over what a layer adds now, where it has grown since weights were zeroed; else 1.
+
+        What a weight writes in the intact model is held against the intact activation.
+        """
+        place = (activation.channel, activation.position)
+        before = next((one.value for one in self.activations if (one.channel, one.position) == place), total)
+        return min(1.0, before / total) if before * total > 0 else 1.0
 
     def _intact_reads(
         self, writers: Writers, activation: SuperActivation, layer: int, present: Sequence[Written]
