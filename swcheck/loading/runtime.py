@@ -41,7 +41,8 @@ class Runtime(ABC):
     largest number of tokens in one pass, None if that is not known. ``sizes`` are the number of layers, H and F, None if
     the program does not tell. ``twin`` is a spec by which an engine loads the same stored weights as a torch module,
     with the reference given; empty if none does. ``caches`` are the types of key-value cache that it can be given beside
-    the one that it has. ``settings`` are other ways in which it can be set to compute a window, in words that follow "129
+    the one that it has; ``coarse_cache`` says that its own has so few bits that chunks of a sound model differ from windows.
+    ``settings`` are other ways in which it can be set to compute a window, in words that follow "129
     tokens": "in physical batches of 32". ``by_prefix`` says that each token is computed from a prompt of its own, so that all
     lengths are scored with a window. ``advice`` says how the program is set up to show more; it stands where a check is not
     applicable.
@@ -54,6 +55,7 @@ class Runtime(ABC):
     sizes: tuple[int, int, int] | None = None
     twin: str = ""
     caches: tuple[str, ...] = ()
+    coarse_cache: bool = False
     settings: tuple[str, ...] = ()
     by_prefix: bool = False
     advice: str = ""

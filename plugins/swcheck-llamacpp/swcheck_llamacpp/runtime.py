@@ -42,6 +42,7 @@ class LlamaCpp(Runtime):
         self.context = int(c.llama_model_n_ctx_train(model))
         self.twin = f"gguf:{file}"
         self.caches = tuple(kind for kind in ("f16", "q8_0", "q4_0") if kind != settings.cache)
+        self.coarse_cache = settings.cache[:2] in {"q4", "q5"}
         self._other = {**_batches(settings), **_flash(settings)}
         self.settings = tuple(self._other)
         if down is None:

@@ -173,6 +173,12 @@ def test_settings_that_are_its_own_are_not_swept(files, options, settings):
     assert set(load(f"{files / 'q8_0.gguf'},{options}").model.settings) == settings
 
 
+@pytest.mark.parametrize(("cache", "coarse"), [("f16", False), ("q8_0", False), ("q5_1", True), ("q4_0", True)])
+def test_a_cache_of_few_bits_is_stated(files, cache, coarse):
+    """Of 5 and 4 bits, behind which chunks may differ by more."""
+    assert load(f"{files / 'q8_0.gguf'},cache={cache}").model.coarse_cache is coarse
+
+
 def test_a_setting_that_a_file_cannot_have_is_said(reference, files):
     """A cache of 8 bits needs flash attention: llama.cpp's own words stand in the summary, and nothing is red."""
     verdict = assert_perplexity_within(load(f"{files / 'q8_0.gguf'},cache=q8_0"), reference)

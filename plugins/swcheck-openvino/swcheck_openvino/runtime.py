@@ -42,6 +42,7 @@ class OpenVino(GraphRuntime):
         if keeps:
             own = self.program().get_compiled_model().get_property(HINTS["cache"]).get_type_name()
             self.caches = tuple(kind for kind in CACHES if kind != own)
+            self.coarse_cache = own == "u4"
             self.title += "" if "cache" in options else f", cache={own}"
             further.add(Capability.CHUNKS)
         self.found(self._places.streams, self._places.downs, tokenizer, further)

@@ -109,6 +109,7 @@ def test_the_type_of_the_cache_stands_in_the_title(files):
         runtime = load(f"{files / 'int8.xml'}{given}").model
         assert f"cache={own}" in runtime.title
         assert {*runtime.caches, own} == {"f16", "u8", "u4"}
+        assert runtime.coarse_cache == (own == "u4")
 
 
 def test_chunks_of_a_graph_without_a_cache_are_said_to_be_missing(reference, tmp_path):

@@ -95,7 +95,8 @@ def _in_runtime(runtime: Runtime, ids: torch.Tensor) -> Iterator[tuple[str, Way]
         for kind in ("", *runtime.caches):
             asked = partial(runtime.chunked_log_probabilities, cache=kind)
             words = f", {kind} KV cache" if kind else ""
-            yield from _of_chunks(ids, words, partial(_told_in_chunks, asked))
+            noise = COARSE_NOISE if kind or runtime.coarse_cache else NOISE
+            yield from _of_chunks(ids, words, partial(_told_in_chunks, asked), noise)
 
 
 def _together(
@@ -169,7 +170,8 @@ def _last_window(model: nn.Module, ids: torch.Tensor) -> Mapping[str, Way]:
 
 def _in_chunks(model: nn.Module, ids: torch.Tensor) -> Iterator[tuple[str, Way]]:
     for words, make in cache_types(model, max(LENGTHS) + 1).items():
-        yield from _of_chunks(ids, words, partial(_behind_cache, model, make))
+        noise = NOISE if words in {"", STATIC} else COARSE_NOISE
+        yield from _of_chunks(ids, words, partial(_behind_cache, model, make), noise)
 
 
 def _behind_cache(model: nn.Module, make: Callable[[], Any], ids: torch.Tensor, cuts: Sequence[int]) -> torch.Tensor:
@@ -177,21 +179,22 @@ def _behind_cache(model: nn.Module, make: Callable[[], Any], ids: torch.Tensor, 
 
 
 def _of_chunks(
-    ids: torch.Tensor, words: str, nats: Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
+    ids: torch.Tensor, words: str, nats: Callable[[torch.Tensor, Sequence[int]], torch.Tensor], noise: float
 ) -> Iterator[tuple[str, Way]]:
     """Yield the shapes of the beginning of a window behind one type of cache, ``words``; empty for the own, with all of them."""
     part = ids[: max(LENGTHS) + 1]
     if words:
         cuts = _fitting(OTHER_CACHE, part)
         if cuts:
-            behind, noise = range(cuts[0], len(part) - 1), NOISE if words == STATIC else COARSE_NOISE
-            yield f"chunks{words}", Way(partial(nats, part, cuts), places=behind, noise=noise, may_lack=True)
+            places = range(cuts[0], len(part) - 1)
+            yield f"chunks{words}", Way(partial(nats, part, cuts), places=places, noise=noise, may_lack=True)
         return
     for size in _fitting(CHUNKS, part):
-        yield f"chunks of {size}", Way(partial(nats, part, range(size, len(part), size)))
+        yield f"chunks of {size}", Way(partial(nats, part, range(size, len(part), size)), noise=noise)
     cuts = _fitting(sorted({*LENGTHS, *SINGLES}), part)
     if cuts:
         scored = cache(partial(nats, part, cuts))
         single = [place for place, following in pairwise((*cuts, len(part))) if following == place + 1]
-        yield "uneven chunks", Way(scored)
-        yield "single tokens", Way(scored, places=[place for place in single if place < len(part) - 1])
+        yield "uneven chunks", Way(scored, noise=noise)
+        behind = [place for place in single if place < len(part) - 1]
+        yield "single tokens", Way(scored, places=behind, noise=noise)

@@ -182,6 +182,21 @@ def test_a_setting_of_a_runtime_that_loses_is_red_by_its_name(reference):
 
 
 @pytest.mark.slow
+def test_chunks_behind_a_cache_of_few_bits_may_differ_by_more(reference):
+    """A tenth of a nat is red by the shape's name, but of a runtime that says its own cache is coarse."""
+
+    class Loses(InProcess):
+        def chunked_log_probabilities(self, ids, *, cuts, cache=""):
+            return super().chunked_log_probabilities(ids, cuts=cuts, cache=cache) - 0.1
+
+    runtime = Loses(swcheck.load("tiny", device="cpu"))
+    candidate = Loaded(runtime, reference.tokenizer, "loses", reference.text, scheme=Scheme("absmax", 8))
+    assert "depend on the shape: chunks of 32 x1.105" in judged(candidate, reference).cause
+    runtime.coarse_cache = True
+    assert judged(candidate, reference).outcome is Outcome.PASSED
+
+
+@pytest.mark.slow
 def test_a_kernel_that_refuses_a_length_is_red(tiny, reference):
     """With what it says."""
 
