@@ -18,8 +18,10 @@ from swcheck import (
     Capability,
     CheckpointError,
     Outcome,
+    RobustnessError,
     SuperWeight,
     all_verdicts,
+    assert_perplexity_within,
     assert_super_weights_preserved,
     check_engine,
     observe,
@@ -167,17 +169,15 @@ def test_a_damaged_super_weight_is_red_with_its_cause(reference, alpha):
     other = swcheck.load("tiny", device="cpu")
     with torch.no_grad():
         other.model.model.layers[1].mlp.down_proj.weight[97, 301] *= alpha
-    with serving(Served(other, worker=Worker(other))) as url:
-        found = all_verdicts(load(url), reference)
-    assert found["super weights"].outcome is Outcome.FAILED
-    assert found["super weights"].cause_kind == "super_weight"
-    assert found["super weights"].measured == pytest.approx(alpha, abs=1e-3)
-    assert found["super activations"].red
-    if not alpha:
-        assert found["perplexity"].cause_kind == "super_weight"
-        assert any(
-            name == "proof" and "100% of the loss returns" in words for name, words in found["perplexity"].detail
-        )
+    check = assert_super_weights_preserved if alpha else assert_perplexity_within
+    with serving(Served(other, worker=Worker(other))) as url, pytest.raises(RobustnessError) as caught:
+        check(load(url), reference)
+    verdict = caught.value.verdict
+    assert verdict.cause_kind == "super_weight"
+    if alpha:
+        assert verdict.measured == pytest.approx(alpha, abs=1e-3)
+    else:
+        assert any(name == "proof" and "100% of the loss returns" in words for name, words in verdict.detail)
 
 
 def test_every_change_of_weights_has_a_salt_of_its_own(base):

@@ -157,3 +157,4 @@ def test_without_what_it_needs_it_is_judged_by_log_probabilities(saved, referenc
         assert swcheck.assert_perplexity_within(candidate, reference).measured == pytest.approx(1, abs=1e-4)
     assert verdict.outcome is Outcome.NOT_APPLICABLE
     assert "--worker-extension-cls=swcheck_server.in_vllm.Extension" in verdict.summary
+    assert ("its hooks saw 0 of" in verdict.summary) is (options == SHOWING[:1])
