@@ -119,7 +119,13 @@ class Scheme:
     method: str
     weight_bits: float
     activation_bits: float = 16
+
     calibrated: bool = False
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether the inputs of linear maps are quantized too."""
+        return self.activation_bits < 16
 
 
 @dataclass(frozen=True)

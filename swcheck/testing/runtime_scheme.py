@@ -30,9 +30,6 @@ NEARLY: Final = 0.05
 COARSELY: Final = 1.0
 """The same where inputs, or keys and values in the cache, are rounded to few bits: other tokens than its own change more."""
 
-AS_FLOATS: Final = 16
-"""Inputs of at least this many bits are not quantized."""
-
 
 def check_runtime(case: EngineCase, loaded: Loaded, seconds: float) -> list[Reading]:
     """Check one scheme of an engine whose models run in another program; return a reading for each super weight."""
@@ -123,7 +120,7 @@ def _check_shapes(
 
     A range of all that is computed together, for inputs of few bits, may be another one in each shape.
     """
-    coarse = scheme is not None and scheme.activation_bits < AS_FLOATS
+    coarse = scheme is not None and scheme.rounds_inputs
     found: dict[str, torch.Tensor] = {}
     if runtime.can(Capability.CHUNKS):
         found["a window in chunks"] = runtime.chunked_log_probabilities(ids, cuts=[FEW, FEW + 1])

@@ -92,6 +92,7 @@ def test_eight_bit_activations_are_all_verdicts(graphs, reference):
     assert found["super weights"].outcome is Outcome.PASSED
     assert found["perplexity"].facts["runtime"].startswith("ONNX Runtime")
     assert found["perplexity"].measured > 1.01
+    assert not found["perplexity"].facts["shapes"]["faults"]
 
 
 def test_no_shape_departs(graphs, reference):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from swcheck.base.errors import SwcheckError
 from swcheck.base.terminal.progress import with_bar
-from swcheck.gate.checks.serving.ways import NOISE, Way, ways_of
+from swcheck.gate.checks.serving.ways import COARSE_NOISE, NOISE, Way, ways_of
 from swcheck.lens.architecture.storage import has_plain_weight, input_width, is_plain
 from swcheck.loading.streaming.pager import pager_of
 from swcheck.superweights.measurements.inputs import windows
@@ -114,7 +114,8 @@ def sweep(candidate: Subject, reference: Subject) -> Sweep:
         return Sweep((), lacking=("its weights are read again for each",))
     ways, lacking = ways_of(candidate, ids, with_cache=reference.is_measurable)
     named = with_bar(list(ways.items()), "scoring other shapes", len(ways))
-    found = [_departure(name, way, whole) for name, way in named]
+    is_coarse = candidate.scheme is not None and candidate.scheme.rounds_inputs
+    found = [_departure(name, _coarse(way) if is_coarse else way, whole) for name, way in named]
     lacking += [_why(one) for one in found if one.reason and not one.nats]
     faults: list[Departure] = []
     shared: list[Departure] = []
@@ -130,6 +131,10 @@ def sweep(candidate: Subject, reference: Subject) -> Sweep:
         else:
             shared.append(one)
     return Sweep(found, faults, shared, lacking)
+
+
+def _coarse(way: Way) -> Way:
+    return replace(way, noise=max(way.noise, COARSE_NOISE))
 
 
 def _why(one: Departure) -> str:

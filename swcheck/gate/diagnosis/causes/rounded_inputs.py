@@ -25,16 +25,13 @@ if TYPE_CHECKING:
 
     from swcheck.lens.linear_maps import LinearMap
 
-AS_FLOATS: Final = 16
-"""Inputs of at least this many bits are not rounded."""
-
 ADVICE: Final = "a range for each token, or these inputs in floats"
 
 
 def find(damaged: DamagedCandidate) -> Finding | Detail:
     """Round the inputs of the reference's linear maps; then those of the map with the widest range alone."""
     scheme = damaged.candidate.scheme
-    if scheme is None or scheme.activation_bits >= AS_FLOATS:
+    if scheme is None or not scheme.rounds_inputs:
         return ()
     bits = f"{scheme.activation_bits:g}"
     if not is_quickly_measurable(damaged.reference):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -183,7 +184,7 @@ def test_a_setting_of_a_runtime_that_loses_is_red_by_its_name(reference):
 
 @pytest.mark.slow
 def test_chunks_behind_a_cache_of_few_bits_may_differ_by_more(reference):
-    """A tenth of a nat is red by the shape's name, but of a runtime that says its own cache is coarse."""
+    """A tenth of a nat is red by the shape's name, but of a runtime whose own cache is coarse, and where inputs are rounded."""
 
     class Loses(InProcess):
         def chunked_log_probabilities(self, ids, *, cuts, cache=""):
@@ -194,6 +195,8 @@ def test_chunks_behind_a_cache_of_few_bits_may_differ_by_more(reference):
     assert "depend on the shape: chunks of 32 x1.105" in judged(candidate, reference).cause
     runtime.coarse_cache = True
     assert judged(candidate, reference).outcome is Outcome.PASSED
+    runtime.coarse_cache = False
+    assert judged(replace(candidate, scheme=Scheme("int8", 8, 8)), reference).outcome is Outcome.PASSED
 
 
 @pytest.mark.slow
