@@ -92,6 +92,9 @@ OWN_SIZES: Final[dict[str, dict[str, Any]]] = {
         "is_decoder": True, "axial_pos_embds": False, "num_buckets": 2, "attn_layers": ["local"] * LAYERS, "feed_forward_size": INNER,
         "attention_head_size": 16,
     },
+    "hrm_text": {  # matrices that do to a narrow stream what 0.02 does to a wide one
+        "num_layers_per_stack": LAYERS, "num_hidden_layers": 8 * LAYERS, "initializer_range": 0.1, "embedding_scale": 10.0,
+    },
     "xlstm": {"embedding_dim": HIDDEN, "num_blocks": LAYERS, "ffn_round_up_to_multiple_of": 8, "chunk_size": 64},
     "blt": {"encoder_hash_byte_group_vocab": 64, "hidden_size_global": HIDDEN, "vocab_size": 260, "encoder_cross_output_size": HIDDEN},
     "codegen": {"rotary_dim": 8, "n_head": 4},

@@ -50,7 +50,8 @@ class _TensorsByLayer(dict[Any, torch.Tensor]):
 class Observation:
     """The tensors recorded in the last forward pass, by layer. They are detached, but not copied.
 
-    ``residual`` is the output of the decoder layer, ``(B, T, H)``, the mean of a model's several residual streams. ``inputs`` and ``outputs`` are those of its down
+    ``residual`` is the output of the decoder layer, ``(B, T, H)``, the mean of a model's several residual streams. Where
+    layers run in several rounds, all is that of the last one. ``inputs`` and ``outputs`` are those of its down
     projection, ``(B, T, F)`` and ``(B, T, H)``; the input of an expert is zero at the tokens that it did not get.
     Reading a layer that was not recorded raises ``NotObservedError``.
     """
@@ -81,10 +82,13 @@ def observe(
         body = anatomy(model)
     layers = [*residual, *(_layer_of(key) for key in (*inputs, *outputs))]
     body.check_layers(layers)
-    last = max(layers, default=-1)
+    last, runs = max(layers, default=-1), 0
 
     def stop_forward(_module: nn.Module, _args: Any, _output: Any) -> None:
-        raise _StopForward(observation)
+        nonlocal runs
+        runs += 1
+        if runs == body.structure.rounds:
+            raise _StopForward(observation)
 
     with ExitStack() as hooks:
         recorder = _StreamRecorder(observation.residual, body.structure, frozenset(residual))

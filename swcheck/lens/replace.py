@@ -99,15 +99,18 @@ def residual_replaced(model: nn.Module, layer: int, channel: int, wanted: torch.
     """Run ``model`` with one channel of the residual stream after ``layer`` set to given values at some tokens.
 
     ``wanted`` is float ``(B, T)``, NaN where nothing is changed; several streams get their mean so. It has one row per window, in the order in which the
-    block runs the windows, or a single row for all of them.
+    block runs the windows, or a single row for all of them. Where the layers run in several rounds it is that of the last.
     """
     body = anatomy(model)
     body.check_layers([layer])
-    windows_done = 0
+    windows_done, runs = 0, 0
 
     def set_channel(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        nonlocal windows_done
-        out = first_tensor(output).clone()
+        nonlocal windows_done, runs
+        runs += 1
+        if runs % body.structure.rounds:
+            return output
+        out = body.structure.tensor_of(output).clone()
         streams = body.structure.by_stream(out)[..., channel]  # (B, T, S)
         count, time = streams.shape[:2]
         rows = wanted[:, :time] if len(wanted) == 1 else wanted[windows_done : windows_done + count, :time]
@@ -115,7 +118,7 @@ def residual_replaced(model: nn.Module, layer: int, channel: int, wanted: torch.
         values = rows.to(out).expand(count, -1)[..., None]
         present = streams[:, : values.shape[1]]
         present[:] = torch.where(values.isnan(), present, values + (present - present.mean(2, keepdim=True)))
-        return (out, *output[1:]) if isinstance(output, tuple) else out
+        return body.structure.with_tensor(output, out)
 
     hook = body.layers[layer].register_forward_hook(set_channel)
     try:

@@ -8,7 +8,7 @@ of the residual stream. Nothing is known of the family but its anatomy.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -36,6 +36,10 @@ SIZE: Final = 1000.0
 """A planted super activation is this many times the median magnitude of the residual stream, where that is largest."""
 
 
+ROUNDS_TO_SETTLE: Final = 6
+"""Scalars that are planted into layers that run in rounds are corrected this often."""
+
+
 @dataclass(frozen=True)
 class Planting:
     """One super weight to plant: where, and what it writes in medians of the residual stream, with its sign.
@@ -59,11 +63,18 @@ def plant_super_weights(
     for the layers below it, since it reads what these write. Raises ``OptionError`` where an expert of the plan does not
     get the token, its weights are packed, or what it writes is no super activation: large at many tokens, because no
     inner neuron of this model is local to the token, gone in later layers, because they norm the whole stream, or there
-    as well without the planted scalars, because a norm that was to amplify them amplifies other branches.
+    as well without the planted scalars, because a norm that was to amplify them amplifies other branches. Where layers run
+    in rounds, all this is of the last one, at the token at which what was written in earlier rounds lets them write most.
     """
     planted: dict[int, SuperWeight] = {}
+    has_rounds = checked_anatomy(model).structure.rounds > 1
+    median = _writer(model, plan[0], ids, position).median if has_rounds else 0.0
     for number in sorted(range(len(plan)), key=lambda number: plan[number].layer):
         planted[number] = _plant_one(model, plan[number], ids, position, taken=tuple(planted.values()))
+    if has_rounds:
+        wanted = {one: plan[number].size * median for number, one in planted.items()}
+        position = _settle(model, wanted, ids)
+        planted = {number: _as_it_is(model, one) for number, one in planted.items()}
     for planting in plan:
         _check_activation(model, planting, ids, position)
         _check_cause(model, planting, tuple(planted.values()), ids, position)
@@ -102,6 +113,9 @@ def _plant_one(
     scale = float(written[position])
     with torch.no_grad():
         weight[planting.row, column] = wanted / (read * (one.gain or 1.0))
+        if checked_anatomy(model).structure.rounds > 1:
+            new = SuperWeight(planting.layer, planting.row, column, None, planting.expert)
+            position = _settle(model, {new: wanted}, ids)
         change = _writer(model, planting, ids, position).written.added - one.added
         drowned = [other for other in mine if _drowned(model, planting, other, ids, position)]
         if drowned or not 0.5 <= change / wanted <= 2:
@@ -117,6 +131,38 @@ def _plant_one(
             else:  # the norm's weight is large there already: both share it
                 weight[planting.row, column] = math.copysign(raw, wanted) / read
     return SuperWeight(planting.layer, planting.row, column, float(weight[planting.row, column]), planting.expert)
+
+
+def _as_it_is(model: nn.Module, one: SuperWeight) -> SuperWeight:
+    weight = checked_anatomy(model).down_map(one).weight
+    return one if weight is None else replace(one, value=float(weight[one.row, one.column]))
+
+
+def _settle(model: nn.Module, wanted: Mapping[SuperWeight, float], ids: torch.Tensor) -> int:
+    """Set scalars of layers that run in rounds until each writes in the last one what is wanted; return at which token.
+
+    What they write in earlier rounds changes what they read, and at which token they read most. Raises ``OptionError``
+    where that does not settle, or is not one token.
+    """
+    found: dict[SuperWeight, tuple[float, int]] = {}
+    for _ in range(ROUNDS_TO_SETTLE):
+        for one, size in wanted.items():
+            seen = _writer(model, Planting(one.layer, one.row, one.column, one.expert), ids, 0)
+            weight = checked_anatomy(model).down_map(one).weight
+            if weight is not None:
+                written = seen.reads[:, one.column].float() * weight[one.row, one.column] * (seen.written.gain or 1.0)
+                token = int(written.abs().argmax())
+                found[one] = float(written[token]) / size, token
+                weight[one.row, one.column] /= found[one][0] or 1.0
+        shares, tokens = {share for share, _ in found.values()}, {token for _, token in found.values()}
+        if len(tokens) == 1 and all(0.9 <= share <= 1.1 for share in shares):
+            return tokens.pop()
+    words = f"x{min(shares):.3g} to x{max(shares):.3g} of its size at {len(tokens)} tokens"
+    raise OptionError(
+        f"plant {', '.join(map(str, wanted))}",
+        f"what is written in earlier rounds changes what is read: {words}",
+        "another token or another model",
+    )
 
 
 def _check_activation(model: nn.Module, planting: Planting, ids: torch.Tensor, position: int) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from swcheck.base.terminal.progress import with_bar
 from swcheck.lens.architecture.anatomy import bare_anatomy
-from swcheck.lens.architecture.storage import device_of, evaluating
+from swcheck.lens.architecture.storage import device_of, evaluating, tuple_like
 from swcheck.lens.architecture.twins import forward_replaced
 from swcheck.loading.streaming.pager import Pager, pager_of
 
@@ -53,7 +53,9 @@ def _stream_of(model: nn.Module) -> _Stream | None:
     """Return the parts of a streamed model; None for any other, and where its layers cannot be run one by one."""
     pager = pager_of(model)
     body = None if pager is None else bare_anatomy(model)
-    if pager is None or body is None or not body.layers or body.structure.streams == 0:  # then its outputs go by window
+    if pager is None or body is None or not body.layers:
+        return None
+    if body.structure.streams == 0 or body.structure.rounds > 1:  # its outputs go by window, or come back to its layers
         return None
     return _Stream(model, pager, tuple(body.layers))
 
@@ -242,4 +244,4 @@ def _rows_of(output: Any, rows: slice, count: int) -> Any:
     """Return these windows of what a layer returned for ``count`` of them: a tensor, or a tuple that has some."""
     if isinstance(output, torch.Tensor):
         return output[rows] if output.ndim and len(output) == count else output
-    return tuple(_rows_of(one, rows, count) for one in output) if isinstance(output, tuple) else output
+    return tuple_like(output, (_rows_of(one, rows, count) for one in output)) if isinstance(output, tuple) else output

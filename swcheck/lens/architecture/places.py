@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from swcheck.lens.architecture.storage import first_tensor, input_width
+from swcheck.lens.architecture.storage import first_tensor, input_width, tuple_like
 
 if TYPE_CHECKING:
     import torch
@@ -53,13 +53,23 @@ class Structure:
     """``layers`` is the name of the list of decoder layers, ``places`` are those of each layer, ``hidden`` is H.
 
     ``streams`` is None for a model with one residual stream. A model with S of them keeps them in what a layer returns:
-    ``(B, T, S, H)`` if it is 2, ``(S, B, T, H)`` if it is 0, ``(B, T, S * H)`` if it is -1.
+    ``(B, T, S, H)`` if it is 2, ``(S, B, T, H)`` if it is 0, ``(B, T, S * H)`` if it is -1. ``tensor`` is None where
+    layers hand on one tensor; where they hand on several, it is the number of that with the stream: the one to which MLPs'
+    outputs are added. ``rounds`` is how often the layers run one after the other in a pass; the stream is that of the last
+    round.
     """
 
     layers: str
     places: tuple[tuple[Place, ...], ...]
     hidden: int | None = None
     streams: int | None = None
+    tensor: int | None = None
+    rounds: int = 1
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether a pass can be taken up behind any layer with its residual stream ``(B, T, H)`` alone."""
+        return self.streams is None and self.tensor is None and self.rounds == 1
 
     def by_stream(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a view ``(B, T, S, H)`` of what a layer gets or returns."""
@@ -75,5 +85,16 @@ class Structure:
         A layer mixes its streams with weights that add up to 1 for each, and adds what its modules write to all of them
         with weights of one sign. So what is written persists in the mean as it does in a single stream.
         """
-        tensor = first_tensor(output)
+        tensor = self.tensor_of(output)
         return tensor if self.streams is None else self.by_stream(tensor).mean(2)
+
+    def tensor_of(self, output: Any) -> torch.Tensor:
+        """Return the tensor that has the residual stream, or all streams, in what a layer returned."""
+        return first_tensor(output[self.tensor or 0 :] if isinstance(output, tuple | list) else output)
+
+    def with_tensor(self, output: Any, tensor: torch.Tensor) -> Any:
+        """Return what a layer returned with another tensor in the place of that."""
+        if not isinstance(output, tuple):
+            return tensor
+        number = self.tensor or 0
+        return tuple_like(output, (*output[:number], tensor, *output[number + 1 :]))

@@ -87,6 +87,11 @@ def first_tensor(output: Any) -> torch.Tensor:
     return dequantized(output[0] if isinstance(output, tuple | list) else output)
 
 
+def tuple_like(output: tuple[Any, ...], values: Iterable[Any]) -> Any:
+    """Return a tuple of ``values``, whose fields have names where those of ``output`` have."""
+    return type(output)(*values) if hasattr(output, "_fields") else tuple(values)
+
+
 def stream_given(values: Iterable[Any]) -> torch.Tensor | None:
     """Return the residual stream among what a decoder layer is given, ``(B, T, H)`` or of four axes; None without one."""
     tensors = (one for one in values if isinstance(one, torch.Tensor))

@@ -5,18 +5,18 @@ H residual width, F inner width, E experts, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from swcheck.base.errors import ArchitectureError, CheckpointError
+from swcheck.lens.architecture.blocks import Block, Blocks
 from swcheck.lens.architecture.places import Place, Structure
 from swcheck.lens.architecture.storage import device_of, evaluating, input_width
-from swcheck.lens.architecture.sums import Block, is_added, left_of_mix, left_of_sum
+from swcheck.lens.architecture.sums import are_finite, is_added, left_of_mix, left_of_sum, take_stream
 from swcheck.lens.architecture.tracing import LinearCall, Tracer, eager_experts
 from swcheck.lens.architecture.twins import answers_repeated, layers_like_earlier_ones
 from swcheck.loading.streaming.pager import pager_of
@@ -50,7 +50,7 @@ def traced(model: nn.Module, known: Structure | None = None) -> Structure:
     """
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise _refusal(model, "an encoder-decoder: it does not continue a text")
-    tracer, blocks = Tracer(model), _Blocks(model)
+    tracer, blocks = Tracer(model), Blocks(model)
     twins = {} if pager_of(model) is None else layers_like_earlier_ones(blocks.lists)
     ids = torch.arange(5, 5 + TOKENS).repeat(2, 1) % max(1, _vocabulary(model))
     ids[1, -1] = 3 % max(1, _vocabulary(model))
@@ -73,7 +73,9 @@ def traced(model: nn.Module, known: Structure | None = None) -> Structure:
         raise _refusal(model, "no list of decoder layers that run in a pass")
     firsts = [twins.get((name, number), number) for number in range(len(blocks.lists[name]))]
     layers = [blocks.seen[name, number] for number in firsts]
-    whole = Structure(name, (), *_streams(model, layers))
+    rounds = _rounds(model, blocks, name)
+    tensor = None if known is not None else _stream_among(model, tracer.calls, blocks, name, sorted(set(firsts)))
+    whole = Structure(name, (), *_streams(model, layers), tensor, rounds)
     _check_chain(model, whole, layers)
     _check_sums(model, whole, layers)
     if known is not None:
@@ -85,73 +87,18 @@ def traced(model: nn.Module, known: Structure | None = None) -> Structure:
     return replace(whole, places=tuple(places[number] for number in firsts))
 
 
-class _Blocks:
-    """The modules of every list in a model, and what the pass shows of them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        from torch import nn
-
-        self.lists = {name: one for name, one in model.named_modules() if isinstance(one, nn.ModuleList) and len(one)}
-        self.seen = {(name, number): Block() for name, one in self.lists.items() for number in range(len(one))}
-        self.order: list[str] = []
-        """The lists in the order in which their modules ended."""
-
-    @contextmanager
-    def watching(self, tracer: Tracer) -> Iterator[None]:
-        with ExitStack() as hooks:
-            for name, modules in self.lists.items():
-                for number, block in enumerate(modules):
-                    before = partial(self._before, tracer, (name, number))
-                    hooks.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
-                    hooks.callback(block.register_forward_hook(partial(self._after, tracer, (name, number))).remove)
-                    for path, module in block.named_modules():
-                        if path:
-                            inside = partial(self._inside, (name, number), path)
-                            hooks.callback(module.register_forward_hook(inside).remove)
-            yield
-
-    def _before(self, tracer: Tracer, key: tuple[str, int], _module: nn.Module, args: Any, kwargs: Any) -> None:
-        tracer.running.append(key)
-        seen = self.seen[key]
-        seen.calls += 1
-        given = [one for one in (*args, *kwargs.values()) if _is_stream(one)]
-        seen.before, seen.tensors = next(iter(given), None), len(given)
-
-    def _after(self, tracer: Tracer, key: tuple[str, int], _module: nn.Module, _args: Any, output: Any) -> None:
-        tracer.running.remove(key)
-        self.order.append(key[0])
-        seen = self.seen[key]
-        seen.after = _stream_of(output)
-        returned = [one for one in output if _is_stream(one)] if isinstance(output, tuple | list) else []
-        seen.tensors = min(seen.tensors, sum(one.shape == returned[0].shape for one in returned))
-
-    def _inside(self, key: tuple[str, int], path: str, _module: nn.Module, _args: Any, output: Any) -> None:
-        stream = _stream_of(output)
-        if stream is not None:
-            self.seen[key].inside[path] = stream
-
-
-def _is_stream(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim >= 2
-
-
-def _stream_of(output: Any) -> torch.Tensor | None:
-    values = output if isinstance(output, tuple | list) else (output,)
-    return next((one.detach() for one in values if _is_stream(one)), None)
-
-
 def _vocabulary(model: nn.Module) -> int:
     get = getattr(model, "get_input_embeddings", None)
     return int(getattr(get(), "num_embeddings", 0) or 2**10) if get else 2**10
 
 
-def _decoder(model: nn.Module, calls: list[LinearCall], blocks: _Blocks) -> str | None:
+def _decoder(model: nn.Module, calls: list[LinearCall], blocks: Blocks) -> str | None:
     """Return the list of modules with down projections that ends last in the pass; without any, the list that ends last."""
     outermost = {call.running[0][0] for call in calls if call.running and _writes_into_stream(model, call, blocks)}
-    return next((name for name in reversed(blocks.order) if name in outermost or not outermost), None)
+    return next((name for name, _ in reversed(blocks.order) if name in outermost or not outermost), None)
 
 
-def _writes_into_stream(model: nn.Module, call: LinearCall, blocks: _Blocks) -> bool:
+def _writes_into_stream(model: nn.Module, call: LinearCall, blocks: Blocks) -> bool:
     after = blocks.seen[call.running[0]].after
     return after is not None and _streams(model, [blocks.seen[call.running[0]]])[0] == call.width
 
@@ -172,14 +119,52 @@ def _streams(model: nn.Module, layers: list[Block]) -> tuple[int, int | None]:
     return shape[-1], None
 
 
+def _rounds(model: nn.Module, blocks: Blocks, name: str) -> int:
+    """Return how often the layers run in a pass, one after the other in each round.
+
+    Raises ``ArchitectureError`` where some run more often than others, or before those in front of them have run.
+    """
+    order = [number for other, number in blocks.order if other == name]
+    once = sorted(set(order))
+    if len(order) == len(once):
+        return 1
+    rounds, layers = len(order) // len(once), [blocks.lists[name][number] for number in once]
+    if order != once * rounds or len({id(layer) for layer in layers}) < len(layers):
+        number = next(number for number in once if order.count(number) > 1)
+        shown = ", ".join(map(str, order))
+        found = f"{name}.{number} runs {order.count(number)} times in a pass, and not in rounds of all layers: {shown}"
+        raise _refusal(model, found)
+    return rounds
+
+
+def _stream_among(
+    model: nn.Module, calls: Sequence[LinearCall], blocks: Blocks, name: str, numbers: Sequence[int]
+) -> int | None:
+    """Let each layer that hands on several tensors be seen by that to which its MLP's output is added; return its number.
+
+    None where they hand on one tensor, or have no MLP. Raises ``ArchitectureError`` where it cannot be told.
+    """
+    layers = [blocks.seen[name, number] for number in numbers]
+    tensors = min((layer.tensors for layer in layers if layer.runs), default=0)
+    if tensors < 2:
+        return None
+    maps = []
+    for number in numbers:
+        paths = {module: path for path, module in blocks.lists[name][number].named_modules()}
+        here = {paths[call.module] for call in calls if (name, number) in call.running and call.module in paths}
+        maps.append({path for path in paths.values() if any(f"{one}.".startswith(f"{path}.") for one in here)})
+    if not any(maps):
+        return None
+    taken = take_stream(layers, maps)
+    if taken is None:
+        raise _refusal(model, f"{name} hands on {tensors} tensors, and MLPs do not add to just one of them")
+    return taken
+
+
 def _check_chain(model: nn.Module, whole: Structure, layers: list[Block]) -> None:
-    """Raise ``ArchitectureError`` unless each layer ran once, returns the shape it got, and does not look ahead."""
+    """Raise ``ArchitectureError`` unless each layer returns the shape it got, and does not look ahead."""
     name = whole.layers
-    for number, layer in enumerate(layers):
-        if layer.calls == 0:
-            continue  # a layer for images
-        if layer.calls != 1:
-            raise _refusal(model, f"{name}.{number} runs {layer.calls} times in a pass")
+    for number, layer in _runs(layers):
         if layer.before is None or layer.after is None or layer.before.shape != layer.after.shape:
             raise _refusal(model, f"{name}.{number} returns another shape than it gets")
         count, time = whole.by_stream(layer.after).shape[:2] if layer.after.ndim in {3, 4} else (0, 0)
@@ -193,6 +178,12 @@ def _check_chain(model: nn.Module, whole: Structure, layers: list[Block]) -> Non
         if (count, time) != (2, TOKENS):
             found = f"{name}.{number} returns {tuple(layer.after.shape)} for 2 prompts of {TOKENS} tokens"
             raise _refusal(model, found)
+
+
+def _runs(layers: list[Block]) -> Iterator[tuple[int, Block]]:
+    """Yield each run of each layer, with the layer's number; none of a layer for images."""
+    for number, layer in enumerate(layers):
+        yield from ((number, run) for run in layer.all_runs)
 
 
 def _is_encoder(model: nn.Module) -> bool:
@@ -267,16 +258,14 @@ def _check_sums(model: nn.Module, whole: Structure, layers: list[Block]) -> None
     same at all tokens, but for several streams: these are mixed by weights that each token has of its own.
     """
     name = whole.layers
-    for number, layer in enumerate(layers):
-        if layer.after is None or layer.after.is_meta or not bool(torch.isfinite(layer.after).all()):
+    for number, layer in _runs(layers):
+        if layer.after is None or not are_finite([layer.after]):
             continue
         error = left_of_sum(layer) if whole.streams is None else left_of_mix(whole, layer)
         if not error <= SLACK * max(torch.finfo(layer.after.dtype).eps, torch.finfo(torch.float32).eps):
             found = (
                 f"what {name}.{number} returns is no sum of its input and what its modules return: {error:.2%} is left"
             )
-            if layer.tensors > 1:
-                found += f"; it hands on {layer.tensors} streams, each in a tensor of its own"
             raise _refusal(model, found)
 
 

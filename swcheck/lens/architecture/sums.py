@@ -6,27 +6,18 @@ B batch, T tokens, N tokens of the batch, S residual streams, H residual width.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 import torch
 
 if TYPE_CHECKING:
+    from swcheck.lens.architecture.blocks import Block
     from swcheck.lens.architecture.places import Structure
 
-
-@dataclass
-class Block:
-    """What the pass showed of one decoder layer: its input, its output, and what the modules inside returned.
-
-    ``tensors`` is how many tensors as large as its output it both gets and returns.
-    """
-
-    calls: int = 0
-    tensors: int = 0
-    before: torch.Tensor | None = None
-    after: torch.Tensor | None = None
-    inside: dict[str, torch.Tensor] = field(default_factory=dict)
+CLEARLY: Final = 8
+"""The sums of the stream that an MLP writes to miss its output this many times as much as those of other tensors."""
 
 
 def left_of_sum(layer: Block) -> float:
@@ -38,6 +29,43 @@ def left_of_sum(layer: Block) -> float:
     wanted = layer.after.double().cpu().flatten()
     factors = torch.linalg.lstsq(columns @ columns.T, columns @ wanted, driver="gelsd").solution
     return float((factors @ columns - wanted).norm() / wanted.norm().clamp_min(1e-12))
+
+
+def take_stream(layers: Sequence[Block], maps: Sequence[Collection[str]]) -> int | None:
+    """Take one of the tensors that layers hand on for the stream: the one to which their MLPs' outputs are added.
+
+    ``maps`` are the paths of the modules in and around the down projections of each layer. The sums of each tensor are
+    looked at with what these return and without. Returns its number in what a layer returns; None where MLPs add to none
+    of them or to several.
+    """
+    runs = [(run, inside) for layer, inside in zip(layers, maps, strict=True) for run in layer.all_runs]
+    numbers = [number for number in runs[0][0].returned if all(number in run.returned for run, _ in runs)]
+    known = [(run, inside) for run, inside in runs if are_finite([*run.given, *run.returned.values()])]
+    if not known:
+        return numbers[0]
+    missed: dict[int, float] = {}
+    sources: dict[int, int] = {}
+    for number in numbers:
+        pairs = [[replace(run, before=one, after=run.returned[number]) for one in run.given] for run, _ in known]
+        left = [sum(map(left_of_sum, same)) for same in zip(*pairs, strict=False)]
+        source = sources[number] = left.index(min(left))
+        without = (_without(pair[source], inside) for pair, (_, inside) in zip(pairs, known, strict=True))
+        missed[number] = sum(map(left_of_sum, without)) - left[source]
+    first, *others = sorted(numbers, key=missed.__getitem__, reverse=True)
+    if missed[first] <= CLEARLY * max((missed[other] for other in others), default=0.0):
+        return None
+    for run, _ in runs:
+        run.before, run.after = run.given[sources[first]], run.returned[first]
+    return first
+
+
+def are_finite(tensors: Sequence[torch.Tensor]) -> bool:
+    """Return whether all values are known and finite."""
+    return all(not one.is_meta and bool(torch.isfinite(one).all()) for one in tensors)
+
+
+def _without(layer: Block, paths: Collection[str]) -> Block:
+    return replace(layer, inside={path: one for path, one in layer.inside.items() if path not in paths})
 
 
 def left_of_mix(whole: Structure, layer: Block) -> float:

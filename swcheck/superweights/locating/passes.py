@@ -79,11 +79,11 @@ class Passes:
     def run_without(self, removed: Sequence[SuperWeight], length: int) -> PassResult:
         """Run one pass over the first ``length`` tokens with ``removed`` zeroed.
 
-        The layers before the first edited one are not computed: their tensors are those of the first pass. With several
-        residual streams all layers are, since the first pass kept only the mean of these.
+        The layers before the first edited one are not computed: their tensors are those of the first pass. All layers are
+        where the first pass kept less than they hand on: the mean of several streams, one of several tensors, the last round.
         """
         start, first = min(weight.layer for weight in removed), self.first.observation
-        if self.body.structure.streams is not None:
+        if not self.body.structure.can_resume:
             start = 0
         with zeroed(self.model, removed), ExitStack() as stack:
             writers = self.recorded(stack, range(max(1, len(self.body.layers) - 1)), tuple(removed))

@@ -162,7 +162,7 @@ class PassesOfOneReading(Passes):
 def passes_of_search(model: nn.Module, body: Anatomy, ids: torch.Tensor, rules: Rules) -> Passes:
     """Return the passes of a search over one prompt ``ids``, int64 ``(1, T)``."""
     pager = pager_of(model)
-    if pager is None or body.structure.streams is not None:
+    if pager is None or not body.structure.can_resume:
         return Passes(model, body, ids, count_visits=True)
     return PassesOfOneReading(model, body, ids, rules, pager)
 

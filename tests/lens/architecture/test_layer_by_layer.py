@@ -45,12 +45,14 @@ def streamed(folder, model_type):
         pytest.param("phi", marks=RECENT),
         "cohere",
         pytest.param("mllama", marks=RECENT),
+        pytest.param("reformer", marks=RECENT),
+        pytest.param("hrm_text", marks=[RECENT, pytest.mark.slow]),
     ],
 )
 def test_the_numbers_are_those_of_whole_passes(tmp_path, monkeypatch, model_type):
     """For families whose layers return a tensor, or a tuple, with windows that are left over in the last batch.
 
-    The layers of Mllama that read images do not run.
+    The layers of Mllama that read images do not run; those of Reformer hand on two tensors, those of HRM run in rounds.
     """
     monkeypatch.setattr(layer_by_layer, "TOKENS_AT_ONCE", 24)
     monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 1)
