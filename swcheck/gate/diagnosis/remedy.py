@@ -156,7 +156,7 @@ def spec_without(candidate: Subject, names: Sequence[str]) -> str | None:
     """Return the spec that makes this candidate with ``names`` left unquantized; None if no installed engine can."""
     name, scheme = engines.route(candidate.name)
     if name != engines.BUILT_IN and name in engines.installed_engines():
-        if scheme.endswith((".gguf", ".GGUF")):
+        if scheme.endswith((".gguf", ".GGUF")) or "://" in scheme:  # a file, or the model of a server, is as it is
             return None
         bare, before = split_skip(scheme)
         return f"{name}:{bare},{SKIP_OPTION}{'+'.join(dict.fromkeys((*before, *names)))}"
