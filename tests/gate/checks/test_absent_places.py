@@ -136,6 +136,19 @@ def test_only_what_is_absent_is_named():
     assert rows[SECOND.place].endswith("; the candidate has layers 0 to 2")
 
 
+def test_the_activation_behind_the_last_layer_is_the_one_that_is_named():
+    """Another one stands before it as it did."""
+    both = (SINK, SECOND)
+    reference = plant(both)
+
+    verdict = red(
+        assert_super_activations_preserved, shallow(reference, 3), reference, super_weights=both, token_ids=IDS
+    )
+
+    assert verdict.summary.startswith(f"channel {SECOND.row} at token 0 after layer 3: not there for +")
+    assert verdict.measured == 0
+
+
 def test_several_that_are_absent_are_named_together():
     """With what the candidate has said once."""
     both = (SINK, SECOND)
