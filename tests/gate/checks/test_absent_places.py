@@ -23,7 +23,7 @@ from swcheck.superweights.subject.as_subject import as_subject
 from tests.in_process_runtime import candidate
 from tests.planted import SINK, plant
 
-SECOND = SuperWeight(3, 6, 9, 20.0)
+SECOND = SuperWeight(2, 6, 9, 20.0)
 IDS = torch.randint(1, 64, (2, 24), generator=torch.Generator().manual_seed(0))
 IDS[:, 0] = 0
 
@@ -125,15 +125,15 @@ def test_only_what_is_absent_is_named():
     both = (SINK, SECOND)
     reference = plant(both)
 
-    verdict = red(assert_super_weights_preserved, shallow(reference, 3), reference, super_weights=both, token_ids=IDS)
+    verdict = red(assert_super_weights_preserved, shallow(reference, 2), reference, super_weights=both, token_ids=IDS)
 
-    assert verdict.cause == f"no place for the super weight at {SECOND.place}: the candidate has layers 0 to 2"
+    assert verdict.cause == f"no place for the super weight at {SECOND.place}: the candidate has layers 0 to 1"
     assert verdict.cause_kind == "super_weight"
     assert verdict.facts["ratios"] == pytest.approx([1, 0], abs=1e-4)
     assert "1 of 2 weights still do" in verdict.summary
     rows = dict(verdict.detail)
     assert rows[SINK.place].startswith("weight +30 -> +30")
-    assert rows[SECOND.place].endswith("; the candidate has layers 0 to 2")
+    assert rows[SECOND.place].endswith("; the candidate has layers 0 to 1")
 
 
 def test_the_activation_behind_the_last_layer_is_the_one_that_is_named():
@@ -142,10 +142,11 @@ def test_the_activation_behind_the_last_layer_is_the_one_that_is_named():
     reference = plant(both)
 
     verdict = red(
-        assert_super_activations_preserved, shallow(reference, 3), reference, super_weights=both, token_ids=IDS
+        assert_super_activations_preserved, shallow(reference, 2), reference, super_weights=both, token_ids=IDS
     )
 
-    assert verdict.summary.startswith(f"channel {SECOND.row} at token 0 after layer 3: not there for +")
+    assert verdict.summary.startswith(f"channel {SECOND.row} at token ")
+    assert "after layer 2: not there for +" in verdict.summary
     assert verdict.measured == 0
 
 
