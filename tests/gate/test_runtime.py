@@ -61,6 +61,10 @@ def zero_super_weight(module):
     module.model.layers[1].mlp.down_proj.weight[97, 301] = 0
 
 
+def halve_super_weight(module):
+    module.model.layers[1].mlp.down_proj.weight[97, 301] /= 2
+
+
 def scale_norm(module):
     module.model.layers[2].post_attention_layernorm.weight.mul_(3)
 
@@ -142,6 +146,13 @@ def test_a_lost_super_weight_is_named_in_every_check(check, reference):
     assert verdict.cause_kind == "super_weight"
     assert any(name == "proof" and "100% of the loss returns" in words for name, words in verdict.detail)
     assert "layers.1.mlp.down_proj" in verdict.attempt
+
+
+@pytest.mark.slow
+def test_a_weakened_super_weight_is_told_from_a_changed_input(reference):
+    """Half of its value is stored, and that is what the verdict says."""
+    with pytest.raises(RobustnessError, match=r"^super weight at layer 1 \[97, 301\] weakened \(x0\.50\)"):
+        assert_super_weights_preserved(candidate(halve_super_weight, scheme=FLOAT), reference)
 
 
 @pytest.mark.slow

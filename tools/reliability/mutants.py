@@ -70,7 +70,12 @@ _OF_EACH: Final = ("gate/checks/test_contributions.py", "gate/test_assertions.py
 """Tests of every check that compares two models."""
 
 MODEL_TESTS: Final[dict[str, tuple[str, ...]]] = {
-    "gate.checks.contributions": (*_OF_EACH, "gate/checks/test_absent_places.py", "gate/test_runtime.py"),
+    "gate.checks.contributions": (
+        *_OF_EACH,
+        "gate/checks/test_absent_places.py",
+        "gate/test_runtime.py",
+        "gate/diagnosis/causes/test_saturation.py",
+    ),
     "gate.checks.dependence": (*_OF_EACH, "gate/checks/test_dependence.py", "gate/test_experts.py"),
     "gate.checks.activations": (
         *_OF_EACH,

@@ -130,6 +130,7 @@ def test_only_what_is_absent_is_named():
     assert verdict.cause == f"no place for the super weight at {SECOND.place}: the candidate has layers 0 to 1"
     assert verdict.cause_kind == "super_weight"
     assert verdict.facts["ratios"] == pytest.approx([1, 0], abs=1e-4)
+    assert verdict.facts["weights"] == [SINK.value, 0]
     assert "1 of 2 weights still do" in verdict.summary
     rows = dict(verdict.detail)
     assert rows[SINK.place].startswith("weight +30 -> +30")
