@@ -65,6 +65,15 @@ def halve_super_weight(module):
     module.model.layers[1].mlp.down_proj.weight[97, 301] /= 2
 
 
+def take_away(module):
+    """A twin of the super weight's inner neuron writes nine tenths of the opposite."""
+    mlp = module.model.layers[1].mlp
+    for name in ("gate_proj", "up_proj"):
+        getattr(mlp, name).weight[17] = getattr(mlp, name).weight[301]
+    mlp.down_proj.weight[:, 17] = 0
+    mlp.down_proj.weight[97, 17] = -0.9 * mlp.down_proj.weight[97, 301]
+
+
 def scale_norm(module):
     module.model.layers[2].post_attention_layernorm.weight.mul_(3)
 
@@ -153,6 +162,16 @@ def test_a_weakened_super_weight_is_told_from_a_changed_input(reference):
     """Half of its value is stored, and that is what the verdict says."""
     with pytest.raises(RobustnessError, match=r"^super weight at layer 1 \[97, 301\] weakened \(x0\.50\)"):
         assert_super_weights_preserved(candidate(halve_super_weight, scheme=FLOAT), reference)
+
+
+@pytest.mark.slow
+def test_an_activation_lost_beside_a_kept_super_weight_is_no_fault_of_the_weight(reference):
+    """What takes it away is not seen in a program without modules, and no weight is blamed for it."""
+    verdict = judge("super activations", candidate(take_away), reference)
+    assert verdict.outcome is Outcome.FAILED
+    assert verdict.measured == pytest.approx(0.1, abs=0.02)
+    assert verdict.cause_kind not in {"super_weight", "super_activation"}
+    assert any("what the super weights write (x1.000" in words for _, words in verdict.detail)
 
 
 @pytest.mark.slow
