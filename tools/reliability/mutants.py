@@ -80,6 +80,7 @@ MODEL_TESTS: Final[dict[str, tuple[str, ...]]] = {
     "gate.checks.activations": (
         *_OF_EACH,
         "gate/checks/test_activations.py",
+        "gate/checks/test_prompted_activations.py",
         "gate/checks/test_absent_places.py",
         "gate/test_runtime.py",
         "gate/diagnosis/causes/test_saturation.py",
