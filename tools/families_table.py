@@ -375,6 +375,12 @@ A model may keep several residual streams beside each other, which each layer mi
 token's streams are sums of its streams before and of what the modules return. Of BLT the local decoder is looked at, which
 ends in the head; the stacks that feed it are not.
 
+Layers that hand on several tensors (Reformer, whose attention adds to one and whose MLP to the other) are read in the one to
+which the pass shows MLPs' outputs to be added. Layers that run in several rounds of one pass are read in their last round,
+while the sums are checked in each, and a scalar that is zeroed is zeroed in all. Of HRM that is the high-level stack,
+which ends in the head; the low-level one is not looked at. Reformer's LSH attention draws other hashes in each pass over
+more tokens than a chunk has, unless the configuration has a `hash_seed`: set one, or two scores of one model differ.
+
 Made by `python -m tools.families_table`: {accepted} of {rows} types of transformers that can be built from a small
 configuration are accepted. {seeds} random models of each got super weights of every geometry, in a dense map, in an
 expert and in a shared expert where they have them: how often they were located, and nothing besides. Then the gate: a
@@ -402,10 +408,9 @@ UNBUILT: Final = {
 """Why a type is not built."""
 
 TAIL: Final = """\
-Of those that are not accepted, two are decoders with MLPs: HRM runs its two stacks of layers several times in a pass, so that
-a place in a layer has several values; Reformer hands on two streams in two tensors, of which each is computed from the other.
-CPM-Ant, which is meant as a decoder, lets every token see all others as transformers computes it, its own learned tokens
-before the prompt among them. ProphetNet predicts several tokens at a position and keeps a stream for each behind the prompt's.
+Of those that are not accepted, two are meant as decoders with MLPs. CPM-Ant lets every token see all others as transformers
+computes it, its own learned tokens before the prompt among them. ProphetNet predicts several tokens at a position and keeps
+a stream for each behind the prompt's.
 """
 """What the page says behind its tables."""
 

@@ -154,13 +154,13 @@ def _settle(model: nn.Module, wanted: Mapping[SuperWeight, float], ids: torch.Te
                 token = int(written.abs().argmax())
                 found[one] = float(written[token]) / size, token
                 weight[one.row, one.column] /= found[one][0] or 1.0
-        shares, tokens = {share for share, _ in found.values()}, {token for _, token in found.values()}
-        if len(tokens) == 1 and all(0.9 <= share <= 1.1 for share in shares):
+        tokens = {token for _, token in found.values()}
+        if len(tokens) == 1 and all(0.9 <= share <= 1.1 for share, _ in found.values()):
             return tokens.pop()
-    words = f"x{min(shares):.3g} to x{max(shares):.3g} of its size at {len(tokens)} tokens"
+    changed = f"they write most at {len(tokens)} tokens" if len(tokens) > 1 else "no value settles"
     raise OptionError(
         f"plant {', '.join(map(str, wanted))}",
-        f"what is written in earlier rounds changes what is read: {words}",
+        f"what is written in earlier rounds changes what is read: {changed}",
         "another token or another model",
     )
 

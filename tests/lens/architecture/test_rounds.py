@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from swcheck import RobustnessError, SuperWeight, assert_super_weights_preserved, locate, scaled, zeroed
-from swcheck.base.errors import ArchitectureError
+from swcheck.base.errors import ArchitectureError, OptionError
 from swcheck.lens.architecture.anatomy import anatomy, checked_anatomy
 from swcheck.lens.observe import observe
 from swcheck.lens.replace import residual_replaced
 from swcheck.superweights.locating.passes import Passes
-from swcheck.testing.planting import Planting
+from swcheck.testing.planting import Planting, plant_super_weights
 from tests.lens.architecture.test_streams import normed
 from tests.lens.architecture.test_structure import OddBlock
 from tests.versions import RECENT
@@ -90,6 +90,12 @@ def test_a_super_weight_is_located():
     assert found.written[0] == pytest.approx(found.activations[0].value, rel=0.05)
     with scaled(model, planted, 0.0):
         assert locate(model, token_ids=IDS).super_weights == ()
+
+
+def test_what_does_not_settle_is_not_planted():
+    """Two scalars that earlier rounds let write most at different tokens are refused, not planted half."""
+    with pytest.raises(OptionError, match="what is written in earlier rounds changes what is read"):
+        plant_super_weights(RoundsModel().eval(), [Planting(1, 3), Planting(1, 3), Planting(1, 3)], IDS)
 
 
 def test_what_is_observed_is_the_last_round():
