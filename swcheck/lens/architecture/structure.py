@@ -31,12 +31,12 @@ SLACK: Final = 16
 """What a block adds has to be a sum of its branches up to this many units in the last place of its largest value."""
 
 
-class _LastLayerDone(Exception):  # noqa: N818 - a signal, not an error
-    """Ends the pass after the last layer."""
+class _LayersDone(Exception):  # noqa: N818 - a signal, not an error
+    """Ends the pass where the module that runs the layers returns."""
 
 
 def _end_pass(*_call: Any) -> None:
-    raise _LastLayerDone
+    raise _LayersDone
 
 
 def traced(model: nn.Module, known: Structure | None = None) -> Structure:
@@ -59,10 +59,11 @@ def traced(model: nn.Module, known: Structure | None = None) -> Structure:
         with ExitStack() as stack:
             for block in (*passing, tracer, answers_repeated(blocks.lists, twins)):
                 stack.enter_context(block)
-            if known is not None:  # what follows the last layer, such as a large head, shows nothing more
-                stack.callback(blocks.lists[known.layers][-1].register_forward_hook(_end_pass).remove)
+            if known is not None:  # what follows the layers, such as a large head, shows nothing more
+                runs_layers = model.get_submodule(known.layers.rpartition(".")[0])
+                stack.callback(runs_layers.register_forward_hook(_end_pass).remove)
             model(ids.to(device_of(model)), use_cache=False)
-    except _LastLayerDone:
+    except _LayersDone:
         pass
     except (ArchitectureError, CheckpointError):
         raise
@@ -79,7 +80,7 @@ def traced(model: nn.Module, known: Structure | None = None) -> Structure:
     _check_chain(model, whole, layers)
     _check_sums(model, whole, layers)
     if known is not None:
-        return replace(known, places=tuple(map(_filled_in, layers, known.places)))
+        return replace(known, places=tuple(map(_filled_in, layers, known.places)), rounds=rounds)
     places = {
         number: _places_of(whole, blocks.seen[name, number], blocks.lists[name][number], number, tracer.calls)
         for number in set(firsts)

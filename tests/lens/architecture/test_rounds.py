@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from swcheck import RobustnessError, SuperWeight, assert_super_weights_preserved, locate, scaled, zeroed
 from swcheck.base.errors import ArchitectureError, OptionError
@@ -78,6 +79,27 @@ def test_rounds_are_counted():
     body = checked_anatomy(RoundsModel().eval())
     assert (body.structure.rounds, len(body.layers), body.hidden, body.inner) == (ROUNDS, 4, WIDTH, INNER)
     assert {place.is_added for layer in body.structure.places for place in layer} == {True}
+
+
+class LoopedLlama(LlamaForCausalLM):
+    """A model of remote code: its modules are named as those of a family that is known, and run twice."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        body, once = self.model, self.model.forward
+
+        def twice(input_ids=None, **options):
+            first = once(input_ids, **options).last_hidden_state
+            return once(**{**options, "inputs_embeds": first})
+
+        body.forward = twice
+
+
+def test_rounds_of_a_known_family_are_counted():
+    """What a family's row says of the paths is not believed of the rounds."""
+    once = small_model("llama")
+    assert checked_anatomy(once).structure.rounds == 1
+    assert checked_anatomy(LoopedLlama(once.config).eval()).structure.rounds == 2
 
 
 def test_a_super_weight_is_located():
