@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from swcheck.gate.diagnosis.evidence.reference_matrices import ADAPTER_PREFIX, map_sizes
@@ -156,8 +157,9 @@ def spec_without(candidate: Subject, names: Sequence[str]) -> str | None:
     """Return the spec that makes this candidate with ``names`` left unquantized; None if no installed engine can."""
     name, scheme = engines.route(candidate.name)
     if name != engines.BUILT_IN and name in engines.installed_engines():
-        if scheme.endswith((".gguf", ".GGUF")) or "://" in scheme:  # a file, or the model of a server, is as it is
-            return None
+        place = scheme.partition(",")[0]
+        if place.endswith((".gguf", ".GGUF")) or "://" in place or Path(place).exists():
+            return None  # a file, or the model of a server, is as it is
         bare, before = split_skip(scheme)
         return f"{name}:{bare},{SKIP_OPTION}{'+'.join(dict.fromkeys((*before, *names)))}"
     if candidate.is_runtime:

@@ -115,13 +115,15 @@ def test_an_engine_is_asked_in_its_own_words(tiny):
     assert spec_without(made_by(tiny, None, "clip"), (DOWN,)) is None
 
 
-def test_what_a_file_or_a_server_holds_is_not_made_again(tiny, monkeypatch):
+def test_what_a_file_or_a_server_holds_is_not_made_again(tiny, monkeypatch, tmp_path):
     """No engine leaves matrices out of it: the tool that writes such files has its line, for a server each usual one."""
-    monkeypatch.setattr(engines, "installed_engines", lambda: {"server": None, "llamacpp": None})
+    monkeypatch.setattr(engines, "installed_engines", lambda: dict.fromkeys(("server", "llamacpp", "openvino")))
     for spec, line in (
         ("server:http://127.0.0.1:8000", "llm-compressor ignore="),
         ("server:https://host/v1,model=a", "llm-compressor ignore="),
         ("llamacpp:./a.gguf", "llama-quantize --tensor-type"),
+        ("llamacpp:./a.gguf,threads=2", "llama-quantize --tensor-type"),
+        (f"openvino:{tmp_path},threads=2", "llm-compressor ignore="),
     ):
         candidate = made_by(tiny, None, spec)
         assert spec_without(candidate, (DOWN,)) is None
