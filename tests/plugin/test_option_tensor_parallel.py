@@ -128,6 +128,31 @@ def test_what_one_process_does_alone_ends_the_run(torchrun, tmp_path, alone):
 
 @RECENT
 @pytest.mark.slow
+def test_a_signal_in_the_middle_of_a_hook_ends_the_run(torchrun, tmp_path):
+    """Another plugin's hook that turns it into an error of its own does not make an internal error of it."""
+    (tmp_path / "conftest.py").write_text(
+        "import os, time\n"
+        "def pytest_runtest_logstart():\n"
+        "    if os.environ['RANK'] == '0':\n"
+        "        try:\n"
+        "            time.sleep(60)\n"
+        "        except BaseException as error:\n"
+        "            raise RuntimeError('half of a hook') from error\n"
+    )
+    (tmp_path / "test_alone.py").write_text(
+        "import os, signal\n"
+        "def test_alone(swcheck_session):\n"
+        "    if os.environ['RANK'] == '1':\n"
+        "        signal.default_int_handler(signal.SIGINT, None)\n"
+    )
+    result = torchrun("test_alone.py", "--model=tiny", "--swcheck-json=out.json")
+    assert result.returncode != 0
+    assert "INTERNALERROR" not in result.stdout + result.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["interrupted"] is True
+
+
+@RECENT
+@pytest.mark.slow
 @pytest.mark.parametrize("alone", [0, 1])
 def test_an_interrupt_of_one_process_ends_the_run(torchrun, tmp_path, alone):
     """The other one, which waits for it in the middle of a model, is ended too; the JSON is marked as unfinished."""

@@ -147,6 +147,12 @@ class Processes:
         for number in (signal.SIGINT, signal.SIGTERM) if self.own.is_first else ():
             signal.signal(number, signal.SIG_IGN)
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_internalerror(self) -> None:
+        """Take an error that the signal has left behind, as in the middle of a hook, for the end that it asked for."""
+        if self.signalled:
+            self._exit(ENDED)
+
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Let the other processes wait for the first one, whose exit code they take, unless the run ends early."""
