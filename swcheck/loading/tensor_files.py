@@ -90,8 +90,9 @@ class Recipe:
         converter = copy.deepcopy(self.converter)
         for file, key, pattern in self.parts:
             converter.add_tensor(self.name, key, pattern, partial(_read, file, key))
-        made: dict[str, torch.Tensor] = converter.convert(self.name, model=self.model, config=self.model.config)
-        return made
+        made = converter.convert(self.name, model=self.model, config=self.model.config)
+        tensors: dict[str, torch.Tensor] = made[0] if isinstance(made, tuple) else made  # with errors, from older ones
+        return tensors
 
 
 def recipes(directory: Path, model: Any) -> dict[str, Recipe]:
