@@ -22,6 +22,7 @@ from swcheck.loading.streaming.mapped_pages import MappedPages, can_give_back
 from swcheck.loading.streaming.pager import pager_of
 from swcheck.run.command_line.main import main
 from swcheck.superweights.locating.locate import locate
+from tests.versions import RECENT
 from tools.families_table import GEOMETRIES, IDS
 from tools.small_models import small_model
 
@@ -45,7 +46,13 @@ def mixture(tmp_path):
 
 
 @pytest.mark.skipif(not can_give_back(), reason="only Linux shows which pages were written to")
-@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "olmoe", "deepseek_v3", "jamba"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("mixtral", "qwen3_moe", "olmoe"),
+        *(pytest.param(name, marks=RECENT) for name in ("deepseek_v3", "jamba")),
+    ],
+)
 def test_the_copy_is_streamed_and_has_the_numbers_of_the_original(mixture, tmp_path, kind):
     """The original cannot be streamed, and says what to do."""
     source = mixture(kind)
