@@ -34,8 +34,9 @@ def numbered(examples: list[tuple[str, str]]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", [code for _, code in PYTHON if "def test_" not in code])
-def test_scripts_run(code):
+def test_scripts_run(code, monkeypatch, tmp_path):
     """Every block of Python that is no test is a program that passes."""
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "example", "exec"), {})
 
 
