@@ -6,6 +6,7 @@ T tokens, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
@@ -175,7 +176,8 @@ class Completions:
             return number if number < self.vocabulary else None
         if not self._by_text:
             texts = [self.tokenizer.decode([number]) for number in range(self.vocabulary)]
-            self._by_text = {text: number for number, text in enumerate(texts) if texts.count(text) == 1}
+            counts = Counter(texts)
+            self._by_text = {text: number for number, text in enumerate(texts) if counts[text] == 1}
         return self._by_text.get(token)
 
     def _wrong(self, words: str) -> CheckpointError:

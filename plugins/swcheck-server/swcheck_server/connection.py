@@ -19,6 +19,10 @@ CONNECT: Final = 5.0
 """Seconds for a connection."""
 
 
+class NotThereError(CheckpointError):
+    """The server answers that it has no such path."""
+
+
 def open_client(address: Address) -> httpx.Client:
     """Return what keeps a connection: it asks the address alone, and waits no longer than that says."""
     limits = httpx.Timeout(address.seconds, connect=CONNECT)
@@ -57,7 +61,8 @@ def ask_through(
         raise CheckpointError(address.title, words[:300], "look into the server's log") from error
     if status != httpx.codes.OK:
         said = bytes(found[:200]).decode("utf-8", "replace").strip()
-        raise CheckpointError(address.title, f"{path} answers {status}: {said}", "look into the server's log")
+        kind = NotThereError if status == httpx.codes.NOT_FOUND else CheckpointError
+        raise kind(address.title, f"{path} answers {status}: {said}", "look into the server's log")
     try:
         parsed = json.loads(found)
     except (ValueError, RecursionError) as error:

@@ -13,7 +13,7 @@ import torch
 from swcheck import Capability, CheckpointError, Runtime, SuperWeight
 from swcheck_server.address import Address
 from swcheck_server.completions import Completions
-from swcheck_server.connection import ask
+from swcheck_server.connection import NotThereError, ask
 from swcheck_server.worker import START, Worker
 
 TEXT: Final = "def spam(eggs=1):\n"
@@ -52,8 +52,10 @@ class ServerRuntime(Runtime):
         """Try the extension in the worker of vLLM; return how it is had where it is not there, or why it shows nothing."""
         try:
             self._worker = Worker(self._address)
+        except NotThereError:
+            return START
         except CheckpointError as error:
-            return START if " answers 404" in error.found else f"{error.found}; {START}"
+            return f"{error.found}; {START}"
         self.sizes = self._worker.sizes
         self.shows |= {Capability.VALUES, Capability.OVERRIDE}
         layers = range(self.sizes[0])
