@@ -119,7 +119,6 @@ class Scheme:
     method: str
     weight_bits: float
     activation_bits: float = 16
-
     calibrated: bool = False
 
     @property

@@ -21,6 +21,7 @@ from swcheck.gate.diagnosis.causes.saturation import finding_of, saturated, shar
 from swcheck.gate.diagnosis.evidence.damaged_candidate import KEEP_PLACE, DamagedCandidate
 from swcheck.gate.diagnosis.evidence.finding import Finding
 from swcheck.gate.diagnosis.evidence.worst_maps import worst_maps_of_layer
+from swcheck.lens.architecture.anatomy import numbered
 from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.measurements.residual_stream import super_activations, token_norm
 from swcheck.superweights.measurements.scores import noise_floor
@@ -56,12 +57,13 @@ def compare_activations(pair: Pair, prompts: Sequence[str | Prompt] | None, limi
 
 def _without_layer(pair: Pair, chosen: Sequence[SuperWeight], limit: Limit) -> Verdict:
     """Return the red verdict on a candidate that ends before the layer after which a super activation stands."""
-    last = depth(pair) - 1
-    place = next(one for one in super_activations(pair.reference, chosen) if one.layer > last)
+    layers = depth(pair)
+    place = next(one for one in super_activations(pair.reference, chosen) if one.layer >= layers)
     summary = (
         f"channel {place.channel} at token {place.position} after layer {place.layer}: not there for {place.value:+.4g}"
     )
-    cause = f"no layer {place.layer}, after which the super activation stands: the candidate has layers 0 to {last}"
+    there = f"the candidate has {numbered('layer', layers)}"
+    cause = f"no layer {place.layer}, after which the super activation stands: {there}"
     found = cause_beside(damaged_candidate(pair)) or Finding(cause, (), (), KEEP_PLACE, kind="super_activation")
     fields: dict[str, Any] = {"measured": 0.0, "limit": limit, "unit": "x", "detail": found.detail}
     return pair.failed(found.cause, summary, found.advice, cause_kind=found.kind, **fields)

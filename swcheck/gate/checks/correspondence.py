@@ -23,7 +23,7 @@ from swcheck.superweights.measurements.contributions import (
 )
 from swcheck.superweights.measurements.inputs import prompt_ids
 from swcheck.superweights.measurements.located import located_on
-from swcheck.superweights.measurements.model_sample import model_sample
+from swcheck.superweights.measurements.model_sample import are_sizes_told, model_sample
 from swcheck.superweights.measurements.weights import check_coordinates, weight_values
 
 SAME_CONTRIBUTION: Final = DEFAULTS["contribution"]
@@ -98,8 +98,7 @@ def damaged_candidate(pair: Pair, share: float | None = None) -> DamagedCandidat
 
 def depth(pair: Pair) -> int:
     """Return the number of layers of the candidate; the reference's if a runtime does not tell it."""
-    is_told = not pair.candidate.is_runtime or pair.candidate.runtime.sizes is not None
-    return model_sample(pair.candidate if is_told else pair.reference).layers
+    return model_sample(pair.candidate if are_sizes_told(pair.candidate) else pair.reference).layers
 
 
 def _in_channels(pair: Pair, weights: Sequence[SuperWeight]) -> tuple[SuperWeight, ...]:
@@ -114,7 +113,7 @@ def _absence(pair: Pair, weight: SuperWeight) -> str:
     A runtime that does not tell its sizes is taken to have it.
     """
     candidate = pair.candidate
-    if candidate.is_runtime and candidate.runtime.sizes is None:
+    if not are_sizes_told(candidate):
         return ""
     try:
         if candidate.is_runtime:

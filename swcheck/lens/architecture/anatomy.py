@@ -180,7 +180,7 @@ class Anatomy:
         """Raise ``CoordinateError`` for the first layer that the model does not have."""
         for layer in layers:
             if _is_outside(layer, len(self.layers)):
-                found = f"this model has {_numbers('layer', len(self.layers))}"
+                found = f"this model has {numbered('layer', len(self.layers))}"
                 raise CoordinateError(f"layer {layer} was asked for", found, "layers count from 0")
 
 
@@ -197,13 +197,13 @@ def check_inside(super_weights: Iterable[SuperWeight], layers: int, hidden: int 
             if _is_outside(index, size):
                 raise CoordinateError(
                     f"{name} {index} was asked for (super weight at {weight})",
-                    f"this model has {_numbers(name, size)}",
+                    f"this model has {numbered(name, size)}",
                     "check that the coordinates belong to this model: (layer, row, column) counts from 0, "
                     "row is the output channel of down_proj",
                 )
 
 
-def _numbers(name: str, size: int | None) -> str:
+def numbered(name: str, size: int | None) -> str:
     """Return words for all numbers of what there are ``size`` of, counted from 0; None if that is not known."""
     if size in {0, 1}:
         return f"no {name}" if size == 0 else f"{name} 0 alone"

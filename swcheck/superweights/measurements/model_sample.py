@@ -46,6 +46,11 @@ def model_sample(subject: Subject) -> ModelSample:
     return sample_model(subject.module)
 
 
+def are_sizes_told(subject: Subject) -> bool:
+    """Return whether the sizes of a subject's model are known: some runtimes do not tell theirs."""
+    return not subject.is_runtime or subject.runtime.sizes is not None
+
+
 def sample_model(model: nn.Module) -> ModelSample:
     """Sample a model. The row indices do not change when its vocabulary is padded to another size."""
     body = bare_anatomy(model)

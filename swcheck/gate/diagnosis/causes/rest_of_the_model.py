@@ -26,7 +26,7 @@ from swcheck.gate.relation.candidate_kind import Kind, is_on_grid, kind_from_wei
 from swcheck.gate.relation.linear_maps import map_errors, why_responses_unknown
 from swcheck.lens.architecture.storage import plain_weight
 from swcheck.lens.replace import maps_replaced
-from swcheck.superweights.measurements.model_sample import model_sample
+from swcheck.superweights.measurements.model_sample import are_sizes_told, model_sample
 from swcheck.superweights.measurements.residual_stream import residual_errors
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def other_shape(damaged: DamagedCandidate) -> Finding | None:
 
     A runtime that does not tell its sizes is taken to have the reference's.
     """
-    if damaged.candidate.is_runtime and damaged.candidate.runtime.sizes is None:
+    if not are_sizes_told(damaged.candidate):
         return None
     ours, theirs = model_sample(damaged.candidate), model_sample(damaged.reference)
     if ours.layers != theirs.layers:
